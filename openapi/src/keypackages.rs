@@ -1,0 +1,348 @@
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use strum::{AsRefStr, Display, EnumIter, EnumString, IntoStaticStr};
+use utoipa::ToSchema;
+
+use crate::{Base64Bytes, DeviceName, KeyPackageRef, MissingReason, ReservationId, UserName};
+
+/// Where a KeyPackage is in its life.
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    PartialEq,
+    Eq,
+    Serialize,
+    Deserialize,
+    AsRefStr,
+    Display,
+    EnumIter,
+    EnumString,
+    IntoStaticStr,
+    ToSchema,
+)]
+#[serde(rename_all = "kebab-case")]
+#[strum(serialize_all = "kebab-case")]
+pub enum State {
+    /// Can be reserved.
+    Available,
+    /// Held for the device that reserved it.
+    Reserved,
+    /// Used in a Commit: gone for good.
+    Spent,
+    /// Withdrawn by its owner.
+    Revoked,
+    /// Past its `not_after`.
+    Expired,
+}
+
+/// KeyPackages for the caller's own pool.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct UploadRequest {
+    /// Up to 100 KeyPackages, each the base64 of the `MLSMessage` that wraps it.
+    #[schema(max_items = 100, example = json!(["AAEABQABAAEg..."]))]
+    pub keypackages: Vec<String>,
+}
+
+/// What became of each KeyPackage of an upload.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct UploadResponse {
+    /// Those now in the pool, in the order of the upload.
+    pub accepted: Vec<AcceptedKeyPackage>,
+    /// Those refused, each with its reason, in the order of the upload.
+    pub rejected: Vec<RejectedKeyPackage>,
+    /// The pool after the upload.
+    pub pool: PoolStatus,
+}
+
+/// A KeyPackage that was taken. All but `index` is read from its bytes.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct AcceptedKeyPackage {
+    /// Its place in the upload, from 0.
+    pub index: usize,
+    /// Its ref.
+    pub keypackage_ref: KeyPackageRef,
+    /// Its ciphersuite (RFC 9420, section 17.1).
+    #[schema(example = 1)]
+    pub ciphersuite: u16,
+    /// When it expires.
+    #[schema(value_type = String, format = DateTime)]
+    pub not_after: Timestamp,
+    /// Whether it carries the last-resort extension.
+    pub last_resort: bool,
+}
+
+/// A KeyPackage that was refused.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct RejectedKeyPackage {
+    /// Its place in the upload, from 0.
+    pub index: usize,
+    /// Why: stable, and what a program decides by.
+    pub reason: RejectionReason,
+    /// Why, in words, and what to do next.
+    pub detail: String,
+}
+
+/// Why a KeyPackage of an upload was refused.
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    PartialEq,
+    Eq,
+    Hash,
+    Serialize,
+    Deserialize,
+    Display,
+    EnumIter,
+    EnumString,
+    IntoStaticStr,
+    ToSchema,
+)]
+#[serde(rename_all = "kebab-case")]
+#[strum(serialize_all = "kebab-case")]
+pub enum RejectionReason {
+    /// No `MLSMessage` with a well-formed KeyPackage, or one that breaks a rule of RFC 9420, section 10.1.
+    Malformed,
+    /// The signature of the KeyPackage or of its leaf node does not verify.
+    InvalidSignature,
+    /// The credential is not the caller's `user/device`.
+    CredentialMismatch,
+    /// `not_after` has passed.
+    LifetimeExpired,
+    /// `not_before` has not come.
+    LifetimeNotYetValid,
+    /// From `not_before` to `not_after` is longer than the server allows.
+    LifetimeTooLong,
+    /// The server does not take this ciphersuite.
+    UnsupportedCiphersuite,
+    /// The credential's type is not among the capabilities of the leaf node.
+    UnsupportedCredential,
+    /// An extension is not among the capabilities of the leaf node, or may not stand in a KeyPackage.
+    UnsupportedExtension,
+    /// Its init key or its encryption key was in the pool before.
+    InitKeyReused,
+    /// This very KeyPackage was spent, revoked or expired before, or stands in the upload twice.
+    Duplicate,
+    /// Larger than 64 KiB.
+    TooLarge,
+    /// The pool takes no further KeyPackage of this ciphersuite.
+    PoolFull,
+    /// A second last resort of the same ciphersuite in one upload.
+    SecondLastResort,
+}
+
+/// Whose KeyPackages to reserve.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ReserveRequest {
+    /// The user to be added to a group.
+    #[schema(example = "alice")]
+    pub target_user: UserName,
+    /// Only this device of the user; without it, every device.
+    #[serde(default)]
+    #[schema(example = "laptop")]
+    pub device: Option<DeviceName>,
+    /// Only KeyPackages of this ciphersuite; without it, of any.
+    #[serde(default)]
+    #[schema(example = 1)]
+    pub ciphersuite: Option<u16>,
+    /// The group that they are to be added to, for the owner's audit trail.
+    #[serde(default)]
+    pub group_id: Option<Base64Bytes>,
+    /// How long to hold them, in seconds; without it, the server's default.
+    #[serde(default)]
+    #[schema(minimum = 1, example = 60)]
+    pub ttl: Option<u64>,
+}
+
+/// One reservation per device that had a KeyPackage.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct ReserveResponse {
+    /// What is held for the caller.
+    pub reservations: Vec<Reservation>,
+    /// The devices that had none.
+    pub missing: Vec<MissingDevice>,
+}
+
+/// A KeyPackage that is held for the caller alone until `expires_at`.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct Reservation {
+    /// Names the reservation in `spend` and `release`.
+    pub reservation_id: ReservationId,
+    /// The owner's user.
+    #[schema(example = "alice")]
+    pub user: UserName,
+    /// The owner's device.
+    #[schema(example = "laptop")]
+    pub device: DeviceName,
+    /// The KeyPackage's ref.
+    pub keypackage_ref: KeyPackageRef,
+    /// The KeyPackage: the very bytes that its owner uploaded, an `MLSMessage`.
+    pub keypackage: Base64Bytes,
+    /// Its ciphersuite.
+    #[schema(example = 1)]
+    pub ciphersuite: u16,
+    /// When it expires.
+    #[schema(value_type = String, format = DateTime)]
+    pub not_after: Timestamp,
+    /// When the reservation lapses, if it is not spent.
+    #[schema(value_type = String, format = DateTime)]
+    pub expires_at: Timestamp,
+    /// Whether it is the last resort, which others may hold too.
+    pub last_resort: bool,
+}
+
+/// A device that has no KeyPackage to reserve.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct MissingDevice {
+    /// The user.
+    #[schema(example = "alice")]
+    pub user: UserName,
+    /// The device.
+    #[schema(example = "laptop")]
+    pub device: DeviceName,
+    /// Why.
+    pub reason: MissingReason,
+}
+
+/// A reservation whose KeyPackage is now in a Commit.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SpendRequest {
+    /// The reservation.
+    pub reservation_id: ReservationId,
+    /// The group that the Commit belongs to.
+    pub group_id: Base64Bytes,
+}
+
+/// A spent KeyPackage.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct SpendResponse {
+    /// The KeyPackage.
+    pub keypackage_ref: KeyPackageRef,
+    /// `spent`; `available` for a last resort, which is never used up.
+    pub state: State,
+    /// When it was spent first.
+    #[schema(value_type = String, format = DateTime)]
+    pub spent_at: Timestamp,
+}
+
+/// A reservation that is not needed after all.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ReleaseRequest {
+    /// The reservation.
+    pub reservation_id: ReservationId,
+}
+
+/// A KeyPackage that is no longer held.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct ReleaseResponse {
+    /// The KeyPackage.
+    pub keypackage_ref: KeyPackageRef,
+    /// `available`.
+    pub state: State,
+}
+
+/// How a pool is doing.
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, Display, EnumIter, EnumString, ToSchema,
+)]
+#[serde(rename_all = "kebab-case")]
+#[strum(serialize_all = "kebab-case")]
+pub enum Health {
+    /// Nothing but a last resort, if that, can be reserved.
+    Empty,
+    /// Fresh KeyPackages are below the low watermark.
+    Low,
+    /// There are enough fresh KeyPackages.
+    Good,
+}
+
+/// A device's pool. The counts leave the last resort out, and
+/// `available + reserved + spent + revoked + expired = total`.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct PoolStatus {
+    /// The user.
+    #[schema(example = "alice")]
+    pub user: UserName,
+    /// The device.
+    #[schema(example = "laptop")]
+    pub device: DeviceName,
+    /// Can be reserved: `fresh + lapsed`.
+    pub available: u64,
+    /// Available, and never handed out before.
+    pub fresh: u64,
+    /// Available again, after a reservation lapsed or was released.
+    pub lapsed: u64,
+    /// Held by somebody now.
+    pub reserved: u64,
+    /// Used in a Commit.
+    pub spent: u64,
+    /// Past their `not_after`.
+    pub expired: u64,
+    /// Withdrawn by the owner.
+    pub revoked: u64,
+    /// All that the server still knows of.
+    pub total: u64,
+    /// Available, and within two days of their `not_after`.
+    pub expiring_soon: u64,
+    /// When the device last uploaded something that was accepted.
+    #[schema(value_type = Option<String>, format = DateTime)]
+    pub last_upload: Option<Timestamp>,
+    /// The last resort, over all ciphersuites.
+    pub last_resort: LastResortStatus,
+    /// The worst health of the ciphersuites.
+    pub health: Health,
+    /// How many fresh KeyPackages would fill the pool.
+    #[schema(example = 24)]
+    pub recommended_upload: u64,
+    /// SHA-256 over the sorted refs of all that is available or reserved, the last resort included: a client whose
+    /// own digest is the same knows exactly what the server has.
+    pub inventory_digest: String,
+    /// The same counts for each ciphersuite of the pool.
+    pub ciphersuites: Vec<SuiteStatus>,
+}
+
+/// A pool's part of one ciphersuite, counted as in [`PoolStatus`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct SuiteStatus {
+    /// The ciphersuite (RFC 9420, section 17.1).
+    #[schema(example = 1)]
+    pub ciphersuite: u16,
+    /// Can be reserved: `fresh + lapsed`.
+    pub available: u64,
+    /// Available, and never handed out before.
+    pub fresh: u64,
+    /// Available again, after a reservation lapsed or was released.
+    pub lapsed: u64,
+    /// Held by somebody now.
+    pub reserved: u64,
+    /// Used in a Commit.
+    pub spent: u64,
+    /// Past their `not_after`.
+    pub expired: u64,
+    /// Withdrawn by the owner.
+    pub revoked: u64,
+    /// All that the server still knows of.
+    pub total: u64,
+    /// Available, and within two days of their `not_after`.
+    pub expiring_soon: u64,
+    /// The last resort of this ciphersuite.
+    pub last_resort: LastResortStatus,
+    /// The health of this ciphersuite's part.
+    pub health: Health,
+    /// How many fresh KeyPackages would fill this ciphersuite's part.
+    pub recommended_upload: u64,
+}
+
+/// The last resort, which is handed out when nothing else is left.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct LastResortStatus {
+    /// Whether there is one that can still be handed out.
+    pub present: bool,
+    /// How often it was handed out. Above 0: replace it by uploading a new one.
+    pub uses: u64,
+}

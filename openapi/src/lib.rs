@@ -1,0 +1,25 @@
+//! The wire types of Keypool: what travels between a server and its clients, once for both sides.
+//!
+//! JSON throughout; times are RFC 3339, bytes standard base64, [`KeyPackageRef`]s lower-case hex. A KeyPackage travels
+//! as the `MLSMessage` that wraps it (RFC 9420, section 6). The OpenAPI document generated from these types and the
+//! server's routes is kept beside this crate, in `openapi.json`.
+
+mod ids;
+mod keypackages;
+mod problems;
+mod registration;
+
+pub use ids::{Base64Bytes, DeviceName, InvalidId, KeyPackageRef, ReservationId, UserName};
+pub use keypackages::{
+    AcceptedKeyPackage, Health, LastResortStatus, MissingDevice, PoolStatus, RejectedKeyPackage, RejectionReason,
+    ReleaseRequest, ReleaseResponse, Reservation, ReserveRequest, ReserveResponse, SpendRequest, SpendResponse, State,
+    SuiteStatus, UploadRequest, UploadResponse,
+};
+pub use problems::{MissingReason, Problem, ProblemType};
+pub use registration::{Device, DeviceList, RegisterRequest, RegisterResponse};
+
+/// The most KeyPackages that one upload may carry.
+pub const MAX_UPLOAD_BATCH: usize = 100;
+
+/// The largest KeyPackage that the server takes, in bytes of its `MLSMessage` encoding.
+pub const MAX_KEY_PACKAGE_SIZE: usize = 64 * 1024;

@@ -1,0 +1,93 @@
+use serde::{Deserialize, Serialize};
+use strum::{Display, EnumIter, EnumString, IntoStaticStr};
+use utoipa::ToSchema;
+
+/// What went wrong with a request, as `application/problem+json` (RFC 9457).
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct Problem {
+    /// Which problem: stable, and what a program decides by.
+    #[serde(rename = "type")]
+    pub kind: ProblemType,
+    /// The problem in a few words, the same for every occurrence.
+    #[schema(example = "No KeyPackage is left")]
+    pub title: String,
+    /// The HTTP status.
+    #[schema(example = 404)]
+    pub status: u16,
+    /// This occurrence: what happened, to what, and what to do next.
+    pub detail: String,
+}
+
+/// The kinds of problem a request can meet.
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    PartialEq,
+    Eq,
+    Hash,
+    Serialize,
+    Deserialize,
+    Display,
+    EnumIter,
+    EnumString,
+    IntoStaticStr,
+    ToSchema,
+)]
+#[serde(rename_all = "kebab-case")]
+#[strum(serialize_all = "kebab-case")]
+pub enum ProblemType {
+    /// The request cannot be read, or breaks a rule of its own form.
+    MalformedRequest,
+    /// No valid bearer token came with the request.
+    Unauthenticated,
+    /// The caller is known, and may not do this.
+    Forbidden,
+    /// There is no such user.
+    UnknownUser,
+    /// The user has no such device.
+    UnknownDevice,
+    /// There never was such a reservation.
+    UnknownReservation,
+    /// Nothing is served at this path.
+    NotFound,
+    /// The path is served, but not with this method.
+    MethodNotAllowed,
+    /// No KeyPackage is left to reserve.
+    PoolExhausted,
+    /// There are KeyPackages, and all end too soon to be handed out.
+    PoolExpired,
+    /// There are KeyPackages, but of other ciphersuites.
+    NoMatchingCiphersuite,
+    /// The user has a device of this name already.
+    AlreadyRegistered,
+    /// The reservation was spent already, for another group.
+    AlreadySpent,
+    /// The reservation ran out, and the KeyPackage is no longer held for it.
+    ReservationLapsed,
+    /// Another device made this reservation.
+    NotYourReservation,
+    /// The pool takes no further KeyPackage.
+    PoolFull,
+    /// The body is larger than the server reads.
+    PayloadTooLarge,
+    /// The server, or its database, cannot answer now.
+    Unavailable,
+    /// A fault of the server's own.
+    Internal,
+}
+
+/// Why a device has no KeyPackage in an answer to `POST /keypackages/reserve`.
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, Display, EnumIter, EnumString, IntoStaticStr, ToSchema,
+)]
+#[serde(rename_all = "kebab-case")]
+#[strum(serialize_all = "kebab-case")]
+pub enum MissingReason {
+    /// Its pool is empty, and it has no last resort.
+    PoolExhausted,
+    /// All it has ends too soon to be handed out.
+    PoolExpired,
+    /// It has KeyPackages, but of other ciphersuites.
+    NoMatchingCiphersuite,
+}

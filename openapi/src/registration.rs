@@ -1,0 +1,52 @@
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use crate::{DeviceName, UserName};
+
+/// A new device, to be registered.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RegisterRequest {
+    /// The user whose device it is. A user comes to be with the first device.
+    #[schema(example = "alice")]
+    pub user: UserName,
+    /// The device's name, unique among the user's.
+    #[schema(example = "laptop")]
+    pub device: DeviceName,
+}
+
+/// A registered device with its bearer token.
+#[derive(Clone, Serialize, Deserialize, ToSchema)]
+pub struct RegisterResponse {
+    /// The user.
+    #[schema(example = "alice")]
+    pub user: UserName,
+    /// The device.
+    #[schema(example = "laptop")]
+    pub device: DeviceName,
+    /// The bearer token of the device. Shown this once: the server keeps only its hash.
+    #[schema(example = "keypool_tTnyVvyUjlJVyjUTbW0zQxzSnf6aEYpAfHyZxpQPnG0")]
+    pub token: String,
+}
+
+/// The devices of a user.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct DeviceList {
+    /// The user.
+    #[schema(example = "alice")]
+    pub user: UserName,
+    /// The devices, by name.
+    pub devices: Vec<Device>,
+}
+
+/// One device of a user.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct Device {
+    /// The device's name.
+    #[schema(example = "laptop")]
+    pub device: DeviceName,
+    /// When it was registered.
+    #[schema(value_type = String, format = DateTime)]
+    pub registered_at: Timestamp,
+}
