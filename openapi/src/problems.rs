@@ -49,10 +49,8 @@ pub enum ProblemType {
     UnknownDevice,
     /// There never was such a reservation.
     UnknownReservation,
-    /// Nothing is served at this path.
+    /// Nothing is served at this path with this method.
     NotFound,
-    /// The path is served, but not with this method.
-    MethodNotAllowed,
     /// No KeyPackage is left to reserve.
     PoolExhausted,
     /// There are KeyPackages, and all end too soon to be handed out.

@@ -1,1 +1,17 @@
+//! The authority of a KeyPackage pool: it decides what is reserved, for whom and how long, and that nothing is ever
+//! handed out twice.
+//!
+//! Arrows point one way: [`routes`] call the [`pool`]'s rules, which call the [`store`]'s verbs. The store knows no
+//! HTTP, the routes know no SQL.
 
+pub mod app;
+pub mod auth;
+pub mod clock;
+pub mod config;
+pub mod key_package;
+pub mod pool;
+pub mod problem;
+pub mod routes;
+pub mod store;
+
+pub use app::Server;

@@ -1,0 +1,181 @@
+//! The server put together: routes, middleware, the OpenAPI document.
+
+use std::{net::SocketAddr, sync::Arc};
+
+use actix_web::{
+    App, HttpServer,
+    dev::ServerHandle,
+    error::{JsonPayloadError, PathError},
+    web,
+};
+use anyhow::Context;
+use keypool_openapi::{MAX_KEY_PACKAGE_SIZE, MAX_UPLOAD_BATCH, ProblemType};
+use tracing_actix_web::TracingLogger;
+use utoipa::{
+    Modify, OpenApi,
+    openapi::security::{Http, HttpAuthScheme, SecurityScheme},
+};
+use utoipa_actix_web::AppExt;
+use utoipa_swagger_ui::SwaggerUi;
+
+use crate::{
+    clock::Clock,
+    config::Config,
+    pool::Pool,
+    problem::Failure,
+    routes::{devices, health, keypackages},
+    store::Store,
+};
+
+/// A full upload of the largest KeyPackages in base64, and as much again of JSON around them as anybody needs.
+const BODY_LIMIT: usize = MAX_UPLOAD_BATCH * MAX_KEY_PACKAGE_SIZE * 4 / 3 + 64 * 1024;
+
+#[derive(OpenApi)]
+#[openapi(
+    info(
+        title = "Keypool",
+        description = "The KeyPackage directory of an MLS (RFC 9420) messenger: devices upload single-use KeyPackages, others \
+                       reserve them to add the device to a group, and spend them when the Commit is out. Nothing is handed \
+                       out twice.\n\nEvery error is an `application/problem+json` with a stable `type`.",
+        license(name = "MIT OR Apache-2.0", identifier = "MIT OR Apache-2.0")
+    ),
+    modifiers(&Bearer),
+    security(("bearer" = [])),
+    tags(
+        (name = "devices", description = "Who is there"),
+        (name = "keypackages", description = "The pool"),
+        (name = "operations", description = "Running the service")
+    )
+)]
+struct Document;
+
+struct Bearer;
+
+impl Modify for Bearer {
+    fn modify(&self, openapi: &mut utoipa::openapi::OpenApi) {
+        let mut bearer = Http::new(HttpAuthScheme::Bearer);
+        bearer.description = Some("A device's token, as POST /devices answers it.".to_owned());
+        openapi.components.get_or_insert_default().add_security_scheme("bearer", SecurityScheme::Http(bearer));
+    }
+}
+
+fn routes(config: &mut utoipa_actix_web::service_config::ServiceConfig<'_>) {
+    config
+        .service(devices::register)
+        .service(devices::list)
+        .service(keypackages::upload)
+        .service(keypackages::reserve)
+        .service(keypackages::spend)
+        .service(keypackages::release)
+        .service(keypackages::status)
+        .service(health::healthz)
+        .service(health::readyz);
+}
+
+fn document() -> utoipa::openapi::OpenApi {
+    App::new().into_utoipa_app().openapi(Document::openapi()).configure(routes).split_for_parts().1
+}
+
+/// The OpenAPI document, as the server publishes it, in JSON for people to read.
+///
+/// # Errors
+/// When the document cannot be written as JSON.
+pub fn openapi_json() -> anyhow::Result<String> {
+    Ok(document().to_pretty_json()? + "\n")
+}
+
+/// A running server.
+pub struct Server {
+    address: SocketAddr,
+    database: &'static str,
+    handle: ServerHandle,
+    running: tokio::task::JoinHandle<std::io::Result<()>>,
+}
+
+impl Server {
+    /// Opens and migrates the database, binds, and begins to serve.
+    ///
+    /// # Errors
+    /// When the database or the address cannot be had.
+    pub async fn start(config: Config, clock: Arc<dyn Clock>) -> anyhow::Result<Self> {
+        let listen = config.listen;
+        let pool = web::block(move || -> anyhow::Result<_> {
+            let store = Store::connect(&config)?;
+            Ok((store.kind(), Pool::new(store, clock, &config)?))
+        });
+        let (database, pool) = pool.await??;
+        let (pool, document) = (web::Data::new(pool), document());
+        let server = HttpServer::new(move || {
+            App::new()
+                .wrap(TracingLogger::default())
+                .app_data(pool.clone())
+                .app_data(json_config())
+                .app_data(web::PathConfig::default().error_handler(|error, _| unreadable_path(&error).into()))
+                .into_utoipa_app()
+                .configure(routes)
+                .into_app()
+                .service(SwaggerUi::new("/swagger-ui/{_:.*}").url("/openapi.json", document.clone()))
+                .default_service(web::to(nothing_here))
+        })
+        .bind(listen)
+        .with_context(|| format!("cannot listen on {listen}: is another server there, or is the address not this machine's?"))?;
+        let address = *server.addrs().first().context("the server is bound to no address")?;
+        let server = server.run();
+        let handle = server.handle();
+        Ok(Self { address, database, handle, running: tokio::spawn(server) })
+    }
+
+    /// Where it listens.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// The kind of its database, for people.
+    #[must_use]
+    pub fn database(&self) -> &'static str {
+        self.database
+    }
+
+    /// Serves until a signal ends it.
+    ///
+    /// # Errors
+    /// When serving fails.
+    pub async fn run_until_stopped(self) -> anyhow::Result<()> {
+        Ok(self.running.await??)
+    }
+
+    /// Ends it when what runs is finished.
+    pub async fn stop(self) {
+        self.handle.stop(true).await;
+    }
+}
+
+fn json_config() -> web::JsonConfig {
+    // The body is JSON whatever its label says: `curl -d` labels everything as a form.
+    web::JsonConfig::default().limit(BODY_LIMIT).content_type(|_| true).content_type_required(false).error_handler(
+        |error, _| {
+            let failure = match &error {
+                JsonPayloadError::Overflow { .. } | JsonPayloadError::OverflowKnownLength { .. } => Failure::new(
+                    ProblemType::PayloadTooLarge,
+                    format!("The body is larger than {BODY_LIMIT} bytes. Send fewer KeyPackages at a time."),
+                ),
+                JsonPayloadError::Deserialize(error) => {
+                    Failure::new(ProblemType::MalformedRequest, format!("The body is not what this call takes: {error}."))
+                }
+                _ => Failure::new(ProblemType::MalformedRequest, "The body could not be read as JSON. Send it again."),
+            };
+            failure.into()
+        },
+    )
+}
+
+fn unreadable_path(error: &PathError) -> Failure {
+    Failure::new(ProblemType::MalformedRequest, format!("The path cannot be read: {error}."))
+}
+
+async fn nothing_here(request: actix_web::HttpRequest) -> Result<actix_web::HttpResponse, Failure> {
+    let (method, path) = (request.method(), request.path());
+    let detail = format!("Nothing is served at {method} {path}. See /swagger-ui/ for what there is.");
+    Err(Failure::new(ProblemType::NotFound, detail))
+}

@@ -1,0 +1,123 @@
+//! The one error table: every problem a request can meet, with its status and title.
+
+use std::fmt;
+
+use actix_web::{
+    HttpResponse, ResponseError,
+    http::{StatusCode, header},
+};
+use keypool_openapi::{Problem, ProblemType};
+
+use crate::store::StoreError;
+
+/// How long a client waits before it asks a server again that cannot answer now, in seconds.
+const RETRY_AFTER: u32 = 2;
+
+/// The status and title of each problem.
+#[must_use]
+pub fn table(kind: ProblemType) -> (StatusCode, &'static str) {
+    use ProblemType as P;
+    use StatusCode as S;
+    match kind {
+        P::MalformedRequest => (S::BAD_REQUEST, "The request cannot be read"),
+        P::Unauthenticated => (S::UNAUTHORIZED, "A valid bearer token is needed"),
+        P::Forbidden => (S::FORBIDDEN, "The caller may not do this"),
+        P::UnknownUser => (S::NOT_FOUND, "There is no such user"),
+        P::UnknownDevice => (S::NOT_FOUND, "There is no such device"),
+        P::UnknownReservation => (S::NOT_FOUND, "There is no such reservation"),
+        P::NotFound => (S::NOT_FOUND, "Nothing is served at this path"),
+        P::PoolExhausted => (S::NOT_FOUND, "No KeyPackage is left"),
+        P::PoolExpired => (S::NOT_FOUND, "All KeyPackages expire too soon"),
+        P::NoMatchingCiphersuite => (S::NOT_FOUND, "No KeyPackage has this ciphersuite"),
+        P::AlreadyRegistered => (S::CONFLICT, "The device is registered already"),
+        P::AlreadySpent => (S::CONFLICT, "The reservation is spent already"),
+        P::ReservationLapsed => (S::CONFLICT, "The reservation has lapsed"),
+        P::NotYourReservation => (S::FORBIDDEN, "Another device made this reservation"),
+        P::PoolFull => (S::CONFLICT, "The pool is full"),
+        P::PayloadTooLarge => (S::PAYLOAD_TOO_LARGE, "The body is too large"),
+        P::Unavailable => (S::SERVICE_UNAVAILABLE, "The server cannot answer now"),
+        P::Internal => (S::INTERNAL_SERVER_ERROR, "The server has a fault"),
+    }
+}
+
+/// A request that failed.
+#[derive(Debug)]
+pub struct Failure {
+    /// Which problem it met.
+    pub kind: ProblemType,
+    /// What happened, to what, and what to do next.
+    pub detail: String,
+}
+
+impl Failure {
+    /// A failure of this kind.
+    pub fn new(kind: ProblemType, detail: impl Into<String>) -> Self {
+        Self { kind, detail: detail.into() }
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.kind, self.detail)
+    }
+}
+
+impl ResponseError for Failure {
+    fn status_code(&self) -> StatusCode {
+        table(self.kind).0
+    }
+
+    fn error_response(&self) -> HttpResponse {
+        let (status, title) = table(self.kind);
+        let mut response = HttpResponse::build(status);
+        response.content_type("application/problem+json");
+        match self.kind {
+            ProblemType::Unavailable => {
+                response.insert_header((header::RETRY_AFTER, RETRY_AFTER));
+            }
+            ProblemType::Unauthenticated => {
+                response.insert_header((header::WWW_AUTHENTICATE, "Bearer"));
+            }
+            _ => {}
+        }
+        let (kind, detail) = (self.kind, self.detail.clone());
+        response.json(Problem { kind, title: title.to_owned(), status: status.as_u16(), detail })
+    }
+}
+
+impl From<StoreError> for Failure {
+    /// What the database said goes to the log, never to the caller.
+    fn from(error: StoreError) -> Self {
+        if error.transient {
+            tracing::warn!(%error, "the database cannot answer now");
+            Self::new(ProblemType::Unavailable, "The database cannot answer now; try again in a moment.")
+        } else {
+            tracing::error!(%error, "the database failed");
+            Self::new(ProblemType::Internal, "The database failed; the server's log says how. Nothing was changed.")
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use strum::IntoEnumIterator;
+
+    use super::*;
+
+    #[test]
+    fn every_problem_is_an_error_and_titled() {
+        for kind in ProblemType::iter() {
+            let (status, title) = table(kind);
+            assert!(status.is_client_error() || status.is_server_error(), "{kind}");
+            assert!(!title.is_empty(), "{kind}");
+        }
+    }
+
+    #[test]
+    fn the_database_is_not_quoted_to_callers() {
+        let failure = Failure::from(StoreError::fatal(anyhow::anyhow!("syntax error at or near SELECT")));
+        assert_eq!(failure.kind, ProblemType::Internal);
+        assert!(!failure.detail.contains("SELECT"));
+        assert_eq!(Failure::from(StoreError::transient(anyhow::anyhow!("x"))).kind, ProblemType::Unavailable);
+    }
+}

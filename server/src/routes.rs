@@ -1,0 +1,5 @@
+//! What the service answers: one file a resource.
+
+pub mod devices;
+pub mod health;
+pub mod keypackages;

@@ -1,0 +1,63 @@
+//! The store: the domain's verbs over either database.
+//!
+//! Each verb is one body, compiled against each connection type by [`with_conn!`]; what differs between the
+//! databases is in [`postgres`] and [`sqlite`]. Verbs block: call them where blocking is allowed. Times and ids come in
+//! as values.
+
+mod audit;
+mod connection;
+mod devices;
+mod key_packages;
+mod postgres;
+mod reservations;
+mod rows;
+mod schema;
+mod sqlite;
+mod status;
+
+use std::fmt;
+
+pub use connection::Store;
+pub use devices::RegisterError;
+pub use key_packages::{UploadLimits, UploadOutcome};
+pub use reservations::{
+    Miss, Release, ReleaseError, Released, Reserve, ReserveError, Reserved, ReservedKeyPackage, Spend, SpendError, Spent,
+};
+pub use rows::{DeviceId, DeviceRow};
+pub use status::{LiveKeyPackage, PoolContents};
+
+/// The database could not do what it was asked.
+#[derive(Debug)]
+pub struct StoreError {
+    /// Whether the same call may work in a moment: the database is away, busy, or shutting down.
+    pub transient: bool,
+    source: anyhow::Error,
+}
+
+impl fmt::Display for StoreError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "the database failed: {:#}", self.source)
+    }
+}
+
+impl std::error::Error for StoreError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        self.source.source()
+    }
+}
+
+impl StoreError {
+    pub(crate) fn transient(source: impl Into<anyhow::Error>) -> Self {
+        Self { transient: true, source: source.into() }
+    }
+
+    pub(crate) fn fatal(source: impl Into<anyhow::Error>) -> Self {
+        Self { transient: false, source: source.into() }
+    }
+}
+
+impl From<diesel::result::Error> for StoreError {
+    fn from(error: diesel::result::Error) -> Self {
+        Self { transient: connection::is_transient(&error), source: error.into() }
+    }
+}

@@ -1,0 +1,244 @@
+//! Upload: what enters the pool.
+
+use std::collections::{HashMap, HashSet};
+
+use diesel::{prelude::*, result::Error};
+use jiff::Timestamp;
+use keypool_openapi::{RejectionReason, State};
+
+use super::{
+    Store, StoreError,
+    audit::{Action, AuditSql, Event},
+    connection::with_conn,
+    rows::{DeviceId, NewHpkeKey, NewKeyPackage, statements},
+    schema::{devices, hpke_keys, key_packages},
+};
+use crate::key_package::ValidatedKeyPackage;
+
+/// How much a pool holds.
+#[derive(Clone, Copy, Debug)]
+pub struct UploadLimits {
+    /// KeyPackages that are available or reserved, per device and ciphersuite; the last resort is not counted.
+    pub capacity: u32,
+}
+
+/// What became of a valid KeyPackage.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum UploadOutcome {
+    /// It is in the pool now.
+    Stored,
+    /// It was in the pool before, and nothing changed: an upload whose answer was lost, repeated.
+    Known,
+    /// It was refused.
+    Refused(RejectionReason),
+}
+
+statements! {
+    pub(super) trait UploadSql {
+        fn known_refs(conn, refs: &[&[u8]]) -> QueryResult<Vec<(Vec<u8>, i64, String, i64)>> {
+            key_packages::table
+                .filter(key_packages::keypackage_ref.eq_any(refs))
+                .select((key_packages::keypackage_ref, key_packages::device_id, key_packages::state, key_packages::not_after))
+                .load(conn)
+        }
+
+        fn known_keys(conn, owner: i64, keys: &[&[u8]]) -> QueryResult<Vec<Vec<u8>>> {
+            hpke_keys::table
+                .filter(hpke_keys::device_id.eq(owner).and(hpke_keys::public_key.eq_any(keys)))
+                .select(hpke_keys::public_key)
+                .load(conn)
+        }
+
+        fn live_counts(conn, owner: i64, now: i64) -> QueryResult<Vec<(i32, i64)>> {
+            key_packages::table
+                .filter(key_packages::device_id.eq(owner).and(key_packages::not_after.gt(now)))
+                .filter(key_packages::state.eq_any([State::Available.as_ref(), State::Reserved.as_ref()]))
+                .filter(diesel::dsl::not(key_packages::last_resort))
+                .group_by(key_packages::ciphersuite)
+                .select((key_packages::ciphersuite, diesel::dsl::count_star()))
+                .load(conn)
+        }
+
+        fn insert_key_packages(conn, rows: &[NewKeyPackage<'_>]) -> QueryResult<usize> {
+            diesel::insert_into(key_packages::table).values(rows).on_conflict_do_nothing().execute(conn)
+        }
+
+        fn insert_keys(conn, rows: &[NewHpkeKey<'_>]) -> QueryResult<usize> {
+            diesel::insert_into(hpke_keys::table).values(rows).execute(conn)
+        }
+
+        fn retire_last_resort(conn, owner: i64, suite: i32, now: i64) -> QueryResult<Vec<Vec<u8>>> {
+            diesel::update(key_packages::table)
+                .filter(key_packages::device_id.eq(owner).and(key_packages::ciphersuite.eq(suite)))
+                .filter(key_packages::last_resort.and(key_packages::state.eq(State::Available.as_ref())))
+                .set((key_packages::state.eq(State::Revoked.as_ref()), key_packages::ended_at.eq(now)))
+                .returning(key_packages::keypackage_ref)
+                .get_results(conn)
+        }
+
+        fn mark_upload(conn, owner: i64, now: i64) -> QueryResult<usize> {
+            diesel::update(devices::table.find(owner)).set(devices::last_upload.eq(now)).execute(conn)
+        }
+    }
+}
+
+/// Holds a device's row until the transaction ends: the uploads of one device happen one after the other, and what one
+/// has counted stays true.
+pub(super) trait HoldDevice {
+    fn hold_device(&mut self, owner: i64) -> QueryResult<()>;
+}
+
+/// Judges the KeyPackages of one upload, in order, against the pool and against each other.
+struct Judge {
+    owner: i64,
+    now: i64,
+    capacity: i64,
+    known: HashMap<Vec<u8>, (i64, String, i64)>,
+    keys: HashSet<Vec<u8>>,
+    refs: HashSet<Vec<u8>>,
+    live: HashMap<i32, i64>,
+    last_resorts: HashSet<u16>,
+}
+
+impl Judge {
+    fn judge(&mut self, package: &ValidatedKeyPackage) -> UploadOutcome {
+        let package_ref = package.keypackage_ref.as_bytes();
+        if !self.refs.insert(package_ref.to_vec()) {
+            return UploadOutcome::Refused(RejectionReason::Duplicate);
+        }
+        if let Some((owner, state, not_after)) = self.known.get(package_ref) {
+            let live = state == State::Available.as_ref() || state == State::Reserved.as_ref();
+            return if *owner == self.owner && live && *not_after > self.now {
+                UploadOutcome::Known
+            } else {
+                UploadOutcome::Refused(RejectionReason::Duplicate)
+            };
+        }
+        let keys = [&package.init_key, &package.encryption_key];
+        if keys.iter().any(|key| self.keys.contains(key.as_slice())) {
+            return UploadOutcome::Refused(RejectionReason::InitKeyReused);
+        }
+        if package.last_resort {
+            if !self.last_resorts.insert(package.ciphersuite) {
+                return UploadOutcome::Refused(RejectionReason::SecondLastResort);
+            }
+        } else {
+            let live = self.live.entry(i32::from(package.ciphersuite)).or_default();
+            if *live >= self.capacity {
+                return UploadOutcome::Refused(RejectionReason::PoolFull);
+            }
+            *live += 1;
+        }
+        self.keys.extend(keys.into_iter().cloned());
+        UploadOutcome::Stored
+    }
+}
+
+fn upload<C: UploadSql + AuditSql + HoldDevice>(
+    conn: &mut C,
+    owner: DeviceId,
+    packages: &[ValidatedKeyPackage],
+    limits: UploadLimits,
+    now: Timestamp,
+) -> Result<Vec<UploadOutcome>, StoreError> {
+    let now = now.as_second();
+    conn.hold_device(owner.0)?;
+    let refs: Vec<&[u8]> = packages.iter().map(|package| package.keypackage_ref.as_bytes()).collect();
+    let keys: Vec<&[u8]> = packages.iter().flat_map(|p| [p.init_key.as_slice(), p.encryption_key.as_slice()]).collect();
+    let mut judge = Judge {
+        owner: owner.0,
+        now,
+        capacity: i64::from(limits.capacity),
+        known: conn.known_refs(&refs)?.into_iter().map(|(r, owner, state, end)| (r, (owner, state, end))).collect(),
+        keys: conn.known_keys(owner.0, &keys)?.into_iter().collect(),
+        refs: HashSet::new(),
+        live: conn.live_counts(owner.0, now)?.into_iter().collect(),
+        last_resorts: HashSet::new(),
+    };
+    let outcomes: Vec<_> = packages.iter().map(|package| judge.judge(package)).collect();
+    let stored: Vec<_> = (packages.iter().zip(&outcomes))
+        .filter_map(|(package, outcome)| (*outcome == UploadOutcome::Stored).then_some(package))
+        .collect();
+    put(conn, owner.0, &stored, now)?;
+    if outcomes.iter().any(|outcome| !matches!(outcome, UploadOutcome::Refused(_))) {
+        conn.mark_upload(owner.0, now)?;
+    }
+    Ok(outcomes)
+}
+
+fn put<C: UploadSql + AuditSql>(
+    conn: &mut C,
+    owner: i64,
+    packages: &[&ValidatedKeyPackage],
+    now: i64,
+) -> Result<(), StoreError> {
+    if packages.is_empty() {
+        return Ok(());
+    }
+    for package in packages.iter().filter(|package| package.last_resort) {
+        for retired in conn.retire_last_resort(owner, i32::from(package.ciphersuite), now)? {
+            conn.record(&[event(owner, &retired, Action::Revoke, true, now)])?;
+        }
+    }
+    let rows: Vec<_> = packages.iter().map(|package| row(owner, package, now)).collect();
+    if conn.insert_key_packages(&rows)? < rows.len() {
+        // Another device put the same KeyPackage in since we looked: look again, and refuse it.
+        return Err(Error::DatabaseError(
+            diesel::result::DatabaseErrorKind::SerializationFailure,
+            Box::new("a KeyPackage of this upload was uploaded by another device at the same time".to_owned()),
+        )
+        .into());
+    }
+    let keys: Vec<_> = packages
+        .iter()
+        .flat_map(|package| [&package.init_key, &package.encryption_key].map(|key| (package, key)))
+        .map(|(package, key)| NewHpkeKey {
+            device_id: owner,
+            public_key: key,
+            keypackage_ref: package.keypackage_ref.as_bytes(),
+            not_after: package.not_after.as_second(),
+        })
+        .collect();
+    conn.insert_keys(&keys)?;
+    let events: Vec<_> = packages
+        .iter()
+        .map(|p| event(owner, p.keypackage_ref.as_bytes(), Action::Upload, p.last_resort, now))
+        .collect();
+    conn.record(&events)?;
+    Ok(())
+}
+
+fn row(owner: i64, package: &ValidatedKeyPackage, now: i64) -> NewKeyPackage<'_> {
+    NewKeyPackage {
+        keypackage_ref: package.keypackage_ref.as_bytes(),
+        device_id: owner,
+        ciphersuite: i32::from(package.ciphersuite),
+        key_package: &package.bytes,
+        not_after: package.not_after.as_second(),
+        last_resort: package.last_resort,
+        state: State::Available.into(),
+        uploaded_at: now,
+    }
+}
+
+fn event(owner: i64, keypackage_ref: &[u8], action: Action, last_resort: bool, now: i64) -> Event<'_> {
+    let (actor, at) = (owner, now);
+    let action = action.into();
+    Event { device_id: owner, keypackage_ref, action, actor, reservation: None, group_id: None, last_resort, at }
+}
+
+impl Store {
+    /// Puts valid KeyPackages into their owner's pool; the outcomes are in the order of the packages.
+    ///
+    /// # Errors
+    /// When the database fails. Nothing of the upload is stored then.
+    pub fn upload(
+        &self,
+        owner: DeviceId,
+        packages: &[ValidatedKeyPackage],
+        limits: UploadLimits,
+        now: Timestamp,
+    ) -> Result<Vec<UploadOutcome>, StoreError> {
+        with_conn!(self, write "upload", |conn| upload(conn, owner, packages, limits, now))
+    }
+}

@@ -1,0 +1,64 @@
+//! The tables of `migrations/`, the same for both databases.
+
+diesel::table! {
+    users (name) {
+        name -> Text,
+        created_at -> BigInt,
+    }
+}
+
+diesel::table! {
+    devices (id) {
+        id -> BigInt,
+        user_name -> Text,
+        device_name -> Text,
+        token_hash -> Binary,
+        created_at -> BigInt,
+        last_upload -> Nullable<BigInt>,
+    }
+}
+
+diesel::table! {
+    key_packages (keypackage_ref) {
+        keypackage_ref -> Binary,
+        device_id -> BigInt,
+        ciphersuite -> Integer,
+        key_package -> Binary,
+        not_after -> BigInt,
+        last_resort -> Bool,
+        state -> Text,
+        uploaded_at -> BigInt,
+        reservation -> Nullable<Binary>,
+        reserved_by -> Nullable<BigInt>,
+        reserved_until -> Nullable<BigInt>,
+        ended_at -> Nullable<BigInt>,
+        spent_group -> Nullable<Binary>,
+        fresh -> Bool,
+        handed_out -> Bool,
+    }
+}
+
+diesel::table! {
+    hpke_keys (device_id, public_key) {
+        device_id -> BigInt,
+        public_key -> Binary,
+        keypackage_ref -> Binary,
+        not_after -> BigInt,
+    }
+}
+
+diesel::table! {
+    audit_events (id) {
+        id -> BigInt,
+        device_id -> BigInt,
+        keypackage_ref -> Binary,
+        action -> Text,
+        actor -> BigInt,
+        reservation -> Nullable<Binary>,
+        group_id -> Nullable<Binary>,
+        last_resort -> Bool,
+        at -> BigInt,
+    }
+}
+
+diesel::allow_tables_to_appear_in_same_query!(users, devices, key_packages, hpke_keys, audit_events);

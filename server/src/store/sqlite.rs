@@ -1,0 +1,56 @@
+//! What only SQLite does.
+
+use diesel::{
+    Connection, SqliteConnection,
+    connection::SimpleConnection,
+    prelude::*,
+    r2d2::{ConnectionManager, CustomizeConnection, Pool},
+};
+
+use super::{
+    StoreError,
+    connection::{self, SQLITE_MIGRATIONS},
+    key_packages::HoldDevice,
+    reservations::claims,
+};
+
+/// WAL lets readers go on while one writes; FULL makes every answered commit survive a power cut.
+const SESSION: &str = "PRAGMA busy_timeout = 5000; PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; \
+                       PRAGMA foreign_keys = ON; PRAGMA wal_autocheckpoint = 16000";
+
+#[derive(Debug)]
+struct Session;
+
+impl CustomizeConnection<SqliteConnection, diesel::r2d2::Error> for Session {
+    fn on_acquire(&self, conn: &mut SqliteConnection) -> Result<(), diesel::r2d2::Error> {
+        conn.batch_execute(SESSION).map_err(diesel::r2d2::Error::QueryError)
+    }
+}
+
+pub(super) fn pool(path: &str, size: u32) -> Result<Pool<ConnectionManager<SqliteConnection>>, StoreError> {
+    connection::pool(ConnectionManager::new(path), size, Session)
+}
+
+pub(super) fn migrate(path: &str) -> Result<(), StoreError> {
+    let mut conn = SqliteConnection::establish(path).map_err(StoreError::fatal)?;
+    conn.batch_execute(SESSION)?;
+    // Whoever begins first migrates; the others wait for it, and find nothing left to do.
+    conn.exclusive_transaction(|conn| connection::migrate(conn, SQLITE_MIGRATIONS))
+}
+
+/// Begins as a writer: a transaction that becomes one later fails with `SQLITE_BUSY`, which no timeout cures.
+pub(super) fn transaction<T, E: From<diesel::result::Error>>(
+    conn: &mut SqliteConnection,
+    body: &mut dyn FnMut(&mut SqliteConnection) -> Result<T, E>,
+) -> Result<T, E> {
+    conn.immediate_transaction(|conn| body(conn))
+}
+
+impl HoldDevice for SqliteConnection {
+    fn hold_device(&mut self, _owner: i64) -> QueryResult<()> {
+        // The transaction is the only writer already.
+        Ok(())
+    }
+}
+
+claims!(SqliteConnection,);
