@@ -118,7 +118,9 @@ impl Server {
                 .default_service(web::to(nothing_here))
         })
         .bind(listen)
-        .with_context(|| format!("cannot listen on {listen}: is another server there, or is the address not this machine's?"))?;
+        .with_context(|| {
+            format!("cannot listen on {listen}: is another server there, or is the address not this machine's?")
+        })?;
         let address = *server.addrs().first().context("the server is bound to no address")?;
         let server = server.run();
         let handle = server.handle();
@@ -160,9 +162,10 @@ fn json_config() -> web::JsonConfig {
                     ProblemType::PayloadTooLarge,
                     format!("The body is larger than {BODY_LIMIT} bytes. Send fewer KeyPackages at a time."),
                 ),
-                JsonPayloadError::Deserialize(error) => {
-                    Failure::new(ProblemType::MalformedRequest, format!("The body is not what this call takes: {error}."))
-                }
+                JsonPayloadError::Deserialize(error) => Failure::new(
+                    ProblemType::MalformedRequest,
+                    format!("The body is not what this call takes: {error}."),
+                ),
                 _ => Failure::new(ProblemType::MalformedRequest, "The body could not be read as JSON. Send it again."),
             };
             failure.into()

@@ -101,9 +101,10 @@ async fn authenticate(request: &HttpRequest) -> Result<Option<DeviceRow>, Failur
         )
     };
     let token = value.to_str().ok().and_then(Token::from_header).ok_or_else(refused)?;
-    let pool = request.app_data::<web::Data<Pool>>().cloned().ok_or_else(|| {
-        Failure::new(ProblemType::Internal, "The server was put together without its pool.")
-    })?;
+    let pool = request
+        .app_data::<web::Data<Pool>>()
+        .cloned()
+        .ok_or_else(|| Failure::new(ProblemType::Internal, "The server was put together without its pool."))?;
     pool.authenticate(token).await?.ok_or_else(refused).map(Some)
 }
 

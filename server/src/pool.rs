@@ -7,10 +7,10 @@ use std::{sync::Arc, time::Duration};
 use actix_web::web;
 use jiff::{SignedDuration, Timestamp};
 use keypool_openapi::{
-    AcceptedKeyPackage, Base64Bytes, Device, DeviceList, DeviceName, MAX_UPLOAD_BATCH, MissingDevice,
-    MissingReason, PoolStatus, ProblemType, RegisterRequest, RegisterResponse, RejectedKeyPackage, RejectionReason,
-    ReleaseRequest, ReleaseResponse, Reservation, ReserveRequest, ReserveResponse, SpendRequest, SpendResponse,
-    UploadRequest, UploadResponse, UserName,
+    AcceptedKeyPackage, Base64Bytes, Device, DeviceList, DeviceName, MAX_UPLOAD_BATCH, MissingDevice, MissingReason,
+    PoolStatus, ProblemType, RegisterRequest, RegisterResponse, RejectedKeyPackage, RejectionReason, ReleaseRequest,
+    ReleaseResponse, Reservation, ReserveRequest, ReserveResponse, SpendRequest, SpendResponse, UploadRequest,
+    UploadResponse, UserName,
 };
 use uuid::Uuid;
 
@@ -21,8 +21,8 @@ use crate::{
     key_package::{Rejection, Rules, ValidatedKeyPackage},
     problem::Failure,
     store::{
-        DeviceRow, Miss, RegisterError, Release, Reserve, ReserveError, Reserved, ReservedKeyPackage, Spend, SpendError,
-        Store, UploadLimits, UploadOutcome,
+        DeviceRow, Miss, RegisterError, Release, Reserve, ReserveError, Reserved, ReservedKeyPackage, Spend,
+        SpendError, Store, UploadLimits, UploadOutcome,
     },
 };
 
@@ -70,7 +70,10 @@ impl Pool {
     }
 
     /// Runs a verb of the store where it may block.
-    async fn block<T, E>(&self, verb: impl FnOnce(&Self, Timestamp) -> Result<T, E> + Send + 'static) -> Result<T, Failure>
+    async fn block<T, E>(
+        &self,
+        verb: impl FnOnce(&Self, Timestamp) -> Result<T, E> + Send + 'static,
+    ) -> Result<T, Failure>
     where
         T: Send + 'static,
         E: Send + 'static,
@@ -78,7 +81,10 @@ impl Pool {
     {
         let pool = self.clone();
         let result = web::block(move || verb(&pool, pool.clock.now())).await.map_err(|_| {
-            Failure::new(ProblemType::Unavailable, "The server is stopping; try again, at another replica if there is one.")
+            Failure::new(
+                ProblemType::Unavailable,
+                "The server is stopping; try again, at another replica if there is one.",
+            )
         })?;
         Ok(result?)
     }
@@ -141,7 +147,12 @@ impl Pool {
         self.block(move |pool, now| pool.upload_blocking(&caller, &packages, now)).await
     }
 
-    fn upload_blocking(&self, caller: &DeviceRow, packages: &[String], now: Timestamp) -> Result<UploadResponse, Failure> {
+    fn upload_blocking(
+        &self,
+        caller: &DeviceRow,
+        packages: &[String],
+        now: Timestamp,
+    ) -> Result<UploadResponse, Failure> {
         let (mut valid, mut indexes, mut rejected) = (Vec::new(), Vec::new(), Vec::new());
         for (index, text) in packages.iter().enumerate() {
             match self.validate(caller, text, now) {
@@ -320,7 +331,9 @@ fn nothing(want: &Reserve, missing: &[Miss]) -> Failure {
     if has(MissingReason::PoolExpired) {
         return Failure::new(
             ProblemType::PoolExpired,
-            format!("All KeyPackages of {user} expire too soon to be handed out. A device of {user} has to refresh its pool."),
+            format!(
+                "All KeyPackages of {user} expire too soon to be handed out. A device of {user} has to refresh its pool."
+            ),
         );
     }
     if has(MissingReason::NoMatchingCiphersuite) {
@@ -392,6 +405,9 @@ fn after(second: i64, span: Duration) -> Result<Timestamp, Failure> {
         .and_then(|span| second.checked_add(span))
         .and_then(|second| Timestamp::from_second(second).ok())
         .ok_or_else(|| {
-            Failure::new(ProblemType::Internal, "A configured duration reaches past the end of time; the operator has to lower it.")
+            Failure::new(
+                ProblemType::Internal,
+                "A configured duration reaches past the end of time; the operator has to lower it.",
+            )
         })
 }

@@ -21,7 +21,8 @@ pub use connection::Store;
 pub use devices::RegisterError;
 pub use key_packages::{UploadLimits, UploadOutcome};
 pub use reservations::{
-    Miss, Release, ReleaseError, Released, Reserve, ReserveError, Reserved, ReservedKeyPackage, Spend, SpendError, Spent,
+    Miss, Release, ReleaseError, Released, Reserve, ReserveError, Reserved, ReservedKeyPackage, Spend, SpendError,
+    Spent,
 };
 pub use rows::{DeviceId, DeviceRow};
 pub use status::{LiveKeyPackage, PoolContents};

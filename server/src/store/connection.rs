@@ -76,10 +76,7 @@ impl Store {
         let url = config.database_url.expose();
         let pools = if let Some(path) = url.strip_prefix("sqlite://") {
             sqlite::migrate(path)?;
-            Pools::Sqlite {
-                writer: sqlite::pool(path, 1)?,
-                readers: sqlite::pool(path, config.database_connections)?,
-            }
+            Pools::Sqlite { writer: sqlite::pool(path, 1)?, readers: sqlite::pool(path, config.database_connections)? }
         } else {
             postgres::migrate(url)?;
             Pools::Postgres(postgres::pool(url, config.database_connections)?)

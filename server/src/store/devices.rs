@@ -134,11 +134,8 @@ impl Store {
         if !rows.is_empty() {
             return rows.into_iter().map(DeviceRow::from_columns).collect::<Result<_, _>>().map(Some);
         }
-        let known: i64 = with_conn!(self, read, |conn| users::table
-            .filter(users::name.eq(user.as_str()))
-            .count()
-            .get_result(conn))?;
+        let known: i64 =
+            with_conn!(self, read, |conn| users::table.filter(users::name.eq(user.as_str())).count().get_result(conn))?;
         Ok((known > 0).then(Vec::new))
     }
 }
-

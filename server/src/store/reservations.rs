@@ -550,15 +550,7 @@ mod tests {
     /// The hot statements as each database gets them: a change here is a change of what was measured.
     #[test]
     fn the_claims_are_the_statements_that_were_measured() {
-        let claim = Claim {
-            owner: 7,
-            suites: (1, 1),
-            usable_until: 3_600,
-            nonce: &[9; 16],
-            by: 8,
-            until: 60,
-            now: 0,
-        };
+        let claim = Claim { owner: 7, suites: (1, 1), usable_until: 3_600, nonce: &[9; 16], by: 8, until: 60, now: 0 };
         insta::assert_snapshot!(
             "postgres_fresh",
             debug_query::<Pg, _>(&claims!(@fresh_after claim, .for_update().skip_locked())).to_string()

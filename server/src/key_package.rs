@@ -1,0 +1,227 @@
+//! From bytes to a [`ValidatedKeyPackage`]: nothing past this line sees raw bytes, and nothing declared is trusted.
+
+use jiff::{SignedDuration, Timestamp};
+use keypool_openapi::{DeviceName, KeyPackageRef, MAX_KEY_PACKAGE_SIZE, RejectionReason, UserName};
+use openmls::prelude::{
+    BasicCredential, CredentialType, ExtensionType, KeyPackage, KeyPackageIn, KeyPackageVerifyError, ProtocolVersion,
+    tls_codec::{DeserializeBytes, Serialize},
+};
+use openmls::treesync::errors::LifetimeError;
+use openmls_rust_crypto::RustCrypto;
+
+use crate::config::CredentialBinding;
+
+/// How an `MLSMessage` of version mls10 with the wire format `mls_key_package` begins (RFC 9420, section 6).
+const HEADER: [u8; 4] = [0x00, 0x01, 0x00, 0x05];
+
+/// The protocol version mls10 (RFC 9420, section 6).
+const MLS10: u16 = 1;
+
+/// A KeyPackage that RFC 9420 (section 10.1) and the operator's rules allow. All of it is read from its bytes.
+#[derive(Clone, Debug)]
+pub struct ValidatedKeyPackage {
+    /// Its ref (RFC 9420, section 5.2).
+    pub keypackage_ref: KeyPackageRef,
+    /// Its ciphersuite (RFC 9420, section 17.1).
+    pub ciphersuite: u16,
+    /// Its init key as it is encoded.
+    pub init_key: Vec<u8>,
+    /// The encryption key of its leaf node as it is encoded.
+    pub encryption_key: Vec<u8>,
+    /// When it expires.
+    pub not_after: Timestamp,
+    /// Whether it carries the last-resort extension.
+    pub last_resort: bool,
+    /// The `MLSMessage`, to the byte as it came.
+    pub bytes: Vec<u8>,
+}
+
+/// The operator's rules for uploads.
+#[derive(Clone, Debug)]
+pub struct Rules {
+    /// The ciphersuites that are taken.
+    pub ciphersuites: Vec<u16>,
+    /// The longest from `not_before` to `not_after`.
+    pub max_lifetime: SignedDuration,
+    /// Whether the credential has to be the uploader's.
+    pub credential_binding: CredentialBinding,
+}
+
+/// Why bytes are no KeyPackage for the pool.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rejection {
+    /// Which rule they break.
+    pub reason: RejectionReason,
+    /// How, and what to do next.
+    pub detail: String,
+}
+
+impl Rejection {
+    fn new(reason: RejectionReason, detail: impl Into<String>) -> Self {
+        Self { reason, detail: detail.into() }
+    }
+
+    fn malformed(detail: impl Into<String>) -> Self {
+        Self::new(RejectionReason::Malformed, detail)
+    }
+}
+
+impl ValidatedKeyPackage {
+    /// Judges bytes, the cheapest check first.
+    ///
+    /// # Errors
+    /// The first rule that the bytes break.
+    pub fn parse(
+        bytes: Vec<u8>,
+        owner: (&UserName, &DeviceName),
+        rules: &Rules,
+        now: Timestamp,
+    ) -> Result<Self, Rejection> {
+        if bytes.len() > MAX_KEY_PACKAGE_SIZE {
+            let detail = format!("The KeyPackage has {} bytes; {MAX_KEY_PACKAGE_SIZE} are allowed.", bytes.len());
+            return Err(Rejection::new(RejectionReason::TooLarge, detail));
+        }
+        let ciphersuite = allowed_ciphersuite(&bytes, rules)?;
+        let key_package = verify(decode(&bytes)?)?;
+        let not_after = check_lifetime(&key_package, rules, now)?;
+        check_credential(&key_package, owner, rules)?;
+        check_leaf_extensions(&key_package)?;
+        let internal = |_| Rejection::malformed("The KeyPackage cannot be encoded again.");
+        let hash = key_package
+            .hash_ref(&RustCrypto::default())
+            .map_err(|_| Rejection::malformed("The KeyPackage has no ref: it cannot be hashed."))?;
+        Ok(Self {
+            keypackage_ref: hash.as_slice().to_vec().into(),
+            ciphersuite,
+            init_key: key_package.hpke_init_key().tls_serialize_detached().map_err(internal)?,
+            encryption_key: key_package.leaf_node().encryption_key().tls_serialize_detached().map_err(internal)?,
+            not_after,
+            last_resort: key_package.last_resort(),
+            bytes,
+        })
+    }
+}
+
+/// The ciphersuite, which stands behind the headers of the message and of the KeyPackage. It is read before all else,
+/// since a KeyPackage of a ciphersuite that is not known cannot be decoded.
+fn allowed_ciphersuite(bytes: &[u8], rules: &Rules) -> Result<u16, Rejection> {
+    let [header @ .., version_high, version_low, suite_high, suite_low] = bytes
+        .first_chunk::<8>()
+        .ok_or_else(|| Rejection::malformed("The bytes are too few for an MLSMessage with a KeyPackage."))?;
+    if *header != HEADER {
+        return Err(Rejection::malformed(
+            "The bytes are no MLSMessage of version mls10 that wraps a KeyPackage (RFC 9420, section 6).",
+        ));
+    }
+    let version = u16::from_be_bytes([*version_high, *version_low]);
+    if version != MLS10 {
+        return Err(Rejection::malformed(format!("The KeyPackage is of protocol version {version}, not mls10.")));
+    }
+    let suite = u16::from_be_bytes([*suite_high, *suite_low]);
+    if !rules.ciphersuites.contains(&suite) {
+        let detail = format!("Ciphersuite {suite} is not taken here; these are: {:?}.", rules.ciphersuites);
+        return Err(Rejection::new(RejectionReason::UnsupportedCiphersuite, detail));
+    }
+    Ok(suite)
+}
+
+/// Decodes exactly these bytes: nothing may trail, and encoding again has to give the same.
+fn decode(bytes: &[u8]) -> Result<KeyPackageIn, Rejection> {
+    let body = &bytes[HEADER.len()..];
+    let key_package = KeyPackageIn::tls_deserialize_exact_bytes(body)
+        .map_err(|error| Rejection::malformed(format!("The KeyPackage cannot be decoded: {error}.")))?;
+    if key_package.tls_serialize_detached().ok().as_deref() != Some(body) {
+        return Err(Rejection::malformed("The KeyPackage is not encoded as RFC 9420 encodes it."));
+    }
+    Ok(key_package)
+}
+
+/// What OpenMLS checks: both signatures, the leaf node's source, distinct keys, the extensions, the time.
+fn verify(key_package: KeyPackageIn) -> Result<KeyPackage, Rejection> {
+    use KeyPackageVerifyError as E;
+    use RejectionReason as R;
+    key_package.validate(&RustCrypto::default(), ProtocolVersion::Mls10).map_err(|error| {
+        let (reason, hint) = match &error {
+            E::InvalidSignature | E::InvalidLeafNodeSignature => (R::InvalidSignature, "Sign it again."),
+            E::UnsupportedExtension | E::ExtensionTypeNotValidInKeyPackage(_) => {
+                (R::UnsupportedExtension, "List it among the leaf node's capabilities, or leave it out.")
+            }
+            E::InitKeyEqualsEncryptionKey => (R::InitKeyReused, "Generate a key for each."),
+            E::LifetimeError(LifetimeError::NotValidYet { .. }) => {
+                (R::LifetimeNotYetValid, "Check the device's clock.")
+            }
+            E::LifetimeError(_) => (R::LifetimeExpired, "Generate a new one."),
+            _ => (R::Malformed, "See RFC 9420, section 10.1."),
+        };
+        Rejection::new(reason, format!("{} {hint}", error.to_string().trim_end_matches('.').to_owned() + "."))
+    })
+}
+
+/// The lifetime by our own clock, and its width, which OpenMLS leaves to the application (RFC 9420, section 7.2).
+fn check_lifetime(key_package: &KeyPackage, rules: &Rules, now: Timestamp) -> Result<Timestamp, Rejection> {
+    let lifetime = key_package.life_time();
+    let second = |second: u64| i64::try_from(second).ok().and_then(|second| Timestamp::from_second(second).ok());
+    let too_long = || {
+        let most = rules.max_lifetime.as_hours() / 24;
+        let detail = format!("The lifetime is longer than the {most} days that are allowed. Generate a shorter one.");
+        Rejection::new(RejectionReason::LifetimeTooLong, detail)
+    };
+    let not_before = second(lifetime.not_before()).ok_or_else(too_long)?;
+    let not_after = second(lifetime.not_after()).ok_or_else(too_long)?;
+    if not_after <= now {
+        let detail = format!("The KeyPackage expired at {not_after}. Generate a new one.");
+        return Err(Rejection::new(RejectionReason::LifetimeExpired, detail));
+    }
+    if not_before > now {
+        let detail =
+            format!("The KeyPackage is valid from {not_before}, and it is {now} here. Check the device's clock.");
+        return Err(Rejection::new(RejectionReason::LifetimeNotYetValid, detail));
+    }
+    if not_after.duration_since(not_before) > rules.max_lifetime {
+        return Err(too_long());
+    }
+    Ok(not_after)
+}
+
+/// Whose it is: the application's part of RFC 9420, section 5.3.1.
+fn check_credential(
+    key_package: &KeyPackage,
+    (user, device): (&UserName, &DeviceName),
+    rules: &Rules,
+) -> Result<(), Rejection> {
+    let credential = key_package.leaf_node().credential();
+    if rules.credential_binding == CredentialBinding::Strict {
+        let identity = BasicCredential::try_from(credential.clone()).ok();
+        let own = format!("{user}/{device}");
+        if identity.is_none_or(|identity| identity.identity() != own.as_bytes()) {
+            let detail = format!("The credential is not a basic one with the identity {own}, which the uploader has.");
+            return Err(Rejection::new(RejectionReason::CredentialMismatch, detail));
+        }
+    }
+    let kind: CredentialType = credential.credential_type();
+    if !key_package.leaf_node().capabilities().credentials().contains(&kind) {
+        let detail =
+            format!("The credential's type {kind:?} is not among the capabilities of the leaf node. List it there.");
+        return Err(Rejection::new(RejectionReason::UnsupportedCredential, detail));
+    }
+    Ok(())
+}
+
+/// The leaf node's own extensions, which OpenMLS checks when the leaf joins a tree: too late for an inviter. The
+/// application id is every client's to know (RFC 9420, section 7.2).
+fn check_leaf_extensions(key_package: &KeyPackage) -> Result<(), Rejection> {
+    let leaf_node = key_package.leaf_node();
+    let listed = leaf_node.capabilities().extensions();
+    let unlisted = leaf_node
+        .extensions()
+        .iter()
+        .map(openmls::prelude::Extension::extension_type)
+        .find(|kind| *kind != ExtensionType::ApplicationId && !listed.contains(kind));
+    match unlisted {
+        None => Ok(()),
+        Some(kind) => Err(Rejection::new(
+            RejectionReason::UnsupportedExtension,
+            format!("The leaf node has the extension {kind:?}, which its capabilities do not list. List it there."),
+        )),
+    }
+}
