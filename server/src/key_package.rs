@@ -4,7 +4,7 @@ use jiff::{SignedDuration, Timestamp};
 use keypool_openapi::{DeviceName, KeyPackageRef, MAX_KEY_PACKAGE_SIZE, RejectionReason, UserName};
 use openmls::prelude::{
     BasicCredential, CredentialType, ExtensionType, KeyPackage, KeyPackageIn, KeyPackageVerifyError, ProtocolVersion,
-    tls_codec::{DeserializeBytes, Serialize},
+    tls_codec::{Deserialize, Serialize},
 };
 use openmls::treesync::errors::LifetimeError;
 use openmls_rust_crypto::RustCrypto;
@@ -128,8 +128,13 @@ fn allowed_ciphersuite(bytes: &[u8], rules: &Rules) -> Result<u16, Rejection> {
 /// Decodes exactly these bytes: nothing may trail, and encoding again has to give the same.
 fn decode(bytes: &[u8]) -> Result<KeyPackageIn, Rejection> {
     let body = &bytes[HEADER.len()..];
-    let key_package = KeyPackageIn::tls_deserialize_exact_bytes(body)
+    let mut rest = body;
+    // Not `tls_deserialize_exact_bytes`, which panics on truncated vectors in builds with debug assertions.
+    let key_package = KeyPackageIn::tls_deserialize(&mut rest)
         .map_err(|error| Rejection::malformed(format!("The KeyPackage cannot be decoded: {error}.")))?;
+    if !rest.is_empty() {
+        return Err(Rejection::malformed(format!("{} bytes trail the KeyPackage.", rest.len())));
+    }
     if key_package.tls_serialize_detached().ok().as_deref() != Some(body) {
         return Err(Rejection::malformed("The KeyPackage is not encoded as RFC 9420 encodes it."));
     }
@@ -225,3 +230,6 @@ fn check_leaf_extensions(key_package: &KeyPackage) -> Result<(), Rejection> {
         )),
     }
 }
+
+#[cfg(test)]
+mod tests;
