@@ -144,6 +144,7 @@ impl Serialize for DatabaseUrl {
 }
 
 /// Settings that the command line may carry.
+#[expect(clippy::doc_markdown, reason = "clap prints these lines as they stand")]
 #[derive(Args, Clone, Debug, Default)]
 pub struct ConfigFlags {
     /// Read settings from this TOML file
@@ -306,7 +307,7 @@ mod tests {
         assert_eq!(config.log, "debug");
         assert_eq!(config.pool_capacity, 500);
         assert_eq!(config.ciphersuites, [1, 3]);
-        assert_eq!(config.reservation_ttl, Duration::from_secs(60));
+        assert_eq!(config.reservation_ttl, Duration::from_mins(1));
     }
 
     #[test]

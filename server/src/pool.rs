@@ -250,10 +250,10 @@ impl Pool {
     /// Spends a reservation.
     pub async fn spend(&self, caller: DeviceRow, request: SpendRequest) -> Result<SpendResponse, Failure> {
         let id = request.reservation_id;
-        let spend = Spend { reservation: id, by: caller.id, group_id: group_id(request.group_id)? };
+        let want = Spend { reservation: id, by: caller.id, group_id: group_id(request.group_id)? };
         self.block(move |pool, now| {
             let now = whole_second(now)?;
-            match pool.store.spend(&[spend], now)?.pop() {
+            match pool.store.spend(&[want], now)?.pop() {
                 Some(Ok(spent)) => Ok(SpendResponse {
                     keypackage_ref: spent.keypackage_ref,
                     state: spent.state,

@@ -1,4 +1,5 @@
 //! The audit trail: one row a transition, written in the transaction that makes it.
+#![allow(clippy::ref_option_ref, reason = "what the Insertable derive writes")]
 
 use diesel::prelude::*;
 use strum::IntoStaticStr;

@@ -33,9 +33,12 @@ pub enum UploadOutcome {
     Refused(RejectionReason),
 }
 
+/// Ref, owner, state, `not_after`.
+type KnownColumns = (Vec<u8>, i64, String, i64);
+
 statements! {
     pub(super) trait UploadSql {
-        fn known_refs(conn, refs: &[&[u8]]) -> QueryResult<Vec<(Vec<u8>, i64, String, i64)>> {
+        fn known_refs(conn, refs: &[&[u8]]) -> QueryResult<Vec<KnownColumns>> {
             key_packages::table
                 .filter(key_packages::keypackage_ref.eq_any(refs))
                 .select((key_packages::keypackage_ref, key_packages::device_id, key_packages::state, key_packages::not_after))

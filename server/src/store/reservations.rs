@@ -414,21 +414,21 @@ fn miss(owner: &DeviceRow, claim: &Claim<'_>, leftovers: &[(i32, i64)]) -> Resul
 
 fn spend<C: ReservationSql + AuditSql>(
     conn: &mut C,
-    spend: &Spend,
+    want: &Spend,
     now: Timestamp,
 ) -> Result<Result<Spent, SpendError>, StoreError> {
-    let (owner, nonce) = (spend.reservation.owner, nonce_of(&spend.reservation));
-    if let Some(keypackage_ref) = conn.spend_reserved(spend, now.as_second())? {
-        conn.record(&[spend_event(spend, &keypackage_ref, false, now)])?;
+    let (owner, nonce) = (want.reservation.owner, nonce_of(&want.reservation));
+    if let Some(keypackage_ref) = conn.spend_reserved(want, now.as_second())? {
+        conn.record(&[spend_event(want, &keypackage_ref, false, now)])?;
         return Ok(Ok(Spent { keypackage_ref: keypackage_ref.into(), state: State::Spent, spent_at: now }));
     }
-    if let Some(holder) = conn.holder(&spend.reservation)? {
-        if holder.reserved_by != Some(spend.by.0) {
+    if let Some(holder) = conn.holder(&want.reservation)? {
+        if holder.reserved_by != Some(want.by.0) {
             return Ok(Err(SpendError::NotYours));
         }
         return match holder.ended_at {
             Some(at) if holder.state == State::Spent.as_ref() => Ok(again(
-                holder.spent_group.as_deref() == Some(spend.group_id.as_slice()),
+                holder.spent_group.as_deref() == Some(want.group_id.as_slice()),
                 Spent { keypackage_ref: holder.keypackage_ref.into(), state: State::Spent, spent_at: timestamp(at)? },
             )),
             _ => Ok(Err(SpendError::Lapsed)),
@@ -436,16 +436,16 @@ fn spend<C: ReservationSql + AuditSql>(
     }
     let event = match conn.reserved_event(owner, nonce)? {
         None => return Ok(Err(SpendError::Unknown)),
-        Some(event) if event.actor != spend.by.0 => return Ok(Err(SpendError::NotYours)),
+        Some(event) if event.actor != want.by.0 => return Ok(Err(SpendError::NotYours)),
         Some(event) if !event.last_resort => return Ok(Err(SpendError::Lapsed)),
         Some(event) => event,
     };
     let keypackage_ref = event.keypackage_ref.clone().into();
     if let Some((at, group)) = conn.event_of(owner, nonce, Action::Spend)? {
         let spent = Spent { keypackage_ref, state: State::Available, spent_at: timestamp(at)? };
-        return Ok(again(group.as_deref() == Some(spend.group_id.as_slice()), spent));
+        return Ok(again(group.as_deref() == Some(want.group_id.as_slice()), spent));
     }
-    conn.record(&[spend_event(spend, &event.keypackage_ref, true, now)])?;
+    conn.record(&[spend_event(want, &event.keypackage_ref, true, now)])?;
     Ok(Ok(Spent { keypackage_ref, state: State::Available, spent_at: now }))
 }
 
