@@ -1,1 +1,72 @@
+//! The client of Keypool, the KeyPackage directory for MLS (RFC 9420).
+//!
+//! An [`MlsClient`] is one device of a user. It generates KeyPackages with OpenMLS, keeps its pool on the server full
+//! ([`MlsClient::refresh_key_packages`]), adds other users to groups with KeyPackages that it reserves
+//! ([`MlsClient::invite`]), and joins groups from a Welcome ([`MlsClient::join`]). All that it stores is in one SQLite
+//! file, the [`LocalStore`]: private keys in OpenMLS's own tables, and beside them only metadata.
+//!
+//! The `keypool` command is this library with a command line.
+//!
+//! # Example
+//!
+//! What happens before anything is uploaded needs no server:
+//!
+//! ```
+//! use jiff::Timestamp;
+//! use keypool_client::{DeviceIdentity, KeyPackagePool, KeyPackagePoolConfig, LocalStore};
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let directory = tempfile::tempdir()?;
+//! let store = LocalStore::open(directory.path())?;
+//! let alice = DeviceIdentity::create(&store, "http://localhost:8080", &"alice".parse()?, &"laptop".parse()?)?;
+//!
+//! let pool = KeyPackagePool::new(&store);
+//! let now: Timestamp = "2030-01-01T00:00:00Z".parse()?;
+//! pool.generate(&alice, (3, true), KeyPackagePoolConfig::default().lifetime, now, &|_| {})?;
+//!
+//! let counts = pool.counts()?;
+//! assert_eq!((counts.total, counts.last_resort, counts.unconfirmed), (3, 1, 4));
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! With a server, [`MlsClient::init`] does that, registers the device, and uploads:
+//!
+//! ```no_run
+//! use std::path::Path;
+//!
+//! use keypool_client::{MlsClient, NewDevice, Settings};
+//!
+//! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+//! let alice = NewDevice {
+//!     server: "http://localhost:8080".to_owned(),
+//!     user: "alice".parse()?,
+//!     device: "laptop".parse()?,
+//!     user_token: None,
+//! };
+//! let (client, _) = MlsClient::init(Path::new("alice"), &alice, Settings::default(), &|_| {}).await?;
+//! let mut group = client.create_group(b"friends")?;
+//! let invitation = client.invite(&mut group, &"bob".parse()?).await?;
+//! std::fs::write("welcome-for-bob", invitation.welcome)?;
+//! # Ok(())
+//! # }
+//! ```
 
+mod api;
+pub mod cli;
+mod client;
+mod clock;
+mod error;
+mod mls;
+mod storage;
+
+pub use api::ApiClient;
+pub use client::{MlsClient, NewDevice, Settings};
+pub use clock::{Clock, ManualClock, SystemClock};
+pub use error::{Cause, Error, Result};
+pub use mls::{
+    CIPHERSUITE, Cbor, CborError, DeviceIdentity, Invitation, KeyPackagePool, KeyPackagePoolConfig, MlsConnection,
+    MlsMembership, Progress, Provider, RefreshReport, Rejection, SqliteStorage,
+};
+pub use openmls;
+pub use storage::{KeyPackageStatus, LocalCounts, LocalStore};

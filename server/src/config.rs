@@ -110,9 +110,11 @@ impl DatabaseUrl {
     }
 }
 
-impl From<String> for DatabaseUrl {
-    fn from(url: String) -> Self {
-        Self(url)
+impl std::str::FromStr for DatabaseUrl {
+    type Err = std::convert::Infallible;
+
+    fn from_str(url: &str) -> Result<Self, Self::Err> {
+        Ok(Self(url.to_owned()))
     }
 }
 

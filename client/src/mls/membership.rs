@@ -1,0 +1,230 @@
+use jiff::Timestamp;
+use keypool_openapi::{
+    Base64Bytes, MissingDevice, ReleaseRequest, Reservation, ReserveRequest, SpendRequest, UserName,
+};
+use openmls::prelude::{
+    BasicCredential, GroupId, KeyPackage, Lifetime, MlsGroup, MlsGroupCreateConfig, MlsGroupJoinConfig,
+    MlsMessageBodyIn, MlsMessageIn, MlsMessageOut, ProtocolVersion, StagedWelcome, Welcome,
+    tls_codec::{DeserializeBytes as _, Serialize as _},
+};
+use openmls_traits::{OpenMlsProvider, storage::StorageProvider as _};
+use tracing::warn;
+
+use super::{CIPHERSUITE, DeviceIdentity, identity::identity, keypackage_pool};
+use crate::{
+    api::ApiClient,
+    error::{Cause, Error, Result},
+    storage::LocalStore,
+};
+
+/// How long the creator's own leaf is valid, in seconds: 84 days, the most that OpenMLS accepts.
+const LEAF_LIFETIME: u64 = 84 * 24 * 60 * 60;
+
+/// What came of adding a user to a group.
+#[derive(Clone, Debug)]
+pub struct Invitation {
+    /// The `MLSMessage` with the Welcome, for every device that was added.
+    pub welcome: Vec<u8>,
+    /// The `MLSMessage` with the Commit, for everyone who was in the group before.
+    pub commit: Vec<u8>,
+    /// What was used, a reservation for each device that was added.
+    pub added: Vec<Reservation>,
+    /// The user's devices that had no KeyPackage left, and were not added.
+    pub missing: Vec<MissingDevice>,
+}
+
+/// A device's membership in groups: making one, adding a user with KeyPackages from the server, and joining.
+#[derive(Clone, Copy, Debug)]
+pub struct MlsMembership<'a> {
+    store: &'a LocalStore,
+    identity: &'a DeviceIdentity,
+}
+
+impl<'a> MlsMembership<'a> {
+    /// The memberships of the device in `store`.
+    #[must_use]
+    pub fn new(store: &'a LocalStore, identity: &'a DeviceIdentity) -> Self {
+        Self { store, identity }
+    }
+
+    /// Makes a group with this device as its only member.
+    pub fn create_group(&self, group_id: &[u8], now: Timestamp) -> Result<MlsGroup> {
+        let now = u64::try_from(now.as_second()).unwrap_or(0);
+        let config = MlsGroupCreateConfig::builder()
+            .ciphersuite(CIPHERSUITE)
+            .use_ratchet_tree_extension(true)
+            .lifetime(Lifetime::init(now.saturating_sub(60 * 60), now.saturating_add(LEAF_LIFETIME)))
+            .build();
+        self.store.transaction(|| {
+            MlsGroup::new_with_group_id(
+                &self.store.provider(),
+                self.identity.signer(),
+                &config,
+                GroupId::from_slice(group_id),
+                self.identity.credential(),
+            )
+            .map_err(|error| Error::mls("create the group")(error.into()))
+        })
+    }
+
+    /// Loads a group that this device created or joined.
+    pub fn load_group(&self, group_id: &[u8]) -> Result<MlsGroup> {
+        MlsGroup::load(self.store.provider().storage(), &GroupId::from_slice(group_id))
+            .map_err(Error::storage("read the group"))?
+            .ok_or_else(|| Error::UnknownGroup(String::from_utf8_lossy(group_id).into_owned()))
+    }
+
+    /// Adds all of a user's devices to a group: reserves a KeyPackage of each, commits, and spends them. On an error
+    /// the group is as it was and nothing was handed out; what was reserved and not spent is released.
+    ///
+    /// The Commit is merged here once the KeyPackages are spent, so the caller is the one who orders the group's
+    /// Commits.
+    pub async fn invite(&self, api: &ApiClient, group: &mut MlsGroup, user: &UserName) -> Result<Invitation> {
+        let group_id = Base64Bytes(group.group_id().to_vec());
+        let request = ReserveRequest {
+            target_user: user.clone(),
+            device: None,
+            ciphersuite: Some(group.ciphersuite().into()),
+            group_id: Some(group_id.clone()),
+            ttl: None,
+        };
+        let answer = api.reserve(&request).await?;
+        let outcome = match self.stage(group, user, &answer.reservations) {
+            Ok(messages) => spend(api, &answer.reservations, &group_id).await.map(|()| messages),
+            Err(error) => Err(error),
+        };
+        match outcome {
+            Ok((commit, welcome)) => {
+                self.merge(group)?;
+                Ok(Invitation { welcome, commit, added: answer.reservations, missing: answer.missing })
+            }
+            Err(error) => {
+                release(api, &answer.reservations).await;
+                self.clear(group)?;
+                Err(error)
+            }
+        }
+    }
+
+    /// Commits the additions, and leaves the Commit pending. Answers the Commit and the Welcome, encoded.
+    fn stage(&self, group: &mut MlsGroup, user: &UserName, reservations: &[Reservation]) -> Result<(Vec<u8>, Vec<u8>)> {
+        let provider = self.store.provider();
+        let key_packages = reservations
+            .iter()
+            .map(|reservation| reserved_key_package(reservation, user, &provider))
+            .collect::<Result<Vec<_>>>()?;
+        self.store.transaction(|| {
+            let (commit, welcome, _) = group
+                .add_members(&provider, self.identity.signer(), &key_packages)
+                .map_err(|error| Error::mls("add the devices to the group")(error.into()))?;
+            Ok((encode(&commit)?, encode(&welcome)?))
+        })
+    }
+
+    fn merge(&self, group: &mut MlsGroup) -> Result<()> {
+        self.store.transaction(|| {
+            group
+                .merge_pending_commit(&self.store.provider())
+                .map_err(|error| Error::mls("merge the Commit")(error.into()))
+        })
+    }
+
+    fn clear(&self, group: &mut MlsGroup) -> Result<()> {
+        group.clear_pending_commit(self.store.provider().storage()).map_err(Error::storage("clear the pending Commit"))
+    }
+
+    /// Joins a group from the `MLSMessage` with a Welcome. In one transaction with it, the keys and the metadata of the
+    /// KeyPackage that it uses are deleted; a last resort stays. On an error everything is as it was.
+    pub fn join(&self, welcome: &[u8]) -> Result<MlsGroup> {
+        let welcome = read_welcome(welcome)?;
+        let refs: Vec<_> = welcome.secrets().iter().map(openmls::prelude::EncryptedGroupSecrets::new_member).collect();
+        let config = MlsGroupJoinConfig::builder().use_ratchet_tree_extension(true).build();
+        let provider = self.store.provider();
+        let failed = |cause: Cause| Error::mls("join the group from this Welcome")(cause);
+        self.store.transaction(|| {
+            let group = StagedWelcome::build_from_welcome(&provider, &config, welcome)
+                .map_err(|error| failed(error.into()))?
+                // Members that joined long ago and never updated have leaves past their lifetime, and are members.
+                .skip_lifetime_validation()
+                .build()
+                .and_then(|staged| staged.into_group(&provider))
+                .map_err(|error| failed(error.into()))?;
+            for keypackage_ref in &refs {
+                let kept: Option<openmls::prelude::KeyPackageBundle> =
+                    provider
+                        .storage()
+                        .key_package(keypackage_ref)
+                        .map_err(Error::storage("look for the KeyPackage that was used"))?;
+                if kept.is_none() {
+                    self.store.delete_metadata(keypackage_ref.as_slice())?;
+                }
+            }
+            Ok(group)
+        })
+    }
+}
+
+fn read_welcome(bytes: &[u8]) -> Result<Welcome> {
+    let refused = |cause: Cause| Error::mls("read the Welcome")(cause);
+    match MlsMessageIn::tls_deserialize_exact_bytes(bytes).map_err(|error| refused(error.into()))?.extract() {
+        MlsMessageBodyIn::Welcome(welcome) => Ok(welcome),
+        _ => Err(refused("this MLSMessage is no Welcome".into())),
+    }
+}
+
+fn encode(message: &MlsMessageOut) -> Result<Vec<u8>> {
+    message.tls_serialize_detached().map_err(|error| Error::mls("encode a message")(error.into()))
+}
+
+/// Reads a reserved KeyPackage, and checks all that the server could have got wrong: that it is valid, that it is the
+/// one of the reservation, and that its credential is of the user asked for and of the device that the reservation names.
+fn reserved_key_package(
+    reservation: &Reservation,
+    user: &UserName,
+    provider: &impl OpenMlsProvider,
+) -> Result<KeyPackage> {
+    let device = identity(user, &reservation.device);
+    let invalid = |source: Cause| Error::InvalidKeyPackage { device: device.clone(), source };
+    let message =
+        MlsMessageIn::tls_deserialize_exact_bytes(&reservation.keypackage.0).map_err(|error| invalid(error.into()))?;
+    let MlsMessageBodyIn::KeyPackage(key_package) = message.extract() else {
+        return Err(invalid("this MLSMessage is no KeyPackage".into()));
+    };
+    let key_package =
+        key_package.validate(provider.crypto(), ProtocolVersion::Mls10).map_err(|error| invalid(error.into()))?;
+    if keypackage_pool::keypackage_ref(&key_package, provider.crypto())? != reservation.keypackage_ref {
+        return Err(invalid("its ref is not that of the reservation".into()));
+    }
+    let credential = BasicCredential::try_from(key_package.leaf_node().credential().clone())
+        .map_err(|error| invalid(error.into()))?;
+    if reservation.user != *user || credential.identity() != device.as_bytes() {
+        let found = String::from_utf8_lossy(credential.identity()).into_owned();
+        return Err(Error::ForeignKeyPackage { device, found });
+    }
+    Ok(key_package)
+}
+
+async fn spend(api: &ApiClient, reservations: &[Reservation], group_id: &Base64Bytes) -> Result<()> {
+    for reservation in reservations {
+        let request = SpendRequest { reservation_id: reservation.reservation_id, group_id: group_id.clone() };
+        match api.spend(&request).await {
+            // A spend may be repeated: a lost answer costs one more request, not the invitation.
+            Err(error) if error.is_retryable() => api.spend(&request).await?,
+            answer => answer?,
+        };
+    }
+    Ok(())
+}
+
+/// Gives reservations back. What cannot be released was spent, or lapses by itself.
+async fn release(api: &ApiClient, reservations: &[Reservation]) {
+    for reservation in reservations {
+        let reservation_id = reservation.reservation_id;
+        if let Err(error) = api.release(&ReleaseRequest { reservation_id }).await {
+            warn!(%reservation_id, %error, "could not release a reservation");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

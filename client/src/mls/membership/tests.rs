@@ -1,0 +1,150 @@
+use std::time::Duration;
+
+use keypool_openapi::{DeviceName, KeyPackageRef};
+use openmls::prelude::LeafNodeIndex;
+use tempfile::TempDir;
+
+use super::*;
+use crate::{
+    clock::{Clock as _, SystemClock},
+    mls::KeyPackagePool,
+};
+
+struct Device {
+    _directory: TempDir,
+    store: LocalStore,
+    identity: DeviceIdentity,
+}
+
+impl Device {
+    fn new(user: &str) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let store = LocalStore::open(directory.path()).unwrap();
+        let identity =
+            DeviceIdentity::create(&store, "http://localhost:8080", &user.parse().unwrap(), &"laptop".parse().unwrap())
+                .unwrap();
+        Self { _directory: directory, store, identity }
+    }
+
+    fn membership(&self) -> MlsMembership<'_> {
+        MlsMembership::new(&self.store, &self.identity)
+    }
+
+    /// Generates KeyPackages, or one last resort, and answers the first as a server would hand it out.
+    fn reservation(&self, count: usize, last_resort: bool) -> Reservation {
+        // OpenMLS validates lifetimes by the system's clock.
+        let now = SystemClock.now();
+        let pool = KeyPackagePool::new(&self.store);
+        pool.generate(&self.identity, (count, last_resort), Duration::from_hours(24), now, &|_| {}).unwrap();
+        let (keypackage_ref, message) = pool.unconfirmed(now).unwrap().remove(0);
+        Reservation {
+            reservation_id: "1f-67e55044-10b1-426f-9247-bb680e5fe0c8".parse().unwrap(),
+            user: self.identity.user().clone(),
+            device: self.identity.device().clone(),
+            keypackage_ref,
+            keypackage: Base64Bytes(message),
+            ciphersuite: 1,
+            not_after: now,
+            expires_at: now,
+            last_resort,
+        }
+    }
+
+    fn counts(&self) -> (i64, i64) {
+        (self.store.count("openmls_key_packages"), self.store.count("keypackage_pool_metadata"))
+    }
+}
+
+fn group_and_welcome(adder: &Device, reservation: &Reservation) -> (MlsGroup, Vec<u8>) {
+    let mut group = adder.membership().create_group(b"friends", SystemClock.now()).unwrap();
+    let (_, welcome) =
+        adder.membership().stage(&mut group, &reservation.user, std::slice::from_ref(reservation)).unwrap();
+    adder.membership().merge(&mut group).unwrap();
+    (group, welcome)
+}
+
+#[test]
+fn joining_removes_the_row_and_the_keys_of_the_package_it_used() {
+    let (alice, bob) = (Device::new("alice"), Device::new("bob"));
+    let reservation = bob.reservation(3, false);
+    let (group, welcome) = group_and_welcome(&alice, &reservation);
+    assert_eq!(bob.counts(), (3, 3));
+    let joined = bob.membership().join(&welcome).unwrap();
+    assert_eq!(bob.counts(), (2, 2));
+    assert!(bob.store.metadata().unwrap().iter().all(|row| row.keypackage_ref != reservation.keypackage_ref));
+    assert_eq!(joined.epoch_authenticator().as_slice(), group.epoch_authenticator().as_slice());
+    let names: Vec<_> = joined.members().map(|member| member.credential.serialized_content().to_vec()).collect();
+    assert_eq!(names, [b"alice/laptop".to_vec(), b"bob/laptop".to_vec()]);
+    assert_eq!(bob.membership().load_group(b"friends").unwrap().own_leaf_index(), LeafNodeIndex::new(1));
+}
+
+#[test]
+fn the_last_resort_survives_a_join() {
+    let (alice, bob) = (Device::new("alice"), Device::new("bob"));
+    let reservation = bob.reservation(0, true);
+    let (_, welcome) = group_and_welcome(&alice, &reservation);
+    bob.membership().join(&welcome).unwrap();
+    assert_eq!(bob.counts(), (1, 1));
+}
+
+#[test]
+fn a_join_that_fails_leaves_the_package_in_place() {
+    let (alice, bob) = (Device::new("alice"), Device::new("bob"));
+    let (_, mut welcome) = group_and_welcome(&alice, &bob.reservation(1, false));
+    // The last bytes are the authentication tag of the encrypted GroupInfo.
+    *welcome.last_mut().unwrap() ^= 1;
+    assert!(matches!(bob.membership().join(&welcome), Err(Error::Mls { .. })));
+    assert_eq!(bob.counts(), (1, 1));
+}
+
+#[test]
+fn what_is_no_welcome_is_refused() {
+    let bob = Device::new("bob");
+    let reservation = bob.reservation(1, false);
+    assert!(bob.membership().join(&reservation.keypackage.0).unwrap_err().to_string().contains("read the Welcome"));
+    assert!(bob.membership().join(b"nonsense").is_err());
+}
+
+fn check(reservation: &Reservation, user: &str) -> Result<KeyPackage> {
+    let checker = Device::new("carol");
+    reserved_key_package(reservation, &user.parse().unwrap(), &checker.store.provider())
+}
+
+#[test]
+fn a_foreign_package_in_a_reservation_is_refused() {
+    let (bob, mallory) = (Device::new("bob"), Device::new("mallory"));
+    let honest = bob.reservation(1, false);
+    check(&honest, "bob").unwrap();
+    let foreign = Reservation { user: "bob".parse().unwrap(), ..mallory.reservation(1, false) };
+    let refused = check(&foreign, "bob").unwrap_err();
+    assert!(matches!(&refused, Error::ForeignKeyPackage { found, .. } if found == "mallory/laptop"), "{refused}");
+    let other_device: DeviceName = "phone".parse().unwrap();
+    assert!(matches!(
+        check(&Reservation { device: other_device, ..honest.clone() }, "bob"),
+        Err(Error::ForeignKeyPackage { .. })
+    ));
+    assert!(matches!(check(&mallory.reservation(1, false), "bob"), Err(Error::ForeignKeyPackage { .. })));
+}
+
+#[test]
+fn a_damaged_package_or_another_ref_in_a_reservation_is_refused() {
+    let honest = Device::new("bob").reservation(1, false);
+    let mut damaged = honest.clone();
+    *damaged.keypackage.0.last_mut().unwrap() ^= 1;
+    assert!(matches!(check(&damaged, "bob"), Err(Error::InvalidKeyPackage { .. })));
+    let other_ref = Reservation { keypackage_ref: KeyPackageRef::from(vec![0; 32]), ..honest };
+    assert!(matches!(check(&other_ref, "bob"), Err(Error::InvalidKeyPackage { .. })));
+}
+
+#[test]
+fn an_addition_that_is_not_spent_leaves_the_group_as_it_was() {
+    let (alice, bob) = (Device::new("alice"), Device::new("bob"));
+    let reservation = bob.reservation(1, false);
+    let mut group = alice.membership().create_group(b"friends", SystemClock.now()).unwrap();
+    let epoch = group.epoch();
+    alice.membership().stage(&mut group, &reservation.user, std::slice::from_ref(&reservation)).unwrap();
+    alice.membership().clear(&mut group).unwrap();
+    assert!(group.pending_commit().is_none());
+    assert_eq!((group.epoch(), group.members().count()), (epoch, 1));
+    assert!(alice.membership().load_group(b"friends").unwrap().pending_commit().is_none());
+}
