@@ -100,7 +100,7 @@ impl Server {
     pub async fn start(config: Config, clock: Arc<dyn Clock>) -> anyhow::Result<Self> {
         let listen = config.listen;
         let pool = web::block(move || -> anyhow::Result<_> {
-            let store = Store::connect(&config)?;
+            let store = Store::connect(&config).with_context(|| format!("cannot open {}", config.database_url))?;
             Ok((store.kind(), Pool::new(store, clock, &config)?))
         });
         let (database, pool) = pool.await??;

@@ -4,7 +4,7 @@ use std::{
     collections::HashMap,
     fmt,
     net::{Ipv4Addr, SocketAddr},
-    path::{Path, PathBuf},
+    path::PathBuf,
     time::Duration,
 };
 
@@ -110,11 +110,9 @@ impl DatabaseUrl {
     }
 }
 
-impl std::str::FromStr for DatabaseUrl {
-    type Err = std::convert::Infallible;
-
-    fn from_str(url: &str) -> Result<Self, Self::Err> {
-        Ok(Self(url.to_owned()))
+impl From<String> for DatabaseUrl {
+    fn from(url: String) -> Self {
+        Self(url)
     }
 }
 
@@ -187,20 +185,20 @@ impl Config {
     /// # Errors
     /// When a source cannot be read, has an unknown key, or a value is out of its range.
     pub fn load(flags: &ConfigFlags) -> Result<Self, ConfigError> {
-        Self::load_from(flags, flags.config.as_deref(), std::env::vars().collect())
+        Self::load_from(flags, std::env::vars().collect())
     }
 
-    fn load_from(
-        flags: &ConfigFlags,
-        file: Option<&Path>,
-        environment: HashMap<String, String>,
-    ) -> Result<Self, ConfigError> {
+    /// The configuration by these flags, the file that they name, and these environment variables.
+    ///
+    /// # Errors
+    /// As [`Config::load`].
+    pub fn load_from(flags: &ConfigFlags, environment: HashMap<String, String>) -> Result<Self, ConfigError> {
         // Only what is a setting: for a service named keypool, Kubernetes sets KEYPOOL_PORT and others of its own.
-        let known: Vec<_> = Self::settings().into_iter().map(|setting| setting.variable).collect();
+        let known = Self::variables();
         let environment = environment.into_iter().filter(|(name, _)| known.contains(name)).collect();
         let mut builder = config::Config::builder();
-        if let Some(file) = file {
-            builder = builder.add_source(File::from(file).format(FileFormat::Toml));
+        if let Some(file) = &flags.config {
+            builder = builder.add_source(File::from(file.as_path()).format(FileFormat::Toml));
         }
         let config: Self = builder
             .add_source(
@@ -220,21 +218,11 @@ impl Config {
         Ok(config)
     }
 
-    /// Every setting, from the struct itself.
+    /// The environment variable of every setting, from the struct itself.
     #[must_use]
-    pub fn settings() -> Vec<Setting> {
+    pub fn variables() -> Vec<String> {
         let Ok(serde_json::Value::Object(fields)) = serde_json::to_value(Self::default()) else { return Vec::new() };
-        let text = |value: serde_json::Value| match value {
-            serde_json::Value::String(text) => text,
-            serde_json::Value::Array(items) => items.iter().map(ToString::to_string).collect::<Vec<_>>().join(","),
-            other => other.to_string(),
-        };
-        let setting = |(key, value): (String, _)| Setting {
-            variable: format!("KEYPOOL_{}", key.to_uppercase()),
-            default: text(value),
-            key,
-        };
-        fields.into_iter().map(setting).collect()
+        fields.keys().map(|key| format!("KEYPOOL_{}", key.to_uppercase())).collect()
     }
 
     fn check(&self) -> Result<(), ConfigError> {
@@ -277,17 +265,6 @@ fn require(holds: bool, key: &'static str, value: impl fmt::Display, rule: &str)
     if holds { Ok(()) } else { Err(ConfigError::OutOfRange { key, value: value.to_string(), rule: rule.to_owned() }) }
 }
 
-/// One setting, for the documentation.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Setting {
-    /// Its key in the file.
-    pub key: String,
-    /// Its environment variable.
-    pub variable: String,
-    /// Its default, as one would write it in the variable.
-    pub default: String,
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -295,8 +272,9 @@ mod tests {
     fn load(flags: &ConfigFlags, toml: &str, environment: &[(&str, &str)]) -> Result<Config, ConfigError> {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), toml).unwrap();
+        let flags = ConfigFlags { config: Some(file.path().to_owned()), ..flags.clone() };
         let environment = environment.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
-        Config::load_from(flags, Some(file.path()), environment)
+        Config::load_from(&flags, environment)
     }
 
     #[test]

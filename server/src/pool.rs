@@ -83,7 +83,7 @@ impl Pool {
         let result = web::block(move || verb(&pool, pool.clock.now())).await.map_err(|_| {
             Failure::new(
                 ProblemType::Unavailable,
-                "The server is stopping; try again, at another replica if there is one.",
+                "The server did not finish the request: it is stopping, or its log shows a fault. Try again.",
             )
         })?;
         Ok(result?)
