@@ -7,6 +7,7 @@ use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use keypool_openapi::ProblemType;
 use rand::TryRng;
 use secrecy::{ExposeSecret, SecretString};
+use serde::de::DeserializeOwned;
 use sha2::{Digest, Sha256};
 
 use crate::{pool::Pool, problem::Failure, store::DeviceRow};
@@ -62,7 +63,10 @@ pub struct Caller(pub DeviceRow);
 #[derive(Clone, Debug)]
 pub struct MaybeCaller(pub Option<DeviceRow>);
 
-type Extracted<T> = Pin<Box<dyn Future<Output = Result<T, Failure>>>>;
+/// A device's request: the caller, and then the body, which is not even read before the caller is known.
+pub struct Signed<T>(pub DeviceRow, pub T);
+
+type Extracted<T, E = Failure> = Pin<Box<dyn Future<Output = Result<T, E>>>>;
 
 impl FromRequest for Caller {
     type Error = Failure;
@@ -78,6 +82,20 @@ impl FromRequest for Caller {
                      as `Authorization: Bearer TOKEN`.",
                 )
             })
+        })
+    }
+}
+
+impl<T: DeserializeOwned + 'static> FromRequest for Signed<T> {
+    type Error = actix_web::Error;
+    type Future = Extracted<Self, actix_web::Error>;
+
+    fn from_request(request: &HttpRequest, payload: &mut Payload) -> Self::Future {
+        let (request, mut payload) = (request.clone(), payload.take());
+        Box::pin(async move {
+            let Caller(caller) = Caller::from_request(&request, &mut Payload::None).await?;
+            let body = web::Json::<T>::from_request(&request, &mut payload).await?;
+            Ok(Self(caller, body.into_inner()))
         })
     }
 }

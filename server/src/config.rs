@@ -12,6 +12,7 @@ use clap::Args;
 use config::{Environment, File, FileFormat};
 use serde::{Deserialize, Serialize, Serializer};
 use tracing_subscriber::EnvFilter;
+use url::Url;
 
 const DAY: Duration = Duration::from_hours(24);
 
@@ -117,16 +118,20 @@ impl From<String> for DatabaseUrl {
 }
 
 impl fmt::Display for DatabaseUrl {
+    /// The address without what could be a secret: password and parameters, or all of it where it is no URL.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // Parameters may hold a password too, and the authority ends at the last `@`.
-        let url = self.0.split('?').next().unwrap_or_default();
-        match (url.find("://"), url.rfind('@')) {
-            (Some(scheme), Some(at)) if scheme < at => {
-                let credentials = &url[scheme + 3..at];
-                let user = credentials.split(':').next().unwrap_or_default();
-                write!(f, "{}{user}:***{}", &url[..scheme + 3], &url[at..])
+        if self.0.starts_with("sqlite://") {
+            return f.write_str(&self.0);
+        }
+        match Url::parse(&self.0) {
+            Ok(mut url) if url.has_host() => {
+                url.set_query(None);
+                if url.password().is_some() && url.set_password(Some("***")).is_err() {
+                    return f.write_str("***");
+                }
+                write!(f, "{url}")
             }
-            _ => f.write_str(url),
+            _ => f.write_str("***"),
         }
     }
 }
@@ -165,13 +170,13 @@ pub struct ConfigFlags {
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// A source cannot be read, or has a key or value that is not known.
-    #[error("the configuration cannot be read: {0}")]
+    #[error(transparent)]
     Unreadable(#[from] config::ConfigError),
     /// A value is out of its range.
     #[error("the setting {key} is {value}, but {rule}")]
     OutOfRange {
         /// The setting.
-        key: &'static str,
+        key: String,
         /// What it is.
         value: String,
         /// What it has to be.
@@ -185,7 +190,18 @@ impl Config {
     /// # Errors
     /// When a source cannot be read, has an unknown key, or a value is out of its range.
     pub fn load(flags: &ConfigFlags) -> Result<Self, ConfigError> {
-        Self::load_from(flags, std::env::vars().collect())
+        let known = Self::variables();
+        let mut environment = HashMap::new();
+        for (name, value) in std::env::vars_os() {
+            let Some(name) = name.into_string().ok().filter(|name| known.contains(name)) else { continue };
+            let value = value.into_string().map_err(|value| ConfigError::OutOfRange {
+                key: name.clone(),
+                value: value.display().to_string(),
+                rule: "has to be UTF-8".to_owned(),
+            })?;
+            environment.insert(name, value);
+        }
+        Self::load_from(flags, environment)
     }
 
     /// The configuration by these flags, the file that they name, and these environment variables.
@@ -195,20 +211,19 @@ impl Config {
     pub fn load_from(flags: &ConfigFlags, environment: HashMap<String, String>) -> Result<Self, ConfigError> {
         // Only what is a setting: for a service named keypool, Kubernetes sets KEYPOOL_PORT and others of its own.
         let known = Self::variables();
-        let environment = environment.into_iter().filter(|(name, _)| known.contains(name)).collect();
+        let mut environment: HashMap<_, _> = environment.into_iter().filter(|(name, _)| known.contains(name)).collect();
+        let ciphersuites = environment.remove("KEYPOOL_CIPHERSUITES");
+        let ciphersuites =
+            ciphersuites.map(|list| list.split(',').map(|item| item.trim().to_owned()).collect::<Vec<_>>());
         let mut builder = config::Config::builder();
         if let Some(file) = &flags.config {
             builder = builder.add_source(File::from(file.as_path()).format(FileFormat::Toml));
         }
         let config: Self = builder
             .add_source(
-                Environment::with_prefix("KEYPOOL")
-                    .prefix_separator("_")
-                    .source(Some(environment))
-                    .try_parsing(true)
-                    .list_separator(",")
-                    .with_list_parse_key("ciphersuites"),
+                Environment::with_prefix("KEYPOOL").prefix_separator("_").source(Some(environment)).try_parsing(true),
             )
+            .set_override_option("ciphersuites", ciphersuites)?
             .set_override_option("listen", flags.listen.map(|address| address.to_string()))?
             .set_override_option("database_url", flags.database_url.clone())?
             .set_override_option("log", flags.log.clone())?
@@ -262,7 +277,11 @@ fn humantime(duration: Duration) -> String {
 }
 
 fn require(holds: bool, key: &'static str, value: impl fmt::Display, rule: &str) -> Result<(), ConfigError> {
-    if holds { Ok(()) } else { Err(ConfigError::OutOfRange { key, value: value.to_string(), rule: rule.to_owned() }) }
+    if holds {
+        Ok(())
+    } else {
+        Err(ConfigError::OutOfRange { key: key.to_owned(), value: value.to_string(), rule: rule.to_owned() })
+    }
 }
 
 #[cfg(test)]
@@ -315,16 +334,32 @@ mod tests {
             ("log = 'a=b=c'", "log"),
         ] {
             let error = load(&ConfigFlags::default(), toml, &[]).unwrap_err();
-            assert!(matches!(&error, ConfigError::OutOfRange { key: named, .. } if *named == key), "{toml}: {error}");
+            assert!(matches!(&error, ConfigError::OutOfRange { key: named, .. } if named == key), "{toml}: {error}");
         }
     }
 
     #[test]
-    fn the_password_is_not_shown() {
-        for url in ["postgres://me:hunter2@db/keypool", "postgres://me:hun@ter2@db/keypool?password=hunter2"] {
-            let shown = DatabaseUrl(url.to_owned());
-            let shown = format!("{shown:?} {}", serde_json::to_string(&shown).unwrap());
-            assert!(!shown.contains("ter2") && shown.contains("me:***@db/keypool"), "{shown}");
+    fn ciphersuites_are_a_list_of_any_length() {
+        for (list, suites) in [("2", vec![2]), ("1, 3", vec![1, 3]), ("1,2,3", vec![1, 2, 3])] {
+            let config = load(&ConfigFlags::default(), "ciphersuites = [1]", &[("KEYPOOL_CIPHERSUITES", list)]);
+            assert_eq!(config.unwrap().ciphersuites, suites);
         }
+        assert!(load(&ConfigFlags::default(), "", &[("KEYPOOL_CIPHERSUITES", "one")]).is_err());
+    }
+
+    #[test]
+    fn the_password_is_not_shown() {
+        for url in [
+            "postgres://me:hunter2@db/keypool",
+            "postgres://me:hun@ter2@db/keypool?password=hunter2",
+            "postgres://me:hun?ter2@db/keypool",
+            "postgres:/me:hunter2@db/keypool",
+            "host=db user=me password=hunter2",
+        ] {
+            let url = DatabaseUrl(url.to_owned());
+            let shown = format!("{url:?} {}", serde_json::to_string(&url).unwrap());
+            assert!(!shown.contains("ter2") && !shown.contains("hun"), "{shown}");
+        }
+        assert_eq!(DatabaseUrl("postgres://me:x@db/keypool".to_owned()).to_string(), "postgres://me:***@db/keypool");
     }
 }

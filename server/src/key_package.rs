@@ -4,10 +4,11 @@ use jiff::{SignedDuration, Timestamp};
 use keypool_openapi::{DeviceName, KeyPackageRef, MAX_KEY_PACKAGE_SIZE, RejectionReason, UserName};
 use openmls::prelude::{
     BasicCredential, CredentialType, ExtensionType, KeyPackage, KeyPackageIn, KeyPackageVerifyError, ProtocolVersion,
-    tls_codec::{Deserialize, Serialize},
+    tls_codec::{Deserialize, Serialize, VLBytes},
 };
 use openmls::treesync::errors::LifetimeError;
 use openmls_rust_crypto::RustCrypto;
+use openmls_traits::crypto::OpenMlsCrypto;
 
 use crate::config::CredentialBinding;
 
@@ -86,6 +87,7 @@ impl ValidatedKeyPackage {
         let not_after = check_lifetime(&key_package, rules, now)?;
         check_credential(&key_package, owner, rules)?;
         check_leaf_extensions(&key_package)?;
+        check_keys(&key_package)?;
         let internal = |_| Rejection::malformed("The KeyPackage cannot be encoded again.");
         let hash = key_package
             .hash_ref(&RustCrypto::default())
@@ -229,6 +231,27 @@ fn check_leaf_extensions(key_package: &KeyPackage) -> Result<(), Rejection> {
             format!("The leaf node has the extension {kind:?}, which its capabilities do not list. List it there."),
         )),
     }
+}
+
+/// Both HPKE keys can be encrypted to, which OpenMLS finds out when somebody is already adding the device.
+fn check_keys(key_package: &KeyPackage) -> Result<(), Rejection> {
+    let leaf_key = key_package.leaf_node().encryption_key().tls_serialize_detached();
+    let leaf_key = leaf_key
+        .ok()
+        .and_then(|key| VLBytes::tls_deserialize(&mut key.as_slice()).ok())
+        .unwrap_or_else(|| Vec::new().into());
+    let suite = key_package.ciphersuite();
+    let keys = [(key_package.hpke_init_key().as_slice(), "init key"), (leaf_key.as_slice(), "encryption key")];
+    for (key, name) in keys {
+        let usable = key.iter().any(|byte| *byte != 0)
+            && RustCrypto::default().hpke_seal(suite.hpke_config(), key, &[], &[], &[]).is_ok();
+        if !usable {
+            return Err(Rejection::malformed(format!(
+                "The {name} is no public key of its ciphersuite. Generate a new one."
+            )));
+        }
+    }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -1,1 +1,14 @@
+//! Integration tests over HTTP, against real servers and real databases.
 
+#![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on fails")]
+
+mod clients;
+mod crash;
+mod devices;
+mod lifecycle;
+mod migrations;
+mod operations;
+mod race;
+mod readme;
+mod support;
+mod upload;

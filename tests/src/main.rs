@@ -1,1 +1,91 @@
-fn main() {}
+//! `cargo test-all`: runs every test of the workspace, and says how many ran on which database.
+//!
+//! Arguments go to `cargo test`. Without any, a database that ran no test is a failure.
+
+use std::{
+    env,
+    io::{self, BufRead, BufReader, Write},
+    process::{Command, ExitCode, Stdio},
+};
+
+use anyhow::Context;
+
+/// Tests that ran, by what became of them.
+#[derive(Default)]
+struct Tally {
+    passed: usize,
+    failed: usize,
+}
+
+impl Tally {
+    fn count(&mut self, passed: bool) {
+        if passed {
+            self.passed += 1;
+        } else {
+            self.failed += 1;
+        }
+    }
+
+    fn ran(&self) -> usize {
+        self.passed + self.failed
+    }
+}
+
+fn main() -> anyhow::Result<ExitCode> {
+    let arguments: Vec<_> = env::args_os().skip(1).collect();
+    let everything = arguments.is_empty();
+    let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let mut tests = Command::new(cargo)
+        .args(["test", "--locked", "--workspace", "--no-fail-fast"])
+        .args(arguments)
+        .stdout(Stdio::piped())
+        .spawn()
+        .context("cannot run cargo: is it in PATH?")?;
+    let output = tests.stdout.take().context("cargo has no output")?;
+    let (mut sqlite, mut postgres, mut all) = (Tally::default(), Tally::default(), Tally::default());
+    let mut out = io::stdout().lock();
+    for line in BufReader::new(output).lines() {
+        let line = line.context("cargo's output cannot be read")?;
+        writeln!(out, "{line}")?;
+        let Some((name, passed)) = outcome(&line) else { continue };
+        all.count(passed);
+        if name.contains("Database__Sqlite") {
+            sqlite.count(passed);
+        }
+        if name.contains("Database__Postgres") {
+            postgres.count(passed);
+        }
+    }
+    let success = tests.wait().context("cargo did not end")?.success();
+    writeln!(out, "\nOn SQLite: {} tests passed, {} failed", sqlite.passed, sqlite.failed)?;
+    writeln!(out, "On PostgreSQL: {} tests passed, {} failed", postgres.passed, postgres.failed)?;
+    writeln!(out, "{} passed, {} failed", all.passed, all.failed)?;
+    let complete = !everything || (sqlite.ran() > 0 && postgres.ran() > 0);
+    if !complete {
+        writeln!(out, "error: a database ran no test at all")?;
+    }
+    Ok(if success && complete { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// The name of a test and whether it passed, from a line of libtest.
+fn outcome(line: &str) -> Option<(&str, bool)> {
+    let (name, outcome) = line.strip_prefix("test ")?.rsplit_once(" ... ")?;
+    match outcome {
+        "ok" => Some((name, true)),
+        "FAILED" => Some((name, false)),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_tests_that_ran_are_counted() {
+        assert_eq!(outcome("test a::db_1_Database__Sqlite ... ok"), Some(("a::db_1_Database__Sqlite", true)));
+        assert_eq!(outcome("test a ... FAILED"), Some(("a", false)));
+        assert_eq!(outcome("test a ... ignored"), None);
+        assert_eq!(outcome("test result: ok. 3 passed; 0 failed"), None);
+    }
+}

@@ -5,7 +5,7 @@ use keypool_openapi::{
 use openmls::prelude::{
     BasicCredential, GroupId, KeyPackage, Lifetime, MlsGroup, MlsGroupCreateConfig, MlsGroupJoinConfig,
     MlsMessageBodyIn, MlsMessageIn, MlsMessageOut, ProtocolVersion, StagedWelcome, Welcome,
-    tls_codec::{DeserializeBytes as _, Serialize as _},
+    tls_codec::{self, Deserialize as _, Serialize as _},
 };
 use openmls_traits::{OpenMlsProvider, storage::StorageProvider as _};
 use tracing::warn;
@@ -166,7 +166,7 @@ impl<'a> MlsMembership<'a> {
 
 fn read_welcome(bytes: &[u8]) -> Result<Welcome> {
     let refused = |cause: Cause| Error::mls("read the Welcome")(cause);
-    match MlsMessageIn::tls_deserialize_exact_bytes(bytes).map_err(|error| refused(error.into()))?.extract() {
+    match decode(bytes).map_err(|error| refused(error.into()))?.extract() {
         MlsMessageBodyIn::Welcome(welcome) => Ok(welcome),
         _ => Err(refused("this MLSMessage is no Welcome".into())),
     }
@@ -185,8 +185,7 @@ fn reserved_key_package(
 ) -> Result<KeyPackage> {
     let device = identity(user, &reservation.device);
     let invalid = |source: Cause| Error::InvalidKeyPackage { device: device.clone(), source };
-    let message =
-        MlsMessageIn::tls_deserialize_exact_bytes(&reservation.keypackage.0).map_err(|error| invalid(error.into()))?;
+    let message = decode(&reservation.keypackage.0).map_err(|error| invalid(error.into()))?;
     let MlsMessageBodyIn::KeyPackage(key_package) = message.extract() else {
         return Err(invalid("this MLSMessage is no KeyPackage".into()));
     };
@@ -224,6 +223,14 @@ async fn release(api: &ApiClient, reservations: &[Reservation]) {
             warn!(%reservation_id, %error, "could not release a reservation");
         }
     }
+}
+
+/// An `MLSMessage` from exactly these bytes. By the reader, since `tls_deserialize_exact_bytes` panics on truncated
+/// vectors in builds with debug assertions.
+fn decode(bytes: &[u8]) -> std::result::Result<MlsMessageIn, tls_codec::Error> {
+    let mut rest = bytes;
+    let message = MlsMessageIn::tls_deserialize(&mut rest)?;
+    if rest.is_empty() { Ok(message) } else { Err(tls_codec::Error::TrailingData) }
 }
 
 #[cfg(test)]

@@ -102,7 +102,7 @@ fn assert_rejected(bytes: Vec<u8>, reason: RejectionReason) {
 
 /// A signature over labelled content (RFC 9420, section 5.1.2), with its length in front.
 fn sign(signer: &SignatureKeyPair, label: &str, content: &[u8]) -> Vec<u8> {
-    let bytes = |bytes: &[u8]| tls_codec::VLBytes::from(bytes).tls_serialize_detached().unwrap();
+    let bytes = |bytes: &[u8]| VLBytes::from(bytes).tls_serialize_detached().unwrap();
     let content = [bytes(format!("MLS 1.0 {label}").as_bytes()), bytes(content)].concat();
     bytes(&signer.sign(&content).unwrap())
 }
@@ -252,4 +252,17 @@ fn one_key_for_two_purposes_is_reuse() {
     let bytes = Maker { signer: clone(&signer), ..Maker::new() }.make();
     let reused = edit_leaf(&bytes, &signer, |leaf| leaf[1..33].copy_from_slice(&bytes[9..LEAF]));
     assert_rejected(reused, RejectionReason::InitKeyReused);
+}
+
+#[test]
+fn keys_that_nobody_can_encrypt_to_are_malformed() {
+    let signer = SignatureKeyPair::new(SUITE.signature_algorithm()).unwrap();
+    let bytes = Maker { signer: clone(&signer), ..Maker::new() }.make();
+    let short = |leaf: &mut Vec<u8>| drop(leaf.splice(..33, [5, 1, 2, 3, 4, 5]));
+    let zero = |leaf: &mut Vec<u8>| leaf[1..33].fill(0);
+    assert_rejected(edit_leaf(&bytes, &signer, short), RejectionReason::Malformed);
+    assert_rejected(edit_leaf(&bytes, &signer, zero), RejectionReason::Malformed);
+    let mut init = bytes.clone();
+    init[9..LEAF].fill(0);
+    assert_rejected(edit_leaf(&init, &signer, |_| ()), RejectionReason::Malformed);
 }

@@ -6,7 +6,11 @@ use keypool_openapi::{
     UploadRequest, UploadResponse,
 };
 
-use crate::{auth::Caller, pool::Pool, problem::Failure};
+use crate::{
+    auth::{Caller, Signed},
+    pool::Pool,
+    problem::Failure,
+};
 
 /// Upload KeyPackages into the caller's own pool.
 ///
@@ -26,10 +30,9 @@ use crate::{auth::Caller, pool::Pool, problem::Failure};
 #[post("/keypackages/upload")]
 pub(crate) async fn upload(
     pool: web::Data<Pool>,
-    caller: Caller,
-    request: web::Json<UploadRequest>,
+    Signed(caller, request): Signed<UploadRequest>,
 ) -> Result<web::Json<UploadResponse>, Failure> {
-    Ok(web::Json(pool.upload(caller.0, request.into_inner()).await?))
+    Ok(web::Json(pool.upload(caller, request).await?))
 }
 
 /// Reserve one KeyPackage of each device of a user.
@@ -49,10 +52,9 @@ pub(crate) async fn upload(
 #[post("/keypackages/reserve")]
 pub(crate) async fn reserve(
     pool: web::Data<Pool>,
-    caller: Caller,
-    request: web::Json<ReserveRequest>,
+    Signed(caller, request): Signed<ReserveRequest>,
 ) -> Result<web::Json<ReserveResponse>, Failure> {
-    Ok(web::Json(pool.reserve(caller.0, request.into_inner()).await?))
+    Ok(web::Json(pool.reserve(caller, request).await?))
 }
 
 /// Spend a reservation: its KeyPackage is in a Commit.
@@ -74,10 +76,9 @@ pub(crate) async fn reserve(
 #[post("/keypackages/spend")]
 pub(crate) async fn spend(
     pool: web::Data<Pool>,
-    caller: Caller,
-    request: web::Json<SpendRequest>,
+    Signed(caller, request): Signed<SpendRequest>,
 ) -> Result<web::Json<SpendResponse>, Failure> {
-    Ok(web::Json(pool.spend(caller.0, request.into_inner()).await?))
+    Ok(web::Json(pool.spend(caller, request).await?))
 }
 
 /// Release a reservation that is not needed.
@@ -98,10 +99,9 @@ pub(crate) async fn spend(
 #[post("/keypackages/release")]
 pub(crate) async fn release(
     pool: web::Data<Pool>,
-    caller: Caller,
-    request: web::Json<ReleaseRequest>,
+    Signed(caller, request): Signed<ReleaseRequest>,
 ) -> Result<web::Json<ReleaseResponse>, Failure> {
-    Ok(web::Json(pool.release(caller.0, request.into_inner()).await?))
+    Ok(web::Json(pool.release(caller, request).await?))
 }
 
 /// How the caller's own pool is doing.

@@ -1,0 +1,126 @@
+//! What the README says, done to the letter.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    io::{BufRead, BufReader},
+    os::unix::{fs::PermissionsExt, fs::symlink, process::CommandExt},
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+};
+
+use keypool_server::config::{Config, ConfigFlags};
+
+fn repository() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()
+}
+
+fn readme() -> String {
+    fs::read_to_string(repository().join("README.md")).unwrap()
+}
+
+/// The code blocks whose fence carries this line, joined in order.
+fn blocks(fence: &str) -> String {
+    let readme = readme();
+    let mut found = String::new();
+    let mut lines = readme.lines();
+    while let Some(line) = lines.next() {
+        if line == fence {
+            lines.by_ref().take_while(|line| *line != "```").for_each(|line| found.extend([line, "\n"]));
+        }
+    }
+    assert!(!found.is_empty(), "the README has no block {fence}");
+    found
+}
+
+/// A directory that looks like a clone to the README's commands, and is deleted afterwards: cargo works on this
+/// repository, and all that the commands write stays in here.
+struct Clone {
+    directory: tempfile::TempDir,
+    path: String,
+}
+
+impl Clone {
+    fn new() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let executable = std::env::current_exe().unwrap();
+        let target = executable.ancestors().nth(3).unwrap();
+        symlink(target, directory.path().join("target")).unwrap();
+        let shims = directory.path().join("shims");
+        fs::create_dir(&shims).unwrap();
+        let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".to_owned());
+        let manifest = repository().join("Cargo.toml");
+        let shim = format!(
+            "#!/bin/sh\ncommand=$1\nshift\nexec '{cargo}' \"$command\" --locked --quiet --target-dir '{}' --manifest-path '{}' \"$@\"\n",
+            target.display(),
+            manifest.display()
+        );
+        fs::write(shims.join("cargo"), shim).unwrap();
+        fs::set_permissions(shims.join("cargo"), fs::Permissions::from_mode(0o755)).unwrap();
+        let path = format!("{}:{}", shims.display(), std::env::var("PATH").unwrap());
+        Self { directory, path }
+    }
+
+    fn shell(&self, script: &str) -> Command {
+        let mut command = Command::new("bash");
+        command.args(["-euo", "pipefail", "-c", script]).current_dir(self.directory.path()).env("PATH", &self.path);
+        for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("KEYPOOL_")) {
+            command.env_remove(name);
+        }
+        command
+    }
+}
+
+/// Ends a process and all that it started.
+struct Background(Child);
+
+impl Drop for Background {
+    fn drop(&mut self) {
+        let group = format!("-{}", self.0.id());
+        let _ = Command::new("kill").args(["-KILL", "--", &group]).status();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn the_quick_start_works_as_it_is_written() {
+    let clone = Clone::new();
+    let mut server = clone
+        .shell(&blocks("```sh server"))
+        .process_group(0)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let output = server.stdout.take().unwrap();
+    let _server = Background(server);
+    let first = BufReader::new(output).lines().next().expect("the server ended without a word").unwrap();
+    assert!(first.starts_with("keypool-server listening on http://127.0.0.1:8080 "), "{first}");
+    let output = clone.shell(&blocks("```sh quickstart")).stdin(Stdio::null()).output().unwrap();
+    let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{out}\n{err}");
+    assert!(out.contains(r#""state":"spent""#), "{out}");
+    // One spent by the command, one by curl; the first reservation of the command is still held.
+    let status = out.lines().last().unwrap();
+    for part in [r#""spent":2"#, r#""reserved":1"#, r#""fresh":29"#, r#""total":32"#, r#""health":"good""#] {
+        assert!(status.contains(part), "no {part} in {status}");
+    }
+}
+
+#[test]
+fn the_configuration_table_is_the_configuration() {
+    let readme = readme();
+    let cell = |cell: &str| cell.trim().trim_matches('`').to_owned();
+    let rows: BTreeMap<String, String> = readme
+        .lines()
+        .filter(|line| line.starts_with("| `KEYPOOL_"))
+        .map(|line| line.split('|').skip(1).map(cell).collect::<Vec<_>>())
+        .map(|cells| (cells[0].clone(), cells[1].clone()))
+        .collect();
+    assert_eq!(rows.keys().cloned().collect::<BTreeSet<_>>(), Config::variables().into_iter().collect());
+    let json = |config: Config| serde_json::to_value(config).unwrap();
+    for (variable, default) in rows {
+        let set = Config::load_from(&ConfigFlags::default(), [(variable.clone(), default)].into()).unwrap();
+        assert_eq!(json(set), json(Config::default()), "the default of {variable}");
+    }
+}

@@ -1,0 +1,12 @@
+//! What the tests stand on: databases, servers, HTTP, and devices that make KeyPackages.
+
+mod database;
+mod device;
+mod http;
+mod postgres;
+mod server;
+
+pub use database::{Database, Place};
+pub use device::{Device, encode, tampered, with_the_keys_of};
+pub use http::{Answer, Http, hot_client};
+pub use server::{ServerProcess, TestServer};

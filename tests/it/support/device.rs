@@ -1,0 +1,124 @@
+use base64::{Engine, engine::general_purpose::STANDARD};
+use jiff::{SignedDuration, Timestamp};
+use openmls::prelude::{
+    BasicCredential, Capabilities, Ciphersuite, CredentialWithKey, ExtensionType, KeyPackage, Lifetime, MlsMessageOut,
+};
+use openmls_basic_credential::SignatureKeyPair;
+use openmls_rust_crypto::OpenMlsRustCrypto;
+use openmls_traits::signatures::Signer;
+use tls_codec::Serialize;
+
+use super::server::now;
+
+/// The bytes of the signature field of a KeyPackage: its length, and 64 bytes of Ed25519.
+const SIGNATURE: usize = 66;
+/// The bytes before the KeyPackage in its `MLSMessage`: version and wire format.
+const HEADER: usize = 4;
+
+/// A KeyPackage as it travels: an `MLSMessage`.
+pub type Made = Vec<u8>;
+
+/// A device that makes KeyPackages with OpenMLS, in memory.
+pub struct Device {
+    identity: String,
+    provider: OpenMlsRustCrypto,
+    signer: SignatureKeyPair,
+    suite: Ciphersuite,
+    lifetime: (Timestamp, Timestamp),
+}
+
+impl Device {
+    /// A device whose KeyPackages are valid from an hour ago for two weeks.
+    pub fn new(user: &str, device: &str) -> Self {
+        let suite = Ciphersuite::MLS_128_DHKEMX25519_AES128GCM_SHA256_Ed25519;
+        Self {
+            identity: format!("{user}/{device}"),
+            provider: OpenMlsRustCrypto::default(),
+            signer: SignatureKeyPair::new(suite.signature_algorithm()).unwrap(),
+            suite,
+            lifetime: (now() - SignedDuration::from_hours(1), now() + SignedDuration::from_hours(14 * 24)),
+        }
+    }
+
+    /// The same device, with KeyPackages of another ciphersuite.
+    pub fn of_suite(mut self, suite: Ciphersuite) -> Self {
+        self.suite = suite;
+        self.signer = SignatureKeyPair::new(suite.signature_algorithm()).unwrap();
+        self
+    }
+
+    /// The same device, with KeyPackages that end so long from now.
+    pub fn valid_for(self, span: SignedDuration) -> Self {
+        let not_before = self.lifetime.0;
+        self.valid_between(not_before, now() + span)
+    }
+
+    /// The same device, with KeyPackages of this lifetime.
+    pub fn valid_between(mut self, not_before: Timestamp, not_after: Timestamp) -> Self {
+        self.lifetime = (not_before, not_after);
+        self
+    }
+
+    pub fn key_packages(&self, n: usize) -> Vec<Made> {
+        (0..n).map(|_| self.key_package()).collect()
+    }
+
+    pub fn key_package(&self) -> Made {
+        self.make(false)
+    }
+
+    pub fn last_resort(&self) -> Made {
+        self.make(true)
+    }
+
+    fn make(&self, last_resort: bool) -> Made {
+        let second = |time: Timestamp| u64::try_from(time.as_second()).unwrap();
+        let capabilities = Capabilities::new(None, Some(&[self.suite]), Some(&[ExtensionType::LastResort]), None, None);
+        let mut builder = KeyPackage::builder()
+            .leaf_node_capabilities(capabilities)
+            .key_package_lifetime(Lifetime::init(second(self.lifetime.0), second(self.lifetime.1)));
+        if last_resort {
+            builder = builder.mark_as_last_resort();
+        }
+        let credential = CredentialWithKey {
+            credential: BasicCredential::new(self.identity.clone().into_bytes()).into(),
+            signature_key: self.signer.to_public_vec().into(),
+        };
+        let bundle = builder.build(self.suite, &self.provider, &self.signer, credential).unwrap();
+        MlsMessageOut::from(bundle.into_key_package()).tls_serialize_detached().unwrap()
+    }
+}
+
+/// A valid KeyPackage of the same device with the very keys of another one: the same, with the last-resort extension
+/// added and signed anew.
+pub fn with_the_keys_of(package: &[u8], device: &Device) -> Made {
+    let signed = package.len() - SIGNATURE;
+    assert_eq!(package[signed - 1], 0, "the KeyPackage has extensions already");
+    let mut changed = package[..signed - 1].to_vec();
+    // One extension of three bytes: its type, 0x000a, and no data.
+    changed.extend([3, 0x00, 0x0a, 0]);
+    let content = [vector(b"MLS 1.0 KeyPackageTBS"), vector(&changed[HEADER..])].concat();
+    changed.extend(vector(&device.signer.sign(&content).unwrap()));
+    changed
+}
+
+/// A vector with its length before it (RFC 9420, section 2.1.2).
+fn vector(bytes: &[u8]) -> Vec<u8> {
+    let length = u16::try_from(bytes.len()).unwrap();
+    let mut encoded =
+        if length < 64 { vec![length.to_be_bytes()[1]] } else { (length | 0x4000).to_be_bytes().to_vec() };
+    encoded.extend(bytes);
+    encoded
+}
+
+/// The same bytes with one bit changed.
+pub fn tampered(package: &[u8], at: usize) -> Made {
+    let mut changed = package.to_vec();
+    changed[at] ^= 1;
+    changed
+}
+
+/// Bytes as they travel.
+pub fn encode(bytes: &[u8]) -> String {
+    STANDARD.encode(bytes)
+}

@@ -1,0 +1,122 @@
+//! A PostgreSQL of the tests' own: started once, gone with the test process however that ends.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    sync::{Mutex, OnceLock},
+};
+
+use diesel::{Connection, PgConnection, RunQueryDsl};
+use uuid::Uuid;
+
+use super::server::free_port;
+
+const REMEDY: &str = "the tests start a PostgreSQL of their own and found no initdb in PATH, by pg_config, or in \
+                      /usr/lib/postgresql: install it with `sudo apt-get install postgresql`";
+
+/// Stops the server and deletes its files when the pipe to it closes, which the end of the test process does.
+const WATCHDOG: &str = r#"trap '' INT TERM HUP; cat >/dev/null; "$@" -m immediate stop; rm -rf "$DIRECTORY""#;
+
+struct Postgres {
+    port: u16,
+    _watchdog: Child,
+}
+
+/// The URL of a new, empty database.
+pub fn fresh_database() -> String {
+    static SERVER: OnceLock<Postgres> = OnceLock::new();
+    static ADMIN: Mutex<Option<PgConnection>> = Mutex::new(None);
+    let server = SERVER.get_or_init(start);
+    let url = |name: &str| format!("postgres://postgres@127.0.0.1:{}/{name}", server.port);
+    let name = format!("test_{}", Uuid::new_v4().simple());
+    let mut admin = ADMIN.lock().unwrap();
+    let admin = admin.get_or_insert_with(|| PgConnection::establish(&url("postgres")).unwrap());
+    diesel::sql_query(format!("CREATE DATABASE {name}")).execute(admin).unwrap();
+    url(&name)
+}
+
+fn start() -> Postgres {
+    let programs = programs();
+    let directory = tempfile::Builder::new().prefix("keypool-postgres-").tempdir().unwrap().keep();
+    if is_root() {
+        run(Command::new("chown").arg("postgres").arg(&directory));
+    }
+    let data = directory.join("data");
+    run(as_postgres(&programs.join("initdb")).args(["--auth=trust", "--username=postgres", "--no-sync"]).arg(&data));
+    let port = free_port();
+    let settings = format!(
+        "listen_addresses = '127.0.0.1'\nport = {port}\nunix_socket_directories = ''\nmax_connections = 200\nfsync = off\n\
+         synchronous_commit = off\nfull_page_writes = off\n"
+    );
+    let file = data.join("postgresql.conf");
+    fs::write(&file, fs::read_to_string(&file).unwrap() + &settings).unwrap();
+    let watchdog = watchdog(&programs, &directory);
+    run(control(&programs, &data).arg("-l").arg(directory.join("log")).args(["-w", "start"]));
+    Postgres { port, _watchdog: watchdog }
+}
+
+fn watchdog(programs: &Path, directory: &Path) -> Child {
+    let control = control(programs, &directory.join("data"));
+    Command::new("sh")
+        .args(["-c", WATCHDOG, "watchdog"])
+        .arg(control.get_program())
+        .args(control.get_args())
+        .env("DIRECTORY", directory)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .current_dir("/")
+        .spawn()
+        .unwrap()
+}
+
+fn control(programs: &Path, data: &Path) -> Command {
+    let mut command = as_postgres(&programs.join("pg_ctl"));
+    command.arg("-D").arg(data);
+    command
+}
+
+/// PostgreSQL refuses to run as root.
+fn as_postgres(program: &Path) -> Command {
+    let mut command = if is_root() {
+        let mut command = Command::new("runuser");
+        command.args(["-u", "postgres", "--"]).arg(program);
+        command
+    } else {
+        Command::new(program)
+    };
+    command.current_dir("/");
+    command
+}
+
+fn is_root() -> bool {
+    Command::new("id").arg("-u").output().is_ok_and(|id| id.stdout == b"0\n")
+}
+
+fn run(command: &mut Command) {
+    // To a file and not to a pipe, which the server that pg_ctl starts would hold open.
+    let said = tempfile::NamedTempFile::new().unwrap();
+    let (out, err) = (said.reopen().unwrap(), said.reopen().unwrap());
+    let status = command.stdin(Stdio::null()).stdout(out).stderr(err).status();
+    let ok = status.as_ref().is_ok_and(std::process::ExitStatus::success);
+    assert!(ok, "{command:?}: {status:?}\n{}", fs::read_to_string(said.path()).unwrap());
+}
+
+/// Where `initdb` and `pg_ctl` are.
+fn programs() -> PathBuf {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let by_pg_config = Command::new("pg_config").arg("--bindir").output().ok();
+    let by_pg_config = by_pg_config.map(|out| PathBuf::from(String::from_utf8_lossy(&out.stdout).trim()));
+    let mut debian: Vec<_> = fs::read_dir("/usr/lib/postgresql")
+        .into_iter()
+        .flatten()
+        .filter_map(|entry| Some(entry.ok()?.path().join("bin")))
+        .collect();
+    debian.sort();
+    std::env::split_paths(&path)
+        .chain(by_pg_config)
+        .chain(debian.into_iter().rev())
+        .find(|directory| directory.join("initdb").is_file() && directory.join("pg_ctl").is_file())
+        .expect(REMEDY)
+}

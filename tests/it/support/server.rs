@@ -1,0 +1,179 @@
+use std::{
+    net::TcpListener,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    sync::{Arc, OnceLock},
+    thread,
+    time::{Duration, Instant},
+};
+
+use jiff::{SignedDuration, Timestamp};
+use keypool_server::{
+    Server,
+    clock::{Clock, ManualClock, SystemClock},
+    config::Config,
+};
+use tokio::sync::oneshot;
+
+use super::{Database, Http, Place};
+
+/// How long a server may take to come up before a test gives up on it.
+const PATIENCE: Duration = Duration::from_mins(1);
+
+/// The real time, for KeyPackages: OpenMLS judges their lifetimes by the system's clock.
+pub fn now() -> Timestamp {
+    SystemClock.now()
+}
+
+/// A server within the test's own process, whose time stands still until the test moves it.
+#[derive(Debug)]
+pub struct TestServer {
+    pub base: String,
+    clock: Arc<ManualClock>,
+    stop: Option<oneshot::Sender<()>>,
+    _place: Place,
+}
+
+impl TestServer {
+    pub async fn start(database: Database) -> Self {
+        Self::start_with(database, |_| {}).await
+    }
+
+    pub async fn start_with(database: Database, change: impl FnOnce(&mut Config)) -> Self {
+        let place = tokio::task::spawn_blocking(move || database.fresh()).await.unwrap();
+        let mut config = Config {
+            listen: "127.0.0.1:0".parse().unwrap(),
+            database_url: serde_json::from_value(place.url.clone().into()).unwrap(),
+            ..Config::default()
+        };
+        change(&mut config);
+        let clock = Arc::new(ManualClock::at(now()));
+        let (started, starting) = oneshot::channel();
+        let (stop, stopped) = oneshot::channel();
+        let its_clock = Arc::clone(&clock);
+        // A thread of its own: the server goes on while the test's runtime is busy or gone.
+        thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(async {
+                let server = Server::start(config, its_clock).await.unwrap();
+                started.send(server.address()).unwrap();
+                let _ = stopped.await;
+                server.stop().await;
+            });
+        });
+        let address = starting.await.expect("the server did not start");
+        Self { base: format!("http://{address}"), clock, stop: Some(stop), _place: place }
+    }
+
+    /// Moves the server's time on.
+    pub fn advance(&self, span: SignedDuration) {
+        self.clock.advance(span);
+    }
+
+    /// Someone without a token.
+    pub fn anyone(&self) -> Http {
+        Http::new(&self.base)
+    }
+}
+
+impl Drop for TestServer {
+    fn drop(&mut self) {
+        if let Some(stop) = self.stop.take() {
+            let _ = stop.send(());
+        }
+    }
+}
+
+/// The server as users run it: a process.
+#[derive(Debug)]
+pub struct ServerProcess {
+    pub base: String,
+    child: Child,
+}
+
+impl ServerProcess {
+    /// Starts one, and answers before it is up.
+    pub fn spawn(place: &Place) -> Self {
+        let address = format!("127.0.0.1:{}", free_port());
+        let child = without_settings(&mut Command::new(binary("keypool-server")))
+            .env("KEYPOOL_LISTEN", &address)
+            .env("KEYPOOL_DATABASE_URL", &place.url)
+            .env("KEYPOOL_LIMITS", "off")
+            .env("KEYPOOL_LOG", "warn")
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap();
+        Self { base: format!("http://{address}"), child }
+    }
+
+    pub async fn start(place: &Place) -> Self {
+        let mut server = Self::spawn(place);
+        server.ready().await;
+        server
+    }
+
+    /// Waits until it serves.
+    pub async fn ready(&mut self) {
+        let patience = Instant::now() + PATIENCE;
+        let anyone = Http::new(&self.base);
+        while !anyone.is_ready().await {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                panic!("the server ended by itself: {status}");
+            }
+            assert!(Instant::now() < patience, "the server is not ready after {PATIENCE:?}");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    /// `kill -9`.
+    pub fn kill(mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+}
+
+impl Drop for ServerProcess {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Takes Keypool's settings out of a process's environment.
+fn without_settings(command: &mut Command) -> &mut Command {
+    for (name, _) in std::env::vars_os() {
+        if name.to_string_lossy().starts_with("KEYPOOL_") {
+            command.env_remove(name);
+        }
+    }
+    command
+}
+
+/// The path of a program of this workspace, built when it is first asked for.
+pub fn binary(name: &str) -> PathBuf {
+    static BUILT: OnceLock<PathBuf> = OnceLock::new();
+    let directory = BUILT.get_or_init(|| {
+        let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+        let status = Command::new(cargo)
+            .args(["build", "--quiet", "--package", "keypool-server", "--package", "keypool-client", "--bins"])
+            .current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap())
+            .env("CARGO_TARGET_DIR", target())
+            .status()
+            .unwrap();
+        assert!(status.success(), "the programs could not be built: {status}");
+        target().join("debug")
+    });
+    directory.join(name)
+}
+
+/// The target directory that this test was built into.
+fn target() -> PathBuf {
+    // target/debug/deps/it-…
+    std::env::current_exe().unwrap().ancestors().nth(3).unwrap().to_owned()
+}
+
+/// A port that nobody listens on.
+pub fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
