@@ -72,11 +72,11 @@ async fn one_adds_the_other_to_a_group(#[values(Database::Postgres, Database::Sq
         bundle.is_some()
     };
     assert!(keys(&bob));
-    assert_eq!(bob.local_counts().unwrap().total, 33);
+    assert_eq!(bob.local_counts().unwrap().total, 32);
 
     let mut bobs = bob.join(&std::fs::read(&welcome).unwrap()).unwrap();
     assert!(!keys(&bob), "the private keys of a used KeyPackage are still here");
-    assert_eq!(bob.local_counts().unwrap().total, 32);
+    assert_eq!(bob.local_counts().unwrap().total, 31);
     let status = bob.status().await.unwrap();
     assert_eq!((status.fresh, status.spent, status.reserved), (31, 1, 0));
     assert_eq!(bobs.members().count(), 2);

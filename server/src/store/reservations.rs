@@ -398,13 +398,17 @@ fn pick<C: ClaimSql + ReservationSql>(conn: &mut C, claim: &Claim<'_>) -> QueryR
 }
 
 fn miss(owner: &DeviceRow, claim: &Claim<'_>, leftovers: &[(i32, i64)]) -> Result<Miss, StoreError> {
-    let matches = |number: i32| (claim.suites.0..=claim.suites.1).contains(&number);
-    let reason = if leftovers.iter().any(|(number, _)| matches(*number)) {
-        MissingReason::PoolExpired
-    } else if leftovers.is_empty() {
+    let mut matching =
+        leftovers.iter().filter(|(number, _)| (claim.suites.0..=claim.suites.1).contains(number)).peekable();
+    let reason = if leftovers.is_empty() {
         MissingReason::PoolExhausted
-    } else {
+    } else if matching.peek().is_none() {
         MissingReason::NoMatchingCiphersuite
+    } else if matching.all(|(_, not_after)| *not_after < claim.usable_until) {
+        MissingReason::PoolExpired
+    } else {
+        // What can be used and was not to be had is another adder's in this very moment.
+        MissingReason::PoolExhausted
     };
     let mut ciphersuites = leftovers.iter().map(|(number, _)| suite(*number)).collect::<Result<Vec<_>, _>>()?;
     ciphersuites.sort_unstable();
@@ -546,6 +550,26 @@ mod tests {
     use diesel::{debug_query, pg::Pg, sqlite::Sqlite};
 
     use super::*;
+
+    #[test]
+    fn a_miss_says_why() {
+        let owner = DeviceRow {
+            id: DeviceId(7),
+            user: "alice".parse().unwrap(),
+            device: "laptop".parse().unwrap(),
+            registered_at: Timestamp::UNIX_EPOCH,
+        };
+        let claim = Claim { owner: 7, suites: (1, 1), usable_until: 3_600, nonce: &[9; 16], by: 8, until: 60, now: 0 };
+        for (leftovers, reason) in [
+            (vec![], MissingReason::PoolExhausted),
+            (vec![(2, 9_000)], MissingReason::NoMatchingCiphersuite),
+            (vec![(1, 3_599), (2, 9_000)], MissingReason::PoolExpired),
+            (vec![(1, 3_599), (1, 3_600)], MissingReason::PoolExhausted),
+        ] {
+            assert_eq!(miss(&owner, &claim, &leftovers).unwrap().reason, reason, "{leftovers:?}");
+        }
+        assert_eq!(miss(&owner, &claim, &[(3, 1), (2, 1), (2, 2)]).unwrap().ciphersuites, [2, 3]);
+    }
 
     /// The hot statements as each database gets them: a change here is a change of what was measured.
     #[test]
