@@ -1,10 +1,11 @@
 //! The store: the domain's verbs over either database.
 //!
-//! Each verb is one body, compiled against each connection type by [`with_conn!`]; what differs between the
-//! databases is in [`postgres`] and [`sqlite`]. Verbs block: call them where blocking is allowed. Times and ids come in
-//! as values.
+//! Each verb is one body, compiled against each connection type by the macro `with_conn`; what differs between the
+//! databases is in the files `postgres` and `sqlite`. Verbs block: call them where blocking is allowed. Times and ids
+//! come in as values.
 
 mod audit;
+mod claims;
 mod connection;
 mod devices;
 mod key_packages;

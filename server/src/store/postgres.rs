@@ -8,9 +8,9 @@ use diesel::{
 
 use super::{
     StoreError,
+    claims::claims,
     connection::{self, POSTGRES_MIGRATIONS},
     key_packages::HoldDevice,
-    reservations::claims,
     schema::devices,
 };
 

@@ -9,9 +9,9 @@ use diesel::{
 
 use super::{
     StoreError,
+    claims::claims,
     connection::{self, SQLITE_MIGRATIONS},
     key_packages::HoldDevice,
-    reservations::claims,
 };
 
 /// WAL lets readers go on while one writes; FULL makes every answered commit survive a power cut.

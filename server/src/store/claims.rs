@@ -1,0 +1,117 @@
+//! The hot statements: each takes one KeyPackage, and no two adders can both win it.
+
+use diesel::QueryResult;
+
+use super::{rows::HandedOut, schema::key_packages};
+
+/// Which KeyPackages of a device may be handed out, and to whom.
+pub(super) struct Claim<'a> {
+    pub owner: i64,
+    /// The first and the last ciphersuite.
+    pub suites: (i32, i32),
+    pub usable_until: i64,
+    pub nonce: &'a [u8],
+    pub by: i64,
+    pub until: i64,
+    pub now: i64,
+}
+
+/// Takes one KeyPackage, in one statement that two adders cannot both win.
+pub(super) trait ClaimSql {
+    /// A fresh one at or after the nonce, in the order of the refs. Refs are hashes, so adders start anywhere.
+    fn claim_fresh_after(&mut self, claim: &Claim<'_>) -> QueryResult<Option<HandedOut>>;
+    /// A fresh one before the nonce.
+    fn claim_fresh_before(&mut self, claim: &Claim<'_>) -> QueryResult<Option<HandedOut>>;
+    /// One whose last reservation is over, the longest first.
+    fn claim_returned(&mut self, claim: &Claim<'_>) -> QueryResult<Option<HandedOut>>;
+}
+
+diesel::alias!(pub(super) const CANDIDATE: Alias<Candidate> = key_packages as candidate);
+
+/// The statements that claim, and [`ClaimSql`] by them for a connection: each is written once, with the row lock that
+/// the connection's database needs at its end.
+macro_rules! claims {
+    ($connection:ty, $($lock:tt)*) => {
+        impl $crate::store::claims::ClaimSql for $connection {
+            fn claim_fresh_after(
+                &mut self,
+                claim: &$crate::store::claims::Claim<'_>,
+            ) -> QueryResult<Option<$crate::store::rows::HandedOut>> {
+                $crate::store::claims::claims!(@fresh_after claim, $($lock)*).get_result(self).optional()
+            }
+
+            fn claim_fresh_before(
+                &mut self,
+                claim: &$crate::store::claims::Claim<'_>,
+            ) -> QueryResult<Option<$crate::store::rows::HandedOut>> {
+                $crate::store::claims::claims!(@fresh_before claim, $($lock)*).get_result(self).optional()
+            }
+
+            fn claim_returned(
+                &mut self,
+                claim: &$crate::store::claims::Claim<'_>,
+            ) -> QueryResult<Option<$crate::store::rows::HandedOut>> {
+                $crate::store::claims::claims!(@returned claim, $($lock)*).get_result(self).optional()
+            }
+        }
+    };
+    (@fresh_after $claim:expr, $($lock:tt)*) => {
+        $crate::store::claims::claims!(@take $claim, |candidate| candidate
+            .filter($crate::store::claims::CANDIDATE.field($crate::store::schema::key_packages::fresh))
+            .filter($crate::store::claims::CANDIDATE.field($crate::store::schema::key_packages::keypackage_ref).ge($claim.nonce))
+            .order($crate::store::claims::CANDIDATE.field($crate::store::schema::key_packages::keypackage_ref).asc()), $($lock)*)
+    };
+    (@fresh_before $claim:expr, $($lock:tt)*) => {
+        $crate::store::claims::claims!(@take $claim, |candidate| candidate
+            .filter($crate::store::claims::CANDIDATE.field($crate::store::schema::key_packages::fresh))
+            .filter($crate::store::claims::CANDIDATE.field($crate::store::schema::key_packages::keypackage_ref).lt($claim.nonce))
+            .order($crate::store::claims::CANDIDATE.field($crate::store::schema::key_packages::keypackage_ref).asc()), $($lock)*)
+    };
+    (@returned $claim:expr, $($lock:tt)*) => {
+        $crate::store::claims::claims!(@take $claim, |candidate| candidate
+            .filter($crate::store::claims::CANDIDATE.field($crate::store::schema::key_packages::handed_out))
+            .filter($crate::store::claims::CANDIDATE.field($crate::store::schema::key_packages::reserved_until).le($claim.now))
+            .order($crate::store::claims::CANDIDATE.field($crate::store::schema::key_packages::reserved_until).asc()), $($lock)*)
+    };
+    (@take $claim:expr, |$candidate:ident| $pick:expr, $($lock:tt)*) => {{
+        use $crate::store::{claims::CANDIDATE, schema::key_packages as k};
+        let $candidate = CANDIDATE
+            .filter(CANDIDATE.field(k::device_id).eq($claim.owner))
+            .filter(CANDIDATE.field(k::ciphersuite).between($claim.suites.0, $claim.suites.1))
+            .filter(CANDIDATE.field(k::not_after).ge($claim.usable_until));
+        let chosen = $pick.select(CANDIDATE.field(k::keypackage_ref)).limit(1)$($lock)*;
+        diesel::update(k::table)
+            .filter(k::keypackage_ref.nullable().eq(chosen.single_value()))
+            .set((
+                k::state.eq(keypool_openapi::State::Reserved.as_ref()),
+                k::reservation.eq($claim.nonce),
+                k::reserved_by.eq($claim.by),
+                k::reserved_until.eq($claim.until),
+            ))
+            .returning((k::keypackage_ref, k::key_package, k::ciphersuite, k::not_after))
+    }};
+}
+pub(super) use claims;
+
+#[cfg(test)]
+mod tests {
+    use diesel::{debug_query, pg::Pg, prelude::*, sqlite::Sqlite};
+
+    use super::*;
+
+    /// The hot statements as each database gets them: a change here is a change of what was measured.
+    #[test]
+    fn the_claims_are_the_statements_that_were_measured() {
+        let claim = Claim { owner: 7, suites: (1, 1), usable_until: 3_600, nonce: &[9; 16], by: 8, until: 60, now: 0 };
+        insta::assert_snapshot!(
+            "postgres_fresh",
+            debug_query::<Pg, _>(&claims!(@fresh_after claim, .for_update().skip_locked())).to_string()
+        );
+        insta::assert_snapshot!(
+            "postgres_returned",
+            debug_query::<Pg, _>(&claims!(@returned claim, .for_update().skip_locked())).to_string()
+        );
+        insta::assert_snapshot!("sqlite_fresh", debug_query::<Sqlite, _>(&claims!(@fresh_after claim,)).to_string());
+        insta::assert_snapshot!("sqlite_returned", debug_query::<Sqlite, _>(&claims!(@returned claim,)).to_string());
+    }
+}
