@@ -3,7 +3,8 @@
 use jiff::{SignedDuration, Timestamp};
 use keypool_openapi::{DeviceName, KeyPackageRef, MAX_KEY_PACKAGE_SIZE, RejectionReason, UserName};
 use openmls::prelude::{
-    BasicCredential, CredentialType, ExtensionType, KeyPackage, KeyPackageIn, KeyPackageVerifyError, ProtocolVersion,
+    BasicCredential, Ciphersuite, CredentialType, ExtensionType, HpkeKemType, KeyPackage, KeyPackageIn,
+    KeyPackageVerifyError, ProtocolVersion,
     tls_codec::{Deserialize, Serialize, VLBytes},
 };
 use openmls::treesync::errors::LifetimeError;
@@ -243,15 +244,22 @@ fn check_keys(key_package: &KeyPackage) -> Result<(), Rejection> {
     let suite = key_package.ciphersuite();
     let keys = [(key_package.hpke_init_key().as_slice(), "init key"), (leaf_key.as_slice(), "encryption key")];
     for (key, name) in keys {
-        let usable = key.iter().any(|byte| *byte != 0)
-            && RustCrypto::default().hpke_seal(suite.hpke_config(), key, &[], &[], &[]).is_ok();
-        if !usable {
+        if !usable(suite, key) {
             return Err(Rejection::malformed(format!(
                 "The {name} is no public key of its ciphersuite. Generate a new one."
             )));
         }
     }
     Ok(())
+}
+
+/// Any 32 bytes are an X25519 key, but nobody agrees on a secret with zero (RFC 7748, section 6.1). Other groups' points
+/// are tried out.
+fn usable(suite: Ciphersuite, key: &[u8]) -> bool {
+    match suite.hpke_kem_algorithm() {
+        HpkeKemType::DhKem25519 => key.len() == 32 && key.iter().any(|byte| *byte != 0),
+        _ => RustCrypto::default().hpke_seal(suite.hpke_config(), key, &[], &[], &[]).is_ok(),
+    }
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 use jiff::ToSpan;
 use openmls::prelude::{
-    Capabilities, Ciphersuite, CredentialWithKey, Extension, Extensions, Lifetime, MlsMessageOut, UnknownExtension,
+    Capabilities, CredentialWithKey, Extension, Extensions, Lifetime, MlsMessageOut, UnknownExtension,
 };
 use openmls_basic_credential::SignatureKeyPair;
 use openmls_rust_crypto::OpenMlsRustCrypto;
@@ -265,4 +265,13 @@ fn keys_that_nobody_can_encrypt_to_are_malformed() {
     let mut init = bytes.clone();
     init[9..LEAF].fill(0);
     assert_rejected(edit_leaf(&init, &signer, |_| ()), RejectionReason::Malformed);
+    let p256 = Ciphersuite::MLS_128_DHKEMP256_AES128GCM_SHA256_P256;
+    let package = Maker::of(p256).make();
+    // Behind the headers, and a varint of 65 that takes two bytes, an uncompressed point.
+    let point = &package[10..75];
+    assert!(usable(p256, point));
+    let mut off_the_curve = point.to_vec();
+    off_the_curve[64] ^= 1;
+    assert!(!usable(p256, &off_the_curve));
+    assert!(!usable(p256, &point[..64]));
 }
