@@ -57,26 +57,27 @@ fn main() -> ExitCode {
 }
 
 fn run(cli: Cli) -> anyhow::Result<()> {
-    if let Some(Command::Openapi) = cli.command {
-        return say(&app::openapi_json()?);
-    }
-    let config = Config::load(&cli.flags)?;
+    let config = || Config::load(&cli.flags);
     match cli.command.unwrap_or(Command::Serve) {
-        Command::Serve => {
-            start_log(&config)?;
-            actix_web::rt::System::new().block_on(serve(config))
-        }
-        Command::Migrate => {
-            start_log(&config)?;
-            Store::connect(&config).with_context(|| format!("cannot migrate {}", config.database_url))?;
-            say(&format!("{} is up to date\n", config.database_url))
-        }
-        Command::Healthcheck => healthcheck(config.listen),
-        Command::Openapi => Ok(()),
+        Command::Serve => serve(config()?),
+        Command::Migrate => migrate(&config()?),
+        Command::Openapi => say(&app::openapi_json()?),
+        Command::Healthcheck => healthcheck(config()?.listen),
     }
 }
 
-async fn serve(config: Config) -> anyhow::Result<()> {
+fn migrate(config: &Config) -> anyhow::Result<()> {
+    start_log(config)?;
+    Store::connect(config).with_context(|| format!("cannot migrate {}", config.database_url))?;
+    say(&format!("{} is up to date\n", config.database_url))
+}
+
+fn serve(config: Config) -> anyhow::Result<()> {
+    start_log(&config)?;
+    actix_web::rt::System::new().block_on(serve_until_stopped(config))
+}
+
+async fn serve_until_stopped(config: Config) -> anyhow::Result<()> {
     let server = Server::start(config, Arc::new(SystemClock)).await?;
     let (address, database) = (server.address(), server.database());
     say(&format!(
