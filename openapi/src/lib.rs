@@ -23,3 +23,6 @@ pub const MAX_UPLOAD_BATCH: usize = 100;
 
 /// The largest KeyPackage that the server takes, in bytes of its `MLSMessage` encoding.
 pub const MAX_KEY_PACKAGE_SIZE: usize = 64 * 1024;
+
+/// The most users whose KeyPackages one reservation request may name.
+pub const MAX_TARGETS: usize = 100;
