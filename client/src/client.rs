@@ -136,11 +136,10 @@ impl MlsClient {
         ttl: Option<Duration>,
     ) -> Result<ReserveResponse> {
         let request = ReserveRequest {
-            target_user: user.clone(),
             device: device.cloned(),
             ciphersuite,
-            group_id: None,
             ttl: ttl.map(|ttl| ttl.as_secs()),
+            ..ReserveRequest::of(user.clone())
         };
         self.api.reserve(&request).await
     }

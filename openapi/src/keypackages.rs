@@ -3,7 +3,7 @@ use serde::{Deserialize, Serialize};
 use strum::{AsRefStr, Display, EnumIter, EnumString, IntoStaticStr};
 use utoipa::ToSchema;
 
-use crate::{Base64Bytes, DeviceName, KeyPackageRef, MissingReason, ReservationId, UserName};
+use crate::{DeviceName, KeyPackageRef, MAX_UPLOAD_BATCH, UserName, bounded};
 
 /// Where a KeyPackage is in its life.
 #[derive(
@@ -34,6 +34,8 @@ pub enum State {
     Revoked,
     /// Past its `not_after`.
     Expired,
+    /// Handed out once, and given back or left to lapse, where the operator has each handed out only once.
+    Retired,
 }
 
 /// KeyPackages for the caller's own pool.
@@ -41,7 +43,8 @@ pub enum State {
 #[serde(deny_unknown_fields)]
 pub struct UploadRequest {
     /// Up to 100 KeyPackages, each the base64 of the `MLSMessage` that wraps it.
-    #[schema(max_items = 100, example = json!(["AAEABQABAAEg..."]))]
+    #[serde(deserialize_with = "bounded::<_, _, MAX_UPLOAD_BATCH>")]
+    #[schema(min_items = 1, max_items = 100, example = json!(["AAEABQABAAEg"]))]
     pub keypackages: Vec<String>,
 }
 
@@ -133,119 +136,6 @@ pub enum RejectionReason {
     SecondLastResort,
 }
 
-/// Whose KeyPackages to reserve.
-#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
-pub struct ReserveRequest {
-    /// The user to be added to a group.
-    #[schema(example = "alice")]
-    pub target_user: UserName,
-    /// Only this device of the user; without it, every device.
-    #[serde(default)]
-    #[schema(example = "laptop")]
-    pub device: Option<DeviceName>,
-    /// Only KeyPackages of this ciphersuite; without it, of any.
-    #[serde(default)]
-    #[schema(example = 1)]
-    pub ciphersuite: Option<u16>,
-    /// The group that they are to be added to, for the owner's audit trail.
-    #[serde(default)]
-    pub group_id: Option<Base64Bytes>,
-    /// How long to hold them, in seconds; without it, the server's default.
-    #[serde(default)]
-    #[schema(minimum = 1, example = 60)]
-    pub ttl: Option<u64>,
-}
-
-/// One reservation per device that had a KeyPackage.
-#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
-pub struct ReserveResponse {
-    /// What is held for the caller.
-    pub reservations: Vec<Reservation>,
-    /// The devices that had none.
-    pub missing: Vec<MissingDevice>,
-}
-
-/// A KeyPackage that is held for the caller alone until `expires_at`.
-#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
-pub struct Reservation {
-    /// Names the reservation in `spend` and `release`.
-    pub reservation_id: ReservationId,
-    /// The owner's user.
-    #[schema(example = "alice")]
-    pub user: UserName,
-    /// The owner's device.
-    #[schema(example = "laptop")]
-    pub device: DeviceName,
-    /// The KeyPackage's ref.
-    pub keypackage_ref: KeyPackageRef,
-    /// The KeyPackage: the very bytes that its owner uploaded, an `MLSMessage`.
-    pub keypackage: Base64Bytes,
-    /// Its ciphersuite.
-    #[schema(example = 1)]
-    pub ciphersuite: u16,
-    /// When it expires.
-    #[schema(value_type = String, format = DateTime)]
-    pub not_after: Timestamp,
-    /// When the reservation lapses, if it is not spent.
-    #[schema(value_type = String, format = DateTime)]
-    pub expires_at: Timestamp,
-    /// Whether it is the last resort, which others may hold too.
-    pub last_resort: bool,
-}
-
-/// A device that has no KeyPackage to reserve.
-#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
-pub struct MissingDevice {
-    /// The user.
-    #[schema(example = "alice")]
-    pub user: UserName,
-    /// The device.
-    #[schema(example = "laptop")]
-    pub device: DeviceName,
-    /// Why.
-    pub reason: MissingReason,
-}
-
-/// A reservation whose KeyPackage is now in a Commit.
-#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
-pub struct SpendRequest {
-    /// The reservation.
-    pub reservation_id: ReservationId,
-    /// The group that the Commit belongs to.
-    pub group_id: Base64Bytes,
-}
-
-/// A spent KeyPackage.
-#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
-pub struct SpendResponse {
-    /// The KeyPackage.
-    pub keypackage_ref: KeyPackageRef,
-    /// `spent`; `available` for a last resort, which is never used up.
-    pub state: State,
-    /// When it was spent first.
-    #[schema(value_type = String, format = DateTime)]
-    pub spent_at: Timestamp,
-}
-
-/// A reservation that is not needed after all.
-#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
-pub struct ReleaseRequest {
-    /// The reservation.
-    pub reservation_id: ReservationId,
-}
-
-/// A KeyPackage that is no longer held.
-#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
-pub struct ReleaseResponse {
-    /// The KeyPackage.
-    pub keypackage_ref: KeyPackageRef,
-    /// `available`.
-    pub state: State,
-}
-
 /// How a pool is doing.
 #[derive(
     Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, Display, EnumIter, EnumString, ToSchema,
@@ -283,7 +173,7 @@ pub struct PoolStatus {
     pub spent: u64,
     /// Past their `not_after`.
     pub expired: u64,
-    /// Withdrawn by the owner.
+    /// Withdrawn by the owner, or retired.
     pub revoked: u64,
     /// All that the server still knows of.
     pub total: u64,
@@ -302,8 +192,22 @@ pub struct PoolStatus {
     /// SHA-256 over the sorted refs of all that is available or reserved, the last resort included: a client whose
     /// own digest is the same knows exactly what the server has.
     pub inventory_digest: String,
+    /// Users who were handed out at least half a pool within the last hour: they drain it, on purpose or not. The most
+    /// first.
+    pub draining: Vec<Drain>,
     /// The same counts for each ciphersuite of the pool.
     pub ciphersuites: Vec<SuiteStatus>,
+}
+
+/// A user who was handed out a lot of one pool within the last hour.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Drain {
+    /// Who.
+    #[schema(example = "mallory")]
+    pub user: UserName,
+    /// How many KeyPackages of the pool they reserved.
+    #[schema(example = 30)]
+    pub handed_out: u64,
 }
 
 /// A pool's part of one ciphersuite, counted as in [`PoolStatus`].
@@ -324,7 +228,7 @@ pub struct SuiteStatus {
     pub spent: u64,
     /// Past their `not_after`.
     pub expired: u64,
-    /// Withdrawn by the owner.
+    /// Withdrawn by the owner, or retired.
     pub revoked: u64,
     /// All that the server still knows of.
     pub total: u64,

@@ -4,19 +4,31 @@
 //! as the `MLSMessage` that wraps it (RFC 9420, section 6). The OpenAPI document generated from these types and the
 //! server's routes is kept beside this crate, in `openapi.json`.
 
+mod bounded;
 mod ids;
+mod inventory;
 mod keypackages;
 mod problems;
 mod registration;
+mod reservations;
 
 pub use ids::{Base64Bytes, DeviceName, InvalidId, KeyPackageRef, ReservationId, UserName};
+pub use inventory::{
+    Action, AuditEvent, AuditPage, AuditQuery, DeviceOf, EndedKeyPackage, InventoryItem, InventoryPage, InventoryQuery,
+    LowPool, LowPools, LowPoolsQuery, RevokeRequest, RevokeResponse,
+};
 pub use keypackages::{
-    AcceptedKeyPackage, Health, LastResortStatus, MissingDevice, PoolStatus, RejectedKeyPackage, RejectionReason,
-    ReleaseRequest, ReleaseResponse, Reservation, ReserveRequest, ReserveResponse, SpendRequest, SpendResponse, State,
+    AcceptedKeyPackage, Drain, Health, LastResortStatus, PoolStatus, RejectedKeyPackage, RejectionReason, State,
     SuiteStatus, UploadRequest, UploadResponse,
 };
 pub use problems::{MissingReason, Problem, ProblemType};
-pub use registration::{Device, DeviceList, RegisterRequest, RegisterResponse};
+pub use registration::{Device, DeviceList, RegisterRequest, RegisterResponse, RemovedDevice, TokenResponse};
+pub use reservations::{
+    MissingDevice, ReleaseRequest, ReleaseResponse, Reservation, ReserveRequest, ReserveResponse, SpendRequest,
+    SpendResponse,
+};
+
+use bounded::bounded;
 
 /// The most KeyPackages that one upload may carry.
 pub const MAX_UPLOAD_BATCH: usize = 100;
@@ -26,3 +38,6 @@ pub const MAX_KEY_PACKAGE_SIZE: usize = 64 * 1024;
 
 /// The most users whose KeyPackages one reservation request may name.
 pub const MAX_TARGETS: usize = 100;
+
+/// The most KeyPackages that one revocation may name.
+pub const MAX_REVOCATIONS: usize = 1_000;

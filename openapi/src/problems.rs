@@ -2,6 +2,8 @@ use serde::{Deserialize, Serialize};
 use strum::{Display, EnumIter, EnumString, IntoStaticStr};
 use utoipa::ToSchema;
 
+use crate::MissingDevice;
+
 /// What went wrong with a request, as `application/problem+json` (RFC 9457).
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct Problem {
@@ -15,7 +17,11 @@ pub struct Problem {
     #[schema(example = 404)]
     pub status: u16,
     /// This occurrence: what happened, to what, and what to do next.
+    #[schema(example = "No KeyPackage of alice is left. Try again when a device of alice has refreshed its pool.")]
     pub detail: String,
+    /// Where nothing at all could be reserved: what each device lacks.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub missing: Vec<MissingDevice>,
 }
 
 /// The kinds of problem a request can meet.
@@ -25,6 +31,8 @@ pub struct Problem {
     Debug,
     PartialEq,
     Eq,
+    PartialOrd,
+    Ord,
     Hash,
     Serialize,
     Deserialize,
@@ -49,8 +57,10 @@ pub enum ProblemType {
     UnknownDevice,
     /// There never was such a reservation.
     UnknownReservation,
-    /// Nothing is served at this path with this method.
+    /// Nothing is served at this path.
     NotFound,
+    /// Something is served at this path, but not with this method.
+    MethodNotAllowed,
     /// No KeyPackage is left to reserve.
     PoolExhausted,
     /// There are KeyPackages, and all end too soon to be handed out.
@@ -69,6 +79,10 @@ pub enum ProblemType {
     PoolFull,
     /// The body is larger than the server reads.
     PayloadTooLarge,
+    /// The `Idempotency-Key` was used before with another request.
+    IdempotencyMismatch,
+    /// The caller asks for more than it may at a time.
+    TooManyRequests,
     /// The server, or its database, cannot answer now.
     Unavailable,
     /// A fault of the server's own.
@@ -82,10 +96,16 @@ pub enum ProblemType {
 #[serde(rename_all = "kebab-case")]
 #[strum(serialize_all = "kebab-case")]
 pub enum MissingReason {
+    /// There is no such user.
+    UnknownUser,
+    /// The user has no such device, or none at all.
+    UnknownDevice,
     /// Its pool is empty, and it has no last resort.
     PoolExhausted,
     /// All it has ends too soon to be handed out.
     PoolExpired,
     /// It has KeyPackages, but of other ciphersuites.
     NoMatchingCiphersuite,
+    /// The caller reserves this user's KeyPackages too often.
+    TooManyRequests,
 }

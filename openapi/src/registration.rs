@@ -30,6 +30,31 @@ pub struct RegisterResponse {
     pub token: String,
 }
 
+/// A device's new bearer token.
+#[derive(Clone, Serialize, Deserialize, ToSchema)]
+pub struct TokenResponse {
+    /// The device.
+    #[schema(example = "laptop")]
+    pub device: DeviceName,
+    /// The bearer token. Shown this once; the one before it is no longer valid.
+    #[schema(example = "keypool_tTnyVvyUjlJVyjUTbW0zQxzSnf6aEYpAfHyZxpQPnG0")]
+    pub token: String,
+}
+
+/// A device that was removed.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct RemovedDevice {
+    /// The user.
+    #[schema(example = "alice")]
+    pub user: UserName,
+    /// The device.
+    #[schema(example = "laptop")]
+    pub device: DeviceName,
+    /// How many KeyPackages were revoked with it.
+    #[schema(example = 33)]
+    pub revoked: u64,
+}
+
 /// The devices of a user.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct DeviceList {

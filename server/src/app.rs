@@ -1,17 +1,13 @@
 //! The server put together: routes, middleware, the OpenAPI document.
 
 mod document;
+mod fallback;
 
 use std::{net::SocketAddr, sync::Arc};
 
-use actix_web::{
-    App, HttpServer,
-    dev::ServerHandle,
-    error::{JsonPayloadError, PathError},
-    web,
-};
+use actix_web::{App, HttpServer, dev::ServerHandle, error::PathError, web};
 use anyhow::Context;
-use keypool_openapi::{MAX_KEY_PACKAGE_SIZE, MAX_UPLOAD_BATCH, ProblemType};
+use keypool_openapi::ProblemType;
 use tracing_actix_web::TracingLogger;
 use utoipa_actix_web::AppExt;
 use utoipa_swagger_ui::SwaggerUi;
@@ -20,9 +16,6 @@ use crate::{clock::Clock, config::Config, pool::Pool, problem::Failure, store::S
 
 pub use document::openapi_json;
 use document::{document, routes};
-
-/// A full upload of the largest KeyPackages in base64, and as much again of JSON around them as anybody needs.
-const BODY_LIMIT: usize = MAX_UPLOAD_BATCH * MAX_KEY_PACKAGE_SIZE * 4 / 3 + 64 * 1024;
 
 /// A running server.
 pub struct Server {
@@ -45,17 +38,18 @@ impl Server {
         });
         let (database, pool) = pool.await??;
         let (pool, document) = (web::Data::new(pool), document());
+        let paths = web::Data::new(fallback::Paths::of(&document));
         let server = HttpServer::new(move || {
             App::new()
                 .wrap(TracingLogger::default())
                 .app_data(pool.clone())
-                .app_data(json_config())
+                .app_data(paths.clone())
                 .app_data(web::PathConfig::default().error_handler(|error, _| unreadable_path(&error).into()))
                 .into_utoipa_app()
                 .configure(routes)
                 .into_app()
                 .service(SwaggerUi::new("/swagger-ui/{_:.*}").url("/openapi.json", document.clone()))
-                .default_service(web::to(nothing_here))
+                .default_service(web::to(fallback::nothing_here))
         })
         .bind(listen)
         .with_context(|| {
@@ -93,32 +87,6 @@ impl Server {
     }
 }
 
-fn json_config() -> web::JsonConfig {
-    // The body is JSON whatever its label says: `curl -d` labels everything as a form.
-    web::JsonConfig::default().limit(BODY_LIMIT).content_type(|_| true).content_type_required(false).error_handler(
-        |error, _| {
-            let failure = match &error {
-                JsonPayloadError::Overflow { .. } | JsonPayloadError::OverflowKnownLength { .. } => Failure::new(
-                    ProblemType::PayloadTooLarge,
-                    format!("The body is larger than {BODY_LIMIT} bytes. Send fewer KeyPackages at a time."),
-                ),
-                JsonPayloadError::Deserialize(error) => Failure::new(
-                    ProblemType::MalformedRequest,
-                    format!("The body is not what this call takes: {error}."),
-                ),
-                _ => Failure::new(ProblemType::MalformedRequest, "The body could not be read as JSON. Send it again."),
-            };
-            failure.into()
-        },
-    )
-}
-
 fn unreadable_path(error: &PathError) -> Failure {
     Failure::new(ProblemType::MalformedRequest, format!("The path cannot be read: {error}."))
-}
-
-async fn nothing_here(request: actix_web::HttpRequest) -> Result<actix_web::HttpResponse, Failure> {
-    let (method, path) = (request.method(), request.path());
-    let detail = format!("Nothing is served at {method} {path}. See /swagger-ui/ for what there is.");
-    Err(Failure::new(ProblemType::NotFound, detail))
 }

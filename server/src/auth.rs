@@ -1,45 +1,79 @@
-//! From a bearer token to an authenticated device.
+//! From a bearer token to whoever makes a request.
 
-use std::{future::Future, pin::Pin};
+mod cache;
+mod extract;
 
-use actix_web::{FromRequest, HttpRequest, dev::Payload, http::header, web};
+use std::sync::Arc;
+
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use keypool_openapi::ProblemType;
 use rand::TryRng;
 use secrecy::{ExposeSecret, SecretString};
-use serde::de::DeserializeOwned;
 use sha2::{Digest, Sha256};
+use subtle::ConstantTimeEq;
 
-use crate::{pool::Pool, problem::Failure, store::DeviceRow};
+use crate::{problem::Failure, store::DeviceRow};
+
+pub(crate) use cache::TokenCache;
+pub(crate) use extract::{Admin, Caller, Content, IdempotencyHeader, MaybeBearer, Params, Reader, Signed};
 
 /// What every token begins with, so that a secret scanner knows one when it sees it.
 const PREFIX: &str = "keypool_";
+/// What an enrolment token begins with.
+const ENROLMENT_PREFIX: &str = "keypool_enrol_";
 const TOKEN_BYTES: usize = 32;
 
-/// A device's bearer token: 256 random bits. Shown once; the server keeps its hash alone.
+/// Who makes a request, by the bearer token that came with it.
+#[derive(Clone, Debug)]
+pub enum Bearer {
+    /// A registered device.
+    Device(Arc<DeviceRow>),
+    /// The operator.
+    Admin,
+    /// Somebody with an enrolment token, by its SHA-256. It is looked at when it is used.
+    Enrolment([u8; 32]),
+    /// Somebody with a token of another party, which may be the operator's identity provider.
+    Foreign(SecretString),
+}
+
+/// A bearer token of this server's: 256 random bits. Shown once; the server keeps its hash alone.
 pub struct Token(SecretString);
 
 impl Token {
-    /// A new token.
+    /// A new token of a device.
     ///
     /// # Errors
     /// When the operating system gives no random bytes.
     pub fn generate() -> Result<Self, Failure> {
+        Self::random(PREFIX)
+    }
+
+    /// A new enrolment token.
+    ///
+    /// # Errors
+    /// When the operating system gives no random bytes.
+    pub fn enrolment() -> Result<Self, Failure> {
+        Self::random(ENROLMENT_PREFIX)
+    }
+
+    fn random(prefix: &str) -> Result<Self, Failure> {
         let mut secret = [0; TOKEN_BYTES];
         rand::rngs::SysRng.try_fill_bytes(&mut secret).map_err(|error| {
             tracing::error!(%error, "the operating system gives no random bytes");
             Failure::new(ProblemType::Internal, "The server has no source of randomness; try again later.")
         })?;
-        Ok(Self(format!("{PREFIX}{}", URL_SAFE_NO_PAD.encode(secret)).into()))
+        Ok(Self(format!("{prefix}{}", URL_SAFE_NO_PAD.encode(secret)).into()))
     }
 
-    /// Reads a token from the value of an `Authorization` header; `None` where it is no bearer token of this server.
+    /// Reads a device's token from the value of an `Authorization` header; `None` where it is no such token.
     #[must_use]
     pub fn from_header(value: &str) -> Option<Self> {
-        let (scheme, token) = value.split_once(' ')?;
-        let token = token.trim();
-        let secret = URL_SAFE_NO_PAD.decode(token.strip_prefix(PREFIX)?).ok()?;
-        (scheme.eq_ignore_ascii_case("bearer") && secret.len() == TOKEN_BYTES).then(|| Self(token.into()))
+        Self::with_prefix(PREFIX, bearer(value)?)
+    }
+
+    fn with_prefix(prefix: &str, token: &str) -> Option<Self> {
+        let secret = URL_SAFE_NO_PAD.decode(token.strip_prefix(prefix)?).ok()?;
+        (secret.len() == TOKEN_BYTES).then(|| Self(token.into()))
     }
 
     /// What the server keeps of it.
@@ -55,75 +89,24 @@ impl Token {
     }
 }
 
-/// The device that makes a request, known by its token.
+/// The token in the value of an `Authorization` header, where that is of the scheme `Bearer`.
+fn bearer(value: &str) -> Option<&str> {
+    let (scheme, token) = value.split_once(' ')?;
+    scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
+}
+
+/// The operator's token, as a hash that tells an attacker nothing by the time that comparing takes.
 #[derive(Clone, Debug)]
-pub struct Caller(pub DeviceRow);
+pub(crate) struct AdminHash([u8; 32]);
 
-/// The device that makes a request, where it may be nobody yet. A token that is given must be valid.
-#[derive(Clone, Debug)]
-pub struct MaybeCaller(pub Option<DeviceRow>);
-
-/// A device's request: the caller, and then the body, which is not even read before the caller is known.
-pub struct Signed<T>(pub DeviceRow, pub T);
-
-type Extracted<T, E = Failure> = Pin<Box<dyn Future<Output = Result<T, E>>>>;
-
-impl FromRequest for Caller {
-    type Error = Failure;
-    type Future = Extracted<Self>;
-
-    fn from_request(request: &HttpRequest, _: &mut Payload) -> Self::Future {
-        let request = request.clone();
-        Box::pin(async move {
-            authenticate(&request).await?.map(Self).ok_or_else(|| {
-                Failure::new(
-                    ProblemType::Unauthenticated,
-                    "The request carries no bearer token. POST /devices registers a device and answers its token; send it \
-                     as `Authorization: Bearer TOKEN`.",
-                )
-            })
-        })
+impl AdminHash {
+    pub(crate) fn of(token: &str) -> Self {
+        Self(Sha256::digest(token).into())
     }
-}
 
-impl<T: DeserializeOwned + 'static> FromRequest for Signed<T> {
-    type Error = actix_web::Error;
-    type Future = Extracted<Self, actix_web::Error>;
-
-    fn from_request(request: &HttpRequest, payload: &mut Payload) -> Self::Future {
-        let (request, mut payload) = (request.clone(), payload.take());
-        Box::pin(async move {
-            let Caller(caller) = Caller::from_request(&request, &mut Payload::None).await?;
-            let body = web::Json::<T>::from_request(&request, &mut payload).await?;
-            Ok(Self(caller, body.into_inner()))
-        })
+    pub(crate) fn is_of(&self, token: &str) -> bool {
+        Self::of(token).0.ct_eq(&self.0).into()
     }
-}
-
-impl FromRequest for MaybeCaller {
-    type Error = Failure;
-    type Future = Extracted<Self>;
-
-    fn from_request(request: &HttpRequest, _: &mut Payload) -> Self::Future {
-        let request = request.clone();
-        Box::pin(async move { authenticate(&request).await.map(Self) })
-    }
-}
-
-async fn authenticate(request: &HttpRequest) -> Result<Option<DeviceRow>, Failure> {
-    let Some(value) = request.headers().get(header::AUTHORIZATION) else { return Ok(None) };
-    let refused = || {
-        Failure::new(
-            ProblemType::Unauthenticated,
-            "The bearer token is not of any registered device. Check that it is the one that POST /devices answered.",
-        )
-    };
-    let token = value.to_str().ok().and_then(Token::from_header).ok_or_else(refused)?;
-    let pool = request
-        .app_data::<web::Data<Pool>>()
-        .cloned()
-        .ok_or_else(|| Failure::new(ProblemType::Internal, "The server was put together without its pool."))?;
-    pool.authenticate(token).await?.ok_or_else(refused).map(Some)
 }
 
 #[cfg(test)]
@@ -148,5 +131,20 @@ mod tests {
             assert!(Token::from_header(bad).is_none(), "{bad:?} was taken");
         }
         assert_ne!(Token::generate().unwrap().hash(), token.hash());
+    }
+
+    #[test]
+    fn an_enrolment_token_is_no_devices_token() {
+        let enrolment = Token::enrolment().unwrap();
+        assert!(Token::from_header(&format!("Bearer {}", enrolment.reveal())).is_none());
+        assert!(Token::with_prefix(ENROLMENT_PREFIX, enrolment.reveal()).is_some());
+        assert!(Token::with_prefix(ENROLMENT_PREFIX, Token::generate().unwrap().reveal()).is_none());
+    }
+
+    #[test]
+    fn the_admin_token_is_told_from_all_others() {
+        let admin = AdminHash::of("correct horse battery staple");
+        assert!(admin.is_of("correct horse battery staple"));
+        assert!(!admin.is_of("correct horse battery stapl"));
     }
 }

@@ -9,9 +9,11 @@ pub mod auth;
 pub mod clock;
 pub mod config;
 pub mod key_package;
+mod limits;
 pub mod pool;
 pub mod problem;
 pub mod routes;
 pub mod store;
+pub mod sweeper;
 
 pub use app::Server;

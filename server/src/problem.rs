@@ -1,17 +1,20 @@
 //! The one error table: every problem a request can meet, with its status and title.
 
-use std::fmt;
+use std::{fmt, time::Duration};
 
 use actix_web::{
     HttpResponse, ResponseError,
     http::{StatusCode, header},
 };
-use keypool_openapi::{Problem, ProblemType};
+use keypool_openapi::{MissingDevice, Problem, ProblemType};
 
 use crate::store::StoreError;
 
-/// How long a client waits before it asks a server again that cannot answer now, in seconds.
-const RETRY_AFTER: u32 = 2;
+/// The media type of every problem (RFC 9457).
+pub const PROBLEM_JSON: &str = "application/problem+json";
+
+/// How long a client waits before it asks a server again that cannot answer now.
+const RETRY_AFTER: Duration = Duration::from_secs(2);
 
 /// The status and title of each problem.
 #[must_use]
@@ -26,6 +29,7 @@ pub fn table(kind: ProblemType) -> (StatusCode, &'static str) {
         P::UnknownDevice => (S::NOT_FOUND, "There is no such device"),
         P::UnknownReservation => (S::NOT_FOUND, "There is no such reservation"),
         P::NotFound => (S::NOT_FOUND, "Nothing is served at this path"),
+        P::MethodNotAllowed => (S::METHOD_NOT_ALLOWED, "The path has no such method"),
         P::PoolExhausted => (S::NOT_FOUND, "No KeyPackage is left"),
         P::PoolExpired => (S::NOT_FOUND, "All KeyPackages expire too soon"),
         P::NoMatchingCiphersuite => (S::NOT_FOUND, "No KeyPackage has this ciphersuite"),
@@ -35,6 +39,8 @@ pub fn table(kind: ProblemType) -> (StatusCode, &'static str) {
         P::NotYourReservation => (S::FORBIDDEN, "Another device made this reservation"),
         P::PoolFull => (S::CONFLICT, "The pool is full"),
         P::PayloadTooLarge => (S::PAYLOAD_TOO_LARGE, "The body is too large"),
+        P::IdempotencyMismatch => (S::UNPROCESSABLE_ENTITY, "The Idempotency-Key is another request's"),
+        P::TooManyRequests => (S::TOO_MANY_REQUESTS, "Too much is asked for at a time"),
         P::Unavailable => (S::SERVICE_UNAVAILABLE, "The server cannot answer now"),
         P::Internal => (S::INTERNAL_SERVER_ERROR, "The server has a fault"),
     }
@@ -47,12 +53,24 @@ pub struct Failure {
     pub kind: ProblemType,
     /// What happened, to what, and what to do next.
     pub detail: String,
+    /// When the same request may work.
+    pub retry_after: Option<Duration>,
+    /// Which methods the path has, where it has not this one.
+    pub allow: Option<String>,
+    /// What each device lacks, where nothing could be reserved.
+    pub missing: Vec<MissingDevice>,
 }
 
 impl Failure {
     /// A failure of this kind.
     pub fn new(kind: ProblemType, detail: impl Into<String>) -> Self {
-        Self { kind, detail: detail.into() }
+        let retry_after = (kind == ProblemType::Unavailable).then_some(RETRY_AFTER);
+        Self { kind, detail: detail.into(), retry_after, allow: None, missing: Vec::new() }
+    }
+
+    /// A failure that time will cure.
+    pub fn too_many(detail: impl Into<String>, retry_after: Duration) -> Self {
+        Self { retry_after: Some(retry_after), ..Self::new(ProblemType::TooManyRequests, detail) }
     }
 }
 
@@ -70,18 +88,24 @@ impl ResponseError for Failure {
     fn error_response(&self) -> HttpResponse {
         let (status, title) = table(self.kind);
         let mut response = HttpResponse::build(status);
-        response.content_type("application/problem+json");
-        match self.kind {
-            ProblemType::Unavailable => {
-                response.insert_header((header::RETRY_AFTER, RETRY_AFTER));
-            }
-            ProblemType::Unauthenticated => {
-                response.insert_header((header::WWW_AUTHENTICATE, "Bearer"));
-            }
-            _ => {}
+        response.content_type(PROBLEM_JSON);
+        if let Some(wait) = self.retry_after {
+            // Whole seconds, and never too few.
+            response.insert_header((header::RETRY_AFTER, wait.as_millis().div_ceil(1_000).max(1).to_string()));
         }
-        let (kind, detail) = (self.kind, self.detail.clone());
-        response.json(Problem { kind, title: title.to_owned(), status: status.as_u16(), detail })
+        if let Some(methods) = &self.allow {
+            response.insert_header((header::ALLOW, methods.as_str()));
+        }
+        if self.kind == ProblemType::Unauthenticated {
+            response.insert_header((header::WWW_AUTHENTICATE, "Bearer"));
+        }
+        response.json(Problem {
+            kind: self.kind,
+            title: title.to_owned(),
+            status: status.as_u16(),
+            detail: self.detail.clone(),
+            missing: self.missing.clone(),
+        })
     }
 }
 

@@ -8,25 +8,30 @@ mod audit;
 mod claims;
 mod connection;
 mod devices;
+mod idempotency;
+mod inventory;
 mod key_packages;
 mod postgres;
 mod reservations;
+mod revocation;
 mod rows;
 mod schema;
 mod sqlite;
 mod status;
+mod sweep;
 
 use std::fmt;
 
 pub use connection::Store;
-pub use devices::RegisterError;
+pub use devices::{Grant, NewDevice, RegisterError, Removed};
+pub use idempotency::IdempotencyKey;
+pub use inventory::View;
 pub use key_packages::{UploadLimits, UploadOutcome};
-pub use reservations::{
-    Miss, Release, ReleaseError, Released, Reserve, ReserveError, Reserved, ReservedKeyPackage, Spend, SpendError,
-    Spent,
-};
+pub use reservations::{Release, ReleaseError, Released, Reserve, ReserveError, Spend, SpendError, Spent};
+pub use revocation::Revoked;
 pub use rows::{DeviceId, DeviceRow};
 pub use status::{LiveKeyPackage, PoolContents};
+pub use sweep::Swept;
 
 /// The database could not do what it was asked.
 #[derive(Debug)]

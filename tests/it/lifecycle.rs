@@ -142,7 +142,10 @@ async fn each_device_gives_one_and_the_empty_are_named(#[values(Database::Postgr
     let mut devices: Vec<_> = all["reservations"].as_array().unwrap().iter().map(|r| r["device"].to_string()).collect();
     devices.sort();
     assert_eq!(devices, [r#""laptop""#, r#""tablet""#]);
-    assert_eq!(all["missing"], json!([{"user": "alice", "device": "watch", "reason": "pool-exhausted"}]));
+    assert_eq!(
+        all["missing"],
+        json!([{"user": "alice", "device": "watch", "reason": "pool-exhausted", "ciphersuites": []}])
+    );
     let unknown = reserve(&bob, json!({"target_user": "alice", "device": "car"})).await;
     unknown.is_problem(404, ProblemType::UnknownDevice);
     bob.reserve("nobody").await.is_problem(404, ProblemType::UnknownUser);

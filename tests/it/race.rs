@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 
 use keypool_openapi::ProblemType;
+use keypool_server::config::Limits;
 use rstest::rstest;
 
 use crate::support::{Database, Device, Http, ServerProcess, TestServer, hot_client};
@@ -59,7 +60,7 @@ async fn never_reserves_twice(
     #[values(Database::Postgres, Database::Sqlite)] db: Database,
     #[values(false, true)] last_resort: bool,
 ) {
-    let server = TestServer::start(db).await;
+    let server = TestServer::start_with(db, |config| config.limits = Limits::Off).await;
     let bob = race(&[&server.base], last_resort).await;
     let after = bob.reserve("alice").await;
     if last_resort {

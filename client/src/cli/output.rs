@@ -54,7 +54,8 @@ impl Output {
                 ]);
             }
             for missing in &answer.missing {
-                let device = format!("{}/{}", missing.user, missing.device);
+                let device = missing.device.as_ref().map_or_else(String::new, |device| format!("/{device}"));
+                let device = format!("{}{device}", missing.user);
                 table.add_row([device, String::new(), String::new(), String::new(), missing.reason.to_string()]);
             }
             table.to_string()
@@ -68,7 +69,7 @@ impl Output {
     }
 
     pub(super) fn released(&self, answer: &ReleaseResponse) {
-        self.answer(answer, || format!("KeyPackage {} is {} again.", answer.keypackage_ref, answer.state));
+        self.answer(answer, || format!("KeyPackage {} is {} now.", answer.keypackage_ref, answer.state));
     }
 
     pub(super) fn token(&self, token: &str) {

@@ -82,11 +82,9 @@ impl<'a> MlsMembership<'a> {
     pub async fn invite(&self, api: &ApiClient, group: &mut MlsGroup, user: &UserName) -> Result<Invitation> {
         let group_id = Base64Bytes(group.group_id().to_vec());
         let request = ReserveRequest {
-            target_user: user.clone(),
-            device: None,
             ciphersuite: Some(group.ciphersuite().into()),
             group_id: Some(group_id.clone()),
-            ttl: None,
+            ..ReserveRequest::of(user.clone())
         };
         let answer = api.reserve(&request).await?;
         let outcome = match self.stage(group, user, &answer.reservations) {

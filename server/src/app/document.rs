@@ -1,13 +1,29 @@
 //! The routes, and the OpenAPI document generated from them.
 
+mod examples;
+
 use actix_web::App;
+use keypool_openapi::{Problem, ProblemType};
+use serde_json::json;
 use utoipa::{
     Modify, OpenApi,
-    openapi::security::{Http, HttpAuthScheme, SecurityScheme},
+    openapi::{
+        Content, Header, Ref, RefOr, Response,
+        example::ExampleBuilder,
+        path::Operation,
+        schema::{ObjectBuilder, Type},
+        security::{Http, HttpAuthScheme, SecurityScheme},
+    },
 };
 use utoipa_actix_web::AppExt;
 
-use crate::routes::{devices, health, keypackages};
+use crate::{
+    problem::{PROBLEM_JSON, table},
+    routes::{devices, health, keypackages},
+};
+
+/// The extension in which a route names the problems of its own; the document has them as responses instead.
+const PROBLEMS: &str = "x-problems";
 
 #[derive(OpenApi)]
 #[openapi(
@@ -15,11 +31,13 @@ use crate::routes::{devices, health, keypackages};
         title = "Keypool",
         description = "The KeyPackage directory of an MLS (RFC 9420) messenger: devices upload single-use KeyPackages, others \
                        reserve them to add the device to a group, and spend them when the Commit is out. Nothing is handed \
-                       out twice.\n\nEvery error is an `application/problem+json` with a stable `type`.",
+                       out twice.\n\nEvery error is an `application/problem+json` (RFC 9457) with a stable `type`. Every \
+                       answer carries an `X-Request-Id`, the request's own where it has one.",
         license(name = "MIT OR Apache-2.0", identifier = "MIT OR Apache-2.0")
     ),
     modifiers(&Bearer),
     security(("bearer" = [])),
+    components(schemas(Problem)),
     tags(
         (name = "devices", description = "Who is there"),
         (name = "keypackages", description = "The pool"),
@@ -33,8 +51,94 @@ struct Bearer;
 impl Modify for Bearer {
     fn modify(&self, openapi: &mut utoipa::openapi::OpenApi) {
         let mut bearer = Http::new(HttpAuthScheme::Bearer);
-        bearer.description = Some("A device's token, as POST /devices answers it.".to_owned());
+        bearer.description = Some(
+            "A device's token, as POST /devices answers it. The operator's calls take the server's admin token."
+                .to_owned(),
+        );
         openapi.components.get_or_insert_default().add_security_scheme("bearer", SecurityScheme::Http(bearer));
+    }
+}
+
+/// Documents every problem of every operation: those that its route names, and those that its form brings with it.
+struct Problems;
+
+impl Modify for Problems {
+    fn modify(&self, openapi: &mut utoipa::openapi::OpenApi) {
+        for item in openapi.paths.paths.values_mut() {
+            for operation in operations(item) {
+                for kind in problems(operation) {
+                    document_problem(operation, kind);
+                }
+            }
+        }
+    }
+}
+
+/// The operations of a path.
+fn operations(item: &mut utoipa::openapi::PathItem) -> impl Iterator<Item = &mut Operation> {
+    [&mut item.get, &mut item.post, &mut item.put, &mut item.patch, &mut item.delete].into_iter().flatten()
+}
+
+fn problems(operation: &mut Operation) -> Vec<ProblemType> {
+    use ProblemType as P;
+    let mut kinds = Vec::new();
+    let own = operation.extensions.as_mut().and_then(|extensions| extensions.remove(PROBLEMS));
+    if let Some(serde_json::Value::Array(names)) = own {
+        kinds.extend(names.iter().filter_map(|name| name.as_str()?.parse::<P>().ok()));
+    }
+    if operation.request_body.is_some() {
+        kinds.extend([P::MalformedRequest, P::PayloadTooLarge]);
+    }
+    if operation.parameters.as_ref().is_some_and(|parameters| !parameters.is_empty()) {
+        kinds.push(P::MalformedRequest);
+    }
+    // A route without a security of its own has the document's: a bearer token.
+    if operation.security.is_none() {
+        kinds.extend([P::Unauthenticated, P::Forbidden, P::TooManyRequests]);
+    }
+    let may_fail = operation.operation_id.as_deref() != Some("healthz");
+    if may_fail {
+        kinds.extend([P::Unavailable, P::Internal]);
+    }
+    kinds.sort_unstable();
+    kinds.dedup();
+    kinds
+}
+
+fn document_problem(operation: &mut Operation, kind: ProblemType) {
+    let (status, title) = table(kind);
+    let responses = operation.responses.responses.entry(status.as_str().to_owned());
+    let RefOr::T(response) = responses.or_insert_with(|| RefOr::T(Response::default())) else { return };
+    if !response.description.is_empty() {
+        response.description.push_str("; ");
+    }
+    response.description.push_str(&format!("`{kind}`: {title}"));
+    add_headers(response, kind);
+    let content = response
+        .content
+        .entry(PROBLEM_JSON.to_owned())
+        .or_insert_with(|| RefOr::T(Content::new(Some(Ref::from_schema_name("Problem")))));
+    let RefOr::T(content) = content else { return };
+    let detail = "What happened here, to what, and what to do next.";
+    let value = json!({"type": kind, "title": title, "status": status.as_u16(), "detail": detail});
+    content.examples.insert(kind.to_string(), ExampleBuilder::new().value(Some(value)).build().into());
+}
+
+fn add_headers(response: &mut Response, kind: ProblemType) {
+    let header = |type_, description: &str| {
+        let mut header = Header::new(ObjectBuilder::new().schema_type(type_));
+        header.description = Some(description.to_owned());
+        header
+    };
+    match kind {
+        ProblemType::Unavailable | ProblemType::TooManyRequests => {
+            let wait = header(Type::Integer, "Seconds after which the same request may work.");
+            response.headers.insert("Retry-After".to_owned(), wait.into());
+        }
+        ProblemType::Unauthenticated => {
+            response.headers.insert("WWW-Authenticate".to_owned(), header(Type::String, "`Bearer`.").into());
+        }
+        _ => {}
     }
 }
 
@@ -42,17 +146,27 @@ pub(super) fn routes(config: &mut utoipa_actix_web::service_config::ServiceConfi
     config
         .service(devices::register)
         .service(devices::list)
+        .service(devices::change_token)
+        .service(devices::remove)
+        .service(devices::remove_any)
         .service(keypackages::upload)
         .service(keypackages::reserve)
         .service(keypackages::spend)
         .service(keypackages::release)
+        .service(keypackages::revoke)
         .service(keypackages::status)
+        .service(keypackages::inventory)
+        .service(keypackages::audit)
+        .service(keypackages::low_pools)
         .service(health::healthz)
         .service(health::readyz);
 }
 
 pub(super) fn document() -> utoipa::openapi::OpenApi {
-    App::new().into_utoipa_app().openapi(Document::openapi()).configure(routes).split_for_parts().1
+    let mut document = App::new().into_utoipa_app().openapi(Document::openapi()).configure(routes).split_for_parts().1;
+    Problems.modify(&mut document);
+    examples::Examples.modify(&mut document);
+    document
 }
 
 /// The OpenAPI document, as the server publishes it, in JSON for people to read.

@@ -1,12 +1,15 @@
 //! How a pool is doing: counts, health, and the digest of its inventory.
 
-use std::collections::BTreeMap;
+use std::{cmp::Reverse, collections::BTreeMap};
 
-use jiff::{SignedDuration, Timestamp};
-use keypool_openapi::{Health, LastResortStatus, PoolStatus, State, SuiteStatus};
+use jiff::SignedDuration;
+use keypool_openapi::{Drain, Health, LastResortStatus, PoolStatus, State, SuiteStatus, UserName};
 use sha2::{Digest, Sha256};
 
-use crate::store::{DeviceRow, LiveKeyPackage, PoolContents};
+use crate::store::{DeviceRow, LiveKeyPackage, PoolContents, View};
+
+/// Whoever was handed out half a pool within this span drains it.
+pub(super) const DRAIN_SPAN: SignedDuration = SignedDuration::from_hours(1);
 
 /// What expires within this span counts as expiring soon.
 const SOON: SignedDuration = SignedDuration::from_hours(48);
@@ -20,21 +23,16 @@ pub(super) struct Watermarks {
     pub low: u64,
 }
 
-pub(super) fn summarise(
-    device: &DeviceRow,
-    contents: &PoolContents,
-    watermarks: Watermarks,
-    now: Timestamp,
-) -> PoolStatus {
+pub(super) fn summarise(device: &DeviceRow, contents: &PoolContents, watermarks: Watermarks, view: View) -> PoolStatus {
     let mut suites: BTreeMap<u16, SuiteStatus> = BTreeMap::new();
     for package in &contents.live {
-        count_live(suites.entry(package.ciphersuite).or_insert_with(|| empty(package.ciphersuite)), package, now);
+        count_live(suites.entry(package.ciphersuite).or_insert_with(|| empty(package.ciphersuite)), package, view);
     }
     for &(number, state, n) in &contents.ended {
         let suite = suites.entry(number).or_insert_with(|| empty(number));
         match state {
             State::Spent => suite.spent += n,
-            State::Revoked => suite.revoked += n,
+            State::Revoked | State::Retired => suite.revoked += n,
             _ => suite.expired += n,
         }
     }
@@ -59,7 +57,8 @@ pub(super) fn summarise(
         },
         health: ciphersuites.iter().map(|s| s.health).min().unwrap_or(Health::Empty),
         recommended_upload: if ciphersuites.is_empty() { watermarks.target } else { sum(|s| s.recommended_upload) },
-        inventory_digest: digest(&contents.live, now),
+        inventory_digest: digest(&contents.live, view),
+        draining: draining(&contents.handed_out, watermarks),
         ciphersuites,
     }
 }
@@ -82,29 +81,35 @@ fn empty(ciphersuite: u16) -> SuiteStatus {
     }
 }
 
-fn count_live(suite: &mut SuiteStatus, package: &LiveKeyPackage, now: Timestamp) {
-    let alive = package.not_after > now;
+fn count_live(suite: &mut SuiteStatus, package: &LiveKeyPackage, view: View) {
+    let state = view.state_of(package);
     if package.last_resort {
-        if alive {
+        if state == State::Available {
             suite.last_resort = LastResortStatus { present: true, uses: package.uses };
         }
         return;
     }
-    if !alive {
-        suite.expired += 1;
-        return;
+    match state {
+        State::Available if package.reserved_until.is_some() => suite.lapsed += 1,
+        State::Available => suite.fresh += 1,
+        State::Reserved => suite.reserved += 1,
+        State::Retired => suite.revoked += 1,
+        _ => suite.expired += 1,
     }
-    match package.reserved_until {
-        Some(until) if until.as_second() > now.as_second() => {
-            suite.reserved += 1;
-            return;
-        }
-        Some(_) => suite.lapsed += 1,
-        None => suite.fresh += 1,
-    }
-    if package.not_after.duration_since(now) <= SOON {
+    if state == State::Available && package.not_after.duration_since(view.now) <= SOON {
         suite.expiring_soon += 1;
     }
+}
+
+fn draining(handed_out: &[(UserName, u64)], watermarks: Watermarks) -> Vec<Drain> {
+    let much = (watermarks.target / 2).max(1);
+    let mut draining: Vec<_> = handed_out
+        .iter()
+        .filter(|(_, n)| *n >= much)
+        .map(|(user, handed_out)| Drain { user: user.clone(), handed_out: *handed_out })
+        .collect();
+    draining.sort_by_key(|drain| Reverse(drain.handed_out));
+    draining
 }
 
 fn finish(mut suite: SuiteStatus, watermarks: Watermarks) -> SuiteStatus {
@@ -122,9 +127,12 @@ fn finish(mut suite: SuiteStatus, watermarks: Watermarks) -> SuiteStatus {
 }
 
 /// SHA-256 over the sorted refs of what is available or reserved, lower-case hex.
-fn digest(live: &[LiveKeyPackage], now: Timestamp) -> String {
-    let mut refs: Vec<_> =
-        live.iter().filter(|package| package.not_after > now).map(|package| &package.keypackage_ref).collect();
+fn digest(live: &[LiveKeyPackage], view: View) -> String {
+    let mut refs: Vec<_> = live
+        .iter()
+        .filter(|package| matches!(view.state_of(package), State::Available | State::Reserved))
+        .map(|package| &package.keypackage_ref)
+        .collect();
     refs.sort_unstable();
     let mut hash = Sha256::new();
     for keypackage_ref in refs {
@@ -135,6 +143,8 @@ fn digest(live: &[LiveKeyPackage], now: Timestamp) -> String {
 
 #[cfg(test)]
 mod tests {
+    use jiff::Timestamp;
+
     use super::*;
     use crate::store::DeviceId;
 
@@ -149,6 +159,7 @@ mod tests {
             keypackage_ref: vec![byte; 32].into(),
             ciphersuite: 1,
             not_after: second(not_after),
+            is_held: reserved_until.is_some(),
             reserved_until: reserved_until.map(second),
             last_resort: false,
             uses: 0,
@@ -162,7 +173,8 @@ mod tests {
             device: "laptop".parse().unwrap(),
             registered_at: second(0),
         };
-        summarise(&device, &PoolContents { live, ended, last_upload: None }, WATERMARKS, second(1_000))
+        let contents = PoolContents { live, ended, ..PoolContents::default() };
+        summarise(&device, &contents, WATERMARKS, View { now: second(1_000), retire: false })
     }
 
     #[test]

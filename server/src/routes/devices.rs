@@ -1,49 +1,48 @@
 //! Devices and their users.
 
-use actix_web::{HttpResponse, get, post, web};
-use keypool_openapi::{DeviceList, Problem, RegisterRequest, RegisterResponse, UserName};
+use actix_web::{HttpResponse, delete, get, post, web};
+use keypool_openapi::{
+    DeviceList, DeviceName, RegisterRequest, RegisterResponse, RemovedDevice, TokenResponse, UserName,
+};
 
 use crate::{
-    auth::{Caller, MaybeCaller},
+    auth::{Admin, Caller, Content, IdempotencyHeader, MaybeBearer},
     pool::Pool,
     problem::Failure,
 };
 
 /// Register a device.
 ///
-/// Answers its bearer token, this once. The first device of a new user needs no token; a further one needs the token
-/// of a device that the user has.
+/// Answers its bearer token, this once. What the first device of a new user needs is the operator's choice: nothing, an
+/// enrolment token, or a token of the identity provider, as the bearer token of this call. A further device needs the
+/// token of a device that the user has, or an enrolment token.
+///
+/// With an `Idempotency-Key` of 32 characters or more, a registration whose answer got lost can be repeated until the
+/// token is used for the first time. Whoever knows the key can do so: make it a random one, and keep it to yourself.
 #[utoipa::path(
     tag = "devices",
+    params(("Idempotency-Key" = Option<String>, Header, description = "Makes the call one that may be repeated", min_length = 32, max_length = 255)),
     request_body = RegisterRequest,
     security((), ("bearer" = [])),
-    responses(
-        (status = 201, description = "The device is registered", body = RegisterResponse),
-        (status = 400, description = "`malformed-request`", body = Problem, content_type = "application/problem+json"),
-        (status = 401, description = "`unauthenticated`: the user is known, and no token came, or a wrong one", body = Problem, content_type = "application/problem+json"),
-        (status = 403, description = "`forbidden`: the token is another user's", body = Problem, content_type = "application/problem+json"),
-        (status = 409, description = "`already-registered`", body = Problem, content_type = "application/problem+json"),
-    )
+    responses((status = 201, description = "The device is registered", body = RegisterResponse)),
+    extensions(("x-problems" = json!(["unauthenticated", "forbidden", "already-registered"])))
 )]
 #[post("/devices")]
 pub(crate) async fn register(
     pool: web::Data<Pool>,
-    caller: MaybeCaller,
-    request: web::Json<RegisterRequest>,
+    bearer: MaybeBearer,
+    key: IdempotencyHeader,
+    request: Content<RegisterRequest>,
 ) -> Result<HttpResponse, Failure> {
-    Ok(HttpResponse::Created().json(pool.register(request.into_inner(), caller.0).await?))
+    Ok(HttpResponse::Created().json(pool.register(request.0, bearer.0, key.0).await?))
 }
 
 /// List a user's devices.
 #[utoipa::path(
     tag = "devices",
     params(("user" = UserName, Path, description = "The user")),
-    responses(
-        (status = 200, description = "The devices, by name", body = DeviceList),
-        (status = 400, description = "`malformed-request`: no user can have this name", body = Problem, content_type = "application/problem+json"),
-        (status = 401, description = "`unauthenticated`", body = Problem, content_type = "application/problem+json"),
-        (status = 404, description = "`unknown-user`", body = Problem, content_type = "application/problem+json"),
-    )
+    responses((status = 200, description = "The devices, by name", body = DeviceList)),
+    extensions(("x-problems" = json!(["unknown-user"])))
 )]
 #[get("/users/{user}/devices")]
 pub(crate) async fn list(
@@ -52,4 +51,63 @@ pub(crate) async fn list(
     user: web::Path<UserName>,
 ) -> Result<web::Json<DeviceList>, Failure> {
     Ok(web::Json(pool.devices(user.into_inner()).await?))
+}
+
+/// Give a device a new bearer token.
+///
+/// The old one is no longer valid: here at once, at other servers of the same database within a few seconds. The device
+/// is the caller, or another of the same user.
+#[utoipa::path(
+    tag = "devices",
+    params(("device" = DeviceName, Path, description = "One of the caller's own devices")),
+    responses((status = 200, description = "The new token, this once", body = TokenResponse)),
+    extensions(("x-problems" = json!(["unknown-device"])))
+)]
+#[post("/devices/{device}/token")]
+pub(crate) async fn change_token(
+    pool: web::Data<Pool>,
+    caller: Caller,
+    device: web::Path<DeviceName>,
+) -> Result<web::Json<TokenResponse>, Failure> {
+    Ok(web::Json(pool.change_token(caller.0, device.into_inner()).await?))
+}
+
+/// Remove one of the caller's own devices.
+///
+/// Its token is no longer valid: here at once, at other servers of the same database within a few seconds. All that is
+/// in its pool is revoked. A device of the same name can be registered again.
+#[utoipa::path(
+    tag = "devices",
+    params(("device" = DeviceName, Path, description = "One of the caller's own devices")),
+    responses((status = 200, description = "The device is removed", body = RemovedDevice)),
+    extensions(("x-problems" = json!(["unknown-device"])))
+)]
+#[delete("/devices/{device}")]
+pub(crate) async fn remove(
+    pool: web::Data<Pool>,
+    caller: Caller,
+    device: web::Path<DeviceName>,
+) -> Result<web::Json<RemovedDevice>, Failure> {
+    let caller = caller.0;
+    Ok(web::Json(pool.remove(caller.user.clone(), device.into_inner(), Some(caller)).await?))
+}
+
+/// Remove any user's device.
+#[utoipa::path(
+    tag = "operations",
+    params(
+        ("user" = UserName, Path, description = "The user"),
+        ("device" = DeviceName, Path, description = "One of the user's devices")
+    ),
+    responses((status = 200, description = "The device is removed", body = RemovedDevice)),
+    extensions(("x-problems" = json!(["unknown-device"])))
+)]
+#[delete("/admin/users/{user}/devices/{device}")]
+pub(crate) async fn remove_any(
+    pool: web::Data<Pool>,
+    _admin: Admin,
+    path: web::Path<(UserName, DeviceName)>,
+) -> Result<web::Json<RemovedDevice>, Failure> {
+    let (user, device) = path.into_inner();
+    Ok(web::Json(pool.remove(user, device, None).await?))
 }

@@ -1,13 +1,14 @@
-//! The pool: upload, reserve, spend, release, status.
+//! The pool: upload, reserve, spend, release, revoke, and what shows how it is doing.
 
 use actix_web::{get, post, web};
 use keypool_openapi::{
-    PoolStatus, Problem, ReleaseRequest, ReleaseResponse, ReserveRequest, ReserveResponse, SpendRequest, SpendResponse,
+    AuditPage, AuditQuery, InventoryPage, InventoryQuery, LowPools, LowPoolsQuery, PoolStatus, ReleaseRequest,
+    ReleaseResponse, ReserveRequest, ReserveResponse, RevokeRequest, RevokeResponse, SpendRequest, SpendResponse,
     UploadRequest, UploadResponse,
 };
 
 use crate::{
-    auth::{Caller, Signed},
+    auth::{Admin, Caller, IdempotencyHeader, Params, Reader, Signed},
     pool::Pool,
     problem::Failure,
 };
@@ -19,13 +20,8 @@ use crate::{
 #[utoipa::path(
     tag = "keypackages",
     request_body = UploadRequest,
-    responses(
-        (status = 200, description = "What became of each, and the pool's status", body = UploadResponse),
-        (status = 400, description = "`malformed-request`", body = Problem, content_type = "application/problem+json"),
-        (status = 401, description = "`unauthenticated`", body = Problem, content_type = "application/problem+json"),
-        (status = 409, description = "`pool-full`: not one of them fits in", body = Problem, content_type = "application/problem+json"),
-        (status = 413, description = "`payload-too-large`", body = Problem, content_type = "application/problem+json"),
-    )
+    responses((status = 200, description = "What became of each, and the pool's status", body = UploadResponse)),
+    extensions(("x-problems" = json!(["pool-full"])))
 )]
 #[post("/keypackages/upload")]
 pub(crate) async fn upload(
@@ -35,26 +31,27 @@ pub(crate) async fn upload(
     Ok(web::Json(pool.upload(caller, request).await?))
 }
 
-/// Reserve one KeyPackage of each device of a user.
+/// Reserve one KeyPackage of each device of a user, or of many users.
 ///
 /// Held for the caller alone until `expires_at`; then it returns to the pool, unless it was spent. Never handed out
-/// before come first, then those that returned, then the last resort, which is never used up.
+/// before come first, then those that returned, then the last resort, which is never used up. What could not be
+/// reserved is in `missing`; where nothing at all could be, the call is answered with a problem that has it.
+///
+/// With an `Idempotency-Key`, the call can be repeated when its answer got lost: it answers the very same reservations.
 #[utoipa::path(
     tag = "keypackages",
+    params(("Idempotency-Key" = Option<String>, Header, description = "Makes the call one that may be repeated", min_length = 1, max_length = 255)),
     request_body = ReserveRequest,
-    responses(
-        (status = 200, description = "What is held, and which devices had nothing", body = ReserveResponse),
-        (status = 400, description = "`malformed-request`", body = Problem, content_type = "application/problem+json"),
-        (status = 401, description = "`unauthenticated`", body = Problem, content_type = "application/problem+json"),
-        (status = 404, description = "`unknown-user`, `unknown-device`, or nothing at all to reserve: `pool-exhausted`, `pool-expired`, `no-matching-ciphersuite`", body = Problem, content_type = "application/problem+json"),
-    )
+    responses((status = 200, description = "What is held, and which devices had nothing", body = ReserveResponse)),
+    extensions(("x-problems" = json!(["unknown-user", "unknown-device", "pool-exhausted", "pool-expired", "no-matching-ciphersuite", "idempotency-mismatch"])))
 )]
 #[post("/keypackages/reserve")]
 pub(crate) async fn reserve(
     pool: web::Data<Pool>,
+    key: IdempotencyHeader,
     Signed(caller, request): Signed<ReserveRequest>,
 ) -> Result<web::Json<ReserveResponse>, Failure> {
-    Ok(web::Json(pool.reserve(caller, request).await?))
+    Ok(web::Json(pool.reserve(caller, request, key.0.map(|(hash, _)| hash)).await?))
 }
 
 /// Spend a reservation: its KeyPackage is in a Commit.
@@ -64,14 +61,8 @@ pub(crate) async fn reserve(
 #[utoipa::path(
     tag = "keypackages",
     request_body = SpendRequest,
-    responses(
-        (status = 200, description = "It is spent", body = SpendResponse),
-        (status = 400, description = "`malformed-request`", body = Problem, content_type = "application/problem+json"),
-        (status = 401, description = "`unauthenticated`", body = Problem, content_type = "application/problem+json"),
-        (status = 403, description = "`not-your-reservation`", body = Problem, content_type = "application/problem+json"),
-        (status = 404, description = "`unknown-reservation`", body = Problem, content_type = "application/problem+json"),
-        (status = 409, description = "`already-spent`, `reservation-lapsed`", body = Problem, content_type = "application/problem+json"),
-    )
+    responses((status = 200, description = "It is spent", body = SpendResponse)),
+    extensions(("x-problems" = json!(["not-your-reservation", "unknown-reservation", "already-spent", "reservation-lapsed"])))
 )]
 #[post("/keypackages/spend")]
 pub(crate) async fn spend(
@@ -87,14 +78,8 @@ pub(crate) async fn spend(
 #[utoipa::path(
     tag = "keypackages",
     request_body = ReleaseRequest,
-    responses(
-        (status = 200, description = "It is held no longer", body = ReleaseResponse),
-        (status = 400, description = "`malformed-request`", body = Problem, content_type = "application/problem+json"),
-        (status = 401, description = "`unauthenticated`", body = Problem, content_type = "application/problem+json"),
-        (status = 403, description = "`not-your-reservation`", body = Problem, content_type = "application/problem+json"),
-        (status = 404, description = "`unknown-reservation`", body = Problem, content_type = "application/problem+json"),
-        (status = 409, description = "`already-spent`, `reservation-lapsed`", body = Problem, content_type = "application/problem+json"),
-    )
+    responses((status = 200, description = "It is held no longer", body = ReleaseResponse)),
+    extensions(("x-problems" = json!(["not-your-reservation", "unknown-reservation", "already-spent", "reservation-lapsed"])))
 )]
 #[post("/keypackages/release")]
 pub(crate) async fn release(
@@ -107,12 +92,75 @@ pub(crate) async fn release(
 /// How the caller's own pool is doing.
 #[utoipa::path(
     tag = "keypackages",
-    responses(
-        (status = 200, description = "Counts, health and advice", body = PoolStatus),
-        (status = 401, description = "`unauthenticated`", body = Problem, content_type = "application/problem+json"),
-    )
+    responses((status = 200, description = "Counts, health and advice", body = PoolStatus))
 )]
 #[get("/keypackages/status")]
 pub(crate) async fn status(pool: web::Data<Pool>, caller: Caller) -> Result<web::Json<PoolStatus>, Failure> {
     Ok(web::Json(pool.status(caller.0).await?))
+}
+
+/// Revoke KeyPackages of the caller's own pool.
+///
+/// They are never handed out again, and whoever has reserved one can no longer spend it. What was spent stays spent.
+#[utoipa::path(
+    tag = "keypackages",
+    request_body = RevokeRequest,
+    responses((status = 200, description = "What became of each, and the pool's status", body = RevokeResponse))
+)]
+#[post("/keypackages/revoke")]
+pub(crate) async fn revoke(
+    pool: web::Data<Pool>,
+    Signed(caller, request): Signed<RevokeRequest>,
+) -> Result<web::Json<RevokeResponse>, Failure> {
+    Ok(web::Json(pool.revoke(caller, request).await?))
+}
+
+/// List what the server knows of the caller's own pool.
+///
+/// A client whose own digest differs from the status's `inventory_digest` finds here what to reconcile.
+#[utoipa::path(
+    tag = "keypackages",
+    params(InventoryQuery),
+    responses((status = 200, description = "A page, in the order of the refs", body = InventoryPage))
+)]
+#[get("/keypackages/inventory")]
+pub(crate) async fn inventory(
+    pool: web::Data<Pool>,
+    caller: Caller,
+    query: Params<InventoryQuery>,
+) -> Result<web::Json<InventoryPage>, Failure> {
+    Ok(web::Json(pool.inventory(caller.0, query.0).await?))
+}
+
+/// Read who did what with the caller's own KeyPackages.
+///
+/// The newest first. With the admin token, and `user`, those of all devices that a user has or had.
+#[utoipa::path(
+    tag = "keypackages",
+    params(AuditQuery),
+    responses((status = 200, description = "A page, the newest first", body = AuditPage)),
+    extensions(("x-problems" = json!(["unknown-user"])))
+)]
+#[get("/keypackages/audit")]
+pub(crate) async fn audit(
+    pool: web::Data<Pool>,
+    reader: Reader,
+    query: Params<AuditQuery>,
+) -> Result<web::Json<AuditPage>, Failure> {
+    Ok(web::Json(pool.audit(reader, query.0).await?))
+}
+
+/// List the pools that are low or empty, the worst first.
+#[utoipa::path(
+    tag = "operations",
+    params(LowPoolsQuery),
+    responses((status = 200, description = "The pools", body = LowPools))
+)]
+#[get("/admin/pools")]
+pub(crate) async fn low_pools(
+    pool: web::Data<Pool>,
+    _admin: Admin,
+    query: Params<LowPoolsQuery>,
+) -> Result<web::Json<LowPools>, Failure> {
+    Ok(web::Json(pool.low_pools(query.0).await?))
 }

@@ -2,23 +2,15 @@
 #![allow(clippy::ref_option_ref, reason = "what the Insertable derive writes")]
 
 use diesel::prelude::*;
-use strum::IntoStaticStr;
+use keypool_openapi::{Action, AuditEvent, AuditPage, Base64Bytes, UserName};
 
 use super::{
-    rows::statements,
+    Store, StoreError,
+    connection::with_conn,
+    devices::DeviceSql,
+    rows::{DeviceId, Names, reservation_id, statements, timestamp},
     schema::audit_events::{self, dsl},
 };
-
-/// What was done with a KeyPackage.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, IntoStaticStr)]
-#[strum(serialize_all = "kebab-case")]
-pub(super) enum Action {
-    Upload,
-    Reserve,
-    Spend,
-    Release,
-    Revoke,
-}
 
 /// One transition.
 #[derive(Clone, Copy, Insertable)]
@@ -29,20 +21,52 @@ pub(super) struct Event<'a> {
     pub keypackage_ref: &'a [u8],
     /// An [`Action`] by its name.
     pub action: &'static str,
-    /// The device that did it.
-    pub actor: i64,
+    /// The device that did it; none where time did it, or the operator.
+    pub actor: Option<i64>,
     pub reservation: Option<&'a [u8]>,
     pub group_id: Option<&'a [u8]>,
     pub last_resort: bool,
     pub at: i64,
+    /// Until when what began holds.
+    pub until: Option<i64>,
+}
+
+impl<'a> Event<'a> {
+    /// What somebody did to a KeyPackage that no reservation is part of.
+    pub fn plain(
+        (device_id, keypackage_ref): (i64, &'a [u8]),
+        action: Action,
+        actor: Option<i64>,
+        last_resort: bool,
+        at: i64,
+    ) -> Self {
+        let (action, reservation, group_id, until) = (action.into(), None, None, None);
+        Self { device_id, keypackage_ref, action, actor, reservation, group_id, last_resort, at, until }
+    }
 }
 
 /// How a reservation began, as the audit trail remembers it.
 #[derive(Queryable)]
 pub(super) struct ReservedEvent {
     pub keypackage_ref: Vec<u8>,
-    pub actor: i64,
+    pub actor: Option<i64>,
     pub last_resort: bool,
+}
+
+/// An event as the database has it.
+#[derive(Queryable, Selectable)]
+#[diesel(table_name = audit_events)]
+pub(super) struct EventRow {
+    id: i64,
+    device_id: i64,
+    keypackage_ref: Vec<u8>,
+    action: String,
+    actor: Option<i64>,
+    reservation: Option<Vec<u8>>,
+    group_id: Option<Vec<u8>>,
+    last_resort: bool,
+    at: i64,
+    until: Option<i64>,
 }
 
 statements! {
@@ -79,5 +103,81 @@ statements! {
                 .select((dsl::keypackage_ref, diesel::dsl::count_star()))
                 .load(conn)
         }
+
+        fn events_before(conn, owners: &[i64], before: i64, limit: i64) -> QueryResult<Vec<EventRow>> {
+            dsl::audit_events
+                .filter(dsl::device_id.eq_any(owners).and(dsl::id.lt(before)))
+                .order(dsl::id.desc())
+                .limit(limit)
+                .select(EventRow::as_select())
+                .load(conn)
+        }
+
+        /// The oldest events by number, which is by the time they were written.
+        fn oldest_events(conn, limit: i64) -> QueryResult<Vec<(i64, i64)>> {
+            dsl::audit_events.order(dsl::id.asc()).limit(limit).select((dsl::id, dsl::at)).load(conn)
+        }
+
+        fn forget_events(conn, ids: &[i64]) -> QueryResult<usize> {
+            diesel::delete(dsl::audit_events.filter(dsl::id.eq_any(ids))).execute(conn)
+        }
+    }
+}
+
+fn page<C: AuditSql + DeviceSql>(
+    conn: &mut C,
+    owners: &[i64],
+    before: Option<i64>,
+    limit: u32,
+) -> Result<AuditPage, StoreError> {
+    let rows = conn.events_before(owners, before.unwrap_or(i64::MAX), i64::from(limit))?;
+    let devices: Vec<_> = rows.iter().flat_map(|row| [Some(row.device_id), row.actor]).flatten().collect();
+    let names = Names::from_columns(conn.devices_by_id(&devices)?)?;
+    let next = if rows.len() == limit as usize { rows.last().map(|row| row.id) } else { None };
+    let events = rows.into_iter().map(|row| event(row, &names)).collect::<Result<_, _>>()?;
+    Ok(AuditPage { events, next })
+}
+
+fn event(row: EventRow, names: &Names) -> Result<AuditEvent, StoreError> {
+    Ok(AuditEvent {
+        id: row.id,
+        at: timestamp(row.at)?,
+        action: row.action.parse().map_err(StoreError::fatal)?,
+        keypackage_ref: row.keypackage_ref.into(),
+        owner: names.of(row.device_id)?,
+        actor: row.actor.map(|actor| names.of(actor)).transpose()?,
+        reservation_id: row.reservation.map(|nonce| reservation_id(row.device_id, &nonce)).transpose()?,
+        group_id: row.group_id.map(Base64Bytes),
+        last_resort: row.last_resort,
+        until: row.until.map(timestamp).transpose()?,
+    })
+}
+
+impl Store {
+    /// What happened to a device's KeyPackages, the newest first, before the event of this number.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub fn audit(&self, owner: DeviceId, before: Option<i64>, limit: u32) -> Result<AuditPage, StoreError> {
+        with_conn!(self, read, |conn| page(conn, &[owner.0], before, limit))
+    }
+
+    /// What happened to the KeyPackages of all devices that a user has or had; `None` where the user is unknown.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub fn audit_of_user(
+        &self,
+        user: &UserName,
+        before: Option<i64>,
+        limit: u32,
+    ) -> Result<Option<AuditPage>, StoreError> {
+        with_conn!(self, read, |conn| {
+            let devices = conn.all_devices_of(user.as_str())?;
+            if devices.is_empty() {
+                return Ok(None);
+            }
+            page(conn, &devices, before, limit).map(Some)
+        })
     }
 }

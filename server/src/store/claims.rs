@@ -13,10 +13,12 @@ pub(super) struct Claim<'a> {
     pub nonce: &'a [u8],
     pub by: i64,
     pub until: i64,
-    pub now: i64,
+    /// What was handed out may be handed out again where its reservation had ended by then.
+    pub returned_by: i64,
 }
 
-/// Takes one KeyPackage, in one statement that two adders cannot both win.
+/// Takes one KeyPackage, in one statement that two adders cannot both win. A row that another transaction holds is
+/// passed over, but for the two that wait.
 pub(super) trait ClaimSql {
     /// A fresh one at or after the nonce, in the order of the refs. Refs are hashes, so adders start anywhere.
     fn claim_fresh_after(&mut self, claim: &Claim<'_>) -> QueryResult<Option<HandedOut>>;
@@ -24,6 +26,10 @@ pub(super) trait ClaimSql {
     fn claim_fresh_before(&mut self, claim: &Claim<'_>) -> QueryResult<Option<HandedOut>>;
     /// One whose last reservation is over, the longest first.
     fn claim_returned(&mut self, claim: &Claim<'_>) -> QueryResult<Option<HandedOut>>;
+    /// A fresh one, waiting for whoever holds its row.
+    fn await_fresh(&mut self, claim: &Claim<'_>) -> QueryResult<Option<HandedOut>>;
+    /// A returned one, waiting for whoever holds its row.
+    fn await_returned(&mut self, claim: &Claim<'_>) -> QueryResult<Option<HandedOut>>;
 }
 
 diesel::alias!(pub(super) const CANDIDATE: Alias<Candidate> = key_packages as candidate);
@@ -31,29 +37,27 @@ diesel::alias!(pub(super) const CANDIDATE: Alias<Candidate> = key_packages as ca
 /// The statements that claim, and [`ClaimSql`] by them for a connection: each is written once, with the row lock that
 /// the connection's database needs at its end.
 macro_rules! claims {
-    ($connection:ty, $($lock:tt)*) => {
+    ($connection:ty, [$($skip:tt)*], [$($wait:tt)*]) => {
         impl $crate::store::claims::ClaimSql for $connection {
-            fn claim_fresh_after(
-                &mut self,
-                claim: &$crate::store::claims::Claim<'_>,
-            ) -> QueryResult<Option<$crate::store::rows::HandedOut>> {
-                $crate::store::claims::claims!(@fresh_after claim, $($lock)*).get_result(self).optional()
-            }
-
-            fn claim_fresh_before(
-                &mut self,
-                claim: &$crate::store::claims::Claim<'_>,
-            ) -> QueryResult<Option<$crate::store::rows::HandedOut>> {
-                $crate::store::claims::claims!(@fresh_before claim, $($lock)*).get_result(self).optional()
-            }
-
-            fn claim_returned(
-                &mut self,
-                claim: &$crate::store::claims::Claim<'_>,
-            ) -> QueryResult<Option<$crate::store::rows::HandedOut>> {
-                $crate::store::claims::claims!(@returned claim, $($lock)*).get_result(self).optional()
-            }
+            $crate::store::claims::claims!(@fn claim_fresh_after, fresh_after, $($skip)*);
+            $crate::store::claims::claims!(@fn claim_fresh_before, fresh_before, $($skip)*);
+            $crate::store::claims::claims!(@fn claim_returned, returned, $($skip)*);
+            $crate::store::claims::claims!(@fn await_fresh, fresh, $($wait)*);
+            $crate::store::claims::claims!(@fn await_returned, returned, $($wait)*);
         }
+    };
+    (@fn $name:ident, $statement:ident, $($lock:tt)*) => {
+        fn $name(
+            &mut self,
+            claim: &$crate::store::claims::Claim<'_>,
+        ) -> QueryResult<Option<$crate::store::rows::HandedOut>> {
+            $crate::store::claims::claims!(@$statement claim, $($lock)*).get_result(self).optional()
+        }
+    };
+    (@fresh $claim:expr, $($lock:tt)*) => {
+        $crate::store::claims::claims!(@take $claim, |candidate| candidate
+            .filter($crate::store::claims::CANDIDATE.field($crate::store::schema::key_packages::fresh))
+            .order($crate::store::claims::CANDIDATE.field($crate::store::schema::key_packages::keypackage_ref).asc()), $($lock)*)
     };
     (@fresh_after $claim:expr, $($lock:tt)*) => {
         $crate::store::claims::claims!(@take $claim, |candidate| candidate
@@ -70,7 +74,7 @@ macro_rules! claims {
     (@returned $claim:expr, $($lock:tt)*) => {
         $crate::store::claims::claims!(@take $claim, |candidate| candidate
             .filter($crate::store::claims::CANDIDATE.field($crate::store::schema::key_packages::handed_out))
-            .filter($crate::store::claims::CANDIDATE.field($crate::store::schema::key_packages::reserved_until).le($claim.now))
+            .filter($crate::store::claims::CANDIDATE.field($crate::store::schema::key_packages::reserved_until).le($claim.returned_by))
             .order($crate::store::claims::CANDIDATE.field($crate::store::schema::key_packages::reserved_until).asc()), $($lock)*)
     };
     (@take $claim:expr, |$candidate:ident| $pick:expr, $($lock:tt)*) => {{
@@ -102,7 +106,8 @@ mod tests {
     /// The hot statements as each database gets them: a change here is a change of what was measured.
     #[test]
     fn the_claims_are_the_statements_that_were_measured() {
-        let claim = Claim { owner: 7, suites: (1, 1), usable_until: 3_600, nonce: &[9; 16], by: 8, until: 60, now: 0 };
+        let claim =
+            Claim { owner: 7, suites: (1, 1), usable_until: 3_600, nonce: &[9; 16], by: 8, until: 60, returned_by: 0 };
         insta::assert_snapshot!(
             "postgres_fresh",
             debug_query::<Pg, _>(&claims!(@fresh_after claim, .for_update().skip_locked())).to_string()

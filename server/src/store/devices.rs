@@ -6,10 +6,42 @@ use keypool_openapi::{DeviceName, UserName};
 
 use super::{
     Store, StoreError,
+    audit::AuditSql,
     connection::{Retry, with_conn},
-    rows::{DeviceColumns, DeviceRow, statements},
-    schema::{devices, users},
+    revocation::{RevocationSql, revoke_all},
+    rows::{DeviceColumns, DeviceId, DeviceRow, statements},
+    schema::{devices, enrolments, users},
 };
+
+/// A device to be registered.
+#[derive(Clone, Debug)]
+pub struct NewDevice {
+    /// Its user.
+    pub user: UserName,
+    /// Its name.
+    pub device: DeviceName,
+    /// The SHA-256 of its bearer token.
+    pub token_hash: [u8; 32],
+    /// What the caller shows for it.
+    pub grant: Grant,
+    /// The SHA-256 of the request's `Idempotency-Key`.
+    pub repeat_key: Option<[u8; 32]>,
+    /// A registration with the same key that was made after this is a repetition.
+    pub repeats_since: Timestamp,
+    /// Devices that the user may have.
+    pub most: u32,
+}
+
+/// What lets a caller register a device.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Grant {
+    /// Nothing: only where the user is new.
+    FirstCome,
+    /// A bearer token of the user's own.
+    SameUser,
+    /// An enrolment token, by its SHA-256: once.
+    Enrolment([u8; 32]),
+}
 
 /// Why a device was not registered.
 #[derive(Debug, thiserror::Error)]
@@ -20,6 +52,12 @@ pub enum RegisterError {
     /// The user is known, and the call came with no token of theirs.
     #[error("the user is known, and the call has no token of that user")]
     NotThatUser,
+    /// No such enrolment token is valid for the user.
+    #[error("the enrolment token is not valid for the user")]
+    NotEnrolled,
+    /// The user has as many devices as may be.
+    #[error("the user has as many devices as may be")]
+    TooManyDevices,
     /// The database failed.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -37,6 +75,15 @@ impl Retry for RegisterError {
     }
 }
 
+/// A device that was removed.
+#[derive(Clone, Copy, Debug)]
+pub struct Removed {
+    /// The SHA-256 of the token that is no longer valid.
+    pub token_hash: [u8; 32],
+    /// How many KeyPackages were revoked with it.
+    pub revoked: u64,
+}
+
 const COLUMNS: (devices::id, devices::user_name, devices::device_name, devices::created_at) =
     (devices::id, devices::user_name, devices::device_name, devices::created_at);
 
@@ -51,78 +98,153 @@ statements! {
                 .map(|rows| rows == 1)
         }
 
-        /// Whether the device is new.
-        fn add_device(conn, user: &str, device: &str, token_hash: &[u8], now: i64) -> QueryResult<bool> {
-            diesel::insert_into(devices::table)
+        fn known_users(conn, names: &[&str]) -> QueryResult<Vec<String>> {
+            users::table.filter(users::name.eq_any(names)).select(users::name).load(conn)
+        }
+
+        /// Whether the device is new, or was removed before. Its row stays the same: its tombstones go on.
+        fn add_device(conn, new: &NewDevice, now: i64) -> QueryResult<bool> {
+            let token = devices::token_hash.eq(new.token_hash.as_slice());
+            let key = devices::registration_key.eq(new.repeat_key.as_ref().map(<[u8; 32]>::as_slice));
+            let upsert = diesel::insert_into(devices::table)
                 .values((
-                    devices::user_name.eq(user),
-                    devices::device_name.eq(device),
-                    devices::token_hash.eq(token_hash),
+                    devices::user_name.eq(new.user.as_str()),
+                    devices::device_name.eq(new.device.as_str()),
                     devices::created_at.eq(now),
+                    token,
+                    key,
                 ))
                 .on_conflict((devices::user_name, devices::device_name))
-                .do_nothing()
+                .do_update()
+                .set((devices::created_at.eq(now), devices::removed_at.eq(None::<i64>), token, key));
+            diesel::query_dsl::methods::FilterDsl::filter(upsert, devices::removed_at.is_not_null()).execute(conn).map(|rows| rows == 1)
+        }
+
+        /// Gives the device another token, if this very registration made it.
+        fn repeat_registration(conn, new: &NewDevice, key: &[u8]) -> QueryResult<bool> {
+            diesel::update(devices::table)
+                .filter(devices::user_name.eq(new.user.as_str()).and(devices::device_name.eq(new.device.as_str())))
+                .filter(devices::registration_key.eq(key).and(devices::removed_at.is_null()))
+                .filter(devices::created_at.gt(new.repeats_since.as_second()))
+                .set(devices::token_hash.eq(new.token_hash.as_slice()))
                 .execute(conn)
                 .map(|rows| rows == 1)
         }
 
-        fn devices_of(conn, user: &str) -> QueryResult<Vec<DeviceColumns>> {
+        fn use_enrolment(conn, token_hash: &[u8], user: &str, now: i64) -> QueryResult<bool> {
+            diesel::delete(enrolments::table)
+                .filter(enrolments::token_hash.eq(token_hash).and(enrolments::user_name.eq(user)))
+                .filter(enrolments::expires_at.gt(now))
+                .execute(conn)
+                .map(|rows| rows == 1)
+        }
+
+        fn devices_of(conn, users: &[&str]) -> QueryResult<Vec<DeviceColumns>> {
             devices::table
-                .filter(devices::user_name.eq(user))
-                .order(devices::device_name.asc())
+                .filter(devices::user_name.eq_any(users).and(devices::removed_at.is_null()))
+                .order((devices::user_name.asc(), devices::device_name.asc()))
                 .select(COLUMNS)
                 .load(conn)
+        }
+
+        /// Removed ones included.
+        fn all_devices_of(conn, user: &str) -> QueryResult<Vec<i64>> {
+            devices::table.filter(devices::user_name.eq(user)).select(devices::id).load(conn)
+        }
+
+        /// Removed ones included.
+        fn devices_by_id(conn, ids: &[i64]) -> QueryResult<Vec<DeviceColumns>> {
+            devices::table.filter(devices::id.eq_any(ids)).select(COLUMNS).load(conn)
+        }
+
+        fn find_device(conn, user: &str, device: &str) -> QueryResult<Option<(i64, Vec<u8>)>> {
+            devices::table
+                .filter(devices::user_name.eq(user).and(devices::device_name.eq(device)))
+                .filter(devices::removed_at.is_null())
+                .select((devices::id, devices::token_hash))
+                .first(conn)
+                .optional()
+        }
+
+        fn end_device(conn, id: i64, now: i64) -> QueryResult<usize> {
+            diesel::update(devices::table.find(id)).set(devices::removed_at.eq(now)).execute(conn)
+        }
+
+        /// The token has come back to us, so its owner has it: the registration is not repeated any more.
+        fn end_registration(conn, id: i64) -> QueryResult<usize> {
+            diesel::update(devices::table.find(id)).set(devices::registration_key.eq(None::<Vec<u8>>)).execute(conn)
+        }
+
+        fn change_token(conn, id: i64, token_hash: &[u8]) -> QueryResult<usize> {
+            diesel::update(devices::table.find(id)).set(devices::token_hash.eq(token_hash)).execute(conn)
         }
     }
 }
 
-fn register<C: DeviceSql>(
+fn register<C: DeviceSql>(conn: &mut C, new: &NewDevice, now: Timestamp) -> Result<(), RegisterError> {
+    let second = now.as_second();
+    if let Some(key) = &new.repeat_key
+        && conn.repeat_registration(new, key)?
+    {
+        return Ok(());
+    }
+    let is_new = conn.add_user(new.user.as_str(), second)?;
+    match &new.grant {
+        Grant::FirstCome if !is_new => return Err(RegisterError::NotThatUser),
+        Grant::Enrolment(hash) if !conn.use_enrolment(hash, new.user.as_str(), second)? => {
+            return Err(RegisterError::NotEnrolled);
+        }
+        _ => {}
+    }
+    if conn.devices_of(&[new.user.as_str()])?.len() >= new.most as usize {
+        return Err(RegisterError::TooManyDevices);
+    }
+    if conn.add_device(new, second)? { Ok(()) } else { Err(RegisterError::AlreadyRegistered) }
+}
+
+fn remove<C: DeviceSql + RevocationSql + AuditSql>(
     conn: &mut C,
-    user: &UserName,
-    device: &DeviceName,
-    token_hash: &[u8],
-    caller: Option<&UserName>,
+    (user, device): (&UserName, &DeviceName),
+    by: Option<DeviceId>,
     now: Timestamp,
-) -> Result<(), RegisterError> {
-    let is_new = conn.add_user(user.as_str(), now.as_second())?;
-    if !is_new && caller != Some(user) {
-        let known = conn.devices_of(user.as_str())?.iter().any(|columns| columns.2 == device.as_str());
-        return Err(if known { RegisterError::AlreadyRegistered } else { RegisterError::NotThatUser });
-    }
-    if conn.add_device(user.as_str(), device.as_str(), token_hash, now.as_second())? {
-        Ok(())
-    } else {
-        Err(RegisterError::AlreadyRegistered)
-    }
+) -> Result<Option<Removed>, StoreError> {
+    let Some((id, token_hash)) = conn.find_device(user.as_str(), device.as_str())? else { return Ok(None) };
+    let revoked = revoke_all(conn, DeviceId(id), by, now.as_second())?;
+    conn.end_device(id, now.as_second())?;
+    let revoked = u64::try_from(revoked.len()).map_err(StoreError::fatal)?;
+    Ok(Some(Removed { token_hash: hash(token_hash)?, revoked }))
+}
+
+fn hash(bytes: Vec<u8>) -> Result<[u8; 32], StoreError> {
+    bytes.try_into().map_err(|_| StoreError::fatal(anyhow::anyhow!("a token's hash has not 32 bytes")))
 }
 
 impl Store {
-    /// Registers a device: of a new user, or of the caller's own.
+    /// Registers a device.
     ///
     /// # Errors
-    /// See [`RegisterError`].
-    pub fn register(
-        &self,
-        user: &UserName,
-        device: &DeviceName,
-        token_hash: &[u8; 32],
-        caller: Option<&UserName>,
-        now: Timestamp,
-    ) -> Result<(), RegisterError> {
-        with_conn!(self, write "register", |conn| register(conn, user, device, token_hash, caller, now))
+    /// See [`RegisterError`]. Nothing is changed then.
+    pub fn register(&self, new: &NewDevice, now: Timestamp) -> Result<(), RegisterError> {
+        with_conn!(self, write "register", |conn| register(conn, new, now))
     }
 
-    /// The device that the token belongs to.
+    /// The device that the token belongs to. Its first use ends the time in which the registration can be repeated.
     ///
     /// # Errors
     /// When the database fails.
     pub fn authenticate(&self, hash: &[u8; 32]) -> Result<Option<DeviceRow>, StoreError> {
-        let columns: Option<DeviceColumns> = with_conn!(self, read, |conn| devices::table
-            .filter(devices::token_hash.eq(hash.as_slice()))
-            .select(COLUMNS)
+        let found: Option<(DeviceColumns, bool)> = with_conn!(self, read, |conn| devices::table
+            .filter(devices::token_hash.eq(hash.as_slice()).and(devices::removed_at.is_null()))
+            .select((COLUMNS, devices::registration_key.is_not_null()))
             .first(conn)
             .optional())?;
-        columns.map(DeviceRow::from_columns).transpose()
+        let Some((columns, is_first_use)) = found else { return Ok(None) };
+        if is_first_use {
+            with_conn!(self, write "end_registration", |conn| {
+                conn.end_registration(columns.0).map(drop).map_err(StoreError::from)
+            })?;
+        }
+        DeviceRow::from_columns(columns).map(Some)
     }
 
     /// The devices of a user by name; `None` where the user is unknown.
@@ -130,12 +252,62 @@ impl Store {
     /// # Errors
     /// When the database fails.
     pub fn devices(&self, user: &UserName) -> Result<Option<Vec<DeviceRow>>, StoreError> {
-        let rows = with_conn!(self, read, |conn| conn.devices_of(user.as_str()))?;
-        if !rows.is_empty() {
-            return rows.into_iter().map(DeviceRow::from_columns).collect::<Result<_, _>>().map(Some);
+        let rows = with_conn!(self, read, |conn| conn.devices_of(&[user.as_str()]))?;
+        if rows.is_empty() && with_conn!(self, read, |conn| conn.known_users(&[user.as_str()]))?.is_empty() {
+            return Ok(None);
         }
-        let known: i64 =
-            with_conn!(self, read, |conn| users::table.filter(users::name.eq(user.as_str())).count().get_result(conn))?;
-        Ok((known > 0).then(Vec::new))
+        rows.into_iter().map(DeviceRow::from_columns).collect::<Result<_, _>>().map(Some)
+    }
+
+    /// Removes a device with all that is in its pool; `None` where there is no such device. Without `by`, the operator
+    /// does it.
+    ///
+    /// # Errors
+    /// When the database fails. Nothing is changed then.
+    pub fn remove(
+        &self,
+        device: (&UserName, &DeviceName),
+        by: Option<DeviceId>,
+        now: Timestamp,
+    ) -> Result<Option<Removed>, StoreError> {
+        with_conn!(self, write "remove", |conn| remove(conn, device, by, now))
+    }
+
+    /// Gives a device another token, and answers the hash of the one before; `None` where there is no such device.
+    ///
+    /// # Errors
+    /// When the database fails. The old token stays valid then.
+    pub fn change_token(
+        &self,
+        device: (&UserName, &DeviceName),
+        token_hash: &[u8; 32],
+    ) -> Result<Option<[u8; 32]>, StoreError> {
+        with_conn!(self, write "change_token", |conn| {
+            let Some((id, old)) = conn.find_device(device.0.as_str(), device.1.as_str())? else { return Ok(None) };
+            conn.change_token(id, token_hash)?;
+            hash(old).map(Some)
+        })
+    }
+
+    /// Notes an enrolment token by its SHA-256.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub fn enrol(
+        &self,
+        user: &UserName,
+        token_hash: &[u8; 32],
+        now: Timestamp,
+        expires_at: Timestamp,
+    ) -> Result<(), StoreError> {
+        let row = (
+            enrolments::token_hash.eq(token_hash.as_slice()),
+            enrolments::user_name.eq(user.as_str()),
+            enrolments::created_at.eq(now.as_second()),
+            enrolments::expires_at.eq(expires_at.as_second()),
+        );
+        with_conn!(self, write "enrol", |conn| {
+            diesel::insert_into(enrolments::table).values(row).execute(conn).map(drop).map_err(StoreError::from)
+        })
     }
 }

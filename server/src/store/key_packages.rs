@@ -4,13 +4,13 @@ use std::collections::{HashMap, HashSet};
 
 use diesel::{prelude::*, result::Error};
 use jiff::Timestamp;
-use keypool_openapi::{RejectionReason, State};
+use keypool_openapi::{Action, RejectionReason, State};
 
 use super::{
     Store, StoreError,
-    audit::{Action, AuditSql, Event},
+    audit::{AuditSql, Event},
     connection::with_conn,
-    rows::{DeviceId, NewHpkeKey, NewKeyPackage, statements},
+    rows::{DeviceId, Ended, NewHpkeKey, NewKeyPackage, statements},
     schema::{devices, hpke_keys, key_packages},
 };
 use crate::key_package::ValidatedKeyPackage;
@@ -55,7 +55,7 @@ statements! {
         fn live_counts(conn, owner: i64, now: i64) -> QueryResult<Vec<(i32, i64)>> {
             key_packages::table
                 .filter(key_packages::device_id.eq(owner).and(key_packages::not_after.gt(now)))
-                .filter(key_packages::state.eq_any([State::Available.as_ref(), State::Reserved.as_ref()]))
+                .filter(key_packages::live)
                 .filter(diesel::dsl::not(key_packages::last_resort))
                 .group_by(key_packages::ciphersuite)
                 .select((key_packages::ciphersuite, diesel::dsl::count_star()))
@@ -74,7 +74,7 @@ statements! {
             diesel::update(key_packages::table)
                 .filter(key_packages::device_id.eq(owner).and(key_packages::ciphersuite.eq(suite)))
                 .filter(key_packages::last_resort.and(key_packages::state.eq(State::Available.as_ref())))
-                .set((key_packages::state.eq(State::Revoked.as_ref()), key_packages::ended_at.eq(now)))
+                .set(Ended::new(State::Revoked, now))
                 .returning(key_packages::keypackage_ref)
                 .get_results(conn)
         }
@@ -180,10 +180,10 @@ fn put<C: UploadSql + AuditSql>(
     }
     for package in packages.iter().filter(|package| package.last_resort) {
         for retired in conn.retire_last_resort(owner, i32::from(package.ciphersuite), now)? {
-            conn.record(&[event(owner, &retired, Action::Revoke, true, now)])?;
+            conn.record(&[Event::plain((owner, &retired), Action::Revoke, Some(owner), true, now)])?;
         }
     }
-    let rows: Vec<_> = packages.iter().map(|package| row(owner, package, now)).collect();
+    let rows: Vec<_> = packages.iter().map(|package| row(owner, package)).collect();
     if conn.insert_key_packages(&rows)? < rows.len() {
         // Another device put the same KeyPackage in since we looked: look again, and refuse it.
         return Err(Error::DatabaseError(
@@ -205,13 +205,22 @@ fn put<C: UploadSql + AuditSql>(
     conn.insert_keys(&keys)?;
     let events: Vec<_> = packages
         .iter()
-        .map(|p| event(owner, p.keypackage_ref.as_bytes(), Action::Upload, p.last_resort, now))
+        .map(|package| Event {
+            until: Some(package.not_after.as_second()),
+            ..Event::plain(
+                (owner, package.keypackage_ref.as_bytes()),
+                Action::Upload,
+                Some(owner),
+                package.last_resort,
+                now,
+            )
+        })
         .collect();
     conn.record(&events)?;
     Ok(())
 }
 
-fn row(owner: i64, package: &ValidatedKeyPackage, now: i64) -> NewKeyPackage<'_> {
+fn row(owner: i64, package: &ValidatedKeyPackage) -> NewKeyPackage<'_> {
     NewKeyPackage {
         keypackage_ref: package.keypackage_ref.as_bytes(),
         device_id: owner,
@@ -220,14 +229,7 @@ fn row(owner: i64, package: &ValidatedKeyPackage, now: i64) -> NewKeyPackage<'_>
         not_after: package.not_after.as_second(),
         last_resort: package.last_resort,
         state: State::Available.into(),
-        uploaded_at: now,
     }
-}
-
-fn event(owner: i64, keypackage_ref: &[u8], action: Action, last_resort: bool, now: i64) -> Event<'_> {
-    let (actor, at) = (owner, now);
-    let action = action.into();
-    Event { device_id: owner, keypackage_ref, action, actor, reservation: None, group_id: None, last_resort, at }
 }
 
 impl Store {

@@ -12,6 +12,7 @@ use super::{
     connection::{self, POSTGRES_MIGRATIONS},
     key_packages::HoldDevice,
     schema::devices,
+    sweep::batches,
 };
 
 /// Names the advisory lock under which a server migrates, so that several may start at once.
@@ -57,5 +58,5 @@ impl HoldDevice for PgConnection {
     }
 }
 
-// Rows that another adder is just taking are skipped, not waited for.
-claims!(PgConnection, .for_update().skip_locked());
+claims!(PgConnection, [.for_update().skip_locked()], [.for_update()]);
+batches!(PgConnection, .for_update().skip_locked());

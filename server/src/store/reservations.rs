@@ -1,87 +1,60 @@
 //! Reserve, spend, release: how a KeyPackage leaves the pool.
 
+use std::collections::BTreeSet;
+
 use diesel::prelude::*;
 use jiff::Timestamp;
-use keypool_openapi::{DeviceName, KeyPackageRef, MissingReason, ReservationId, State, UserName};
+use keypool_openapi::{
+    Action, Base64Bytes, DeviceName, KeyPackageRef, MissingDevice, MissingReason, Reservation, ReservationId,
+    ReserveResponse, State, UserName,
+};
 use uuid::Uuid;
 
 use super::{
     Store, StoreError,
-    audit::{Action, AuditSql, Event},
+    audit::{AuditSql, Event},
     claims::{Claim, ClaimSql},
     connection::with_conn,
     devices::DeviceSql,
-    rows::{DeviceId, DeviceRow, HandedOut, nonce_of, statements, suite, timestamp},
+    idempotency::{IdempotencyKey, IdempotencySql},
+    rows::{DeviceId, DeviceRow, Ended, HandedOut, count, nonce_of, statements, suite, timestamp},
     schema::key_packages,
 };
 
-/// A wish for one KeyPackage of each device of a user.
+/// A wish for one KeyPackage of each device of some users.
 #[derive(Clone, Debug)]
 pub struct Reserve {
-    /// Whose.
-    pub user: UserName,
+    /// Whose, each user once.
+    pub users: BTreeSet<UserName>,
     /// Of this device alone.
     pub device: Option<DeviceName>,
     /// Of this ciphersuite alone.
     pub ciphersuite: Option<u16>,
-    /// The group that it is for.
+    /// The group that they are for.
     pub group_id: Option<Vec<u8>>,
     /// Who asks.
     pub by: DeviceId,
     /// Random: names the reservations, and says where in the pool to look first, so that adders do not collide.
     pub nonce: Uuid,
-    /// When the reservation lapses.
+    /// When the reservations lapse.
     pub until: Timestamp,
     /// Nothing that expires before this is handed out.
     pub usable_until: Timestamp,
+    /// Whether what was handed out and came back may be handed out again.
+    pub returned_too: bool,
+    /// Reservations that the caller may hold at the same time.
+    pub most_held: Option<u32>,
+    /// Makes the wish one that may be repeated.
+    pub repeat: Option<IdempotencyKey>,
 }
 
-/// What a wish came to.
-#[derive(Clone, Debug)]
-pub struct Reserved {
-    /// One for each device that had a KeyPackage.
-    pub reservations: Vec<ReservedKeyPackage>,
-    /// The devices that had none.
-    pub missing: Vec<Miss>,
-}
-
-/// A KeyPackage that is now held.
-#[derive(Clone, Debug)]
-pub struct ReservedKeyPackage {
-    /// Names the reservation.
-    pub id: ReservationId,
-    /// The owner's device.
-    pub device: DeviceName,
-    /// The KeyPackage's ref.
-    pub keypackage_ref: KeyPackageRef,
-    /// The KeyPackage as it was uploaded.
-    pub bytes: Vec<u8>,
-    /// Its ciphersuite.
-    pub ciphersuite: u16,
-    /// When it expires.
-    pub not_after: Timestamp,
-    /// Whether it is the last resort.
-    pub last_resort: bool,
-}
-
-/// A device that had nothing to hand out.
-#[derive(Clone, Debug)]
-pub struct Miss {
-    /// The device.
-    pub device: DeviceName,
-    /// Why.
-    pub reason: MissingReason,
-    /// The ciphersuites of which it has KeyPackages.
-    pub ciphersuites: Vec<u16>,
-}
-
-/// Why a wish was for nobody.
+/// Why a wish was refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ReserveError {
-    /// There is no such user.
-    UnknownUser,
-    /// The user has no such device, or none at all.
-    UnknownDevice,
+    /// The `Idempotency-Key` came with another request before.
+    IdempotencyMismatch,
+    /// The caller would hold more than it may. The first of what it holds lapses then.
+    TooManyHeld(Timestamp),
 }
 
 /// A reservation whose KeyPackage is in a Commit.
@@ -126,6 +99,8 @@ pub struct Release {
     pub reservation: ReservationId,
     /// Who says so.
     pub by: DeviceId,
+    /// Whether the KeyPackage is never handed out again.
+    pub retire: bool,
 }
 
 /// What a release came to.
@@ -169,30 +144,45 @@ statements! {
                 .optional()
         }
 
+        /// Whether something stands in the pool that another transaction holds at this moment.
+        fn is_contended(conn, claim: &Claim<'_>) -> QueryResult<bool> {
+            let returned = key_packages::handed_out.and(key_packages::reserved_until.le(claim.returned_by));
+            diesel::select(diesel::dsl::exists(
+                key_packages::table
+                    .filter(key_packages::device_id.eq(claim.owner).and(key_packages::not_after.ge(claim.usable_until)))
+                    .filter(key_packages::ciphersuite.between(claim.suites.0, claim.suites.1))
+                    .filter(key_packages::fresh.nullable().or(returned)),
+            ))
+            .get_result(conn)
+        }
+
+        /// How many reservations a device holds, and when the first of them lapses.
+        fn held_by(conn, by: DeviceId, now: i64) -> QueryResult<(i64, Option<i64>)> {
+            key_packages::table
+                .filter(key_packages::held.and(key_packages::reserved_by.eq(by.0)))
+                .filter(key_packages::reserved_until.gt(now))
+                .select((diesel::dsl::count_star(), diesel::dsl::min(key_packages::reserved_until)))
+                .first(conn)
+        }
+
         /// What stands in the pool but was not to be had: ciphersuites, and whether each lives long enough.
         fn leftovers(conn, claim: &Claim<'_>) -> QueryResult<Vec<(i32, i64)>> {
             key_packages::table
-                .filter(key_packages::device_id.eq(claim.owner))
-                .filter(key_packages::state.eq_any([State::Available.as_ref(), State::Reserved.as_ref()]))
-                .filter(key_packages::reserved_until.is_null().or(key_packages::reserved_until.le(claim.now)))
+                .filter(key_packages::device_id.eq(claim.owner).and(key_packages::live))
+                .filter(key_packages::reserved_until.is_null().or(key_packages::reserved_until.le(claim.returned_by)))
                 .select((key_packages::ciphersuite, key_packages::not_after))
                 .distinct()
                 .load(conn)
         }
 
         fn spend_reserved(conn, spend: &Spend, now: i64) -> QueryResult<Option<Vec<u8>>> {
-            let held = [State::Reserved, State::Available, State::Expired].map(<&str>::from);
+            // A late spend marks what nobody else has reserved since, whatever time has made of it.
+            let held = [State::Reserved, State::Available, State::Expired, State::Retired].map(<&str>::from);
             diesel::update(key_packages::table)
                 .filter(key_packages::device_id.eq(spend.reservation.owner))
                 .filter(key_packages::reservation.eq(nonce_of(&spend.reservation)))
                 .filter(key_packages::reserved_by.eq(spend.by.0).and(key_packages::state.eq_any(held)))
-                .set((
-                    key_packages::state.eq(State::Spent.as_ref()),
-                    key_packages::ended_at.eq(now),
-                    key_packages::spent_group.eq(spend.group_id.as_slice()),
-                    // What is spent is never handed out again: only its ref stays known.
-                    key_packages::key_package.eq(Vec::new()),
-                ))
+                .set((Ended::new(State::Spent, now), key_packages::spent_group.eq(spend.group_id.as_slice())))
                 .returning(key_packages::keypackage_ref)
                 .get_result(conn)
                 .optional()
@@ -204,7 +194,11 @@ statements! {
                 .filter(key_packages::reservation.eq(nonce_of(&release.reservation)))
                 .filter(key_packages::reserved_by.eq(release.by.0))
                 .filter(key_packages::state.eq(State::Reserved.as_ref()))
-                .set((key_packages::state.eq(State::Available.as_ref()), key_packages::reserved_until.eq(now)))
+                .set((
+                    key_packages::state.eq(if release.retire { State::Retired } else { State::Available }.as_ref()),
+                    key_packages::ended_at.eq(release.retire.then_some(now)),
+                    key_packages::reserved_until.eq(now),
+                ))
                 .returning(key_packages::keypackage_ref)
                 .get_result(conn)
                 .optional()
@@ -227,25 +221,92 @@ statements! {
     }
 }
 
-fn reserve<C>(conn: &mut C, want: &Reserve, now: Timestamp) -> Result<Result<Reserved, ReserveError>, StoreError>
+/// Reserves, or answers again what the same request was answered before.
+fn reserve<C>(conn: &mut C, want: &Reserve, now: Timestamp) -> Result<Result<ReserveResponse, ReserveError>, StoreError>
+where
+    C: ClaimSql + ReservationSql + AuditSql + DeviceSql + IdempotencySql,
+{
+    let Some(repeat) = &want.repeat else { return reserve_anew(conn, want, now) };
+    if !conn.begin_answer(want.by.0, repeat, now.as_second())? {
+        let (request, answer) = conn.answer_of(want.by.0, &repeat.key)?;
+        return if request == repeat.request {
+            Ok(Ok(serde_json::from_slice(&answer).map_err(StoreError::fatal)?))
+        } else {
+            Ok(Err(ReserveError::IdempotencyMismatch))
+        };
+    }
+    let outcome = reserve_anew(conn, want, now)?;
+    match &outcome {
+        Ok(reserved) if !reserved.reservations.is_empty() => {
+            let answer = serde_json::to_vec(reserved).map_err(StoreError::fatal)?;
+            conn.keep_answer(want.by.0, &repeat.key, &answer)?;
+        }
+        // Nothing was reserved that a repetition could get twice: it may try anew.
+        _ => drop(conn.drop_answer(want.by.0, &repeat.key)?),
+    }
+    Ok(outcome)
+}
+
+fn reserve_anew<C>(
+    conn: &mut C,
+    want: &Reserve,
+    now: Timestamp,
+) -> Result<Result<ReserveResponse, ReserveError>, StoreError>
 where
     C: ClaimSql + ReservationSql + AuditSql + DeviceSql,
 {
-    let devices = conn.devices_of(want.user.as_str())?;
-    if devices.is_empty() {
-        return Ok(Err(ReserveError::UnknownUser));
-    }
-    let mut reserved = Reserved { reservations: Vec::new(), missing: Vec::new() };
-    for columns in devices {
+    let names: Vec<_> = want.users.iter().map(UserName::as_str).collect();
+    let mut owners = Vec::new();
+    for columns in conn.devices_of(&names)? {
         let owner = DeviceRow::from_columns(columns)?;
         if want.device.as_ref().is_none_or(|device| *device == owner.device) {
-            reserve_of(conn, want, &owner, now, &mut reserved)?;
+            owners.push(owner);
         }
     }
-    if reserved.reservations.is_empty() && reserved.missing.is_empty() {
-        return Ok(Err(ReserveError::UnknownDevice));
+    if let Some(until) = over_the_cap(conn, want, owners.len(), now)? {
+        return Ok(Err(ReserveError::TooManyHeld(until)));
     }
+    let mut reserved = ReserveResponse { reservations: Vec::new(), missing: absent(conn, want, &owners)? };
+    // In the order of their numbers, as every request does it: two that wait for rows never wait for each other.
+    owners.sort_unstable_by_key(|owner| owner.id.0);
+    for owner in &owners {
+        reserve_of(conn, want, owner, now, &mut reserved)?;
+    }
+    reserved.reservations.sort_by(|one, other| (&one.user, &one.device).cmp(&(&other.user, &other.device)));
+    reserved.missing.sort_by(|one, other| (&one.user, &one.device).cmp(&(&other.user, &other.device)));
     Ok(Ok(reserved))
+}
+
+/// When the caller may ask again, if it would hold too much. Requests at the very same moment do not see each other.
+fn over_the_cap<C: ReservationSql>(
+    conn: &mut C,
+    want: &Reserve,
+    more: usize,
+    now: Timestamp,
+) -> Result<Option<Timestamp>, StoreError> {
+    let Some(most) = want.most_held else { return Ok(None) };
+    let (held, first) = conn.held_by(want.by, now.as_second())?;
+    let over = count(held)?.saturating_add(more as u64) > u64::from(most);
+    Ok(if over { Some(first.map(timestamp).transpose()?.unwrap_or(want.until)) } else { None })
+}
+
+/// The users of a wish who have no device that it is for.
+fn absent<C: DeviceSql>(conn: &mut C, want: &Reserve, owners: &[DeviceRow]) -> Result<Vec<MissingDevice>, StoreError> {
+    let without: Vec<_> = want.users.iter().filter(|user| owners.iter().all(|owner| owner.user != **user)).collect();
+    if without.is_empty() {
+        return Ok(Vec::new());
+    }
+    let known = conn.known_users(&without.iter().map(|user| user.as_str()).collect::<Vec<_>>())?;
+    let missing = |user: &UserName| {
+        let known = known.iter().any(|name| name == user.as_str());
+        MissingDevice {
+            user: user.clone(),
+            device: want.device.clone().filter(|_| known),
+            reason: if known { MissingReason::UnknownDevice } else { MissingReason::UnknownUser },
+            ciphersuites: Vec::new(),
+        }
+    };
+    Ok(without.into_iter().map(missing).collect())
 }
 
 fn reserve_of<C>(
@@ -253,7 +314,7 @@ fn reserve_of<C>(
     want: &Reserve,
     owner: &DeviceRow,
     now: Timestamp,
-    reserved: &mut Reserved,
+    reserved: &mut ReserveResponse,
 ) -> Result<(), StoreError>
 where
     C: ClaimSql + ReservationSql + AuditSql,
@@ -266,7 +327,7 @@ where
         nonce: want.nonce.as_bytes(),
         by: want.by.0,
         until: want.until.as_second(),
-        now: now.as_second(),
+        returned_by: if want.returned_too { now.as_second() } else { i64::MIN },
     };
     let Some((handed_out, last_resort)) = pick(conn, &claim)? else {
         reserved.missing.push(miss(owner, &claim, &conn.leftovers(&claim)?)?);
@@ -274,22 +335,20 @@ where
     };
     let (keypackage_ref, bytes, ciphersuite, not_after) = handed_out;
     conn.record(&[Event {
-        device_id: owner.id.0,
-        keypackage_ref: &keypackage_ref,
-        action: Action::Reserve.into(),
-        actor: want.by.0,
         reservation: Some(claim.nonce),
         group_id: want.group_id.as_deref(),
-        last_resort,
-        at: claim.now,
+        until: Some(claim.until),
+        ..Event::plain((owner.id.0, &keypackage_ref), Action::Reserve, Some(want.by.0), last_resort, now.as_second())
     }])?;
-    reserved.reservations.push(ReservedKeyPackage {
-        id: ReservationId { owner: owner.id.0, nonce: want.nonce },
+    reserved.reservations.push(Reservation {
+        reservation_id: ReservationId { owner: owner.id.0, nonce: want.nonce },
+        user: owner.user.clone(),
         device: owner.device.clone(),
         keypackage_ref: keypackage_ref.into(),
-        bytes,
+        keypackage: Base64Bytes(bytes),
         ciphersuite: suite(ciphersuite)?,
         not_after: timestamp(not_after)?,
+        expires_at: want.until,
         last_resort,
     });
     Ok(())
@@ -306,10 +365,20 @@ fn pick<C: ClaimSql + ReservationSql>(conn: &mut C, claim: &Claim<'_>) -> QueryR
     if let Some(returned) = conn.claim_returned(claim)? {
         return Ok(Some((returned, false)));
     }
+    // What was passed over is another's in this moment, who takes it, gives it up, or merely tidies: nobody is told
+    // "exhausted" before that is known. Each round ends with a row that somebody has taken.
+    while conn.is_contended(claim)? {
+        if let Some(fresh) = conn.await_fresh(claim)? {
+            return Ok(Some((fresh, false)));
+        }
+        if let Some(returned) = conn.await_returned(claim)? {
+            return Ok(Some((returned, false)));
+        }
+    }
     Ok(conn.last_resort(claim)?.map(|last_resort| (last_resort, true)))
 }
 
-fn miss(owner: &DeviceRow, claim: &Claim<'_>, leftovers: &[(i32, i64)]) -> Result<Miss, StoreError> {
+fn miss(owner: &DeviceRow, claim: &Claim<'_>, leftovers: &[(i32, i64)]) -> Result<MissingDevice, StoreError> {
     let mut matching =
         leftovers.iter().filter(|(number, _)| (claim.suites.0..=claim.suites.1).contains(number)).peekable();
     let reason = if leftovers.is_empty() {
@@ -319,13 +388,13 @@ fn miss(owner: &DeviceRow, claim: &Claim<'_>, leftovers: &[(i32, i64)]) -> Resul
     } else if matching.all(|(_, not_after)| *not_after < claim.usable_until) {
         MissingReason::PoolExpired
     } else {
-        // What can be used and was not to be had is another adder's in this very moment.
+        // What can be used and was not to be had came in this very moment.
         MissingReason::PoolExhausted
     };
     let mut ciphersuites = leftovers.iter().map(|(number, _)| suite(*number)).collect::<Result<Vec<_>, _>>()?;
     ciphersuites.sort_unstable();
     ciphersuites.dedup();
-    Ok(Miss { device: owner.device.clone(), reason, ciphersuites })
+    Ok(MissingDevice { user: owner.user.clone(), device: Some(owner.device.clone()), reason, ciphersuites })
 }
 
 fn spend<C: ReservationSql + AuditSql>(
@@ -352,7 +421,7 @@ fn spend<C: ReservationSql + AuditSql>(
     }
     let event = match conn.reserved_event(owner, nonce)? {
         None => return Ok(Err(SpendError::Unknown)),
-        Some(event) if event.actor != want.by.0 => return Ok(Err(SpendError::NotYours)),
+        Some(event) if event.actor != Some(want.by.0) => return Ok(Err(SpendError::NotYours)),
         Some(event) if !event.last_resort => return Ok(Err(SpendError::Lapsed)),
         Some(event) => event,
     };
@@ -372,14 +441,15 @@ fn again(same_group: bool, spent: Spent) -> Result<Spent, SpendError> {
 
 fn spend_event<'a>(spend: &'a Spend, keypackage_ref: &'a [u8], last_resort: bool, now: Timestamp) -> Event<'a> {
     Event {
-        device_id: spend.reservation.owner,
-        keypackage_ref,
-        action: Action::Spend.into(),
-        actor: spend.by.0,
         reservation: Some(nonce_of(&spend.reservation)),
         group_id: Some(&spend.group_id),
-        last_resort,
-        at: now.as_second(),
+        ..Event::plain(
+            (spend.reservation.owner, keypackage_ref),
+            Action::Spend,
+            Some(spend.by.0),
+            last_resort,
+            now.as_second(),
+        )
     }
 }
 
@@ -391,16 +461,11 @@ fn release<C: ReservationSql + AuditSql>(
     let (owner, nonce) = (release.reservation.owner, nonce_of(&release.reservation));
     if let Some(keypackage_ref) = conn.release_reserved(release, now.as_second())? {
         conn.record(&[Event {
-            device_id: owner,
-            keypackage_ref: &keypackage_ref,
-            action: Action::Release.into(),
-            actor: release.by.0,
             reservation: Some(nonce),
-            group_id: None,
-            last_resort: false,
-            at: now.as_second(),
+            ..Event::plain((owner, &keypackage_ref), Action::Release, Some(release.by.0), false, now.as_second())
         }])?;
-        return Ok(Ok(Released { keypackage_ref: keypackage_ref.into(), state: State::Available }));
+        let state = if release.retire { State::Retired } else { State::Available };
+        return Ok(Ok(Released { keypackage_ref: keypackage_ref.into(), state }));
     }
     if let Some(holder) = conn.holder(&release.reservation)? {
         if holder.reserved_by != Some(release.by.0) {
@@ -414,7 +479,7 @@ fn release<C: ReservationSql + AuditSql>(
     }
     Ok(match conn.reserved_event(owner, nonce)? {
         None => Err(ReleaseError::Unknown),
-        Some(event) if event.actor != release.by.0 => Err(ReleaseError::NotYours),
+        Some(event) if event.actor != Some(release.by.0) => Err(ReleaseError::NotYours),
         // A last resort is never held; what was released once may be another's by now, and stays released.
         Some(event) if event.last_resort || conn.event_of(owner, nonce, Action::Release)?.is_some() => {
             Ok(Released { keypackage_ref: event.keypackage_ref.into(), state: State::Available })
@@ -424,7 +489,8 @@ fn release<C: ReservationSql + AuditSql>(
 }
 
 impl Store {
-    /// Reserves one KeyPackage of each device, for each wish in turn, in one transaction.
+    /// Reserves one KeyPackage of each device, for each wish in turn, in one transaction. What could not be reserved is
+    /// in the answer; an answer without a reservation is not kept for repetitions.
     ///
     /// # Errors
     /// When the database fails. Nothing is reserved then.
@@ -432,7 +498,7 @@ impl Store {
         &self,
         wants: &[Reserve],
         now: Timestamp,
-    ) -> Result<Vec<Result<Reserved, ReserveError>>, StoreError> {
+    ) -> Result<Vec<Result<ReserveResponse, ReserveError>>, StoreError> {
         with_conn!(self, write "reserve", |conn| wants.iter().map(|want| reserve(conn, want, now)).collect())
     }
 
@@ -469,7 +535,8 @@ mod tests {
             device: "laptop".parse().unwrap(),
             registered_at: Timestamp::UNIX_EPOCH,
         };
-        let claim = Claim { owner: 7, suites: (1, 1), usable_until: 3_600, nonce: &[9; 16], by: 8, until: 60, now: 0 };
+        let claim =
+            Claim { owner: 7, suites: (1, 1), usable_until: 3_600, nonce: &[9; 16], by: 8, until: 60, returned_by: 0 };
         for (leftovers, reason) in [
             (vec![], MissingReason::PoolExhausted),
             (vec![(2, 9_000)], MissingReason::NoMatchingCiphersuite),

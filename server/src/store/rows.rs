@@ -1,8 +1,10 @@
 //! Rows as the database has them, and the ids of the domain.
 
+use std::collections::HashMap;
+
 use diesel::prelude::*;
 use jiff::Timestamp;
-use keypool_openapi::{DeviceName, ReservationId, UserName};
+use keypool_openapi::{DeviceName, DeviceOf, ReservationId, State, UserName};
 use uuid::Uuid;
 
 use super::{StoreError, schema};
@@ -35,6 +37,26 @@ impl DeviceRow {
             registered_at: timestamp(created_at)?,
         })
     }
+
+    /// Its name in full.
+    #[must_use]
+    pub fn named(&self) -> DeviceOf {
+        DeviceOf { user: self.user.clone(), device: self.device.clone() }
+    }
+}
+
+/// The names of devices by their numbers.
+pub(super) struct Names(HashMap<i64, DeviceOf>);
+
+impl Names {
+    pub(super) fn from_columns(rows: Vec<DeviceColumns>) -> Result<Self, StoreError> {
+        let named = |columns| DeviceRow::from_columns(columns).map(|row| (row.id.0, row.named()));
+        rows.into_iter().map(named).collect::<Result<_, _>>().map(Self)
+    }
+
+    pub(super) fn of(&self, id: i64) -> Result<DeviceOf, StoreError> {
+        self.0.get(&id).cloned().ok_or_else(|| StoreError::fatal(anyhow::anyhow!("there is no row of device {id}")))
+    }
 }
 
 /// A KeyPackage that an upload adds.
@@ -48,7 +70,21 @@ pub(super) struct NewKeyPackage<'a> {
     pub not_after: i64,
     pub last_resort: bool,
     pub state: &'static str,
-    pub uploaded_at: i64,
+}
+
+/// The end of a KeyPackage's life. It is never handed out again: only its ref stays known.
+#[derive(AsChangeset)]
+#[diesel(table_name = schema::key_packages)]
+pub(super) struct Ended {
+    state: &'static str,
+    ended_at: i64,
+    key_package: &'static [u8],
+}
+
+impl Ended {
+    pub(super) fn new(state: State, ended_at: i64) -> Self {
+        Self { state: state.into(), ended_at, key_package: &[] }
+    }
 }
 
 /// A public key that may never come again.
@@ -66,6 +102,15 @@ pub(super) type HandedOut = (Vec<u8>, Vec<u8>, i32, i64);
 
 pub(super) fn nonce_of(reservation: &ReservationId) -> &[u8] {
     Uuid::as_bytes(&reservation.nonce).as_slice()
+}
+
+/// A reservation, as the database has it.
+pub(super) fn reservation_id(owner: i64, nonce: &[u8]) -> Result<ReservationId, StoreError> {
+    Ok(ReservationId { owner, nonce: Uuid::from_slice(nonce).map_err(StoreError::fatal)? })
+}
+
+pub(super) fn count(rows: i64) -> Result<u64, StoreError> {
+    u64::try_from(rows).map_err(StoreError::fatal)
 }
 
 pub(super) fn timestamp(seconds: i64) -> Result<Timestamp, StoreError> {

@@ -15,6 +15,8 @@ diesel::table! {
         token_hash -> Binary,
         created_at -> BigInt,
         last_upload -> Nullable<BigInt>,
+        removed_at -> Nullable<BigInt>,
+        registration_key -> Nullable<Binary>,
     }
 }
 
@@ -27,7 +29,6 @@ diesel::table! {
         not_after -> BigInt,
         last_resort -> Bool,
         state -> Text,
-        uploaded_at -> BigInt,
         reservation -> Nullable<Binary>,
         reserved_by -> Nullable<BigInt>,
         reserved_until -> Nullable<BigInt>,
@@ -35,6 +36,8 @@ diesel::table! {
         spent_group -> Nullable<Binary>,
         fresh -> Bool,
         handed_out -> Bool,
+        held -> Bool,
+        live -> Bool,
     }
 }
 
@@ -53,11 +56,31 @@ diesel::table! {
         device_id -> BigInt,
         keypackage_ref -> Binary,
         action -> Text,
-        actor -> BigInt,
+        actor -> Nullable<BigInt>,
         reservation -> Nullable<Binary>,
         group_id -> Nullable<Binary>,
         last_resort -> Bool,
         at -> BigInt,
+        until -> Nullable<BigInt>,
+    }
+}
+
+diesel::table! {
+    idempotency_keys (device_id, key) {
+        device_id -> BigInt,
+        key -> Binary,
+        request -> Binary,
+        answer -> Binary,
+        expires_at -> BigInt,
+    }
+}
+
+diesel::table! {
+    enrolments (token_hash) {
+        token_hash -> Binary,
+        user_name -> Text,
+        created_at -> BigInt,
+        expires_at -> BigInt,
     }
 }
 

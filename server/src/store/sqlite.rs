@@ -12,6 +12,7 @@ use super::{
     claims::claims,
     connection::{self, SQLITE_MIGRATIONS},
     key_packages::HoldDevice,
+    sweep::batches,
 };
 
 /// WAL lets readers go on while one writes; FULL makes every answered commit survive a power cut.
@@ -53,4 +54,6 @@ impl HoldDevice for SqliteConnection {
     }
 }
 
-claims!(SqliteConnection,);
+// Nobody else writes while this transaction runs: there is nothing to pass over or to wait for.
+claims!(SqliteConnection, [], []);
+batches!(SqliteConnection,);

@@ -1,0 +1,137 @@
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use crate::{
+    Base64Bytes, DeviceName, KeyPackageRef, MAX_TARGETS, MissingReason, ReservationId, State, UserName, bounded,
+};
+
+/// Whose KeyPackages to reserve: either `target_user` or `targets`.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ReserveRequest {
+    /// The user to be added to a group.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(example = "alice")]
+    pub target_user: Option<UserName>,
+    /// Instead of `target_user`: up to 100 users to be added to a group. What cannot be reserved is in `missing`.
+    #[serde(default, deserialize_with = "bounded::<_, _, MAX_TARGETS>", skip_serializing_if = "Vec::is_empty")]
+    #[schema(max_items = 100)]
+    pub targets: Vec<UserName>,
+    /// Only this device of `target_user`; without it, every device.
+    #[serde(default)]
+    #[schema(example = "laptop")]
+    pub device: Option<DeviceName>,
+    /// Only KeyPackages of this ciphersuite; without it, of any.
+    #[serde(default)]
+    #[schema(example = 1)]
+    pub ciphersuite: Option<u16>,
+    /// The group that they are to be added to, for the owner's audit trail.
+    #[serde(default)]
+    pub group_id: Option<Base64Bytes>,
+    /// How long to hold them, in seconds; without it, the server's default.
+    #[serde(default)]
+    #[schema(minimum = 1, example = 60)]
+    pub ttl: Option<u64>,
+}
+
+impl ReserveRequest {
+    /// A request for a KeyPackage of each of a user's devices.
+    #[must_use]
+    pub fn of(user: UserName) -> Self {
+        let (targets, device, ciphersuite, group_id, ttl) = (Vec::new(), None, None, None, None);
+        Self { target_user: Some(user), targets, device, ciphersuite, group_id, ttl }
+    }
+}
+
+/// One reservation per device that had a KeyPackage.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct ReserveResponse {
+    /// What is held for the caller.
+    pub reservations: Vec<Reservation>,
+    /// The devices that had none, and the users who have no device.
+    pub missing: Vec<MissingDevice>,
+}
+
+/// A KeyPackage that is held for the caller alone until `expires_at`.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct Reservation {
+    /// Names the reservation in `spend` and `release`.
+    pub reservation_id: ReservationId,
+    /// The owner's user.
+    #[schema(example = "alice")]
+    pub user: UserName,
+    /// The owner's device.
+    #[schema(example = "laptop")]
+    pub device: DeviceName,
+    /// The KeyPackage's ref.
+    pub keypackage_ref: KeyPackageRef,
+    /// The KeyPackage: the very bytes that its owner uploaded, an `MLSMessage`.
+    pub keypackage: Base64Bytes,
+    /// Its ciphersuite.
+    #[schema(example = 1)]
+    pub ciphersuite: u16,
+    /// When it expires.
+    #[schema(value_type = String, format = DateTime)]
+    pub not_after: Timestamp,
+    /// When the reservation lapses, if it is not spent.
+    #[schema(value_type = String, format = DateTime)]
+    pub expires_at: Timestamp,
+    /// Whether it is the last resort, which others may hold too.
+    pub last_resort: bool,
+}
+
+/// A device that has no KeyPackage to reserve, or a user who has no such device.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct MissingDevice {
+    /// The user.
+    #[schema(example = "alice")]
+    pub user: UserName,
+    /// The device; `null` where the user has none, or is not known.
+    #[schema(example = "laptop")]
+    pub device: Option<DeviceName>,
+    /// Why.
+    pub reason: MissingReason,
+    /// The ciphersuites of which the device has KeyPackages.
+    #[schema(example = json!([2]))]
+    pub ciphersuites: Vec<u16>,
+}
+
+/// A reservation whose KeyPackage is now in a Commit.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SpendRequest {
+    /// The reservation.
+    pub reservation_id: ReservationId,
+    /// The group that the Commit belongs to.
+    pub group_id: Base64Bytes,
+}
+
+/// A spent KeyPackage.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct SpendResponse {
+    /// The KeyPackage.
+    pub keypackage_ref: KeyPackageRef,
+    /// `spent`; `available` for a last resort, which is never used up.
+    pub state: State,
+    /// When it was spent first.
+    #[schema(value_type = String, format = DateTime)]
+    pub spent_at: Timestamp,
+}
+
+/// A reservation that is not needed after all.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ReleaseRequest {
+    /// The reservation.
+    pub reservation_id: ReservationId,
+}
+
+/// A KeyPackage that is no longer held.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct ReleaseResponse {
+    /// The KeyPackage.
+    pub keypackage_ref: KeyPackageRef,
+    /// `available`, or `retired` where the operator has each KeyPackage handed out only once.
+    pub state: State,
+}

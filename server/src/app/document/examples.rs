@@ -1,0 +1,252 @@
+//! Examples of requests and answers, made from the wire types: they cannot say what no server would.
+
+use jiff::Timestamp;
+use keypool_openapi::{
+    AcceptedKeyPackage, Action, AuditEvent, AuditPage, Base64Bytes, Device, DeviceList, DeviceName, DeviceOf, Drain,
+    EndedKeyPackage, Health, InventoryItem, InventoryPage, KeyPackageRef, LastResortStatus, LowPool, LowPools,
+    MissingDevice, MissingReason, PoolStatus, RegisterRequest, RegisterResponse, RejectedKeyPackage, RejectionReason,
+    ReleaseRequest, ReleaseResponse, RemovedDevice, Reservation, ReservationId, ReserveRequest, ReserveResponse,
+    RevokeRequest, RevokeResponse, SpendRequest, SpendResponse, State, SuiteStatus, TokenResponse, UploadRequest,
+    UploadResponse, UserName,
+};
+use serde::Serialize;
+use serde_json::Value;
+use utoipa::{
+    Modify,
+    openapi::{OpenApi, RefOr},
+};
+use uuid::Uuid;
+
+const TOKEN: &str = "keypool_tTnyVvyUjlJVyjUTbW0zQxzSnf6aEYpAfHyZxpQPnG0";
+
+/// Adds them to the document.
+pub(super) struct Examples;
+
+impl Modify for Examples {
+    fn modify(&self, openapi: &mut OpenApi) {
+        for item in openapi.paths.paths.values_mut() {
+            for operation in super::operations(item) {
+                let Some(name) = operation.operation_id.clone() else { continue };
+                let Some(example) = example(&name) else { continue };
+                let body = operation.request_body.as_mut().and_then(|body| match body {
+                    RefOr::T(body) => body.content.get_mut("application/json"),
+                    RefOr::Ref(_) => None,
+                });
+                if let Some(RefOr::T(content)) = body {
+                    content.example = example.request;
+                }
+                let success = operation.responses.responses.iter_mut().find(|(status, _)| status.starts_with('2'));
+                let Some((_, RefOr::T(response))) = success else { continue };
+                if let Some(RefOr::T(content)) = response.content.get_mut("application/json") {
+                    content.example = Some(example.response);
+                }
+            }
+        }
+    }
+}
+
+struct Example {
+    request: Option<Value>,
+    response: Value,
+}
+
+/// An operation's request and answer.
+fn example(operation: &str) -> Option<Example> {
+    let of = |request: Option<Value>, response: Value| Some(Example { request, response });
+    match operation {
+        "register" => of(
+            json(&RegisterRequest { user: user("alice"), device: device("laptop") }),
+            value(&RegisterResponse { user: user("alice"), device: device("laptop"), token: TOKEN.to_owned() }),
+        ),
+        "list" => of(None, value(&devices())),
+        "change_token" => of(None, value(&TokenResponse { device: device("laptop"), token: TOKEN.to_owned() })),
+        "remove" | "remove_any" => {
+            of(None, value(&RemovedDevice { user: user("alice"), device: device("laptop"), revoked: 33 }))
+        }
+        "upload" => of(json(&UploadRequest { keypackages: vec!["AAEABQABAAE=".to_owned()] }), value(&uploaded())),
+        "reserve" => of(json(&reserve()), value(&reserved())),
+        "spend" => of(
+            json(&SpendRequest { reservation_id: reservation_id(), group_id: group() }),
+            value(&SpendResponse { keypackage_ref: hash(0xa1), state: State::Spent, spent_at: time(30) }),
+        ),
+        "release" => of(
+            json(&ReleaseRequest { reservation_id: reservation_id() }),
+            value(&ReleaseResponse { keypackage_ref: hash(0xa1), state: State::Available }),
+        ),
+        "revoke" => of(json(&RevokeRequest { refs: vec![hash(0xa1), hash(0xa2)], all: false }), value(&revoked())),
+        "status" => of(None, value(&status())),
+        "inventory" => of(None, value(&inventory())),
+        "audit" => of(None, value(&audit())),
+        "low_pools" => of(None, value(&low_pools())),
+        _ => None,
+    }
+}
+
+fn json(request: &impl Serialize) -> Option<Value> {
+    serde_json::to_value(request).ok()
+}
+
+fn value(response: &impl Serialize) -> Value {
+    serde_json::to_value(response).unwrap_or_default()
+}
+
+fn user(name: &str) -> UserName {
+    name.parse().unwrap_or_else(|_| unreachable!("{name} is a name"))
+}
+
+fn device(name: &str) -> DeviceName {
+    name.parse().unwrap_or_else(|_| unreachable!("{name} is a name"))
+}
+
+fn named(name: &str, of: &str) -> DeviceOf {
+    DeviceOf { user: user(name), device: device(of) }
+}
+
+fn hash(byte: u8) -> KeyPackageRef {
+    vec![byte; 32].into()
+}
+
+fn group() -> Base64Bytes {
+    Base64Bytes(b"friends".to_vec())
+}
+
+fn reservation_id() -> ReservationId {
+    ReservationId { owner: 31, nonce: Uuid::from_u128(0x67e5_5044_10b1_426f_9247_bb68_0e5f_e0c8) }
+}
+
+/// A time on the first of December 2026, so many seconds past noon.
+fn time(second: i64) -> Timestamp {
+    Timestamp::from_second(1_796_126_400 + second).unwrap_or_default()
+}
+
+fn not_after() -> Timestamp {
+    time(14 * 86_400)
+}
+
+fn devices() -> DeviceList {
+    DeviceList { user: user("alice"), devices: vec![Device { device: device("laptop"), registered_at: time(0) }] }
+}
+
+fn uploaded() -> UploadResponse {
+    let (keypackage_ref, ciphersuite, not_after, last_resort) = (hash(0xa1), 1, not_after(), false);
+    UploadResponse {
+        accepted: vec![AcceptedKeyPackage { index: 0, keypackage_ref, ciphersuite, not_after, last_resort }],
+        rejected: vec![RejectedKeyPackage {
+            index: 1,
+            reason: RejectionReason::InvalidSignature,
+            detail: "The signature of the KeyPackage does not verify. Sign it again.".to_owned(),
+        }],
+        pool: status(),
+    }
+}
+
+fn reserve() -> ReserveRequest {
+    ReserveRequest { ciphersuite: Some(1), group_id: Some(group()), ttl: Some(60), ..ReserveRequest::of(user("alice")) }
+}
+
+fn reserved() -> ReserveResponse {
+    ReserveResponse {
+        reservations: vec![Reservation {
+            reservation_id: reservation_id(),
+            user: user("alice"),
+            device: device("laptop"),
+            keypackage_ref: hash(0xa1),
+            keypackage: Base64Bytes(vec![0, 1, 0, 5, 0, 1, 0, 1]),
+            ciphersuite: 1,
+            not_after: not_after(),
+            expires_at: time(60),
+            last_resort: false,
+        }],
+        missing: vec![MissingDevice {
+            user: user("alice"),
+            device: Some(device("watch")),
+            reason: MissingReason::PoolExhausted,
+            ciphersuites: Vec::new(),
+        }],
+    }
+}
+
+fn revoked() -> RevokeResponse {
+    let ended = EndedKeyPackage { keypackage_ref: hash(0xa2), state: State::Spent };
+    RevokeResponse { revoked: vec![hash(0xa1)], ended: vec![ended], unknown: Vec::new(), pool: status() }
+}
+
+fn status() -> PoolStatus {
+    let last_resort = LastResortStatus { present: true, uses: 0 };
+    let suite = SuiteStatus {
+        ciphersuite: 1,
+        available: 9,
+        fresh: 8,
+        lapsed: 1,
+        reserved: 2,
+        spent: 21,
+        expired: 0,
+        revoked: 0,
+        total: 32,
+        expiring_soon: 0,
+        last_resort,
+        health: Health::Good,
+        recommended_upload: 24,
+    };
+    PoolStatus {
+        user: user("alice"),
+        device: device("laptop"),
+        available: suite.available,
+        fresh: suite.fresh,
+        lapsed: suite.lapsed,
+        reserved: suite.reserved,
+        spent: suite.spent,
+        expired: suite.expired,
+        revoked: suite.revoked,
+        total: suite.total,
+        expiring_soon: suite.expiring_soon,
+        last_upload: Some(time(0)),
+        last_resort,
+        health: suite.health,
+        recommended_upload: suite.recommended_upload,
+        inventory_digest: "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855".to_owned(),
+        draining: vec![Drain { user: user("mallory"), handed_out: 20 }],
+        ciphersuites: vec![suite],
+    }
+}
+
+fn inventory() -> InventoryPage {
+    InventoryPage {
+        keypackages: vec![InventoryItem {
+            keypackage_ref: hash(0xa1),
+            state: State::Spent,
+            ciphersuite: 1,
+            not_after: not_after(),
+            last_resort: false,
+            reserved_by: Some(named("bob", "phone")),
+            reserved_until: Some(time(60)),
+            group_id: Some(group()),
+        }],
+        next: None,
+    }
+}
+
+fn audit() -> AuditPage {
+    AuditPage {
+        events: vec![AuditEvent {
+            id: 4711,
+            at: time(0),
+            action: Action::Reserve,
+            keypackage_ref: hash(0xa1),
+            owner: named("alice", "laptop"),
+            actor: Some(named("bob", "phone")),
+            reservation_id: Some(reservation_id()),
+            group_id: Some(group()),
+            last_resort: false,
+            until: Some(time(60)),
+        }],
+        next: Some(4711),
+    }
+}
+
+fn low_pools() -> LowPools {
+    let (ciphersuite, last_upload) = (Some(1), Some(time(0)));
+    LowPools {
+        pools: vec![LowPool { user: user("alice"), device: device("laptop"), ciphersuite, fresh: 0, last_upload }],
+    }
+}

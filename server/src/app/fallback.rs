@@ -1,0 +1,47 @@
+//! What is answered where nothing is served.
+
+use std::collections::BTreeSet;
+
+use actix_web::{HttpRequest, HttpResponse, dev::ResourceDef, web};
+use keypool_openapi::ProblemType;
+use utoipa::openapi::{OpenApi, PathItem};
+
+use crate::problem::Failure;
+
+/// The paths of the document with their methods.
+pub(super) struct Paths(Vec<(ResourceDef, BTreeSet<&'static str>)>);
+
+impl Paths {
+    pub(super) fn of(document: &OpenApi) -> Self {
+        let path = |(path, item): (&String, &PathItem)| (ResourceDef::new(path.as_str()), methods(item));
+        Self(document.paths.paths.iter().map(path).collect())
+    }
+
+    /// The methods of a path, if anything is served there.
+    fn methods(&self, path: &str) -> Option<String> {
+        let methods: BTreeSet<_> = self
+            .0
+            .iter()
+            .filter(|(pattern, _)| pattern.is_match(path))
+            .flat_map(|(_, methods)| methods)
+            .copied()
+            .collect();
+        (!methods.is_empty()).then(|| methods.into_iter().collect::<Vec<_>>().join(", "))
+    }
+}
+
+fn methods(item: &PathItem) -> BTreeSet<&'static str> {
+    let all = [("DELETE", &item.delete), ("GET", &item.get), ("POST", &item.post), ("PUT", &item.put)];
+    all.into_iter().filter(|(_, operation)| operation.is_some()).map(|(method, _)| method).collect()
+}
+
+/// Answers a request that no route takes.
+pub(super) async fn nothing_here(paths: web::Data<Paths>, request: HttpRequest) -> Result<HttpResponse, Failure> {
+    let (method, path) = (request.method(), request.path());
+    let Some(allow) = paths.methods(path) else {
+        let detail = format!("Nothing is served at {path}. See /swagger-ui/ for what there is.");
+        return Err(Failure::new(ProblemType::NotFound, detail));
+    };
+    let detail = format!("{path} takes no {method}, but {allow}. See /swagger-ui/ for what there is.");
+    Err(Failure { allow: Some(allow), ..Failure::new(ProblemType::MethodNotAllowed, detail) })
+}

@@ -1,0 +1,242 @@
+//! What handlers take from a request: who makes it, then what it says.
+
+use std::{future::Future, pin::Pin, sync::Arc};
+
+use actix_web::{FromRequest, HttpRequest, dev::Payload, http::header, web};
+use keypool_openapi::{
+    MAX_KEY_PACKAGE_SIZE, MAX_UPLOAD_BATCH, ProblemType, RegisterRequest, ReleaseRequest, ReserveRequest,
+    RevokeRequest, SpendRequest, UploadRequest,
+};
+use serde::de::DeserializeOwned;
+use sha2::{Digest, Sha256};
+
+use super::{Bearer, ENROLMENT_PREFIX, Token, bearer};
+use crate::{pool::Pool, problem::Failure, store::DeviceRow};
+
+/// What most bodies need, and much more.
+const SMALL_BODY: usize = 128 * 1024;
+
+/// The name of the header that makes a request one that may be repeated.
+const IDEMPOTENCY_KEY: &str = "Idempotency-Key";
+const IDEMPOTENCY_KEY_LIMIT: usize = 255;
+
+/// A request's body: how large it may be, in bytes. It is refused before it is read.
+pub(crate) trait Body: DeserializeOwned + 'static {
+    const LIMIT: usize = SMALL_BODY;
+}
+
+impl Body for RegisterRequest {}
+impl Body for ReserveRequest {}
+impl Body for SpendRequest {}
+impl Body for ReleaseRequest {}
+impl Body for RevokeRequest {}
+impl Body for UploadRequest {
+    /// A full upload of the largest KeyPackages in base64, and room for the JSON around them.
+    const LIMIT: usize = MAX_UPLOAD_BATCH * MAX_KEY_PACKAGE_SIZE * 4 / 3 + 64 * 1024;
+}
+
+/// The device that makes a request, known by its token.
+pub(crate) struct Caller(pub Arc<DeviceRow>);
+
+/// The operator, known by the admin token.
+pub(crate) struct Admin;
+
+/// Who may read a trail: a device its own, the operator any.
+pub(crate) enum Reader {
+    Device(Arc<DeviceRow>),
+    Admin,
+}
+
+/// Who makes a request, where it may be nobody yet.
+pub(crate) struct MaybeBearer(pub Option<Bearer>);
+
+/// A device's request: the caller, and then the body, which is not even read before the caller is known.
+pub(crate) struct Signed<T>(pub Arc<DeviceRow>, pub T);
+
+/// A request's body, of whomever.
+pub(crate) struct Content<T>(pub T);
+
+/// The parameters behind the `?`.
+pub(crate) struct Params<T>(pub T);
+
+/// The SHA-256 of the request's `Idempotency-Key`, and how long the key was.
+pub(crate) struct IdempotencyHeader(pub Option<([u8; 32], usize)>);
+
+type Extracted<T> = Pin<Box<dyn Future<Output = Result<T, Failure>>>>;
+
+impl FromRequest for Caller {
+    type Error = Failure;
+    type Future = Extracted<Self>;
+
+    fn from_request(request: &HttpRequest, _: &mut Payload) -> Self::Future {
+        let request = request.clone();
+        Box::pin(async move {
+            match identify(&request).await? {
+                Some(Bearer::Device(device)) => Ok(Self(device)),
+                Some(Bearer::Admin) => Err(Failure::new(
+                    ProblemType::Forbidden,
+                    "The admin token is no device's, and this call is about a device's own pool. Use a device's token.",
+                )),
+                Some(_) => Err(unknown_token()),
+                None => Err(no_token()),
+            }
+        })
+    }
+}
+
+impl FromRequest for Admin {
+    type Error = Failure;
+    type Future = Extracted<Self>;
+
+    fn from_request(request: &HttpRequest, _: &mut Payload) -> Self::Future {
+        let request = request.clone();
+        Box::pin(async move {
+            match identify(&request).await? {
+                Some(Bearer::Admin) => Ok(Self),
+                Some(Bearer::Device(_)) => Err(Failure::new(
+                    ProblemType::Forbidden,
+                    "This call is the operator's. Send the server's admin token.",
+                )),
+                Some(_) => Err(unknown_token()),
+                None => Err(no_token()),
+            }
+        })
+    }
+}
+
+impl FromRequest for Reader {
+    type Error = Failure;
+    type Future = Extracted<Self>;
+
+    fn from_request(request: &HttpRequest, _: &mut Payload) -> Self::Future {
+        let request = request.clone();
+        Box::pin(async move {
+            match identify(&request).await? {
+                Some(Bearer::Device(device)) => Ok(Self::Device(device)),
+                Some(Bearer::Admin) => Ok(Self::Admin),
+                Some(_) => Err(unknown_token()),
+                None => Err(no_token()),
+            }
+        })
+    }
+}
+
+impl FromRequest for MaybeBearer {
+    type Error = Failure;
+    type Future = Extracted<Self>;
+
+    fn from_request(request: &HttpRequest, _: &mut Payload) -> Self::Future {
+        let request = request.clone();
+        Box::pin(async move { identify(&request).await.map(Self) })
+    }
+}
+
+impl<T: Body> FromRequest for Signed<T> {
+    type Error = Failure;
+    type Future = Extracted<Self>;
+
+    fn from_request(request: &HttpRequest, payload: &mut Payload) -> Self::Future {
+        let (request, mut payload) = (request.clone(), payload.take());
+        Box::pin(async move {
+            let Caller(caller) = Caller::from_request(&request, &mut Payload::None).await?;
+            Ok(Self(caller, read(&request, &mut payload).await?))
+        })
+    }
+}
+
+impl<T: Body> FromRequest for Content<T> {
+    type Error = Failure;
+    type Future = Extracted<Self>;
+
+    fn from_request(request: &HttpRequest, payload: &mut Payload) -> Self::Future {
+        let (request, mut payload) = (request.clone(), payload.take());
+        Box::pin(async move { read(&request, &mut payload).await.map(Self) })
+    }
+}
+
+impl<T: DeserializeOwned> FromRequest for Params<T> {
+    type Error = Failure;
+    type Future = std::future::Ready<Result<Self, Failure>>;
+
+    fn from_request(request: &HttpRequest, _: &mut Payload) -> Self::Future {
+        let params = web::Query::<T>::from_query(request.query_string());
+        std::future::ready(params.map(|params| Self(params.into_inner())).map_err(|error| {
+            Failure::new(
+                ProblemType::MalformedRequest,
+                format!("The parameters behind the `?` cannot be read: {error}."),
+            )
+        }))
+    }
+}
+
+impl FromRequest for IdempotencyHeader {
+    type Error = Failure;
+    type Future = std::future::Ready<Result<Self, Failure>>;
+
+    fn from_request(request: &HttpRequest, _: &mut Payload) -> Self::Future {
+        let Some(value) = request.headers().get(IDEMPOTENCY_KEY) else { return std::future::ready(Ok(Self(None))) };
+        let key = value.as_bytes();
+        let visible = key.iter().all(u8::is_ascii_graphic);
+        std::future::ready(if visible && (1..=IDEMPOTENCY_KEY_LIMIT).contains(&key.len()) {
+            Ok(Self(Some((Sha256::digest(key).into(), key.len()))))
+        } else {
+            Err(Failure::new(
+                ProblemType::MalformedRequest,
+                "The Idempotency-Key is not 1 to 255 visible ASCII characters. Send a random one, such as a UUID.",
+            ))
+        })
+    }
+}
+
+/// Reads a body as JSON, whatever its label says: `curl -d` labels everything as a form.
+async fn read<T: Body>(request: &HttpRequest, payload: &mut Payload) -> Result<T, Failure> {
+    use actix_web::error::JsonPayloadError as E;
+    let body = web::JsonBody::<T>::new(request, payload, Some(&|_| true), false).limit(T::LIMIT);
+    body.await.map_err(|error| match error {
+        E::Overflow { .. } | E::OverflowKnownLength { .. } => Failure::new(
+            ProblemType::PayloadTooLarge,
+            format!("The body is larger than the {} bytes that this call reads. Send less at a time.", T::LIMIT),
+        ),
+        E::Deserialize(error) => {
+            Failure::new(ProblemType::MalformedRequest, format!("The body is not what this call takes: {error}."))
+        }
+        _ => Failure::new(ProblemType::MalformedRequest, "The body could not be read as JSON. Send it again."),
+    })
+}
+
+fn no_token() -> Failure {
+    Failure::new(
+        ProblemType::Unauthenticated,
+        "The request carries no bearer token. POST /devices registers a device and answers its token; send it as \
+         `Authorization: Bearer TOKEN`.",
+    )
+}
+
+fn unknown_token() -> Failure {
+    Failure::new(
+        ProblemType::Unauthenticated,
+        "The bearer token is not of any registered device. Check that it is the one that POST /devices answered.",
+    )
+}
+
+/// Whom the request's token belongs to; `None` where it carries none. A device's request is counted.
+async fn identify(request: &HttpRequest) -> Result<Option<Bearer>, Failure> {
+    let Some(value) = request.headers().get(header::AUTHORIZATION) else { return Ok(None) };
+    let value = value.to_str().map_err(|_| unknown_token())?;
+    let pool = request
+        .app_data::<web::Data<Pool>>()
+        .cloned()
+        .ok_or_else(|| Failure::new(ProblemType::Internal, "The server was put together without its pool."))?;
+    if let Some(token) = Token::from_header(value) {
+        let device = pool.authenticate(&token).await?.ok_or_else(unknown_token)?;
+        return Ok(Some(Bearer::Device(device)));
+    }
+    let token = bearer(value).ok_or_else(unknown_token)?;
+    if pool.is_admin(token) {
+        return Ok(Some(Bearer::Admin));
+    }
+    Ok(Some(match Token::with_prefix(ENROLMENT_PREFIX, token) {
+        Some(enrolment) => Bearer::Enrolment(enrolment.hash()),
+        None => Bearer::Foreign(token.into()),
+    }))
+}

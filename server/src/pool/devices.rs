@@ -1,0 +1,171 @@
+//! Who comes in: registration, tokens, removal.
+
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use keypool_openapi::{
+    Device, DeviceList, DeviceName, ProblemType, RegisterRequest, RegisterResponse, RemovedDevice, TokenResponse,
+    UserName,
+};
+
+use super::Pool;
+use crate::{
+    auth::{Bearer, Token},
+    config::Registration,
+    problem::Failure,
+    store::{DeviceRow, Grant, NewDevice, RegisterError},
+};
+
+/// Whoever knows the `Idempotency-Key` of a registration can have its answer: it must not be guessed.
+const REGISTRATION_KEY_LENGTH: usize = 32;
+
+impl Pool {
+    /// Registers a device: of a new user, or of the caller's own.
+    pub async fn register(
+        &self,
+        request: RegisterRequest,
+        bearer: Option<Bearer>,
+        key: Option<([u8; 32], usize)>,
+    ) -> Result<RegisterResponse, Failure> {
+        let RegisterRequest { user, device } = request;
+        if key.is_some_and(|(_, length)| length < REGISTRATION_KEY_LENGTH) {
+            return Err(Failure::new(
+                ProblemType::MalformedRequest,
+                format!(
+                    "The Idempotency-Key of a registration has {REGISTRATION_KEY_LENGTH} characters or more: whoever \
+                     guesses it could have the token. Send a random one, such as a UUID."
+                ),
+            ));
+        }
+        let stranger = matches!(&bearer, Some(Bearer::Device(caller)) if caller.user != user);
+        let grant = self.grant(&user, bearer).await?;
+        self.block(move |pool, now| {
+            let token = Token::generate()?;
+            let new = NewDevice {
+                user,
+                device,
+                token_hash: token.hash(),
+                grant,
+                repeat_key: key.map(|(hash, _)| hash),
+                repeats_since: before(now, pool.policy.idempotency_window),
+                most: pool.policy.max_devices,
+            };
+            match pool.store.register(&new, now) {
+                Ok(()) => Ok(RegisterResponse { user: new.user, device: new.device, token: token.reveal().to_owned() }),
+                Err(error) => Err(not_registered(error, &new, stranger)),
+            }
+        })
+        .await
+    }
+
+    /// What a caller may do for a user by what it shows.
+    async fn grant(&self, user: &UserName, bearer: Option<Bearer>) -> Result<Grant, Failure> {
+        match (self.policy.registration, bearer) {
+            (_, Some(Bearer::Device(caller))) if caller.user == *user => Ok(Grant::SameUser),
+            (_, Some(Bearer::Enrolment(hash))) => Ok(Grant::Enrolment(hash)),
+            (_, Some(Bearer::Admin)) => Err(Failure::new(
+                ProblemType::Forbidden,
+                "The admin token registers no devices. `keypool-server enrol` makes a token that does.",
+            )),
+            (Registration::Open, None | Some(Bearer::Device(_))) => Ok(Grant::FirstCome),
+            (Registration::Token, None) => Err(Failure::new(
+                ProblemType::Unauthenticated,
+                "This server registers whoever has an enrolment token, which its operator gives out. Send it as \
+                 `Authorization: Bearer TOKEN`.",
+            )),
+            (Registration::Jwt, None) => Err(Failure::new(
+                ProblemType::Unauthenticated,
+                "This server registers whoever has a token of its identity provider. Send it as `Authorization: Bearer \
+                 TOKEN`.",
+            )),
+            (_, Some(Bearer::Device(_))) => Err(not_that_user(user, true)),
+            (_, Some(Bearer::Foreign(_))) => Err(Failure::new(
+                ProblemType::Unauthenticated,
+                "The bearer token is none that this server can register with.",
+            )),
+        }
+    }
+
+    /// The devices of a user.
+    pub async fn devices(&self, user: UserName) -> Result<DeviceList, Failure> {
+        self.block(move |pool, _| {
+            let devices = pool.store.devices(&user)?.ok_or_else(|| unknown_user(&user))?;
+            let device = |row: DeviceRow| Device { device: row.device, registered_at: row.registered_at };
+            Ok::<_, Failure>(DeviceList { devices: devices.into_iter().map(device).collect(), user })
+        })
+        .await
+    }
+
+    /// Gives one of the caller's own devices another token.
+    pub async fn change_token(&self, caller: Arc<DeviceRow>, device: DeviceName) -> Result<TokenResponse, Failure> {
+        self.block(move |pool, _| {
+            let token = Token::generate()?;
+            let old = pool.store.change_token((&caller.user, &device), &token.hash())?;
+            let old = old.ok_or_else(|| unknown_device(&caller.user, &device))?;
+            pool.tokens.forget(&old);
+            Ok::<_, Failure>(TokenResponse { device, token: token.reveal().to_owned() })
+        })
+        .await
+    }
+
+    /// Removes a device of a user, with all that is in its pool. Without `by`, the operator does it.
+    pub async fn remove(
+        &self,
+        user: UserName,
+        device: DeviceName,
+        by: Option<Arc<DeviceRow>>,
+    ) -> Result<RemovedDevice, Failure> {
+        self.block(move |pool, now| {
+            let removed = pool.store.remove((&user, &device), by.map(|by| by.id), now)?;
+            let removed = removed.ok_or_else(|| unknown_device(&user, &device))?;
+            pool.tokens.forget(&removed.token_hash);
+            Ok::<_, Failure>(RemovedDevice { user, device, revoked: removed.revoked })
+        })
+        .await
+    }
+}
+
+fn before(now: Timestamp, span: std::time::Duration) -> Timestamp {
+    now.saturating_sub(span).unwrap_or(Timestamp::MIN)
+}
+
+fn not_registered(error: RegisterError, new: &NewDevice, stranger: bool) -> Failure {
+    let NewDevice { user, device, most, .. } = new;
+    match error {
+        RegisterError::Store(error) => error.into(),
+        RegisterError::AlreadyRegistered => Failure::new(
+            ProblemType::AlreadyRegistered,
+            format!("{user} has a device {device} already. Choose another name for the new device."),
+        ),
+        RegisterError::NotThatUser => not_that_user(user, stranger),
+        RegisterError::NotEnrolled => Failure::new(
+            ProblemType::Unauthenticated,
+            format!(
+                "The enrolment token is not valid for {user}: it is another user's, used, or over. Ask for a new one."
+            ),
+        ),
+        RegisterError::TooManyDevices => Failure::new(
+            ProblemType::Forbidden,
+            format!("{user} has {most} devices, and may not have more. Remove one that is no longer used."),
+        ),
+    }
+}
+
+/// The same whether or not the user has a device of that name: that is no stranger's business.
+fn not_that_user(user: &UserName, stranger: bool) -> Failure {
+    Failure::new(
+        if stranger { ProblemType::Forbidden } else { ProblemType::Unauthenticated },
+        format!("{user} is taken: a further device is registered with the bearer token of one they have."),
+    )
+}
+
+pub(super) fn unknown_user(user: &UserName) -> Failure {
+    Failure::new(ProblemType::UnknownUser, format!("There is no user {user}. Check the name; it is case-sensitive."))
+}
+
+pub(super) fn unknown_device(user: &UserName, device: &DeviceName) -> Failure {
+    Failure::new(
+        ProblemType::UnknownDevice,
+        format!("{user} does not have {device}. GET /users/{user}/devices lists what there is."),
+    )
+}

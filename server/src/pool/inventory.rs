@@ -1,0 +1,105 @@
+//! What owners and the operator look at, and what owners withdraw.
+
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use keypool_openapi::{
+    AuditPage, AuditQuery, InventoryPage, InventoryQuery, LowPools, LowPoolsQuery, PoolStatus, ProblemType,
+    RevokeRequest, RevokeResponse,
+};
+
+use super::{Pool, devices::unknown_user, status};
+use crate::{
+    auth::Reader,
+    problem::Failure,
+    store::{DeviceRow, Revoked},
+};
+
+/// The longest page of a list.
+const MAX_PAGE: u32 = 1_000;
+const INVENTORY_PAGE: u32 = 500;
+const AUDIT_PAGE: u32 = 100;
+const LOW_POOLS_PAGE: u32 = 100;
+
+impl Pool {
+    /// How the caller's pool is doing.
+    pub async fn status(&self, caller: Arc<DeviceRow>) -> Result<PoolStatus, Failure> {
+        self.block(move |pool, now| pool.status_blocking(&caller, now)).await
+    }
+
+    pub(super) fn status_blocking(&self, caller: &DeviceRow, now: Timestamp) -> Result<PoolStatus, Failure> {
+        let since = now.saturating_sub(status::DRAIN_SPAN).unwrap_or(Timestamp::MIN);
+        let contents = self.store.contents(caller.id, since)?;
+        Ok(status::summarise(caller, &contents, self.policy.health, self.view(now)))
+    }
+
+    /// A page of what the caller has in its pool.
+    pub async fn inventory(&self, caller: Arc<DeviceRow>, query: InventoryQuery) -> Result<InventoryPage, Failure> {
+        let limit = page(query.limit, INVENTORY_PAGE)?;
+        self.block(move |pool, now| pool.store.inventory(caller.id, query.after.as_ref(), limit, pool.view(now))).await
+    }
+
+    /// A page of what happened to the caller's KeyPackages, or to a user's, for the operator.
+    pub(crate) async fn audit(&self, reader: Reader, query: AuditQuery) -> Result<AuditPage, Failure> {
+        let limit = page(query.limit, AUDIT_PAGE)?;
+        let AuditQuery { user, before, .. } = query;
+        match (reader, user) {
+            (Reader::Device(caller), None) => {
+                self.block(move |pool, _| pool.store.audit(caller.id, before, limit)).await
+            }
+            (Reader::Device(_), Some(_)) => Err(Failure::new(
+                ProblemType::Forbidden,
+                "A device reads the audit trail of its own KeyPackages. Leave `user` out.",
+            )),
+            (Reader::Admin, Some(user)) => {
+                self.block(move |pool, _| {
+                    pool.store.audit_of_user(&user, before, limit)?.ok_or_else(|| unknown_user(&user))
+                })
+                .await
+            }
+            (Reader::Admin, None) => Err(Failure::new(
+                ProblemType::MalformedRequest,
+                "The admin token reads any user's audit trail. Name the user: `?user=NAME`.",
+            )),
+        }
+    }
+
+    /// Withdraws KeyPackages of the caller's own pool.
+    pub async fn revoke(&self, caller: Arc<DeviceRow>, request: RevokeRequest) -> Result<RevokeResponse, Failure> {
+        let RevokeRequest { mut refs, all } = request;
+        if all != refs.is_empty() {
+            return Err(Failure::new(
+                ProblemType::MalformedRequest,
+                "A revocation has either `refs`, with up to 1000 of them, or `all`, as true. Send one of the two.",
+            ));
+        }
+        refs.sort_unstable();
+        refs.dedup();
+        self.block(move |pool, now| {
+            let some = (!all).then_some(refs.as_slice());
+            let Revoked { revoked, ended, unknown } = pool.store.revoke(caller.id, some, now)?;
+            Ok::<_, Failure>(RevokeResponse { revoked, ended, unknown, pool: pool.status_blocking(&caller, now)? })
+        })
+        .await
+    }
+
+    /// The pools that are low or empty, for the operator.
+    pub async fn low_pools(&self, query: LowPoolsQuery) -> Result<LowPools, Failure> {
+        let limit = page(query.limit, LOW_POOLS_PAGE)?;
+        self.block(move |pool, now| {
+            let pools = pool.store.low_pools(pool.policy.health.low.cast_signed(), limit, now)?;
+            Ok::<_, Failure>(LowPools { pools })
+        })
+        .await
+    }
+}
+
+fn page(wanted: Option<u32>, default: u32) -> Result<u32, Failure> {
+    match wanted.unwrap_or(default) {
+        limit @ 1..=MAX_PAGE => Ok(limit),
+        limit => Err(Failure::new(
+            ProblemType::MalformedRequest,
+            format!("A page of {limit} cannot be had: ask for a `limit` of 1 to {MAX_PAGE}."),
+        )),
+    }
+}

@@ -1,0 +1,257 @@
+//! What leaves the pool: reserve, spend, release.
+
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
+
+use jiff::Timestamp;
+use keypool_openapi::{
+    Base64Bytes, MissingDevice, MissingReason, ProblemType, ReleaseRequest, ReleaseResponse, ReserveRequest,
+    ReserveResponse, SpendRequest, SpendResponse, UserName,
+};
+use sha2::{Digest, Sha256};
+use uuid::Uuid;
+
+use super::{Pool, after};
+use crate::{
+    limits::seconds,
+    problem::Failure,
+    store::{DeviceRow, IdempotencyKey, Release, Reserve, ReserveError, Spend, SpendError},
+};
+
+/// The most bytes that a group id may have: they go into the audit trail.
+const MAX_GROUP_ID: usize = 256;
+
+impl Pool {
+    /// Reserves a KeyPackage of each device of some users, or of the one that is named. With an idempotency key, a
+    /// repetition is answered the same.
+    pub async fn reserve(
+        &self,
+        caller: Arc<DeviceRow>,
+        request: ReserveRequest,
+        key: Option<[u8; 32]>,
+    ) -> Result<ReserveResponse, Failure> {
+        let ttl = self.ttl(request.ttl)?;
+        let digest = digest(&request)?;
+        let group_id = request.group_id.map(group_id).transpose()?;
+        let users = targets(request.target_user, request.targets, request.device.is_some())?;
+        // The request itself was counted already.
+        self.limits.request(&caller.user, users.len() - 1)?;
+        let (users, refused) = self.within_limits(&caller.user, users)?;
+        self.block(move |pool, now| {
+            let second = now.as_second();
+            let want = Reserve {
+                users,
+                device: request.device,
+                ciphersuite: request.ciphersuite,
+                group_id,
+                by: caller.id,
+                nonce: Uuid::new_v4(),
+                until: after(second, ttl)?,
+                usable_until: after(second, pool.policy.min_remaining)?,
+                returned_too: !pool.policy.retire,
+                most_held: pool.policy.max_live_reservations,
+                repeat: key.map(|key| pool.repeat(key, digest, second)).transpose()?,
+            };
+            match pool.store.reserve(std::slice::from_ref(&want), now)?.pop() {
+                Some(Ok(reserved)) => answer(reserved, refused),
+                Some(Err(error)) => Err(pool.refused(error, now)),
+                None => Err(Failure::new(ProblemType::Internal, "The database answered nothing. Try again.")),
+            }
+        })
+        .await
+    }
+
+    /// The users that the caller may reserve of now, and those that it may not; a failure where that is all.
+    fn within_limits(
+        &self,
+        requester: &UserName,
+        users: BTreeSet<UserName>,
+    ) -> Result<(BTreeSet<UserName>, Vec<MissingDevice>), Failure> {
+        let (mut within, mut refused, mut longest) = (BTreeSet::new(), Vec::new(), Duration::ZERO);
+        for user in users {
+            match self.limits.pair(requester, &user) {
+                Ok(()) => drop(within.insert(user)),
+                Err(wait) => {
+                    longest = longest.max(wait);
+                    let (device, reason, ciphersuites) = (None, MissingReason::TooManyRequests, Vec::new());
+                    refused.push(MissingDevice { user, device, reason, ciphersuites });
+                }
+            }
+        }
+        if within.is_empty() {
+            let names: Vec<_> = refused.iter().map(|one| one.user.as_str()).collect();
+            let detail = format!(
+                "{requester} reserves the KeyPackages of {} too often. Try again in {} s.",
+                names.join(", "),
+                seconds(longest)
+            );
+            return Err(Failure { missing: refused, ..Failure::too_many(detail, longest) });
+        }
+        Ok((within, refused))
+    }
+
+    fn repeat(&self, key: [u8; 32], request: [u8; 32], now: i64) -> Result<IdempotencyKey, Failure> {
+        // No reservation lives longer than this window: the configuration sees to that.
+        Ok(IdempotencyKey { key, request, until: after(now, self.policy.idempotency_window)? })
+    }
+
+    fn refused(&self, error: ReserveError, now: Timestamp) -> Failure {
+        match error {
+            ReserveError::IdempotencyMismatch => Failure::new(
+                ProblemType::IdempotencyMismatch,
+                "The Idempotency-Key came with another request before. Use a new key for each request, and the same one \
+                 only to repeat it.",
+            ),
+            ReserveError::TooManyHeld(until) => {
+                let wait = Duration::try_from(until.duration_since(now)).unwrap_or_default();
+                let most = self.policy.max_live_reservations.unwrap_or_default();
+                Failure::too_many(
+                    format!(
+                        "With this the device would hold more than {most} reservations. Spend or release some; the first \
+                         of them lapses in {} s.",
+                        seconds(wait)
+                    ),
+                    wait,
+                )
+            }
+        }
+    }
+
+    fn ttl(&self, wanted: Option<u64>) -> Result<Duration, Failure> {
+        let ttl = wanted.map_or(self.policy.reservation_ttl, Duration::from_secs);
+        let longest = self.policy.max_reservation_ttl;
+        if ttl.is_zero() || ttl > longest {
+            return Err(Failure::new(
+                ProblemType::MalformedRequest,
+                format!("A ttl of {} s cannot be had: ask for 1 to {} s.", ttl.as_secs(), longest.as_secs()),
+            ));
+        }
+        Ok(ttl)
+    }
+
+    /// Spends a reservation.
+    pub async fn spend(&self, caller: Arc<DeviceRow>, request: SpendRequest) -> Result<SpendResponse, Failure> {
+        let id = request.reservation_id;
+        let want = Spend { reservation: id, by: caller.id, group_id: group_id(request.group_id)? };
+        self.block(move |pool, now| {
+            // A whole second, as the database keeps it: repeated, the spend is answered the same.
+            let now = after(now.as_second(), Duration::ZERO)?;
+            match pool.store.spend(&[want], now)?.pop() {
+                Some(Ok(spent)) => Ok(SpendResponse {
+                    keypackage_ref: spent.keypackage_ref,
+                    state: spent.state,
+                    spent_at: spent.spent_at,
+                }),
+                Some(Err(error)) => Err(lost_reservation(error, &id)),
+                None => Err(lost_reservation(SpendError::Unknown, &id)),
+            }
+        })
+        .await
+    }
+
+    /// Releases a reservation.
+    pub async fn release(&self, caller: Arc<DeviceRow>, request: ReleaseRequest) -> Result<ReleaseResponse, Failure> {
+        let id = request.reservation_id;
+        let release = Release { reservation: id, by: caller.id, retire: self.policy.retire };
+        self.block(move |pool, now| match pool.store.release(&[release], now)?.pop() {
+            Some(Ok(released)) => {
+                Ok(ReleaseResponse { keypackage_ref: released.keypackage_ref, state: released.state })
+            }
+            Some(Err(error)) => Err(lost_reservation(error, &id)),
+            None => Err(lost_reservation(SpendError::Unknown, &id)),
+        })
+        .await
+    }
+}
+
+/// The users of a request, each once.
+fn targets(one: Option<UserName>, many: Vec<UserName>, device: bool) -> Result<BTreeSet<UserName>, Failure> {
+    let malformed = |detail: &str| Failure::new(ProblemType::MalformedRequest, detail);
+    match (one, many.is_empty()) {
+        (Some(user), true) => Ok([user].into()),
+        (None, false) if device => Err(malformed(
+            "A `device` goes with `target_user`, not with `targets`. Name the user alone, or leave it out.",
+        )),
+        (None, false) => Ok(many.into_iter().collect()),
+        (None, true) => {
+            Err(malformed("The request names nobody. Send `target_user`, or `targets` with up to 100 users."))
+        }
+        (Some(_), false) => Err(malformed("The request has both `target_user` and `targets`. Send one of them.")),
+    }
+}
+
+/// What tells whether a request with the same idempotency key is the same request.
+fn digest(request: &ReserveRequest) -> Result<[u8; 32], Failure> {
+    let bytes = serde_json::to_vec(request).map_err(|error| {
+        tracing::error!(%error, "a request cannot be written as JSON");
+        Failure::new(ProblemType::Internal, "The server cannot tell this request from others; its log says why.")
+    })?;
+    Ok(Sha256::digest(bytes).into())
+}
+
+/// The answer to a wish: what was reserved, or the problem where nothing at all was.
+fn answer(mut reserved: ReserveResponse, refused: Vec<MissingDevice>) -> Result<ReserveResponse, Failure> {
+    reserved.missing.extend(refused);
+    if reserved.reservations.is_empty() { Err(nothing(reserved.missing)) } else { Ok(reserved) }
+}
+
+/// The problem that names the reason that is the easiest to do something about.
+fn nothing(missing: Vec<MissingDevice>) -> Failure {
+    let mut users: Vec<_> = missing.iter().map(|miss| miss.user.as_str()).collect();
+    users.dedup();
+    let users = users.join(", ");
+    let has = |reason| missing.iter().any(|miss| miss.reason == reason);
+    let (kind, detail) = if has(MissingReason::PoolExpired) {
+        let detail = format!(
+            "All KeyPackages of {users} expire too soon to be handed out. A device of theirs has to refresh its pool."
+        );
+        (ProblemType::PoolExpired, detail)
+    } else if has(MissingReason::NoMatchingCiphersuite) {
+        let suites: BTreeSet<_> = missing.iter().flat_map(|miss| &miss.ciphersuites).collect();
+        let suites = suites.into_iter().map(u16::to_string).collect::<Vec<_>>().join(", ");
+        let detail =
+            format!("{users} has no KeyPackage of the ciphersuite asked for, but of: {suites}. Ask for one of these.");
+        (ProblemType::NoMatchingCiphersuite, detail)
+    } else if has(MissingReason::PoolExhausted) {
+        let detail =
+            format!("No KeyPackage of {users} is left. Try again when a device of theirs has refreshed its pool.");
+        (ProblemType::PoolExhausted, detail)
+    } else if has(MissingReason::UnknownDevice) {
+        let detail = format!("{users} has no such device. GET /users/USER/devices lists what a user has.");
+        (ProblemType::UnknownDevice, detail)
+    } else {
+        let detail = format!("There is no user {users}. Check the name; it is case-sensitive.");
+        (ProblemType::UnknownUser, detail)
+    };
+    Failure { missing, ..Failure::new(kind, detail) }
+}
+
+fn lost_reservation(error: SpendError, id: &keypool_openapi::ReservationId) -> Failure {
+    match error {
+        SpendError::Unknown => Failure::new(
+            ProblemType::UnknownReservation,
+            format!("There never was a reservation {id}. Give the id back exactly as reserve answered it."),
+        ),
+        SpendError::NotYours => Failure::new(
+            ProblemType::NotYourReservation,
+            format!("Reservation {id} was made by another device, which alone can spend or release it."),
+        ),
+        SpendError::AlreadySpent => Failure::new(
+            ProblemType::AlreadySpent,
+            format!("Reservation {id} was spent for another group. Reserve another KeyPackage for this one."),
+        ),
+        SpendError::Lapsed => Failure::new(
+            ProblemType::ReservationLapsed,
+            format!("Reservation {id} lapsed, and its KeyPackage is no longer held for you. Reserve another one."),
+        ),
+    }
+}
+
+fn group_id(id: Base64Bytes) -> Result<Vec<u8>, Failure> {
+    if id.0.is_empty() || id.0.len() > MAX_GROUP_ID {
+        return Err(Failure::new(
+            ProblemType::MalformedRequest,
+            format!("The group_id has {} bytes; a group id has 1 to {MAX_GROUP_ID}.", id.0.len()),
+        ));
+    }
+    Ok(id.0)
+}

@@ -1,0 +1,101 @@
+//! What enters the pool.
+
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use keypool_openapi::{
+    AcceptedKeyPackage, Base64Bytes, ProblemType, RejectedKeyPackage, RejectionReason, UploadRequest, UploadResponse,
+};
+
+use super::Pool;
+use crate::{
+    key_package::{Rejection, ValidatedKeyPackage},
+    problem::Failure,
+    store::{DeviceRow, UploadOutcome},
+};
+
+impl Pool {
+    /// Takes KeyPackages into the caller's pool, each judged on its own.
+    pub async fn upload(&self, caller: Arc<DeviceRow>, request: UploadRequest) -> Result<UploadResponse, Failure> {
+        let packages = request.keypackages;
+        if packages.is_empty() {
+            return Err(Failure::new(
+                ProblemType::MalformedRequest,
+                "The upload has no KeyPackages. Send at least one, each as the base64 of its MLSMessage.",
+            ));
+        }
+        self.block(move |pool, now| pool.upload_blocking(&caller, &packages, now)).await
+    }
+
+    fn upload_blocking(
+        &self,
+        caller: &DeviceRow,
+        packages: &[String],
+        now: Timestamp,
+    ) -> Result<UploadResponse, Failure> {
+        let (mut valid, mut indexes, mut rejected) = (Vec::new(), Vec::new(), Vec::new());
+        for (index, text) in packages.iter().enumerate() {
+            match self.validate(caller, text, now) {
+                Ok(package) => {
+                    valid.push(package);
+                    indexes.push(index);
+                }
+                Err(Rejection { reason, detail }) => rejected.push(RejectedKeyPackage { index, reason, detail }),
+            }
+        }
+        let mut accepted = Vec::new();
+        if !valid.is_empty() {
+            let outcomes = self.store.upload(caller.id, &valid, self.policy.limits, now)?;
+            for ((index, package), outcome) in indexes.into_iter().zip(valid).zip(outcomes) {
+                match outcome {
+                    UploadOutcome::Stored | UploadOutcome::Known => accepted.push(accept(index, package)),
+                    UploadOutcome::Refused(reason) => {
+                        let detail = self.refusal(reason, &package);
+                        rejected.push(RejectedKeyPackage { index, reason, detail });
+                    }
+                }
+            }
+        }
+        rejected.sort_by_key(|rejection| rejection.index);
+        if rejected.len() == packages.len() && rejected.iter().all(|r| r.reason == RejectionReason::PoolFull) {
+            return Err(Failure::new(ProblemType::PoolFull, rejected.swap_remove(0).detail));
+        }
+        let pool = self.status_blocking(caller, now)?;
+        Ok(UploadResponse { accepted, rejected, pool })
+    }
+
+    fn validate(&self, caller: &DeviceRow, text: &str, now: Timestamp) -> Result<ValidatedKeyPackage, Rejection> {
+        let bytes = Base64Bytes::decode(text)
+            .map_err(|error| Rejection { reason: RejectionReason::Malformed, detail: format!("{error}.") })?;
+        ValidatedKeyPackage::parse(bytes.0, (&caller.user, &caller.device), &self.policy.rules, now)
+    }
+
+    fn refusal(&self, reason: RejectionReason, package: &ValidatedKeyPackage) -> String {
+        let (name, suite) = (&package.keypackage_ref, package.ciphersuite);
+        match reason {
+            RejectionReason::Duplicate => format!(
+                "KeyPackage {name} stands twice in this upload, or was spent, revoked or expired before. Generate a new one."
+            ),
+            RejectionReason::InitKeyReused => format!(
+                "KeyPackage {name} has an init key or encryption key that an earlier one had. Generate one with new keys."
+            ),
+            RejectionReason::SecondLastResort => {
+                format!("This upload has a last resort of ciphersuite {suite} already. Send one of each ciphersuite.")
+            }
+            _ => format!(
+                "The pool holds {} KeyPackages of ciphersuite {suite}, and takes no more. Upload again when some are spent.",
+                self.policy.limits.capacity
+            ),
+        }
+    }
+}
+
+fn accept(index: usize, package: ValidatedKeyPackage) -> AcceptedKeyPackage {
+    AcceptedKeyPackage {
+        index,
+        keypackage_ref: package.keypackage_ref,
+        ciphersuite: package.ciphersuite,
+        not_after: package.not_after,
+        last_resort: package.last_resort,
+    }
+}

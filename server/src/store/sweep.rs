@@ -1,0 +1,238 @@
+//! Tidying: what time has done is written down, and what may be forgotten is.
+//!
+//! Each verb changes one small batch, and passes over rows that another transaction holds, so that any number of
+//! servers may sweep and nobody waits for them long.
+
+use diesel::prelude::*;
+use jiff::Timestamp;
+use keypool_openapi::{Action, State};
+
+use super::{
+    Store, StoreError,
+    audit::{AuditSql, Event},
+    connection::with_conn,
+    rows::{Ended, count, statements, timestamp},
+    schema::{enrolments, hpke_keys, idempotency_keys, key_packages},
+};
+
+/// What one batch came to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Swept {
+    /// Rows that were changed.
+    pub rows: usize,
+    /// When the first of them was due.
+    pub due: Option<Timestamp>,
+}
+
+/// A reservation that has lapsed.
+#[derive(Queryable)]
+pub(super) struct LapsedRow {
+    keypackage_ref: Vec<u8>,
+    device_id: i64,
+    reservation: Option<Vec<u8>>,
+    reserved_by: Option<i64>,
+    reserved_until: Option<i64>,
+}
+
+/// Ref, owner, `not_after`, whether it is a last resort.
+type ExpiredColumns = (Vec<u8>, i64, i64, bool);
+
+/// Finds a batch and holds it until the transaction ends; what another transaction holds is not in it.
+pub(super) trait BatchSql {
+    fn lapsed_batch(&mut self, now: i64, limit: i64) -> QueryResult<Vec<LapsedRow>>;
+    fn expired_batch(&mut self, now: i64, limit: i64) -> QueryResult<Vec<ExpiredColumns>>;
+    fn ended_batch(&mut self, before: i64, limit: i64) -> QueryResult<Vec<Vec<u8>>>;
+}
+
+/// [`BatchSql`] for a connection, with the row lock that its database needs.
+macro_rules! batches {
+    ($connection:ty, $($lock:tt)*) => {
+        impl $crate::store::sweep::BatchSql for $connection {
+            fn lapsed_batch(&mut self, now: i64, limit: i64) -> QueryResult<Vec<$crate::store::sweep::LapsedRow>> {
+                use $crate::store::schema::key_packages as k;
+                k::table
+                    .filter(k::held.and(k::reserved_until.le(now)))
+                    .limit(limit)
+                    .select((k::keypackage_ref, k::device_id, k::reservation, k::reserved_by, k::reserved_until))
+                    $($lock)*
+                    .load(self)
+            }
+
+            fn expired_batch(&mut self, now: i64, limit: i64) -> QueryResult<Vec<(Vec<u8>, i64, i64, bool)>> {
+                use $crate::store::schema::key_packages as k;
+                k::table
+                    .filter(k::live.and(k::not_after.le(now)))
+                    .order(k::not_after.asc())
+                    .limit(limit)
+                    .select((k::keypackage_ref, k::device_id, k::not_after, k::last_resort))
+                    $($lock)*
+                    .load(self)
+            }
+
+            fn ended_batch(&mut self, before: i64, limit: i64) -> QueryResult<Vec<Vec<u8>>> {
+                use $crate::store::schema::key_packages as k;
+                k::table
+                    .filter(diesel::dsl::not(k::live).and(k::not_after.le(before)))
+                    .order(k::not_after.asc())
+                    .limit(limit)
+                    .select(k::keypackage_ref)
+                    $($lock)*
+                    .load(self)
+            }
+        }
+    };
+}
+pub(super) use batches;
+
+statements! {
+    pub(super) trait SweepSql {
+        fn give_back(conn, refs: &[&[u8]]) -> QueryResult<usize> {
+            diesel::update(key_packages::table.filter(key_packages::keypackage_ref.eq_any(refs)))
+                .set(key_packages::state.eq(State::Available.as_ref()))
+                .execute(conn)
+        }
+
+        fn end(conn, refs: &[&[u8]], state: State, now: i64) -> QueryResult<usize> {
+            diesel::update(key_packages::table.filter(key_packages::keypackage_ref.eq_any(refs)))
+                .set(Ended::new(state, now))
+                .execute(conn)
+        }
+
+        fn forget_key_packages(conn, refs: &[Vec<u8>]) -> QueryResult<usize> {
+            diesel::delete(key_packages::table.filter(key_packages::keypackage_ref.eq_any(refs))).execute(conn)
+        }
+
+        fn keys_before(conn, before: i64, limit: i64) -> QueryResult<Vec<(i64, Vec<u8>)>> {
+            hpke_keys::table
+                .filter(hpke_keys::not_after.le(before))
+                .limit(limit)
+                .select((hpke_keys::device_id, hpke_keys::public_key))
+                .load(conn)
+        }
+
+        fn forget_key(conn, owner: i64, key: &[u8]) -> QueryResult<usize> {
+            diesel::delete(hpke_keys::table.find((owner, key))).execute(conn)
+        }
+
+        fn forget_answers(conn, now: i64) -> QueryResult<usize> {
+            diesel::delete(idempotency_keys::table.filter(idempotency_keys::expires_at.le(now))).execute(conn)
+        }
+
+        fn forget_enrolments(conn, now: i64) -> QueryResult<usize> {
+            diesel::delete(enrolments::table.filter(enrolments::expires_at.le(now))).execute(conn)
+        }
+
+        fn census(conn) -> QueryResult<Vec<(String, i64)>> {
+            key_packages::table
+                .group_by(key_packages::state)
+                .select((key_packages::state, diesel::dsl::count_star()))
+                .load(conn)
+        }
+    }
+}
+
+fn lapse<C: BatchSql + SweepSql + AuditSql>(
+    conn: &mut C,
+    retire: bool,
+    limit: i64,
+    now: i64,
+) -> Result<Swept, StoreError> {
+    let rows = conn.lapsed_batch(now, limit)?;
+    let events: Vec<_> = rows
+        .iter()
+        .map(|row| Event {
+            reservation: row.reservation.as_deref(),
+            ..Event::plain(
+                (row.device_id, &row.keypackage_ref),
+                Action::Lapse,
+                row.reserved_by,
+                false,
+                row.reserved_until.unwrap_or(now),
+            )
+        })
+        .collect();
+    let Some(due) = events.iter().map(|event| event.at).min() else { return Ok(Swept::default()) };
+    let refs: Vec<_> = rows.iter().map(|row| row.keypackage_ref.as_slice()).collect();
+    if retire {
+        conn.end(&refs, State::Retired, now)?
+    } else {
+        conn.give_back(&refs)?
+    };
+    conn.record(&events)?;
+    Ok(Swept { rows: rows.len(), due: Some(timestamp(due)?) })
+}
+
+fn expire<C: BatchSql + SweepSql + AuditSql>(conn: &mut C, limit: i64, now: i64) -> Result<Swept, StoreError> {
+    let rows = conn.expired_batch(now, limit)?;
+    let Some((_, _, due, _)) = rows.first() else { return Ok(Swept::default()) };
+    let refs: Vec<_> = rows.iter().map(|row| row.0.as_slice()).collect();
+    conn.end(&refs, State::Expired, now)?;
+    let events: Vec<_> = rows
+        .iter()
+        .map(|(keypackage_ref, owner, not_after, last_resort)| {
+            Event::plain((*owner, keypackage_ref), Action::Expire, None, *last_resort, *not_after)
+        })
+        .collect();
+    conn.record(&events)?;
+    Ok(Swept { rows: rows.len(), due: Some(timestamp(*due)?) })
+}
+
+fn forget<C: BatchSql + SweepSql>(conn: &mut C, before: i64, limit: i64, now: i64) -> Result<usize, StoreError> {
+    let refs = conn.ended_batch(before, limit)?;
+    let mut rows = if refs.is_empty() { 0 } else { conn.forget_key_packages(&refs)? };
+    for (owner, key) in conn.keys_before(before, limit)? {
+        rows += conn.forget_key(owner, &key)?;
+    }
+    Ok(rows + conn.forget_answers(now)? + conn.forget_enrolments(now)?)
+}
+
+fn forget_events<C: AuditSql>(conn: &mut C, before: i64, limit: i64) -> Result<usize, StoreError> {
+    let ids: Vec<_> =
+        conn.oldest_events(limit)?.into_iter().filter(|(_, at)| *at <= before).map(|(id, _)| id).collect();
+    if ids.is_empty() { Ok(0) } else { Ok(conn.forget_events(&ids)?) }
+}
+
+impl Store {
+    /// Notes reservations that have lapsed: their KeyPackages are available again, or retired.
+    ///
+    /// # Errors
+    /// When the database fails. Nothing is changed then.
+    pub fn sweep_lapsed(&self, retire: bool, limit: u32, now: Timestamp) -> Result<Swept, StoreError> {
+        with_conn!(self, write "sweep_lapsed", |conn| lapse(conn, retire, i64::from(limit), now.as_second()))
+    }
+
+    /// Notes KeyPackages that have expired.
+    ///
+    /// # Errors
+    /// When the database fails. Nothing is changed then.
+    pub fn sweep_expired(&self, limit: u32, now: Timestamp) -> Result<Swept, StoreError> {
+        with_conn!(self, write "sweep_expired", |conn| expire(conn, i64::from(limit), now.as_second()))
+    }
+
+    /// Forgets KeyPackages and keys that expired before `before`, answers that need not be repeated any longer, and
+    /// enrolments that are over. Answers how many rows.
+    ///
+    /// # Errors
+    /// When the database fails. Nothing is forgotten then.
+    pub fn forget(&self, before: Timestamp, limit: u32, now: Timestamp) -> Result<usize, StoreError> {
+        let (before, limit, now) = (before.as_second(), i64::from(limit), now.as_second());
+        with_conn!(self, write "forget", |conn| forget(conn, before, limit, now))
+    }
+
+    /// Forgets the part of the audit trail that is from before `before`. Answers how many rows.
+    ///
+    /// # Errors
+    /// When the database fails. Nothing is forgotten then.
+    pub fn forget_events(&self, before: Timestamp, limit: u32) -> Result<usize, StoreError> {
+        with_conn!(self, write "forget_events", |conn| forget_events(conn, before.as_second(), i64::from(limit)))
+    }
+
+    /// How many KeyPackages there are in each state.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub fn census(&self) -> Result<Vec<(State, u64)>, StoreError> {
+        let rows = with_conn!(self, read, |conn| conn.census())?;
+        rows.into_iter().map(|(state, n)| Ok((state.parse().map_err(StoreError::fatal)?, count(n)?))).collect()
+    }
+}
