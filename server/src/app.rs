@@ -12,7 +12,7 @@ use tracing_actix_web::TracingLogger;
 use utoipa_actix_web::AppExt;
 use utoipa_swagger_ui::SwaggerUi;
 
-use crate::{clock::Clock, config::Config, pool::Pool, problem::Failure, store::Store};
+use crate::{clock::Clock, config::Config, pool::Pool, problem::Failure, store::Store, sweeper};
 
 pub use document::openapi_json;
 use document::{document, routes};
@@ -23,6 +23,8 @@ pub struct Server {
     database: &'static str,
     handle: ServerHandle,
     running: tokio::task::JoinHandle<std::io::Result<()>>,
+    pool: Pool,
+    sweeping: tokio::task::JoinHandle<()>,
 }
 
 impl Server {
@@ -31,18 +33,18 @@ impl Server {
     /// # Errors
     /// When the database or the address cannot be had.
     pub async fn start(config: Config, clock: Arc<dyn Clock>) -> anyhow::Result<Self> {
-        let listen = config.listen;
+        let (listen, sweep_interval) = (config.listen, config.sweep_interval);
         let pool = web::block(move || -> anyhow::Result<_> {
             let store = Store::connect(&config).with_context(|| format!("cannot open {}", config.database_url))?;
             Ok((store.kind(), Pool::new(store, clock, &config)?))
         });
         let (database, pool) = pool.await??;
-        let (pool, document) = (web::Data::new(pool), document());
+        let (shared, document) = (web::Data::new(pool.clone()), document());
         let paths = web::Data::new(fallback::Paths::of(&document));
         let server = HttpServer::new(move || {
             App::new()
                 .wrap(TracingLogger::default())
-                .app_data(pool.clone())
+                .app_data(shared.clone())
                 .app_data(paths.clone())
                 .app_data(web::PathConfig::default().error_handler(|error, _| unreadable_path(&error).into()))
                 .into_utoipa_app()
@@ -58,7 +60,8 @@ impl Server {
         let address = *server.addrs().first().context("the server is bound to no address")?;
         let server = server.run();
         let handle = server.handle();
-        Ok(Self { address, database, handle, running: tokio::spawn(server) })
+        let sweeping = tokio::spawn(sweeper::run(pool.clone(), sweep_interval));
+        Ok(Self { address, database, handle, running: tokio::spawn(server), pool, sweeping })
     }
 
     /// Where it listens.
@@ -73,6 +76,12 @@ impl Server {
         self.database
     }
 
+    /// The pool that it serves.
+    #[must_use]
+    pub fn pool(&self) -> &Pool {
+        &self.pool
+    }
+
     /// Serves until a signal ends it.
     ///
     /// # Errors
@@ -83,6 +92,7 @@ impl Server {
 
     /// Ends it when what runs is finished.
     pub async fn stop(self) {
+        self.sweeping.abort();
         self.handle.stop(true).await;
     }
 }

@@ -112,7 +112,7 @@ fn document_problem(operation: &mut Operation, kind: ProblemType) {
     if !response.description.is_empty() {
         response.description.push_str("; ");
     }
-    response.description.push_str(&format!("`{kind}`: {title}"));
+    response.description += &format!("`{kind}`: {title}");
     add_headers(response, kind);
     let content = response
         .content

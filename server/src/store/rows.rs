@@ -75,6 +75,7 @@ pub(super) struct NewKeyPackage<'a> {
 /// The end of a KeyPackage's life. It is never handed out again: only its ref stays known.
 #[derive(AsChangeset)]
 #[diesel(table_name = schema::key_packages)]
+#[expect(clippy::struct_field_names, reason = "they are the columns")]
 pub(super) struct Ended {
     state: &'static str,
     ended_at: i64,

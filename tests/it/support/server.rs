@@ -12,6 +12,8 @@ use keypool_server::{
     Server,
     clock::{Clock, ManualClock, SystemClock},
     config::Config,
+    pool::Pool,
+    sweeper::Report,
 };
 use tokio::sync::oneshot;
 
@@ -26,10 +28,10 @@ pub fn now() -> Timestamp {
 }
 
 /// A server within the test's own process, whose time stands still until the test moves it.
-#[derive(Debug)]
 pub struct TestServer {
     pub base: String,
     clock: Arc<ManualClock>,
+    pool: Pool,
     stop: Option<oneshot::Sender<()>>,
     _place: Place,
 }
@@ -56,18 +58,28 @@ impl TestServer {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
             runtime.block_on(async {
                 let server = Server::start(config, its_clock).await.unwrap();
-                started.send(server.address()).unwrap();
+                let _ = started.send((server.address(), server.pool().clone()));
                 let _ = stopped.await;
                 server.stop().await;
             });
         });
-        let address = starting.await.expect("the server did not start");
-        Self { base: format!("http://{address}"), clock, stop: Some(stop), _place: place }
+        let (address, pool) = starting.await.expect("the server did not start");
+        Self { base: format!("http://{address}"), clock, pool, stop: Some(stop), _place: place }
     }
 
     /// Moves the server's time on.
     pub fn advance(&self, span: SignedDuration) {
         self.clock.advance(span);
+    }
+
+    /// Has the server tidy up, as it does by itself every now and then.
+    pub async fn sweep(&self) -> Report {
+        self.pool.sweep().await.unwrap()
+    }
+
+    /// The server's time.
+    pub fn now(&self) -> Timestamp {
+        self.clock.now()
     }
 
     /// Someone without a token.
