@@ -2,6 +2,7 @@
 
 mod cache;
 mod extract;
+pub mod jwt;
 
 use std::sync::Arc;
 

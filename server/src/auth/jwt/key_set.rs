@@ -1,0 +1,112 @@
+//! A JWK Set (RFC 7517), and of it the keys that can verify a token.
+
+use anyhow::Context;
+use jsonwebtoken::{
+    Algorithm, DecodingKey, DecodingKeyKind,
+    jwk::{AlgorithmParameters, EllipticCurve, Jwk, KeyOperations, PublicKeyUse},
+};
+use serde::Deserialize;
+
+/// The algorithms that are taken. None is symmetric: for these, whoever can verify can also sign.
+pub(super) const ALGORITHMS: [Algorithm; 9] = [
+    Algorithm::RS256,
+    Algorithm::RS384,
+    Algorithm::RS512,
+    Algorithm::PS256,
+    Algorithm::PS384,
+    Algorithm::PS512,
+    Algorithm::ES256,
+    Algorithm::ES384,
+    Algorithm::EdDSA,
+];
+
+/// Bytes of an RSA modulus: shorter is forbidden (RFC 7518, section 3.3), longer the library does not take.
+const RSA_MODULUS: std::ops::RangeInclusive<usize> = 256..=512;
+const ED25519_KEY: usize = 32;
+
+/// The keys of a JWK Set that can verify tokens.
+pub(super) struct KeySet(Vec<Key>);
+
+/// A key that verifies tokens.
+pub(super) struct Key {
+    kid: Option<String>,
+    algorithms: Vec<Algorithm>,
+    decoding: DecodingKey,
+}
+
+impl KeySet {
+    /// Reads a JWK Set. Keys of kinds that are not known, or not for signatures, are left out: providers publish such
+    /// beside the others.
+    pub(super) fn parse(json: &[u8]) -> anyhow::Result<Self> {
+        #[derive(Deserialize)]
+        struct JwkSet {
+            keys: Vec<serde_json::Value>,
+        }
+        let JwkSet { keys } = serde_json::from_slice(json).context("it is not a JWK Set (RFC 7517)")?;
+        Ok(Self(keys.into_iter().filter_map(Key::from_json).collect()))
+    }
+
+    /// Whether no token can be good by these keys.
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// The keys of that name, or all of them.
+    pub(super) fn named(&self, kid: Option<&str>) -> impl Iterator<Item = &Key> {
+        self.0.iter().filter(move |key| kid.is_none() || key.kid.as_deref() == kid)
+    }
+}
+
+impl Key {
+    /// Whether the key may verify a token of this algorithm.
+    pub(super) fn fits(&self, algorithm: Algorithm) -> bool {
+        self.algorithms.contains(&algorithm)
+    }
+
+    /// The key as the library takes it.
+    pub(super) fn decoding(&self) -> &DecodingKey {
+        &self.decoding
+    }
+
+    fn from_json(json: serde_json::Value) -> Option<Self> {
+        let jwk: Jwk = serde_json::from_value(json).ok()?;
+        let decoding = DecodingKey::from_jwk(&jwk).ok()?;
+        let algorithms = algorithms(&jwk);
+        let usable = verifies(&jwk) && sound(&decoding, *algorithms.first()?);
+        usable.then_some(Self { kid: jwk.common.key_id, algorithms, decoding })
+    }
+}
+
+/// Whether the key is there to verify signatures, by its `use` and `key_ops`.
+fn verifies(jwk: &Jwk) -> bool {
+    let (key_use, operations) = (&jwk.common.public_key_use, &jwk.common.key_operations);
+    key_use.as_ref().is_none_or(|key_use| *key_use == PublicKeyUse::Signature)
+        && operations.as_ref().is_none_or(|operations| operations.contains(&KeyOperations::Verify))
+}
+
+/// The algorithms of the key's type, or of these the one that its `alg` names.
+fn algorithms(jwk: &Jwk) -> Vec<Algorithm> {
+    use Algorithm::{ES256, ES384, EdDSA, PS256, PS384, PS512, RS256, RS384, RS512};
+    let of_type: &[_] = match &jwk.algorithm {
+        AlgorithmParameters::RSA(_) => &[RS256, RS384, RS512, PS256, PS384, PS512],
+        AlgorithmParameters::EllipticCurve(key) if key.curve == EllipticCurve::P256 => &[ES256],
+        AlgorithmParameters::EllipticCurve(key) if key.curve == EllipticCurve::P384 => &[ES384],
+        AlgorithmParameters::OctetKeyPair(key) if key.curve == EllipticCurve::Ed25519 => &[EdDSA],
+        _ => &[],
+    };
+    let named = jwk.common.key_algorithm;
+    of_type.iter().copied().filter(|algorithm| named.is_none_or(|named| named == (*algorithm).into())).collect()
+}
+
+/// Whether the library can work with the key.
+fn sound(key: &DecodingKey, algorithm: Algorithm) -> bool {
+    let sized = match key.kind() {
+        DecodingKeyKind::RsaModulusExponent { n, .. } => {
+            RSA_MODULUS.contains(&n.iter().skip_while(|byte| **byte == 0).count())
+        }
+        // The library panics on an Ed25519 key that is too short.
+        DecodingKeyKind::SecretOrDer(bytes) => algorithm != Algorithm::EdDSA || bytes.len() == ED25519_KEY,
+    };
+    // Of the empty signature it says that it is wrong, and of a point that is not on the curve, that it is no key.
+    sized && jsonwebtoken::crypto::verify("", &[], key, algorithm).is_ok()
+}

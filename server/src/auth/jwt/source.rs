@@ -1,0 +1,97 @@
+//! Where the identity provider's keys come from.
+
+use std::{
+    fmt,
+    fs::File,
+    io::Read,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use anyhow::{Context, ensure};
+use reqwest::{Client, Url, redirect::Policy};
+
+use super::key_set::KeySet;
+
+/// The most bytes of a JWK Set.
+const MAX_JWKS: usize = 1024 * 1024;
+
+/// A file or a URL with a JWK Set.
+pub(super) enum Source {
+    File(PathBuf),
+    Url(Client, Url),
+}
+
+impl fmt::Display for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::File(path) => path.display().fmt(f),
+            // Without what may be secret: the user, the password, and the query.
+            Self::Url(_, url) => write!(f, "{}{}", url.origin().ascii_serialization(), url.path()),
+        }
+    }
+}
+
+impl Source {
+    /// The source that the setting `jwt_jwks` names.
+    pub(super) fn new(jwks: &str, timeout: Duration) -> anyhow::Result<Self> {
+        let Some(url) = Url::parse(jwks).ok().filter(|url| ["http", "https"].contains(&url.scheme())) else {
+            return Ok(Self::File(jwks.into()));
+        };
+        // Fails only if a provider has been chosen before, and then that one serves.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let client = Client::builder()
+            .user_agent(concat!("keypool-server/", env!("CARGO_PKG_VERSION")))
+            .timeout(timeout)
+            // Whom the keys come from, the operator says, and not who answers there.
+            .redirect(Policy::none())
+            // Fetches are minutes apart, and a connection lives no longer than the thread which opened it.
+            .pool_max_idle_per_host(0)
+            .build()
+            .context("cannot fetch the keys of jwt_jwks over HTTP: are there root certificates on this machine?")?;
+        Ok(Self::Url(client, url))
+    }
+
+    /// The keys, where they can be had without waiting for anybody: where they are in a file.
+    pub(super) fn read_local(&self) -> Option<anyhow::Result<KeySet>> {
+        match self {
+            Self::File(path) => Some(read_file(path)),
+            Self::Url(..) => None,
+        }
+    }
+
+    /// The keys.
+    pub(super) async fn read(&self) -> anyhow::Result<KeySet> {
+        match self {
+            Self::File(path) => {
+                let path = path.clone();
+                tokio::task::spawn_blocking(move || read_file(&path)).await?
+            }
+            Self::Url(client, url) => KeySet::parse(&fetch(client, url).await?),
+        }
+    }
+}
+
+fn read_file(path: &Path) -> anyhow::Result<KeySet> {
+    let mut json = Vec::new();
+    // One byte more than allowed, to see that it is there.
+    File::open(path)?.take(MAX_JWKS as u64 + 1).read_to_end(&mut json)?;
+    ensure_size(json.len())?;
+    KeySet::parse(&json)
+}
+
+async fn fetch(client: &Client, url: &Url) -> anyhow::Result<Vec<u8>> {
+    let mut response = client.get(url.clone()).send().await.map_err(reqwest::Error::without_url)?;
+    ensure!(response.status().is_success(), "it answered {}", response.status());
+    let mut body = Vec::new();
+    while let Some(chunk) = response.chunk().await.map_err(reqwest::Error::without_url)? {
+        ensure_size(body.len() + chunk.len())?;
+        body.extend_from_slice(&chunk);
+    }
+    Ok(body)
+}
+
+fn ensure_size(bytes: usize) -> anyhow::Result<()> {
+    ensure!(bytes <= MAX_JWKS, "it is larger than {MAX_JWKS} bytes");
+    Ok(())
+}
