@@ -14,7 +14,7 @@ use keypool_openapi::ProblemType;
 use tokio::sync::Semaphore;
 
 use crate::{
-    auth::{AdminHash, Token, TokenCache},
+    auth::{AdminHash, Token, TokenCache, jwt::JwtVerifier},
     clock::Clock,
     config::{Config, OnLapse, Registration},
     key_package::Rules,
@@ -52,6 +52,8 @@ pub struct Pool {
     policy: Arc<Policy>,
     tokens: TokenCache,
     limits: Arc<Limits>,
+    /// Who vouches for new users, in the registration mode `jwt`.
+    provider: Option<Arc<JwtVerifier>>,
     /// One place for each request that may wait for the database.
     places: Arc<Semaphore>,
 }
@@ -60,9 +62,11 @@ impl Pool {
     /// The pool in this store, by this configuration and clock.
     ///
     /// # Errors
-    /// When `max_lifetime` is longer than time itself.
+    /// When a setting cannot be put to work: a duration that is longer than time itself, or identity provider's keys
+    /// that cannot be read.
     pub fn new(store: Store, clock: Arc<dyn Clock>, config: &Config) -> anyhow::Result<Self> {
         let limits = Limits::new(config, Arc::clone(&clock));
+        let provider = JwtVerifier::from_config(config, Arc::clone(&clock))?;
         let policy = Policy {
             registration: config.registration,
             admin: config.admin_token.as_ref().map(|token| AdminHash::of(token.expose())),
@@ -93,6 +97,7 @@ impl Pool {
             policy: Arc::new(policy),
             tokens: TokenCache::new(config.token_cache),
             limits: Arc::new(limits),
+            provider: provider.map(Arc::new),
             places: Arc::new(Semaphore::new(config.max_waiting_requests as usize)),
         })
     }

@@ -112,7 +112,8 @@ fn document_problem(operation: &mut Operation, kind: ProblemType) {
     if !response.description.is_empty() {
         response.description.push_str("; ");
     }
-    response.description += &format!("`{kind}`: {title}");
+    let description = format!("`{kind}`: {title}");
+    response.description.push_str(&description);
     add_headers(response, kind);
     let content = response
         .content

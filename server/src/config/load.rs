@@ -148,7 +148,8 @@ impl Config {
             for (key, value) in
                 [("jwt_issuer", &self.jwt_issuer), ("jwt_audience", &self.jwt_audience), ("jwt_jwks", &self.jwt_jwks)]
             {
-                require(value.is_some(), key, "missing", "has to be set where registration is jwt")?;
+                let set = value.as_ref().is_some_and(|value| !value.is_empty());
+                require(set, key, "missing", "has to be set where registration is jwt")?;
             }
         }
         let both = self.tls_certificate.is_some() == self.tls_key.is_some();

@@ -1,16 +1,17 @@
 //! Who comes in: registration, tokens, removal.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use jiff::Timestamp;
 use keypool_openapi::{
     Device, DeviceList, DeviceName, ProblemType, RegisterRequest, RegisterResponse, RemovedDevice, TokenResponse,
     UserName,
 };
+use secrecy::ExposeSecret;
 
 use super::Pool;
 use crate::{
-    auth::{Bearer, Token},
+    auth::{Bearer, Token, jwt::JwtError},
     config::Registration,
     problem::Failure,
     store::{DeviceRow, Grant, NewDevice, RegisterError},
@@ -18,6 +19,9 @@ use crate::{
 
 /// Whoever knows the `Idempotency-Key` of a registration can have its answer: it must not be guessed.
 const REGISTRATION_KEY_LENGTH: usize = 32;
+
+/// An identity provider that is away is not asked again sooner.
+const PROVIDER_RETRY: Duration = Duration::from_secs(30);
 
 impl Pool {
     /// Registers a device: of a new user, or of the caller's own.
@@ -79,10 +83,39 @@ impl Pool {
                  TOKEN`.",
             )),
             (_, Some(Bearer::Device(_))) => Err(not_that_user(user, true)),
+            (Registration::Jwt, Some(Bearer::Foreign(token))) => self.identity(user, token.expose_secret()).await,
             (_, Some(Bearer::Foreign(_))) => Err(Failure::new(
                 ProblemType::Unauthenticated,
                 "The bearer token is none that this server can register with.",
             )),
+        }
+    }
+
+    /// What a token of the identity provider lets its bearer do for a user.
+    async fn identity(&self, user: &UserName, token: &str) -> Result<Grant, Failure> {
+        let Some(verifier) = &self.provider else {
+            return Err(Failure::new(
+                ProblemType::Internal,
+                "The server was put together without its identity provider.",
+            ));
+        };
+        match verifier.verify(token).await {
+            Ok(subject) if subject == *user => Ok(Grant::FirstCome),
+            Ok(subject) => Err(Failure::new(
+                ProblemType::Forbidden,
+                format!("The identity provider's token is {subject}'s, and registers no device of {user}."),
+            )),
+            Err(JwtError::Invalid(reason)) => Err(Failure::new(
+                ProblemType::Unauthenticated,
+                format!("The identity provider's token is refused: {reason}. Sign in again, and send the new one."),
+            )),
+            Err(JwtError::Unavailable) => Err(Failure {
+                retry_after: Some(PROVIDER_RETRY),
+                ..Failure::new(
+                    ProblemType::Unavailable,
+                    "The identity provider's keys cannot be had now. Try again later.",
+                )
+            }),
         }
     }
 
@@ -125,7 +158,7 @@ impl Pool {
     }
 }
 
-fn before(now: Timestamp, span: std::time::Duration) -> Timestamp {
+fn before(now: Timestamp, span: Duration) -> Timestamp {
     now.saturating_sub(span).unwrap_or(Timestamp::MIN)
 }
 
