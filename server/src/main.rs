@@ -8,11 +8,13 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, anyhow, ensure};
 use clap::{Parser, Subcommand};
+use keypool_openapi::UserName;
 use keypool_server::{
     Server, app,
-    clock::SystemClock,
+    auth::Token,
+    clock::{Clock, SystemClock},
     config::{Config, ConfigFlags, LogFormat},
     store::Store,
 };
@@ -40,6 +42,19 @@ enum Command {
     Serve,
     /// Bring the database's schema up to date, and end
     Migrate,
+    /// Make an enrolment token: whoever has it can register a device of the user, once
+    ///
+    /// In the registration mode `token` a new user needs one. In every mode it lets a user back in who has lost all
+    /// devices. The token is printed, and kept nowhere else.
+    #[command(after_help = "Example: keypool-server enrol --user alice --valid-for 2days")]
+    Enrol {
+        /// The user
+        #[arg(long, value_name = "NAME")]
+        user: UserName,
+        /// How long the token can be used
+        #[arg(long, value_name = "DURATION", default_value = "1day", value_parser = humantime::parse_duration)]
+        valid_for: Duration,
+    },
     /// Print the OpenAPI document
     Openapi,
     /// Ask the server at the configured address whether it is ready: exit code 0 if it is
@@ -61,6 +76,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
     match cli.command.unwrap_or(Command::Serve) {
         Command::Serve => serve(config()?),
         Command::Migrate => migrate(&config()?),
+        Command::Enrol { user, valid_for } => enrol(&config()?, &user, valid_for),
         Command::Openapi => say(&app::openapi_json()?),
         Command::Healthcheck => healthcheck(config()?.listen),
     }
@@ -70,6 +86,15 @@ fn migrate(config: &Config) -> anyhow::Result<()> {
     start_log(config)?;
     Store::connect(config).with_context(|| format!("cannot migrate {}", config.database_url))?;
     say(&format!("{} is up to date\n", config.database_url))
+}
+
+fn enrol(config: &Config, user: &UserName, valid_for: Duration) -> anyhow::Result<()> {
+    let (token, now) = (Token::enrolment().map_err(|failure| anyhow!("{failure}"))?, SystemClock.now());
+    let expires_at =
+        now.checked_add(valid_for).context("the token would outlast time itself: choose a shorter time")?;
+    let store = Store::connect(config).with_context(|| format!("cannot open {}", config.database_url))?;
+    store.enrol(user, &token.hash(), now, expires_at)?;
+    say(&format!("{}\n", token.reveal()))
 }
 
 fn serve(config: Config) -> anyhow::Result<()> {
