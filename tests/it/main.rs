@@ -5,6 +5,7 @@
 mod clients;
 mod crash;
 mod devices;
+mod history;
 mod lifecycle;
 mod migrations;
 mod operations;

@@ -8,5 +8,5 @@ mod server;
 
 pub use database::{Database, Place};
 pub use device::{Device, encode, tampered, with_the_keys_of};
-pub use http::{Answer, Http, hot_client};
-pub use server::{ServerProcess, TestServer};
+pub use http::{Answer, Http, group, hot_client};
+pub use server::{ServerProcess, TestServer, now};
