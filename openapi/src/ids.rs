@@ -154,6 +154,7 @@ impl utoipa::PartialSchema for ReservationId {
     fn schema() -> utoipa::openapi::RefOr<utoipa::openapi::schema::Schema> {
         utoipa::openapi::ObjectBuilder::new()
             .schema_type(utoipa::openapi::schema::Type::String)
+            .pattern(Some("^[1-9a-f][0-9a-f]{0,14}-[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$"))
             .description(Some("Names one reservation; to be given back exactly as it was answered."))
             .examples(["1f-67e55044-10b1-426f-9247-bb680e5fe0c8"])
             .into()
@@ -201,8 +202,32 @@ impl fmt::Display for ReservationId {
 
 /// Bytes that are standard base64 (RFC 4648, section 4, padded) on the wire.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, ToSchema)]
-#[schema(value_type = String, format = Byte, example = "Z3JvdXA=")]
+#[schema(
+    value_type = String,
+    format = Byte,
+    pattern = "^([A-Za-z0-9+/]{4})*([A-Za-z0-9+/][AQgw]==|[A-Za-z0-9+/]{2}[AEIMQUYcgkosw048]=)?$",
+    example = "Z3JvdXA="
+)]
 pub struct Base64Bytes(pub Vec<u8>);
+
+/// The schema of a group id: 1 to 256 bytes.
+pub(crate) fn group_id_schema() -> utoipa::openapi::schema::Object {
+    let schema = <Base64Bytes as utoipa::PartialSchema>::schema();
+    let utoipa::openapi::RefOr::T(utoipa::openapi::Schema::Object(mut schema)) = schema else {
+        return utoipa::openapi::schema::Object::default();
+    };
+    (schema.min_length, schema.max_length) = (Some(4), Some(344));
+    schema.description = Some("The group's id, of 1 to 256 bytes.".to_owned());
+    schema
+}
+
+/// The same, where it may be left out.
+pub(crate) fn optional_group_id_schema() -> utoipa::openapi::schema::Object {
+    use utoipa::openapi::schema::{SchemaType, Type};
+    let mut schema = group_id_schema();
+    schema.schema_type = SchemaType::Array(vec![Type::String, Type::Null]);
+    schema
+}
 
 impl Base64Bytes {
     /// Reads base64.

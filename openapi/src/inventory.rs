@@ -4,7 +4,8 @@ use strum::{Display, EnumIter, EnumString, IntoStaticStr};
 use utoipa::{IntoParams, ToSchema};
 
 use crate::{
-    Base64Bytes, DeviceName, KeyPackageRef, MAX_REVOCATIONS, PoolStatus, ReservationId, State, UserName, bounded,
+    Base64Bytes, DeviceName, KeyPackageRef, MAX_REVOCATIONS, PoolStatus, ReservationId, State, UserName, present,
+    some_bounded,
 };
 
 /// A device, named in full.
@@ -18,18 +19,22 @@ pub struct DeviceOf {
     pub device: DeviceName,
 }
 
-/// Which KeyPackages of the caller's own pool to withdraw: either `refs` or `all`.
+/// Which KeyPackages of the caller's own pool to withdraw: `refs` or `all`.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RevokeRequest {
     /// These, up to 1000.
-    #[serde(default, deserialize_with = "bounded::<_, _, MAX_REVOCATIONS>")]
-    #[schema(max_items = 1000)]
-    pub refs: Vec<KeyPackageRef>,
-    /// All that are available or reserved, the last resort included.
-    #[serde(default)]
-    #[schema(example = true)]
-    pub all: bool,
+    #[serde(
+        default,
+        deserialize_with = "some_bounded::<_, _, MAX_REVOCATIONS>",
+        skip_serializing_if = "Option::is_none"
+    )]
+    #[schema(nullable = false, min_items = 1, max_items = 1000)]
+    pub refs: Option<Vec<KeyPackageRef>>,
+    /// As true: all that are available or reserved, the last resort included.
+    #[serde(default, deserialize_with = "present", skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false, example = true)]
+    pub all: Option<bool>,
 }
 
 /// What became of a revocation.
@@ -60,9 +65,10 @@ pub struct EndedKeyPackage {
 #[into_params(parameter_in = Query)]
 pub struct InventoryQuery {
     /// Only what comes after this ref: `next` of the page before.
+    #[param(nullable = false)]
     pub after: Option<KeyPackageRef>,
     /// How many at most.
-    #[param(minimum = 1, maximum = 1000, default = 500)]
+    #[param(nullable = false, minimum = 1, maximum = 1000, default = 500)]
     pub limit: Option<u32>,
 }
 
@@ -105,13 +111,13 @@ pub struct InventoryItem {
 #[into_params(parameter_in = Query)]
 pub struct AuditQuery {
     /// Whose KeyPackages: only with the admin token, and then needed. Without it, the caller's own.
-    #[param(value_type = Option<String>)]
+    #[param(nullable = false)]
     pub user: Option<UserName>,
     /// Only what came before this event: `next` of the page before.
-    #[param(minimum = 1)]
+    #[param(nullable = false, minimum = 1)]
     pub before: Option<i64>,
     /// How many at most.
-    #[param(minimum = 1, maximum = 1000, default = 100)]
+    #[param(nullable = false, minimum = 1, maximum = 1000, default = 100)]
     pub limit: Option<u32>,
 }
 
@@ -194,7 +200,7 @@ pub struct AuditEvent {
 #[into_params(parameter_in = Query)]
 pub struct LowPoolsQuery {
     /// How many at most.
-    #[param(minimum = 1, maximum = 1000, default = 100)]
+    #[param(nullable = false, minimum = 1, maximum = 1000, default = 100)]
     pub limit: Option<u32>,
 }
 

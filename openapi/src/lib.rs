@@ -28,7 +28,7 @@ pub use reservations::{
     SpendResponse,
 };
 
-use bounded::bounded;
+use bounded::{bounded, present, some_bounded};
 
 /// The most KeyPackages that one upload may carry.
 pub const MAX_UPLOAD_BATCH: usize = 100;

@@ -3,31 +3,34 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::{
-    Base64Bytes, DeviceName, KeyPackageRef, MAX_TARGETS, MissingReason, ReservationId, State, UserName, bounded,
+    Base64Bytes, DeviceName, KeyPackageRef, MAX_TARGETS, MissingReason, ReservationId, State, UserName,
+    ids::{group_id_schema, optional_group_id_schema},
+    present, some_bounded,
 };
 
-/// Whose KeyPackages to reserve: either `target_user` or `targets`.
+/// Whose KeyPackages to reserve: `target_user`, `targets`, or both.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ReserveRequest {
     /// The user to be added to a group.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schema(example = "alice")]
+    #[serde(default, deserialize_with = "present", skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false, example = "alice")]
     pub target_user: Option<UserName>,
-    /// Instead of `target_user`: up to 100 users to be added to a group. What cannot be reserved is in `missing`.
-    #[serde(default, deserialize_with = "bounded::<_, _, MAX_TARGETS>", skip_serializing_if = "Vec::is_empty")]
-    #[schema(max_items = 100)]
-    pub targets: Vec<UserName>,
-    /// Only this device of `target_user`; without it, every device.
+    /// Up to 100 users to be added to a group. What cannot be reserved is in `missing`.
+    #[serde(default, deserialize_with = "some_bounded::<_, _, MAX_TARGETS>", skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false, min_items = 1, max_items = 100)]
+    pub targets: Option<Vec<UserName>>,
+    /// Only the device of this name; without it, every device.
     #[serde(default)]
     #[schema(example = "laptop")]
     pub device: Option<DeviceName>,
     /// Only KeyPackages of this ciphersuite; without it, of any.
     #[serde(default)]
-    #[schema(example = 1)]
+    #[schema(maximum = 65535, example = 1)]
     pub ciphersuite: Option<u16>,
     /// The group that they are to be added to, for the owner's audit trail.
     #[serde(default)]
+    #[schema(schema_with = optional_group_id_schema)]
     pub group_id: Option<Base64Bytes>,
     /// How long to hold them, in seconds; without it, the server's default.
     #[serde(default)]
@@ -39,7 +42,7 @@ impl ReserveRequest {
     /// A request for a KeyPackage of each of a user's devices.
     #[must_use]
     pub fn of(user: UserName) -> Self {
-        let (targets, device, ciphersuite, group_id, ttl) = (Vec::new(), None, None, None, None);
+        let (targets, device, ciphersuite, group_id, ttl) = (None, None, None, None, None);
         Self { target_user: Some(user), targets, device, ciphersuite, group_id, ttl }
     }
 }
@@ -104,6 +107,7 @@ pub struct SpendRequest {
     /// The reservation.
     pub reservation_id: ReservationId,
     /// The group that the Commit belongs to.
+    #[schema(schema_with = group_id_schema)]
     pub group_id: Base64Bytes,
 }
 

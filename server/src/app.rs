@@ -33,13 +33,13 @@ impl Server {
     /// # Errors
     /// When the database or the address cannot be had.
     pub async fn start(config: Config, clock: Arc<dyn Clock>) -> anyhow::Result<Self> {
-        let (listen, sweep_interval) = (config.listen, config.sweep_interval);
+        let (listen, sweep_interval, document) = (config.listen, config.sweep_interval, document(&config));
         let pool = web::block(move || -> anyhow::Result<_> {
             let store = Store::connect(&config).with_context(|| format!("cannot open {}", config.database_url))?;
             Ok((store.kind(), Pool::new(store, clock, &config)?))
         });
         let (database, pool) = pool.await??;
-        let (shared, document) = (web::Data::new(pool.clone()), document());
+        let shared = web::Data::new(pool.clone());
         let paths = web::Data::new(fallback::Paths::of(&document));
         let server = HttpServer::new(move || {
             App::new()

@@ -77,7 +77,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Serve => serve(config()?),
         Command::Migrate => migrate(&config()?),
         Command::Enrol { user, valid_for } => enrol(&config()?, &user, valid_for),
-        Command::Openapi => say(&app::openapi_json()?),
+        Command::Openapi => say(&app::openapi_json(&config()?)?),
         Command::Healthcheck => healthcheck(config()?.listen),
     }
 }

@@ -1,6 +1,7 @@
 //! Integration tests over HTTP, against real servers and real databases.
 
 #![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on fails")]
+#![expect(clippy::print_stdout, reason = "what a failed test has to tell")]
 
 mod clients;
 mod crash;

@@ -1,5 +1,6 @@
 //! The routes, and the OpenAPI document generated from them.
 
+mod bodies;
 mod examples;
 
 use actix_web::App;
@@ -18,6 +19,7 @@ use utoipa::{
 use utoipa_actix_web::AppExt;
 
 use crate::{
+    config::Config,
     problem::{PROBLEM_JSON, table},
     routes::{devices, health, keypackages},
 };
@@ -163,17 +165,18 @@ pub(super) fn routes(config: &mut utoipa_actix_web::service_config::ServiceConfi
         .service(health::readyz);
 }
 
-pub(super) fn document() -> utoipa::openapi::OpenApi {
+pub(super) fn document(config: &Config) -> utoipa::openapi::OpenApi {
     let mut document = App::new().into_utoipa_app().openapi(Document::openapi()).configure(routes).split_for_parts().1;
+    bodies::Bodies(config).modify(&mut document);
     Problems.modify(&mut document);
     examples::Examples.modify(&mut document);
     document
 }
 
-/// The OpenAPI document, as the server publishes it, in JSON for people to read.
+/// The OpenAPI document, as a server of this configuration publishes it, in JSON for people to read.
 ///
 /// # Errors
 /// When the document cannot be written as JSON.
-pub fn openapi_json() -> anyhow::Result<String> {
-    Ok(document().to_pretty_json()? + "\n")
+pub fn openapi_json(config: &Config) -> anyhow::Result<String> {
+    Ok(document(config).to_pretty_json()? + "\n")
 }

@@ -43,6 +43,12 @@ impl Pool {
     pub(crate) async fn audit(&self, reader: Reader, query: AuditQuery) -> Result<AuditPage, Failure> {
         let limit = page(query.limit, AUDIT_PAGE)?;
         let AuditQuery { user, before, .. } = query;
+        if before.is_some_and(|before| before < 1) {
+            return Err(Failure::new(
+                ProblemType::MalformedRequest,
+                "There is nothing before that event. Give `next` of the page before back as `before`.",
+            ));
+        }
         match (reader, user) {
             (Reader::Device(caller), None) => {
                 self.block(move |pool, _| pool.store.audit(caller.id, before, limit)).await
@@ -66,18 +72,19 @@ impl Pool {
 
     /// Withdraws KeyPackages of the caller's own pool.
     pub async fn revoke(&self, caller: Arc<DeviceRow>, request: RevokeRequest) -> Result<RevokeResponse, Failure> {
-        let RevokeRequest { mut refs, all } = request;
-        if all != refs.is_empty() {
+        let RevokeRequest { refs, all } = request;
+        if refs.is_none() && all.is_none() || refs.as_ref().is_some_and(Vec::is_empty) {
             return Err(Failure::new(
                 ProblemType::MalformedRequest,
-                "A revocation has either `refs`, with up to 1000 of them, or `all`, as true. Send one of the two.",
+                "The revocation names nothing. Send `refs`, with 1 to 1000 of them, or `all`, as true.",
             ));
         }
+        let mut refs = refs.unwrap_or_default();
         refs.sort_unstable();
         refs.dedup();
+        let refs = (all != Some(true)).then_some(refs);
         self.block(move |pool, now| {
-            let some = (!all).then_some(refs.as_slice());
-            let Revoked { revoked, ended, unknown } = pool.store.revoke(caller.id, some, now)?;
+            let Revoked { revoked, ended, unknown } = pool.store.revoke(caller.id, refs.as_deref(), now)?;
             Ok::<_, Failure>(RevokeResponse { revoked, ended, unknown, pool: pool.status_blocking(&caller, now)? })
         })
         .await

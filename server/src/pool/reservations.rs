@@ -32,7 +32,7 @@ impl Pool {
         let ttl = self.ttl(request.ttl)?;
         let digest = digest(&request)?;
         let group_id = request.group_id.map(group_id).transpose()?;
-        let users = targets(request.target_user, request.targets, request.device.is_some())?;
+        let users = targets(request.target_user, request.targets)?;
         // The request itself was counted already.
         self.limits.request(&caller.user, users.len() - 1)?;
         let (users, refused) = self.within_limits(&caller.user, users)?;
@@ -164,19 +164,14 @@ impl Pool {
 }
 
 /// The users of a request, each once.
-fn targets(one: Option<UserName>, many: Vec<UserName>, device: bool) -> Result<BTreeSet<UserName>, Failure> {
-    let malformed = |detail: &str| Failure::new(ProblemType::MalformedRequest, detail);
-    match (one, many.is_empty()) {
-        (Some(user), true) => Ok([user].into()),
-        (None, false) if device => Err(malformed(
-            "A `device` goes with `target_user`, not with `targets`. Name the user alone, or leave it out.",
-        )),
-        (None, false) => Ok(many.into_iter().collect()),
-        (None, true) => {
-            Err(malformed("The request names nobody. Send `target_user`, or `targets` with up to 100 users."))
-        }
-        (Some(_), false) => Err(malformed("The request has both `target_user` and `targets`. Send one of them.")),
+fn targets(one: Option<UserName>, many: Option<Vec<UserName>>) -> Result<BTreeSet<UserName>, Failure> {
+    if one.is_none() && many.is_none() || many.as_ref().is_some_and(Vec::is_empty) {
+        return Err(Failure::new(
+            ProblemType::MalformedRequest,
+            "The request names nobody. Send `target_user`, or `targets` with 1 to 100 users.",
+        ));
     }
+    Ok(one.into_iter().chain(many.into_iter().flatten()).collect())
 }
 
 /// What tells whether a request with the same idempotency key is the same request.

@@ -21,7 +21,7 @@ use crate::{
 /// token is used for the first time. Whoever knows the key can do so: make it a random one, and keep it to yourself.
 #[utoipa::path(
     tag = "devices",
-    params(("Idempotency-Key" = Option<String>, Header, description = "Makes the call one that may be repeated", min_length = 32, max_length = 255)),
+    params(("Idempotency-Key" = Option<String>, Header, description = "Makes the call one that may be repeated", nullable = false, pattern = "^[!-~]{32,255}$")),
     request_body = RegisterRequest,
     security((), ("bearer" = [])),
     responses((status = 201, description = "The device is registered", body = RegisterResponse)),

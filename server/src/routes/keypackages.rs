@@ -40,7 +40,7 @@ pub(crate) async fn upload(
 /// With an `Idempotency-Key`, the call can be repeated when its answer got lost: it answers the very same reservations.
 #[utoipa::path(
     tag = "keypackages",
-    params(("Idempotency-Key" = Option<String>, Header, description = "Makes the call one that may be repeated", min_length = 1, max_length = 255)),
+    params(("Idempotency-Key" = Option<String>, Header, description = "Makes the call one that may be repeated", nullable = false, pattern = "^[!-~]{1,255}$")),
     request_body = ReserveRequest,
     responses((status = 200, description = "What is held, and which devices had nothing", body = ReserveResponse)),
     extensions(("x-problems" = json!(["unknown-user", "unknown-device", "pool-exhausted", "pool-expired", "no-matching-ciphersuite", "idempotency-mismatch"])))

@@ -73,7 +73,7 @@ fn example(operation: &str) -> Option<Example> {
             json(&ReleaseRequest { reservation_id: reservation_id() }),
             value(&ReleaseResponse { keypackage_ref: hash(0xa1), state: State::Available }),
         ),
-        "revoke" => of(json(&RevokeRequest { refs: vec![hash(0xa1), hash(0xa2)], all: false }), value(&revoked())),
+        "revoke" => of(json(&RevokeRequest { refs: Some(vec![hash(0xa1), hash(0xa2)]), all: None }), value(&revoked())),
         "status" => of(None, value(&status())),
         "inventory" => of(None, value(&inventory())),
         "audit" => of(None, value(&audit())),

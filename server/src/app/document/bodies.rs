@@ -1,0 +1,36 @@
+//! What a request's body has to be beyond what its fields are: which of them it needs, and how the server is set up.
+
+use serde_json::json;
+use utoipa::{
+    Modify,
+    openapi::{OpenApi, RefOr, Schema, extensions::ExtensionsBuilder, schema::Object},
+};
+
+use crate::config::Config;
+
+/// Adds it to the document.
+pub(super) struct Bodies<'a>(pub &'a Config);
+
+impl Modify for Bodies<'_> {
+    fn modify(&self, openapi: &mut OpenApi) {
+        if let Some(reserve) = object(openapi, "ReserveRequest") {
+            let either = json!([{"required": ["target_user"]}, {"required": ["targets"]}]);
+            reserve.extensions = Some(ExtensionsBuilder::new().add("anyOf", either).build());
+            if let Some(RefOr::T(Schema::Object(ttl))) = reserve.properties.get_mut("ttl") {
+                let longest = usize::try_from(self.0.max_reservation_ttl.as_secs()).ok();
+                ttl.maximum = longest.map(utoipa::Number::UInt);
+            }
+        }
+        if let Some(revoke) = object(openapi, "RevokeRequest") {
+            let either = json!([{"required": ["refs"]}, {"required": ["all"]}]);
+            revoke.extensions = Some(ExtensionsBuilder::new().add("anyOf", either).build());
+        }
+    }
+}
+
+fn object<'a>(openapi: &'a mut OpenApi, name: &str) -> Option<&'a mut Object> {
+    match openapi.components.as_mut()?.schemas.get_mut(name)? {
+        RefOr::T(Schema::Object(object)) => Some(object),
+        _ => None,
+    }
+}
