@@ -12,6 +12,7 @@ use crate::{DeviceName, KeyPackageRef, MAX_UPLOAD_BATCH, UserName, bounded};
     Debug,
     PartialEq,
     Eq,
+    Hash,
     Serialize,
     Deserialize,
     AsRefStr,

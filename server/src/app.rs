@@ -3,49 +3,85 @@
 mod document;
 mod fallback;
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
-use actix_web::{App, HttpServer, dev::ServerHandle, error::PathError, web};
-use anyhow::Context;
+use actix_web::{App, HttpServer, dev::ServerHandle, error::PathError, middleware::from_fn, web};
+use anyhow::{Context, bail};
 use keypool_openapi::ProblemType;
+use tokio::task::JoinHandle;
 use tracing_actix_web::TracingLogger;
 use utoipa_actix_web::AppExt;
 use utoipa_swagger_ui::SwaggerUi;
 
-use crate::{clock::Clock, config::Config, pool::Pool, problem::Failure, store::Store, sweeper};
+use crate::{
+    clock::Clock,
+    config::Config,
+    metrics::Metrics,
+    observe::{RequestSpan, observe},
+    pool::Pool,
+    problem::Failure,
+    stop::{Signals, Stopping},
+    store::Store,
+    sweeper, tls,
+};
 
 pub use document::openapi_json;
 use document::{document, routes};
 
+/// How long a client may take for the head of a request.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long a connection without a request is kept: longer than what balances the load keeps its own, commonly 60 s, so
+/// that it never sends a request into a connection that is just being closed.
+const KEEP_ALIVE: Duration = Duration::from_secs(75);
+
+/// How long a client may take to close its side of a connection.
+const DISCONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// How long a server that stops gives the requests that run.
+const GRACE: Duration = Duration::from_secs(30);
+
 /// A running server.
 pub struct Server {
     address: SocketAddr,
+    scheme: &'static str,
     database: &'static str,
     handle: ServerHandle,
-    running: tokio::task::JoinHandle<std::io::Result<()>>,
+    running: JoinHandle<std::io::Result<()>>,
     pool: Pool,
-    sweeping: tokio::task::JoinHandle<()>,
+    sweeping: JoinHandle<()>,
+    stopping: Stopping,
+    shutdown_delay: Duration,
 }
 
 impl Server {
     /// Opens and migrates the database, binds, and begins to serve.
     ///
     /// # Errors
-    /// When the database or the address cannot be had.
+    /// When the database, the address or the TLS certificate cannot be had.
     pub async fn start(config: Config, clock: Arc<dyn Clock>) -> anyhow::Result<Self> {
-        let (listen, sweep_interval, document) = (config.listen, config.sweep_interval, document(&config));
+        let (listen, sweep_interval, shutdown_delay) = (config.listen, config.sweep_interval, config.shutdown_delay);
+        let document = document(&config);
+        let tls = tls::server_config(&config)?;
+        let metrics = Arc::new(Metrics::new()?);
+        let its_metrics = Arc::clone(&metrics);
         let pool = web::block(move || -> anyhow::Result<_> {
-            let store = Store::connect(&config).with_context(|| format!("cannot open {}", config.database_url))?;
+            let store =
+                Store::connect(&config, its_metrics).with_context(|| format!("cannot open {}", config.database_url))?;
             Ok((store.kind(), Pool::new(store, clock, &config)?))
         });
         let (database, pool) = pool.await??;
-        let shared = web::Data::new(pool.clone());
+        let (shared, stopping) = (web::Data::new(pool.clone()), Stopping::default());
         let paths = web::Data::new(fallback::Paths::of(&document));
+        let (metrics, its_stopping) = (web::Data::from(metrics), web::Data::new(stopping.clone()));
         let server = HttpServer::new(move || {
             App::new()
-                .wrap(TracingLogger::default())
+                .wrap(from_fn(observe))
+                .wrap(TracingLogger::<RequestSpan>::new())
                 .app_data(shared.clone())
                 .app_data(paths.clone())
+                .app_data(metrics.clone())
+                .app_data(its_stopping.clone())
                 .app_data(web::PathConfig::default().error_handler(|error, _| unreadable_path(&error).into()))
                 .into_utoipa_app()
                 .configure(routes)
@@ -53,21 +89,37 @@ impl Server {
                 .service(SwaggerUi::new("/swagger-ui/{_:.*}").url("/openapi.json", document.clone()))
                 .default_service(web::to(fallback::nothing_here))
         })
-        .bind(listen)
-        .with_context(|| {
+        .client_request_timeout(HEAD_TIMEOUT)
+        .client_disconnect_timeout(DISCONNECT_TIMEOUT)
+        .keep_alive(KEEP_ALIVE)
+        .shutdown_timeout(GRACE.as_secs())
+        // Whoever started the server decides when it stops: see `run_until_stopped`.
+        .disable_signals();
+        let (scheme, bound) = match tls {
+            Some(tls) => ("https", server.bind_rustls_0_23(listen, tls)),
+            None => ("http", server.bind(listen)),
+        };
+        let server = bound.with_context(|| {
             format!("cannot listen on {listen}: is another server there, or is the address not this machine's?")
         })?;
         let address = *server.addrs().first().context("the server is bound to no address")?;
         let server = server.run();
         let handle = server.handle();
+        let running = tokio::spawn(server);
         let sweeping = tokio::spawn(sweeper::run(pool.clone(), sweep_interval));
-        Ok(Self { address, database, handle, running: tokio::spawn(server), pool, sweeping })
+        Ok(Self { address, scheme, database, handle, running, pool, sweeping, stopping, shutdown_delay })
     }
 
     /// Where it listens.
     #[must_use]
     pub fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// The URL of what it serves.
+    #[must_use]
+    pub fn url(&self) -> String {
+        format!("{}://{}", self.scheme, self.address)
     }
 
     /// The kind of its database, for people.
@@ -82,12 +134,36 @@ impl Server {
         &self.pool
     }
 
-    /// Serves until a signal ends it.
+    /// Serves until a signal ends it: then it is not ready, still serves for the `shutdown_delay`, accepts no more, and
+    /// finishes what runs. A second signal ends it at once.
     ///
     /// # Errors
-    /// When serving fails.
-    pub async fn run_until_stopped(self) -> anyhow::Result<()> {
-        Ok(self.running.await??)
+    /// When serving fails, or a second signal ends it.
+    pub async fn run_until_stopped(self, mut signals: Signals) -> anyhow::Result<()> {
+        let Self { mut running, sweeping, stopping, shutdown_delay, handle, .. } = self;
+        let signal = tokio::select! {
+            ended = &mut running => return Ok(ended??),
+            signal = signals.next() => signal,
+        };
+        tracing::info!(signal, ?shutdown_delay, "stopping: not ready from now on, and serving on for the delay");
+        stopping.begin();
+        let stop = async {
+            tokio::time::sleep(shutdown_delay).await;
+            tracing::info!("stopping: accepting no more, and finishing what runs");
+            sweeping.abort();
+            handle.stop(true).await;
+        };
+        tokio::select! {
+            () = stop => {
+                tracing::info!("stopped");
+                Ok(running.await??)
+            }
+            signal = signals.next() => {
+                // The server that is dropped with its task stops by force.
+                running.abort();
+                bail!("stopped at once by a second signal, {signal}: what still ran is not answered")
+            }
+        }
     }
 
     /// Ends it when what runs is finished.

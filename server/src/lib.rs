@@ -10,10 +10,14 @@ pub mod clock;
 pub mod config;
 pub mod key_package;
 mod limits;
+pub mod metrics;
+pub mod observe;
 pub mod pool;
 pub mod problem;
 pub mod routes;
+pub mod stop;
 pub mod store;
 pub mod sweeper;
+pub mod tls;
 
 pub use app::Server;

@@ -1,8 +1,8 @@
 //! `keypool-server`: serves unless it is told otherwise.
 
 use std::{
-    io::{self, IsTerminal, Read, Write},
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream},
+    io::{self, IsTerminal, Write},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     process::ExitCode,
     sync::Arc,
     time::Duration,
@@ -16,8 +16,12 @@ use keypool_server::{
     auth::Token,
     clock::{Clock, SystemClock},
     config::{Config, ConfigFlags, LogFormat},
+    metrics::Metrics,
+    stop::Signals,
     store::Store,
+    tls,
 };
+use reqwest::StatusCode;
 use tracing_subscriber::EnvFilter;
 
 /// How long a server may take to say that it is well.
@@ -26,7 +30,8 @@ const HEALTH_TIMEOUT: Duration = Duration::from_secs(3);
 /// The KeyPackage directory of an MLS messenger.
 ///
 /// Without a subcommand it serves, on 127.0.0.1:8080 and from ./keypool.db where nothing else is configured. Settings
-/// come from flags, from KEYPOOL_* variables, and from a TOML file, in that order.
+/// come from flags, from KEYPOOL_* variables, and from a TOML file, in that order; `keypool-server config` prints them
+/// all. SIGTERM and SIGINT stop it when what runs is finished, a second one at once.
 #[derive(Parser)]
 #[command(name = "keypool-server", version)]
 struct Cli {
@@ -41,6 +46,9 @@ enum Command {
     /// Serve (what it does without a subcommand)
     Serve,
     /// Bring the database's schema up to date, and end
+    ///
+    /// The server does so itself when it starts. Use this to do it beforehand, or with an account that may change the
+    /// schema where the server's own may not.
     Migrate,
     /// Make an enrolment token: whoever has it can register a device of the user, once
     ///
@@ -55,9 +63,18 @@ enum Command {
         #[arg(long, value_name = "DURATION", default_value = "1day", value_parser = humantime::parse_duration)]
         valid_for: Duration,
     },
+    /// Print every setting as it results from flags, KEYPOOL_* variables, file and defaults
+    ///
+    /// The output is a TOML file that --config reads, but for secrets, which stand as ***. What is wrong with a setting
+    /// is said here as it would be when serving, so this checks a configuration before it is used.
+    #[command(after_help = "Example: keypool-server --config keypool.toml config")]
+    Config,
     /// Print the OpenAPI document
     Openapi,
     /// Ask the server at the configured address whether it is ready: exit code 0 if it is
+    ///
+    /// Asks GET /readyz over HTTP, or over HTTPS where a certificate is configured, and gives it 3 seconds: for a
+    /// container's health check, with the settings that the server has.
     Healthcheck,
 }
 
@@ -77,23 +94,29 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Serve => serve(config()?),
         Command::Migrate => migrate(&config()?),
         Command::Enrol { user, valid_for } => enrol(&config()?, &user, valid_for),
+        Command::Config => say(&settings(&config()?)?),
         Command::Openapi => say(&app::openapi_json(&config()?)?),
-        Command::Healthcheck => healthcheck(config()?.listen),
+        Command::Healthcheck => actix_web::rt::System::new().block_on(healthcheck(config()?)),
     }
 }
 
 fn migrate(config: &Config) -> anyhow::Result<()> {
     start_log(config)?;
-    Store::connect(config).with_context(|| format!("cannot migrate {}", config.database_url))?;
+    open(config)?;
     say(&format!("{} is up to date\n", config.database_url))
+}
+
+/// The database, with its schema up to date.
+fn open(config: &Config) -> anyhow::Result<Store> {
+    let store = Store::connect(config, Arc::new(Metrics::new()?));
+    store.with_context(|| format!("cannot open {}", config.database_url))
 }
 
 fn enrol(config: &Config, user: &UserName, valid_for: Duration) -> anyhow::Result<()> {
     let (token, now) = (Token::enrolment().map_err(|failure| anyhow!("{failure}"))?, SystemClock.now());
     let expires_at =
         now.checked_add(valid_for).context("the token would outlast time itself: choose a shorter time")?;
-    let store = Store::connect(config).with_context(|| format!("cannot open {}", config.database_url))?;
-    store.enrol(user, &token.hash(), now, expires_at)?;
+    open(config)?.enrol(user, &token.hash(), now, expires_at)?;
     say(&format!("{}\n", token.reveal()))
 }
 
@@ -104,11 +127,20 @@ fn serve(config: Config) -> anyhow::Result<()> {
 
 async fn serve_until_stopped(config: Config) -> anyhow::Result<()> {
     let server = Server::start(config, Arc::new(SystemClock)).await?;
-    let (address, database) = (server.address(), server.database());
-    say(&format!(
-        "keypool-server listening on http://{address} (database: {database}; Swagger UI: http://{address}/swagger-ui/)\n"
-    ))?;
-    server.run_until_stopped().await
+    // Before the line that whoever started this waits for, so that what it sends from then on is a request to stop.
+    let signals = Signals::take()?;
+    let (url, database) = (server.url(), server.database());
+    say(&format!("keypool-server listening on {url} (database: {database}; Swagger UI: {url}/swagger-ui/)\n"))?;
+    server.run_until_stopped(signals).await
+}
+
+/// The settings in TOML; what is not set, TOML has no value for.
+fn settings(config: &Config) -> anyhow::Result<String> {
+    let set = toml::Table::try_from(config).context("the settings cannot be written as TOML")?;
+    let mut settings = toml::to_string(config).context("the settings cannot be written as TOML")?;
+    let keys = Config::variables().into_iter().map(|name| name.trim_start_matches("KEYPOOL_").to_lowercase());
+    settings.extend(keys.filter(|key| !set.contains_key(key)).map(|key| format!("# {key} is not set\n")));
+    Ok(settings)
 }
 
 fn say(text: &str) -> anyhow::Result<()> {
@@ -127,25 +159,33 @@ fn start_log(config: &Config) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn healthcheck(listen: SocketAddr) -> anyhow::Result<()> {
-    let ip = match listen.ip() {
+async fn healthcheck(config: Config) -> anyhow::Result<()> {
+    let url = readiness(&config);
+    let answer = async { Ok::<_, anyhow::Error>(own_client()?.get(&url).send().await?.status()) };
+    let status = answer.await.with_context(|| format!("no server answers at {url}"))?;
+    ensure!(status == StatusCode::OK, "the server is not ready: {url} answers {status}");
+    say(&format!("the server is ready: {url} answers {status}\n"))
+}
+
+/// Where the server that has this configuration says whether it is ready.
+fn readiness(config: &Config) -> String {
+    let ip = match config.listen.ip() {
         IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
         IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
         ip => ip,
     };
-    let address = SocketAddr::new(ip, listen.port());
-    let answer = ask_ready(address).with_context(|| format!("no server answers at {address}"))?;
-    let status = answer.lines().next().unwrap_or_default();
-    ensure!(status.split(' ').nth(1) == Some("200"), "the server at {address} is not ready: it answers `{status}`");
-    say(&format!("the server at {address} is ready\n"))
+    let scheme = if config.tls_certificate.is_some() { "https" } else { "http" };
+    format!("{scheme}://{}/readyz", SocketAddr::new(ip, config.listen.port()))
 }
 
-fn ask_ready(address: SocketAddr) -> io::Result<String> {
-    let mut stream = TcpStream::connect_timeout(&address, HEALTH_TIMEOUT)?;
-    stream.set_read_timeout(Some(HEALTH_TIMEOUT))?;
-    stream.set_write_timeout(Some(HEALTH_TIMEOUT))?;
-    write!(stream, "GET /readyz HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n")?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer)?;
-    Ok(answer)
+/// A client for the server on this very machine, and for nothing else.
+fn own_client() -> reqwest::Result<reqwest::Client> {
+    tls::use_ring();
+    reqwest::Client::builder()
+        .no_proxy()
+        .timeout(HEALTH_TIMEOUT)
+        // The certificate names the host that clients ask for, which is not the address that is asked here; and nothing
+        // secret is sent.
+        .danger_accept_invalid_certs(true)
+        .build()
 }

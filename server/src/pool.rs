@@ -114,6 +114,7 @@ impl Pool {
         Failure: From<E>,
     {
         let place = Arc::clone(&self.places).try_acquire_owned().map_err(|_| {
+            self.store.metrics().shed();
             Failure::new(ProblemType::Unavailable, "Too many requests wait for the database. Try again in a moment.")
         })?;
         let pool = self.clone();
@@ -164,6 +165,11 @@ impl Pool {
     pub async fn sweep(&self) -> Result<sweeper::Report, Failure> {
         self.limits.forget();
         self.block(|pool, now| sweeper::sweep(&pool.store, pool.policy.sweep, now)).await
+    }
+
+    /// Counts the KeyPackages of all pools, for the metrics.
+    pub async fn census(&self) -> Result<(), Failure> {
+        self.block(|pool, _| sweeper::census(&pool.store)).await
     }
 }
 

@@ -1,8 +1,11 @@
 //! Tidying up: lapse, expire, forget. Nothing waits for it: what time has done counts whether or not it is written down.
 
-use std::time::Duration;
+use std::{collections::HashMap, time::Duration};
 
 use jiff::{SignedDuration, Timestamp};
+use keypool_openapi::State;
+use strum::IntoEnumIterator;
+use tokio::time::MissedTickBehavior;
 
 use crate::{
     pool::Pool,
@@ -12,6 +15,9 @@ use crate::{
 /// How long an ended KeyPackage stays known past its `not_after`. Until then its ref and its keys cannot come back;
 /// after it, nothing that carries them is valid any longer.
 const FORGET_AFTER: SignedDuration = SignedDuration::from_hours(7 * 24);
+
+/// So many sweeps go by between two counts of all pools, each of which reads the whole table.
+const CENSUS_EVERY: u64 = 10;
 
 /// How the operator wants it.
 #[derive(Clone, Copy, Debug)]
@@ -53,7 +59,22 @@ pub(crate) fn sweep(store: &Store, rules: Rules, now: Timestamp) -> Result<Repor
     let lapsed = noted(&|| store.sweep_lapsed(rules.retire, rules.batch, now))?;
     let expired = noted(&|| store.sweep_expired(rules.batch, now))?;
     let forgotten = forget(store, rules, now)?;
+    let metrics = store.metrics();
+    for (kind, rows) in [("lapsed", lapsed), ("expired", expired), ("forgotten", forgotten)] {
+        metrics.swept(kind, rows as u64);
+    }
+    metrics.sweeper_ran(now, report.lag);
     Ok(Report { lapsed, expired, forgotten, ..report })
+}
+
+/// Sets the gauges of what is in the pools.
+pub(crate) fn census(store: &Store) -> Result<(), StoreError> {
+    let counts: HashMap<State, u64> = store.census()?.into_iter().collect();
+    for state in State::iter() {
+        let n = counts.get(&state).copied().unwrap_or_default();
+        store.metrics().pool_packages(state.into(), i64::try_from(n).unwrap_or(i64::MAX));
+    }
+    Ok(())
 }
 
 fn forget(store: &Store, rules: Rules, now: Timestamp) -> Result<usize, StoreError> {
@@ -75,16 +96,21 @@ fn forget(store: &Store, rules: Rules, now: Timestamp) -> Result<usize, StoreErr
     Ok(total)
 }
 
-/// Sweeps every `interval`, for ever. A sweep that fails is tried again at the next.
+/// Sweeps every `interval`, for ever, and counts the pools now and then. What fails is tried again at the next.
 pub(crate) async fn run(pool: Pool, interval: Duration) {
     let mut ticks = tokio::time::interval(interval);
-    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    loop {
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    for tick in 0_u64.. {
         ticks.tick().await;
         match pool.sweep().await {
             Ok(report) if report != Report::default() => tracing::debug!(?report, "swept"),
             Ok(_) => {}
             Err(error) => tracing::warn!(%error, "the sweep failed; it is tried again in {interval:?}"),
+        }
+        if tick.is_multiple_of(CENSUS_EVERY)
+            && let Err(error) = pool.census().await
+        {
+            tracing::warn!(%error, "the pools could not be counted; the metrics show older numbers");
         }
     }
 }

@@ -21,7 +21,7 @@ use utoipa_actix_web::AppExt;
 use crate::{
     config::Config,
     problem::{PROBLEM_JSON, table},
-    routes::{devices, health, keypackages},
+    routes::{devices, health, keypackages, metrics},
 };
 
 /// The extension in which a route names the problems of its own; the document has them as responses instead.
@@ -162,7 +162,8 @@ pub(super) fn routes(config: &mut utoipa_actix_web::service_config::ServiceConfi
         .service(keypackages::audit)
         .service(keypackages::low_pools)
         .service(health::healthz)
-        .service(health::readyz);
+        .service(health::readyz)
+        .service(metrics::metrics);
 }
 
 pub(super) fn document(config: &Config) -> utoipa::openapi::OpenApi {

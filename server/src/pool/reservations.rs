@@ -13,6 +13,7 @@ use uuid::Uuid;
 use super::{Pool, after};
 use crate::{
     limits::seconds,
+    metrics::Metrics,
     problem::Failure,
     store::{DeviceRow, IdempotencyKey, Release, Reserve, ReserveError, Spend, SpendError},
 };
@@ -52,7 +53,10 @@ impl Pool {
                 repeat: key.map(|key| pool.repeat(key, digest, second)).transpose()?,
             };
             match pool.store.reserve(std::slice::from_ref(&want), now)?.pop() {
-                Some(Ok(reserved)) => answer(reserved, refused),
+                Some(Ok(reserved)) => {
+                    count(pool.store.metrics(), &reserved);
+                    answer(reserved, refused)
+                }
                 Some(Err(error)) => Err(pool.refused(error, now)),
                 None => Err(Failure::new(ProblemType::Internal, "The database answered nothing. Try again.")),
             }
@@ -181,6 +185,15 @@ fn digest(request: &ReserveRequest) -> Result<[u8; 32], Failure> {
         Failure::new(ProblemType::Internal, "The server cannot tell this request from others; its log says why.")
     })?;
     Ok(Sha256::digest(bytes).into())
+}
+
+fn count(metrics: &Metrics, reserved: &ReserveResponse) {
+    let last_resorts = reserved.reservations.iter().filter(|reservation| reservation.last_resort).count();
+    metrics.reserved("last-resort", last_resorts as u64);
+    metrics.reserved("reserved", (reserved.reservations.len() - last_resorts) as u64);
+    for missing in &reserved.missing {
+        metrics.reserved(missing.reason.into(), 1);
+    }
 }
 
 /// The answer to a wish: what was reserved, or the problem where nothing at all was.

@@ -1,29 +1,55 @@
 //! Pools of connections, and the write transaction that every change goes through.
 
-use std::time::Duration;
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use diesel::{
     connection::{Connection, LoadConnection},
-    r2d2::{ConnectionManager, Pool, R2D2Connection},
+    r2d2::{ConnectionManager, Pool, PooledConnection, R2D2Connection},
     result::{DatabaseErrorKind, Error},
 };
 use diesel_migrations::{EmbeddedMigrations, MigrationHarness, embed_migrations};
 
 use super::{StoreError, postgres, sqlite};
-use crate::config::Config;
+use crate::{config::Config, metrics::Metrics};
 
 /// How long a request waits for a connection before it is answered `unavailable`.
-const CONNECTION_TIMEOUT: Duration = Duration::from_secs(5);
+const CONNECTION_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// How often a write transaction that lost to another one is tried again.
 const ATTEMPTS: u32 = 5;
+
+/// What SQLite, PostgreSQL and libpq say of a database that is busy, restarting or out of reach: where Diesel does not
+/// see that the connection is closed, the message is all that it hands on.
+const AWAY: [&str; 15] = [
+    "database is locked",
+    "database table is locked",
+    "canceling statement due to",
+    "terminating connection",
+    "the database system is",
+    "too many clients",
+    "remaining connection slots",
+    "closed the connection",
+    "no connection to the server",
+    "could not connect",
+    "could not receive data from server",
+    "could not send data to server",
+    "Connection refused",
+    "SSL connection has been closed",
+    "SSL SYSCALL error",
+];
 
 pub(super) const POSTGRES_MIGRATIONS: EmbeddedMigrations = embed_migrations!("../migrations/postgres");
 pub(super) const SQLITE_MIGRATIONS: EmbeddedMigrations = embed_migrations!("../migrations/sqlite");
 
 /// The database behind the pool, `PostgreSQL` or SQLite. Cheap to clone.
 #[derive(Clone)]
-pub struct Store(pub(super) Pools);
+pub struct Store {
+    pub(super) pools: Pools,
+    pub(super) metrics: Arc<Metrics>,
+}
 
 #[derive(Clone)]
 pub(super) enum Pools {
@@ -38,15 +64,17 @@ pub(super) enum Pools {
 /// Compiles the same body against each database's connection.
 macro_rules! with_conn {
     ($store:expr, write $name:literal, |$conn:ident| $body:expr) => {
-        match &$store.0 {
+        match &$store.pools {
             $crate::store::connection::Pools::Postgres(pool) => $crate::store::connection::write(
                 pool,
+                &$store.metrics,
                 $name,
                 $crate::store::postgres::transaction,
                 |$conn: &mut diesel::PgConnection| $body,
             ),
             $crate::store::connection::Pools::Sqlite { writer, .. } => $crate::store::connection::write(
                 writer,
+                &$store.metrics,
                 $name,
                 $crate::store::sqlite::transaction,
                 |$conn: &mut diesel::SqliteConnection| $body,
@@ -54,12 +82,12 @@ macro_rules! with_conn {
         }
     };
     ($store:expr, read, |$conn:ident| $body:expr) => {
-        match &$store.0 {
+        match &$store.pools {
             $crate::store::connection::Pools::Postgres(pool) => {
-                $crate::store::connection::read(pool, |$conn: &mut diesel::PgConnection| $body)
+                $crate::store::connection::read(pool, &$store.metrics, |$conn: &mut diesel::PgConnection| $body)
             }
             $crate::store::connection::Pools::Sqlite { readers, .. } => {
-                $crate::store::connection::read(readers, |$conn: &mut diesel::SqliteConnection| $body)
+                $crate::store::connection::read(readers, &$store.metrics, |$conn: &mut diesel::SqliteConnection| $body)
             }
         }
     };
@@ -72,7 +100,7 @@ impl Store {
     ///
     /// # Errors
     /// When the database cannot be reached or opened, or a migration fails.
-    pub fn connect(config: &Config) -> Result<Self, StoreError> {
+    pub fn connect(config: &Config, metrics: Arc<Metrics>) -> Result<Self, StoreError> {
         let url = config.database_url.expose();
         let pools = if let Some(path) = url.strip_prefix("sqlite://") {
             sqlite::migrate(path)?;
@@ -81,7 +109,7 @@ impl Store {
             postgres::migrate(url)?;
             Pools::Postgres(postgres::pool(url, config.database_connections)?)
         };
-        Ok(Self(pools))
+        Ok(Self { pools, metrics })
     }
 
     /// Whether the database answers.
@@ -92,10 +120,16 @@ impl Store {
         with_conn!(self, read, |conn| R2D2Connection::ping(conn))
     }
 
+    /// What this server counts.
+    #[must_use]
+    pub fn metrics(&self) -> &Metrics {
+        &self.metrics
+    }
+
     /// The database's name, for people.
     #[must_use]
     pub fn kind(&self) -> &'static str {
-        match self.0 {
+        match self.pools {
             Pools::Postgres(_) => "PostgreSQL",
             Pools::Sqlite { .. } => "SQLite",
         }
@@ -130,9 +164,20 @@ pub(super) fn migrate<C: MigrationHarness<DB>, DB: diesel::backend::Backend>(
     Ok(())
 }
 
+fn connection<C: R2D2Connection + 'static>(
+    pool: &Pool<ConnectionManager<C>>,
+    metrics: &Metrics,
+) -> Result<PooledConnection<ConnectionManager<C>>, StoreError> {
+    let begun = Instant::now();
+    let conn = pool.get();
+    metrics.waited(begun.elapsed());
+    conn.map_err(StoreError::transient)
+}
+
 /// Runs a write transaction, again if it lost to another one.
 pub(super) fn write<C, T, E>(
     pool: &Pool<ConnectionManager<C>>,
+    metrics: &Metrics,
     name: &'static str,
     transaction: impl Fn(&mut C, &mut dyn FnMut(&mut C) -> Result<T, E>) -> Result<T, E>,
     mut body: impl FnMut(&mut C) -> Result<T, E>,
@@ -141,12 +186,13 @@ where
     C: R2D2Connection + 'static,
     E: From<Error> + From<StoreError> + Retry,
 {
-    let mut conn = pool.get().map_err(StoreError::transient)?;
+    let mut conn = connection(pool, metrics)?;
     let mut attempt = 1;
     loop {
         match transaction(&mut conn, &mut body) {
             Err(error) if attempt < ATTEMPTS && error.lost_to_another() => {
                 tracing::debug!(name, attempt, "transaction lost to another one; trying again");
+                metrics.retried(name);
                 attempt += 1;
             }
             result => return result,
@@ -157,13 +203,14 @@ where
 /// Runs reads, each seeing the database as it is then.
 pub(super) fn read<C, T, E>(
     pool: &Pool<ConnectionManager<C>>,
+    metrics: &Metrics,
     body: impl FnOnce(&mut C) -> Result<T, E>,
 ) -> Result<T, StoreError>
 where
     C: R2D2Connection + LoadConnection + Connection + 'static,
     StoreError: From<E>,
 {
-    let mut conn = pool.get().map_err(StoreError::transient)?;
+    let mut conn = connection(pool, metrics)?;
     Ok(body(&mut conn)?)
 }
 
@@ -189,13 +236,62 @@ fn lost_to_another(error: &Error) -> bool {
 
 /// Whether the same call may work in a moment.
 pub(super) fn is_transient(error: &Error) -> bool {
+    lost_to_another(error) || is_away(error)
+}
+
+fn is_away(error: &Error) -> bool {
     match error {
         Error::BrokenTransactionManager | Error::DatabaseError(DatabaseErrorKind::ClosedConnection, _) => true,
-        Error::DatabaseError(DatabaseErrorKind::Unknown, info) => {
-            ["database is locked", "terminating connection", "server closed the connection", "shutting down"]
-                .iter()
-                .any(|symptom| info.message().contains(symptom))
+        Error::DatabaseError(DatabaseErrorKind::Unknown | DatabaseErrorKind::UnableToSendCommand, info) => {
+            AWAY.iter().any(|symptom| info.message().contains(symptom))
         }
-        other => lost_to_another(other),
+        Error::RollbackErrorOnCommit { rollback_error, commit_error } => {
+            is_transient(rollback_error) || is_transient(commit_error)
+        }
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn said(kind: DatabaseErrorKind, message: &str) -> Error {
+        Error::DatabaseError(kind, Box::new(message.to_owned()))
+    }
+
+    #[test]
+    fn a_database_that_is_away_is_asked_again_and_a_wrong_statement_is_not() {
+        use DatabaseErrorKind as K;
+        for (kind, message) in [
+            (K::Unknown, "database is locked"),
+            (K::Unknown, "FATAL:  terminating connection due to administrator command"),
+            (K::Unknown, "the database system is starting up"),
+            (K::Unknown, "the database system is in recovery mode"),
+            (K::Unknown, "canceling statement due to statement timeout"),
+            (K::Unknown, "sorry, too many clients already"),
+            (K::Unknown, "server closed the connection unexpectedly"),
+            (K::Unknown, "deadlock detected"),
+            (K::UnableToSendCommand, "no connection to the server\n"),
+            (K::UnableToSendCommand, "could not send data to server: Broken pipe"),
+            (K::ClosedConnection, "Verbindung geschlossen"),
+            (K::SerializationFailure, ""),
+        ] {
+            assert!(is_transient(&said(kind, message)), "{message}");
+        }
+        for (kind, message) in [
+            (K::Unknown, "syntax error at or near"),
+            (K::Unknown, "database or disk is full"),
+            (K::UnableToSendCommand, "number of parameters must be between 0 and 65535"),
+            (K::UniqueViolation, "duplicate key value"),
+        ] {
+            assert!(!is_transient(&said(kind, message)), "{message}");
+        }
+        let lost = Error::RollbackErrorOnCommit {
+            rollback_error: Box::new(said(K::UnableToSendCommand, "no connection to the server")),
+            commit_error: Box::new(said(K::Unknown, "x")),
+        };
+        assert!(is_transient(&lost));
+        assert!(!is_transient(&Error::NotFound));
     }
 }

@@ -1,0 +1,266 @@
+//! What the server counts and measures, for Prometheus.
+//!
+//! Every server has its own registry, so that several in one process do not count each other's requests.
+
+use std::{
+    borrow::Cow,
+    time::{Duration, Instant},
+};
+
+use jiff::Timestamp;
+use prometheus::{
+    Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+    Result, TextEncoder,
+    core::{Collector, MetricVec, MetricVecBuilder},
+};
+
+/// The bounds of the histograms, in seconds: from a lookup in memory to a long poll.
+const SECONDS: &[f64] = &[0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0];
+
+/// The label `status` of a request whose client went away before it was answered.
+const ABORTED: &str = "aborted";
+
+/// The metrics of one server.
+#[derive(Debug)]
+pub struct Metrics {
+    registry: Registry,
+    requests: IntCounterVec,
+    request_seconds: HistogramVec,
+    in_flight: IntGauge,
+    reservations: IntCounterVec,
+    retries: IntCounterVec,
+    connection_wait: Histogram,
+    shed: IntCounter,
+    pool_packages: IntGaugeVec,
+    swept: IntCounterVec,
+    sweeper_lag: Gauge,
+    sweeper_last_run: IntGauge,
+}
+
+impl Metrics {
+    /// Metrics that all stand at zero.
+    ///
+    /// # Errors
+    /// When two of them have the same name.
+    pub fn new() -> Result<Self> {
+        let registry = Registry::new();
+        let opts = |name: &str, help: &str| Opts::new(format!("keypool_{name}"), help);
+        let histogram = |name: &str, help: &str| HistogramOpts::from(opts(name, help)).buckets(SECONDS.to_vec());
+        let metrics = Self {
+            requests: IntCounterVec::new(
+                opts(
+                    "http_requests_total",
+                    "Requests by method, matched route and status; `aborted` where the client went away.",
+                ),
+                &["method", "route", "status"],
+            )?,
+            request_seconds: HistogramVec::new(
+                histogram("http_request_duration_seconds", "Time from a request's head to its answer's head."),
+                &["method", "route"],
+            )?,
+            in_flight: IntGauge::with_opts(opts("http_requests_in_flight", "Requests that are being answered."))?,
+            reservations: IntCounterVec::new(
+                opts(
+                    "reservations_total",
+                    "What became of wishes for a device's KeyPackage: reserved, last-resort, or why there was none.",
+                ),
+                &["outcome"],
+            )?,
+            retries: IntCounterVec::new(
+                opts("transaction_retries_total", "Write transactions that lost to another one and ran again."),
+                &["name"],
+            )?,
+            connection_wait: Histogram::with_opts(histogram(
+                "connection_wait_seconds",
+                "Time that a request waited for a connection to the database.",
+            ))?,
+            shed: IntCounter::with_opts(opts(
+                "shed_requests_total",
+                "Requests that were refused because too many waited for the database.",
+            ))?,
+            pool_packages: IntGaugeVec::new(
+                opts(
+                    "pool_packages",
+                    "KeyPackages of all pools by state in the database, when they were last counted.",
+                ),
+                &["state"],
+            )?,
+            swept: IntCounterVec::new(
+                opts("swept_total", "Rows that the sweeper tidied up, by what it did to them."),
+                &["kind"],
+            )?,
+            sweeper_lag: Gauge::with_opts(opts(
+                "sweeper_lag_seconds",
+                "How long the oldest row that the last sweep tidied up had been due.",
+            ))?,
+            sweeper_last_run: IntGauge::with_opts(opts(
+                "sweeper_last_run_timestamp_seconds",
+                "When the sweeper last finished, in seconds since 1970; 0 before it first did.",
+            ))?,
+            registry,
+        };
+        for metric in metrics.all() {
+            metrics.registry.register(metric)?;
+        }
+        Ok(metrics)
+    }
+
+    fn all(&self) -> [Box<dyn Collector>; 11] {
+        [
+            Box::new(self.requests.clone()),
+            Box::new(self.request_seconds.clone()),
+            Box::new(self.in_flight.clone()),
+            Box::new(self.reservations.clone()),
+            Box::new(self.retries.clone()),
+            Box::new(self.connection_wait.clone()),
+            Box::new(self.shed.clone()),
+            Box::new(self.pool_packages.clone()),
+            Box::new(self.swept.clone()),
+            Box::new(self.sweeper_lag.clone()),
+            Box::new(self.sweeper_last_run.clone()),
+        ]
+    }
+
+    /// All of them in Prometheus's text format.
+    ///
+    /// # Errors
+    /// When one of them cannot be written down.
+    pub fn render(&self) -> Result<String> {
+        TextEncoder::new().encode_to_string(&self.registry.gather())
+    }
+
+    /// A request that has begun: in flight until it is finished or dropped.
+    pub fn request(&self, method: &'static str, route: Cow<'static, str>) -> Request<'_> {
+        self.in_flight.inc();
+        Request { metrics: self, method, route, begun: Instant::now(), status: None }
+    }
+
+    /// What became of wishes for KeyPackages.
+    pub fn reserved(&self, outcome: &'static str, n: u64) {
+        child(&self.reservations, outcome, |counter| counter.inc_by(n));
+    }
+
+    /// A write transaction runs again.
+    pub fn retried(&self, name: &'static str) {
+        child(&self.retries, name, IntCounter::inc);
+    }
+
+    /// A request waited so long for a connection.
+    pub fn waited(&self, wait: Duration) {
+        self.connection_wait.observe(wait.as_secs_f64());
+    }
+
+    /// A request was refused because too many waited.
+    pub fn shed(&self) {
+        self.shed.inc();
+    }
+
+    /// How many KeyPackages are in this state.
+    pub fn pool_packages(&self, state: &'static str, n: i64) {
+        child(&self.pool_packages, state, |gauge| gauge.set(n));
+    }
+
+    /// The sweeper did this to so many rows.
+    pub fn swept(&self, kind: &'static str, n: u64) {
+        child(&self.swept, kind, |counter| counter.inc_by(n));
+    }
+
+    /// The sweeper finished at this time, and the oldest of what it did had been due for so long.
+    pub fn sweeper_ran(&self, at: Timestamp, lag: Duration) {
+        self.sweeper_last_run.set(at.as_second());
+        self.sweeper_lag.set(lag.as_secs_f64());
+    }
+}
+
+/// The metric of one label: an error would mean another number of labels than it was made with.
+fn child<T: MetricVecBuilder>(metrics: &MetricVec<T>, label: &str, change: impl FnOnce(&T::M)) {
+    if let Ok(metric) = metrics.get_metric_with_label_values(&[label]) {
+        change(&metric);
+    }
+}
+
+/// A request in flight, which counts when it is dropped.
+#[derive(Debug)]
+#[must_use]
+pub struct Request<'a> {
+    metrics: &'a Metrics,
+    method: &'static str,
+    route: Cow<'static, str>,
+    begun: Instant,
+    status: Option<u16>,
+}
+
+impl Request<'_> {
+    /// How long it has been running.
+    #[must_use]
+    pub fn elapsed(&self) -> Duration {
+        self.begun.elapsed()
+    }
+
+    /// It is answered.
+    pub fn finish(mut self, status: u16) {
+        self.status = Some(status);
+    }
+}
+
+impl Drop for Request<'_> {
+    fn drop(&mut self) {
+        let metrics = self.metrics;
+        metrics.in_flight.dec();
+        let status = self.status.map_or(Cow::Borrowed(ABORTED), |status| status.to_string().into());
+        if let Ok(requests) = metrics.requests.get_metric_with_label_values(&[self.method, &self.route, &status]) {
+            requests.inc();
+        }
+        if let Ok(seconds) = metrics.request_seconds.get_metric_with_label_values(&[self.method, &self.route]) {
+            seconds.observe(self.elapsed().as_secs_f64());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_happened_can_be_read() {
+        let metrics = Metrics::new().unwrap();
+        let answered = metrics.request("GET", "/users/{user}/devices".into());
+        let running = metrics.request("POST", "/devices".into());
+        drop(metrics.request("POST", "/devices".into()));
+        answered.finish(200);
+        metrics.reserved("reserved", 2);
+        metrics.retried("reserve");
+        metrics.waited(Duration::from_millis(3));
+        metrics.shed();
+        metrics.pool_packages("available", 7);
+        metrics.swept("expired", 5);
+        metrics.sweeper_ran(Timestamp::from_second(1_800_000_000).unwrap(), Duration::from_millis(1500));
+        let text = metrics.render().unwrap();
+        for line in [
+            r#"keypool_http_requests_total{method="GET",route="/users/{user}/devices",status="200"} 1"#,
+            r#"keypool_http_requests_total{method="POST",route="/devices",status="aborted"} 1"#,
+            r#"keypool_http_request_duration_seconds_count{method="GET",route="/users/{user}/devices"} 1"#,
+            "keypool_http_requests_in_flight 1",
+            r#"keypool_reservations_total{outcome="reserved"} 2"#,
+            r#"keypool_transaction_retries_total{name="reserve"} 1"#,
+            r#"keypool_connection_wait_seconds_bucket{le="0.0025"} 0"#,
+            r#"keypool_connection_wait_seconds_bucket{le="0.005"} 1"#,
+            "keypool_shed_requests_total 1",
+            r#"keypool_pool_packages{state="available"} 7"#,
+            r#"keypool_swept_total{kind="expired"} 5"#,
+            "keypool_sweeper_lag_seconds 1.5",
+            "keypool_sweeper_last_run_timestamp_seconds 1800000000",
+        ] {
+            assert!(text.lines().any(|found| found == line), "no {line} in\n{text}");
+        }
+        running.finish(201);
+        assert!(metrics.render().unwrap().contains("keypool_http_requests_in_flight 0\n"));
+    }
+
+    #[test]
+    fn servers_of_one_process_count_apart() {
+        let (one, other) = (Metrics::new().unwrap(), Metrics::new().unwrap());
+        one.shed();
+        assert!(other.render().unwrap().contains("keypool_shed_requests_total 0\n"));
+    }
+}

@@ -1,0 +1,136 @@
+//! What every request leaves behind: its id in the answer, a line in the log, and its metrics.
+//!
+//! A line of the log names the route and not the path, which may name a user; no header, query or body gets there.
+
+use std::borrow::Cow;
+
+use actix_web::{
+    Error, HttpMessage,
+    body::MessageBody,
+    dev::{ServiceRequest, ServiceResponse},
+    http::{
+        Method,
+        header::{HeaderMap, HeaderName, HeaderValue},
+    },
+    middleware::Next,
+    web,
+};
+use tracing::Span;
+use tracing_actix_web::RootSpanBuilder;
+use uuid::Uuid;
+
+use crate::metrics::Metrics;
+
+/// Carries a request's id, both ways.
+pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+const MAX_REQUEST_ID: usize = 128;
+
+/// The caller's id of a request, or one made for it.
+#[derive(Clone, Debug)]
+struct RequestId(String);
+
+impl RequestId {
+    fn of(headers: &HeaderMap) -> Self {
+        let given = headers.get(REQUEST_ID).and_then(|value| value.to_str().ok()).filter(|id| is_request_id(id));
+        Self(given.map_or_else(|| Uuid::new_v4().to_string(), str::to_owned))
+    }
+}
+
+/// Only what cannot be mistaken for anything else in a log.
+fn is_request_id(id: &str) -> bool {
+    (1..=MAX_REQUEST_ID).contains(&id.len())
+        && id.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte))
+}
+
+/// Makes the span that every line about a request stands in.
+pub struct RequestSpan;
+
+impl RootSpanBuilder for RequestSpan {
+    fn on_request_start(request: &ServiceRequest) -> Span {
+        let id = RequestId::of(request.headers());
+        let (method, route) = (method(request.method()), route(request));
+        // Of the highest level, so that no filter takes the id away from a line that it lets through.
+        let span = tracing::error_span!("request", method, %route, request_id = id.0);
+        request.extensions_mut().insert(id);
+        span
+    }
+
+    fn on_request_end<B: MessageBody>(_: Span, _: &Result<ServiceResponse<B>, Error>) {}
+}
+
+/// Counts, times and logs a request, and puts its id on the answer. Stands within the request's span.
+pub async fn observe<B: MessageBody>(
+    metrics: web::Data<Metrics>,
+    request: ServiceRequest,
+    next: Next<B>,
+) -> Result<ServiceResponse<B>, Error> {
+    let id = request.extensions().get::<RequestId>().and_then(|id| HeaderValue::try_from(&id.0).ok());
+    let running = metrics.request(method(request.method()), route(&request));
+    let mut outcome = next.call(request).await;
+    let status = match &outcome {
+        Ok(response) => response.status().as_u16(),
+        Err(error) => error.as_response_error().status_code().as_u16(),
+    };
+    let milliseconds = running.elapsed().as_secs_f64() * 1e3;
+    running.finish(status);
+    if status < 500 {
+        tracing::debug!(status, milliseconds, "answered");
+    } else {
+        tracing::warn!(status, milliseconds, "answered with a failure of the server's own");
+    }
+    if let (Ok(response), Some(id)) = (&mut outcome, id) {
+        response.headers_mut().insert(REQUEST_ID, id);
+    }
+    outcome
+}
+
+/// The route that a request matches: callers cannot make up new ones, as they can with paths.
+fn route(request: &ServiceRequest) -> Cow<'static, str> {
+    request.match_pattern().map_or(Cow::Borrowed("unmatched"), Cow::Owned)
+}
+
+/// The method, where it is one that HTTP defines.
+fn method(method: &Method) -> &'static str {
+    match *method {
+        Method::GET => "GET",
+        Method::POST => "POST",
+        Method::PUT => "PUT",
+        Method::PATCH => "PATCH",
+        Method::DELETE => "DELETE",
+        Method::HEAD => "HEAD",
+        Method::OPTIONS => "OPTIONS",
+        Method::TRACE => "TRACE",
+        Method::CONNECT => "CONNECT",
+        _ => "OTHER",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_harmless_id_is_taken_over() {
+        let of = |value: &[u8]| {
+            let mut headers = HeaderMap::new();
+            headers.insert(REQUEST_ID, HeaderValue::from_bytes(value).unwrap());
+            RequestId::of(&headers).0
+        };
+        let longest = "a".repeat(MAX_REQUEST_ID);
+        for good in ["a", "01-AZ_az.9", &longest] {
+            assert_eq!(of(good.as_bytes()), good);
+        }
+        let too_long = "a".repeat(MAX_REQUEST_ID + 1);
+        for bad in ["", "a b", "a\tb", "<a>", "a\"b", "a/b", "ä", &too_long] {
+            assert!(Uuid::parse_str(&of(bad.as_bytes())).is_ok(), "{bad} was taken");
+        }
+        assert_ne!(RequestId::of(&HeaderMap::new()).0, RequestId::of(&HeaderMap::new()).0);
+    }
+
+    #[test]
+    fn callers_cannot_make_up_labels() {
+        assert_eq!(method(&Method::DELETE), "DELETE");
+        assert_eq!(method(&Method::from_bytes(b"X-9f3a").unwrap()), "OTHER");
+    }
+}
