@@ -10,6 +10,7 @@ mod history;
 mod lifecycle;
 mod migrations;
 mod operations;
+mod problems;
 mod race;
 mod readme;
 mod support;

@@ -6,7 +6,7 @@ mod http;
 mod postgres;
 mod server;
 
-pub use database::{Database, Place};
+pub use database::{Database, Place, Raw};
 pub use device::{Device, encode, tampered, with_the_keys_of};
 pub use http::{Answer, Http, group, hot_client};
 pub use server::{ServerProcess, TestServer, now};

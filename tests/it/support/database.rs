@@ -1,3 +1,7 @@
+use diesel::{
+    Connection, PgConnection, QueryResult, QueryableByName, RunQueryDsl, SqliteConnection, connection::SimpleConnection,
+    sql_types::BigInt,
+};
 use tempfile::TempDir;
 
 use super::postgres;
@@ -26,5 +30,67 @@ impl Database {
                 Place { url, _directory: Some(directory) }
             }
         }
+    }
+}
+
+/// A connection of a test's own, behind the servers' backs.
+pub enum Raw {
+    Postgres(PgConnection),
+    Sqlite(SqliteConnection),
+}
+
+#[derive(QueryableByName)]
+struct Number {
+    #[diesel(sql_type = BigInt)]
+    n: i64,
+}
+
+impl Place {
+    pub fn open(&self) -> Raw {
+        match self.url.strip_prefix("sqlite://") {
+            Some(path) => {
+                let mut conn = SqliteConnection::establish(path).unwrap();
+                conn.batch_execute("PRAGMA busy_timeout = 5000; PRAGMA foreign_keys = ON").unwrap();
+                Raw::Sqlite(conn)
+            }
+            None => Raw::Postgres(PgConnection::establish(&self.url).unwrap()),
+        }
+    }
+}
+
+impl Raw {
+    pub fn try_run(&mut self, sql: &str) -> QueryResult<()> {
+        match self {
+            Self::Postgres(conn) => conn.batch_execute(sql),
+            Self::Sqlite(conn) => conn.batch_execute(sql),
+        }
+    }
+
+    pub fn run(&mut self, sql: &str) {
+        self.try_run(sql).unwrap();
+    }
+
+    /// The number that a query answers in its column `n`.
+    pub fn number(&mut self, sql: &str) -> i64 {
+        let query = diesel::sql_query(sql);
+        let row: Number = match self {
+            Self::Postgres(conn) => query.get_result(conn),
+            Self::Sqlite(conn) => query.get_result(conn),
+        }
+        .unwrap();
+        row.n
+    }
+
+    /// Keeps everybody else from writing, until the next `COMMIT` of this connection.
+    pub fn hold_all(&mut self) {
+        match self {
+            Self::Postgres(_) => self.run("BEGIN; LOCK TABLE devices, key_packages IN SHARE ROW EXCLUSIVE MODE"),
+            Self::Sqlite(_) => self.run("BEGIN IMMEDIATE"),
+        }
+    }
+
+    /// How many statements wait for another transaction's locks now. PostgreSQL alone tells.
+    pub fn waiting(&mut self) -> i64 {
+        self.number("SELECT count(*) AS n FROM pg_locks WHERE NOT granted")
     }
 }

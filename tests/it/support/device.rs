@@ -1,7 +1,8 @@
 use base64::{Engine, engine::general_purpose::STANDARD};
 use jiff::{SignedDuration, Timestamp};
 use openmls::prelude::{
-    BasicCredential, Capabilities, Ciphersuite, CredentialWithKey, ExtensionType, KeyPackage, Lifetime, MlsMessageOut,
+    BasicCredential, Capabilities, Ciphersuite, CredentialType, CredentialWithKey, Extension, ExtensionType, Extensions,
+    KeyPackage, Lifetime, MlsMessageOut, UnknownExtension,
 };
 use openmls_basic_credential::SignatureKeyPair;
 use openmls_rust_crypto::OpenMlsRustCrypto;
@@ -15,6 +16,9 @@ const SIGNATURE: usize = 66;
 /// The bytes before the KeyPackage in its `MLSMessage`: version and wire format.
 const HEADER: usize = 4;
 
+/// The type of an extension that no RFC knows.
+const PRIVATE_EXTENSION: u16 = 0xf001;
+
 /// A KeyPackage as it travels: an `MLSMessage`.
 pub type Made = Vec<u8>;
 
@@ -25,6 +29,9 @@ pub struct Device {
     signer: SignatureKeyPair,
     suite: Ciphersuite,
     lifetime: (Timestamp, Timestamp),
+    credentials: Vec<CredentialType>,
+    listed_extensions: Vec<ExtensionType>,
+    extensions: Vec<Extension>,
 }
 
 impl Device {
@@ -37,6 +44,9 @@ impl Device {
             signer: SignatureKeyPair::new(suite.signature_algorithm()).unwrap(),
             suite,
             lifetime: (now() - SignedDuration::from_hours(1), now() + SignedDuration::from_hours(14 * 24)),
+            credentials: vec![CredentialType::Basic],
+            listed_extensions: vec![ExtensionType::LastResort],
+            extensions: Vec::new(),
         }
     }
 
@@ -59,6 +69,21 @@ impl Device {
         self
     }
 
+    /// The same device, whose leaf nodes list a credential type that is not its own.
+    pub fn listing_another_credential(mut self) -> Self {
+        self.credentials = vec![CredentialType::X509];
+        self
+    }
+
+    /// The same device, with KeyPackages that carry an extension of so many bytes, which the leaf node lists or not.
+    pub fn with_extension(mut self, bytes: usize, listed: bool) -> Self {
+        self.extensions.push(Extension::Unknown(PRIVATE_EXTENSION, UnknownExtension(vec![7; bytes])));
+        if listed {
+            self.listed_extensions.push(ExtensionType::Unknown(PRIVATE_EXTENSION));
+        }
+        self
+    }
+
     pub fn key_packages(&self, n: usize) -> Vec<Made> {
         (0..n).map(|_| self.key_package()).collect()
     }
@@ -73,9 +98,12 @@ impl Device {
 
     fn make(&self, last_resort: bool) -> Made {
         let second = |time: Timestamp| u64::try_from(time.as_second()).unwrap();
-        let capabilities = Capabilities::new(None, Some(&[self.suite]), Some(&[ExtensionType::LastResort]), None, None);
+        let (extensions, credentials) = (&self.listed_extensions, &self.credentials);
+        let capabilities =
+            Capabilities::new(None, Some(&[self.suite]), Some(extensions), None, Some(credentials.as_slice()));
         let mut builder = KeyPackage::builder()
             .leaf_node_capabilities(capabilities)
+            .key_package_extensions(Extensions::from_vec(self.extensions.clone()).unwrap())
             .key_package_lifetime(Lifetime::init(second(self.lifetime.0), second(self.lifetime.1)));
         if last_resort {
             builder = builder.mark_as_last_resort();

@@ -2,7 +2,10 @@ use std::sync::Once;
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use keypool_openapi::ProblemType;
-use reqwest::{Client, Method, header};
+use reqwest::{
+    Client, Method,
+    header::{self, HeaderMap},
+};
 use serde_json::{Value, json};
 
 /// A caller over HTTP: a server's address and, once registered, a token.
@@ -11,13 +14,14 @@ pub struct Http {
     client: Client,
     pub base: String,
     pub token: Option<String>,
+    idempotency_key: Option<String>,
 }
 
 /// What a server answered.
 #[derive(Clone, Debug)]
 pub struct Answer {
     pub status: u16,
-    pub content_type: String,
+    pub headers: HeaderMap,
     pub text: String,
     pub json: Value,
 }
@@ -30,11 +34,23 @@ impl Answer {
         self.json
     }
 
-    /// Asserts that this is the problem, with its status, as `application/problem+json` with a detail.
+    /// A header's value, where the answer has it.
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.headers.get(name).map(|value| value.to_str().unwrap())
+    }
+
+    /// Asserts that this is the problem, with its status, as `application/problem+json` with a detail, and with the
+    /// headers that such a problem needs and no other has.
     #[track_caller]
     pub fn is_problem(&self, status: u16, kind: ProblemType) {
+        use ProblemType as P;
         assert_eq!((self.status, self.json["type"].as_str()), (status, Some(kind.into())), "{}", self.text);
-        assert_eq!(self.content_type, "application/problem+json");
+        assert_eq!(self.header("content-type"), Some("application/problem+json"));
+        let seconds = self.header("retry-after").map(|seconds| seconds.parse::<u64>().unwrap());
+        assert_eq!(seconds.is_some_and(|n| n > 0), matches!(kind, P::TooManyRequests | P::Unavailable), "{seconds:?}");
+        assert_eq!(self.header("allow").is_some(), kind == P::MethodNotAllowed, "{:?}", self.headers);
+        let challenge = (kind == P::Unauthenticated).then_some("Bearer");
+        assert_eq!(self.header("www-authenticate"), challenge);
         assert_eq!(self.json["status"], status);
         assert!(self.json["title"].as_str().is_some_and(|title| !title.is_empty()), "{}", self.text);
         assert!(self.json["detail"].as_str().is_some_and(|detail| !detail.is_empty()), "{}", self.text);
@@ -66,7 +82,7 @@ impl Http {
     }
 
     pub fn over(client: Client, base: &str) -> Self {
-        Self { client, base: base.to_owned(), token: None }
+        Self { client, base: base.to_owned(), token: None, idempotency_key: None }
     }
 
     /// The same caller at another server.
@@ -78,22 +94,29 @@ impl Http {
         Self { token: Some(token.to_owned()), ..self.clone() }
     }
 
+    /// The same caller, whose requests carry this `Idempotency-Key`.
+    pub fn with_key(&self, key: &str) -> Self {
+        Self { idempotency_key: Some(key.to_owned()), ..self.clone() }
+    }
+
     /// Sends a request; an error is one of the connection.
     pub async fn try_send(&self, method: Method, path: &str, body: Option<String>) -> reqwest::Result<Answer> {
         let mut request = self.client.request(method, format!("{}{path}", self.base));
         if let Some(token) = &self.token {
             request = request.bearer_auth(token);
         }
+        if let Some(key) = &self.idempotency_key {
+            request = request.header("Idempotency-Key", key);
+        }
         if let Some(body) = body {
             request = request.header(header::CONTENT_TYPE, "application/json").body(body);
         }
         let response = request.send().await?;
         let status = response.status().as_u16();
-        let content_type = response.headers().get(header::CONTENT_TYPE);
-        let content_type = content_type.map_or_else(String::new, |value| value.to_str().unwrap().to_owned());
+        let headers = response.headers().clone();
         let text = response.text().await?;
         let json = serde_json::from_str(&text).unwrap_or(Value::Null);
-        Ok(Answer { status, content_type, text, json })
+        Ok(Answer { status, headers, text, json })
     }
 
     pub async fn get(&self, path: &str) -> Answer {
@@ -102,6 +125,10 @@ impl Http {
 
     pub async fn post(&self, path: &str, body: &Value) -> Answer {
         self.try_send(Method::POST, path, Some(body.to_string())).await.unwrap()
+    }
+
+    pub async fn delete(&self, path: &str) -> Answer {
+        self.try_send(Method::DELETE, path, None).await.unwrap()
     }
 
     pub async fn try_post(&self, path: &str, body: &Value) -> reqwest::Result<Answer> {

@@ -10,14 +10,16 @@ use std::{
 use jiff::{SignedDuration, Timestamp};
 use keypool_server::{
     Server,
+    auth::Token,
     clock::{Clock, ManualClock, SystemClock},
     config::Config,
     pool::Pool,
+    store::Store,
     sweeper::Report,
 };
 use tokio::sync::oneshot;
 
-use super::{Database, Http, Place};
+use super::{Database, Http, Place, Raw};
 
 /// How long a server may take to come up before a test gives up on it.
 const PATIENCE: Duration = Duration::from_mins(1);
@@ -33,7 +35,7 @@ pub struct TestServer {
     clock: Arc<ManualClock>,
     pool: Pool,
     stop: Option<oneshot::Sender<()>>,
-    _place: Place,
+    place: Arc<Place>,
 }
 
 impl TestServer {
@@ -43,13 +45,28 @@ impl TestServer {
 
     pub async fn start_with(database: Database, change: impl FnOnce(&mut Config)) -> Self {
         let place = tokio::task::spawn_blocking(move || database.fresh()).await.unwrap();
+        Self::start_at(place, change).await
+    }
+
+    /// Starts on a database that is there already.
+    pub async fn start_at(place: Place, change: impl FnOnce(&mut Config)) -> Self {
+        Self::run(Arc::new(place), Arc::new(ManualClock::at(now())), change).await
+    }
+
+    /// A further server of the same database, and of the same time.
+    pub async fn beside(&self, change: impl FnOnce(&mut Config)) -> Self {
+        Self::run(Arc::clone(&self.place), Arc::clone(&self.clock), change).await
+    }
+
+    async fn run(place: Arc<Place>, clock: Arc<ManualClock>, change: impl FnOnce(&mut Config)) -> Self {
         let mut config = Config {
             listen: "127.0.0.1:0".parse().unwrap(),
-            database_url: serde_json::from_value(place.url.clone().into()).unwrap(),
+            database_url: place.url.clone().into(),
+            // Tests sweep when they choose.
+            sweep_interval: Duration::from_hours(1),
             ..Config::default()
         };
         change(&mut config);
-        let clock = Arc::new(ManualClock::at(now()));
         let (started, starting) = oneshot::channel();
         let (stop, stopped) = oneshot::channel();
         let its_clock = Arc::clone(&clock);
@@ -64,7 +81,7 @@ impl TestServer {
             });
         });
         let (address, pool) = starting.await.expect("the server did not start");
-        Self { base: format!("http://{address}"), clock, pool, stop: Some(stop), _place: place }
+        Self { base: format!("http://{address}"), clock, pool, stop: Some(stop), place }
     }
 
     /// Moves the server's time on.
@@ -80,6 +97,20 @@ impl TestServer {
     /// The server's time.
     pub fn now(&self) -> Timestamp {
         self.clock.now()
+    }
+
+    /// Its database, behind its back.
+    pub fn database(&self) -> Raw {
+        self.place.open()
+    }
+
+    /// Notes an enrolment token of a user, as the operator does it, and answers the token.
+    pub fn enrol(&self, user: &str, lasts: SignedDuration) -> String {
+        let config = Config { database_url: self.place.url.clone().into(), ..Config::default() };
+        let token = Token::enrolment().unwrap();
+        let store = Store::connect(&config).unwrap();
+        store.enrol(&user.parse().unwrap(), &token.hash(), self.now(), self.now() + lasts).unwrap();
+        token.reveal().to_owned()
     }
 
     /// Someone without a token.
