@@ -7,6 +7,7 @@ mod clients;
 mod crash;
 mod devices;
 mod history;
+mod idempotency;
 mod lifecycle;
 mod migrations;
 mod operations;

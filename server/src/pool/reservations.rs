@@ -41,6 +41,7 @@ impl Pool {
             let second = now.as_second();
             let want = Reserve {
                 users,
+                refused,
                 device: request.device,
                 ciphersuite: request.ciphersuite,
                 group_id,
@@ -55,7 +56,7 @@ impl Pool {
             match pool.store.reserve(std::slice::from_ref(&want), now)?.pop() {
                 Some(Ok(reserved)) => {
                     count(pool.store.metrics(), &reserved);
-                    answer(reserved, refused)
+                    answer(reserved)
                 }
                 Some(Err(error)) => Err(pool.refused(error, now)),
                 None => Err(Failure::new(ProblemType::Internal, "The database answered nothing. Try again.")),
@@ -197,36 +198,37 @@ fn count(metrics: &Metrics, reserved: &ReserveResponse) {
 }
 
 /// The answer to a wish: what was reserved, or the problem where nothing at all was.
-fn answer(mut reserved: ReserveResponse, refused: Vec<MissingDevice>) -> Result<ReserveResponse, Failure> {
-    reserved.missing.extend(refused);
+fn answer(reserved: ReserveResponse) -> Result<ReserveResponse, Failure> {
     if reserved.reservations.is_empty() { Err(nothing(reserved.missing)) } else { Ok(reserved) }
 }
 
-/// The problem that names the reason that is the easiest to do something about.
+/// The problem that names the reason that is the easiest to do something about, and whom it concerns.
 fn nothing(missing: Vec<MissingDevice>) -> Failure {
-    let mut users: Vec<_> = missing.iter().map(|miss| miss.user.as_str()).collect();
-    users.dedup();
-    let users = users.join(", ");
-    let has = |reason| missing.iter().any(|miss| miss.reason == reason);
-    let (kind, detail) = if has(MissingReason::PoolExpired) {
+    let with = |reason| {
+        let mut users: Vec<_> = missing.iter().filter(|miss| miss.reason == reason).map(|m| m.user.as_str()).collect();
+        users.dedup();
+        (!users.is_empty()).then(|| users.join(", "))
+    };
+    let (kind, detail) = if let Some(users) = with(MissingReason::PoolExpired) {
         let detail = format!(
             "All KeyPackages of {users} expire too soon to be handed out. A device of theirs has to refresh its pool."
         );
         (ProblemType::PoolExpired, detail)
-    } else if has(MissingReason::NoMatchingCiphersuite) {
+    } else if let Some(users) = with(MissingReason::NoMatchingCiphersuite) {
         let suites: BTreeSet<_> = missing.iter().flat_map(|miss| &miss.ciphersuites).collect();
         let suites = suites.into_iter().map(u16::to_string).collect::<Vec<_>>().join(", ");
         let detail =
             format!("{users} has no KeyPackage of the ciphersuite asked for, but of: {suites}. Ask for one of these.");
         (ProblemType::NoMatchingCiphersuite, detail)
-    } else if has(MissingReason::PoolExhausted) {
+    } else if let Some(users) = with(MissingReason::PoolExhausted) {
         let detail =
             format!("No KeyPackage of {users} is left. Try again when a device of theirs has refreshed its pool.");
         (ProblemType::PoolExhausted, detail)
-    } else if has(MissingReason::UnknownDevice) {
+    } else if let Some(users) = with(MissingReason::UnknownDevice) {
         let detail = format!("{users} has no such device. GET /users/USER/devices lists what a user has.");
         (ProblemType::UnknownDevice, detail)
     } else {
+        let users = with(MissingReason::UnknownUser).unwrap_or_default();
         let detail = format!("There is no user {users}. Check the name; it is case-sensitive.");
         (ProblemType::UnknownUser, detail)
     };

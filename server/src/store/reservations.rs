@@ -26,6 +26,8 @@ use super::{
 pub struct Reserve {
     /// Whose, each user once.
     pub users: BTreeSet<UserName>,
+    /// Those who were asked for and are left out: a part of the answer, also when it is given again.
+    pub refused: Vec<MissingDevice>,
     /// Of this device alone.
     pub device: Option<DeviceName>,
     /// Of this ciphersuite alone.
@@ -267,6 +269,7 @@ where
         return Ok(Err(ReserveError::TooManyHeld(until)));
     }
     let mut reserved = ReserveResponse { reservations: Vec::new(), missing: absent(conn, want, &owners)? };
+    reserved.missing.extend_from_slice(&want.refused);
     // In the order of their numbers, as every request does it: two that wait for rows never wait for each other.
     owners.sort_unstable_by_key(|owner| owner.id.0);
     for owner in &owners {
