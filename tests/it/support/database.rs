@@ -1,6 +1,6 @@
 use diesel::{
-    Connection, PgConnection, QueryResult, QueryableByName, RunQueryDsl, SqliteConnection, connection::SimpleConnection,
-    sql_types::BigInt,
+    Connection, PgConnection, QueryResult, QueryableByName, RunQueryDsl, SqliteConnection,
+    connection::SimpleConnection, sql_types::BigInt,
 };
 use tempfile::TempDir;
 

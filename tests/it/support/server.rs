@@ -13,6 +13,7 @@ use keypool_server::{
     auth::Token,
     clock::{Clock, ManualClock, SystemClock},
     config::Config,
+    metrics::Metrics,
     pool::Pool,
     store::Store,
     sweeper::Report,
@@ -108,7 +109,7 @@ impl TestServer {
     pub fn enrol(&self, user: &str, lasts: SignedDuration) -> String {
         let config = Config { database_url: self.place.url.clone().into(), ..Config::default() };
         let token = Token::enrolment().unwrap();
-        let store = Store::connect(&config).unwrap();
+        let store = Store::connect(&config, Arc::new(Metrics::new().unwrap())).unwrap();
         store.enrol(&user.parse().unwrap(), &token.hash(), self.now(), self.now() + lasts).unwrap();
         token.reveal().to_owned()
     }
