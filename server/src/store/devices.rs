@@ -8,6 +8,7 @@ use super::{
     Store, StoreError,
     audit::AuditSql,
     connection::{Retry, with_conn},
+    key_packages::HoldDevice,
     revocation::{RevocationSql, revoke_all},
     rows::{DeviceColumns, DeviceId, DeviceRow, statements},
     schema::{devices, enrolments, users},
@@ -202,13 +203,17 @@ fn register<C: DeviceSql>(conn: &mut C, new: &NewDevice, now: Timestamp) -> Resu
     if conn.add_device(new, second)? { Ok(()) } else { Err(RegisterError::AlreadyRegistered) }
 }
 
-fn remove<C: DeviceSql + RevocationSql + AuditSql>(
+fn remove<C: DeviceSql + RevocationSql + AuditSql + HoldDevice>(
     conn: &mut C,
     (user, device): (&UserName, &DeviceName),
     by: Option<DeviceId>,
     now: Timestamp,
 ) -> Result<Option<Removed>, StoreError> {
     let Some((id, token_hash)) = conn.find_device(user.as_str(), device.as_str())? else { return Ok(None) };
+    // An upload under way ends before this, or finds the device gone.
+    if !conn.hold_device(id)? {
+        return Ok(None);
+    }
     let revoked = revoke_all(conn, DeviceId(id), by, now.as_second())?;
     conn.end_device(id, now.as_second())?;
     let revoked = u64::try_from(revoked.len()).map_err(StoreError::fatal)?;

@@ -85,10 +85,11 @@ statements! {
     }
 }
 
-/// Holds a device's row until the transaction ends: the uploads of one device happen one after the other, and what one
-/// has counted stays true.
+/// Holds a device's row until the transaction ends: the uploads of one device, and its removal, happen one after the
+/// other, and what one has seen stays true.
 pub(super) trait HoldDevice {
-    fn hold_device(&mut self, owner: i64) -> QueryResult<()>;
+    /// Whether the device is still registered.
+    fn hold_device(&mut self, owner: i64) -> QueryResult<bool>;
 }
 
 /// Judges the KeyPackages of one upload, in order, against the pool and against each other.
@@ -143,9 +144,11 @@ fn upload<C: UploadSql + AuditSql + HoldDevice>(
     packages: &[ValidatedKeyPackage],
     limits: UploadLimits,
     now: Timestamp,
-) -> Result<Vec<UploadOutcome>, StoreError> {
+) -> Result<Option<Vec<UploadOutcome>>, StoreError> {
     let now = now.as_second();
-    conn.hold_device(owner.0)?;
+    if !conn.hold_device(owner.0)? {
+        return Ok(None);
+    }
     let refs: Vec<&[u8]> = packages.iter().map(|package| package.keypackage_ref.as_bytes()).collect();
     let keys: Vec<&[u8]> = packages.iter().flat_map(|p| [p.init_key.as_slice(), p.encryption_key.as_slice()]).collect();
     let mut judge = Judge {
@@ -166,7 +169,7 @@ fn upload<C: UploadSql + AuditSql + HoldDevice>(
     if outcomes.iter().any(|outcome| !matches!(outcome, UploadOutcome::Refused(_))) {
         conn.mark_upload(owner.0, now)?;
     }
-    Ok(outcomes)
+    Ok(Some(outcomes))
 }
 
 fn put<C: UploadSql + AuditSql>(
@@ -233,7 +236,8 @@ fn row(owner: i64, package: &ValidatedKeyPackage) -> NewKeyPackage<'_> {
 }
 
 impl Store {
-    /// Puts valid KeyPackages into their owner's pool; the outcomes are in the order of the packages.
+    /// Puts valid KeyPackages into their owner's pool; the outcomes are in the order of the packages. `None` where the
+    /// device was removed in the meantime.
     ///
     /// # Errors
     /// When the database fails. Nothing of the upload is stored then.
@@ -243,7 +247,7 @@ impl Store {
         packages: &[ValidatedKeyPackage],
         limits: UploadLimits,
         now: Timestamp,
-    ) -> Result<Vec<UploadOutcome>, StoreError> {
+    ) -> Result<Option<Vec<UploadOutcome>>, StoreError> {
         with_conn!(self, write "upload", |conn| upload(conn, owner, packages, limits, now))
     }
 }

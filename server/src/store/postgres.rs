@@ -53,8 +53,9 @@ pub(super) fn transaction<T, E: From<diesel::result::Error>>(
 }
 
 impl HoldDevice for PgConnection {
-    fn hold_device(&mut self, owner: i64) -> QueryResult<()> {
-        devices::table.find(owner).select(devices::id).for_no_key_update().first::<i64>(self).map(drop)
+    fn hold_device(&mut self, owner: i64) -> QueryResult<bool> {
+        let found = devices::table.find(owner).filter(devices::removed_at.is_null()).select(devices::id);
+        found.for_no_key_update().first::<i64>(self).optional().map(|id| id.is_some())
     }
 }
 

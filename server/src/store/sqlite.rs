@@ -12,6 +12,7 @@ use super::{
     claims::claims,
     connection::{self, SQLITE_MIGRATIONS},
     key_packages::HoldDevice,
+    schema::devices,
     sweep::batches,
 };
 
@@ -48,9 +49,10 @@ pub(super) fn transaction<T, E: From<diesel::result::Error>>(
 }
 
 impl HoldDevice for SqliteConnection {
-    fn hold_device(&mut self, _owner: i64) -> QueryResult<()> {
+    fn hold_device(&mut self, owner: i64) -> QueryResult<bool> {
         // The transaction is the only writer already.
-        Ok(())
+        let found = devices::table.find(owner).filter(devices::removed_at.is_null()).select(devices::id);
+        found.first::<i64>(self).optional().map(|id| id.is_some())
     }
 }
 
