@@ -228,3 +228,23 @@ async fn registrations_at_once_make_one_device_with_one_token(
     }
     assert_eq!(valid, 1, "all but the last token have to be dead");
 }
+
+/// Both find that the device is not there, and both go on to register it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_registration_and_its_repetition_may_meet() {
+    let server = TestServer::start(Database::Postgres).await;
+    let mut database = server.database();
+    database.run("BEGIN; INSERT INTO users (name, created_at) VALUES ('alice', 0)");
+    let tasks = [(); 2].map(|()| {
+        let anyone = server.anyone().with_key(KEY);
+        tokio::spawn(async move { anyone.register("alice", "laptop").await })
+    });
+    while database.waiting() < 2 {
+        assert!(tasks.iter().all(|task| !task.is_finished()), "a registration did not wait for the other");
+        tokio::task::yield_now().await;
+    }
+    database.run("ROLLBACK");
+    for task in tasks {
+        task.await.unwrap().ok();
+    }
+}

@@ -182,13 +182,18 @@ statements! {
     }
 }
 
+/// Registers a device, or answers again where the same request did so before. It is looked for when the registration was
+/// refused: one that ran at the same time has been waited for by then.
 fn register<C: DeviceSql>(conn: &mut C, new: &NewDevice, now: Timestamp) -> Result<(), RegisterError> {
-    let second = now.as_second();
-    if let Some(key) = &new.repeat_key
-        && conn.repeat_registration(new, key)?
-    {
-        return Ok(());
+    match (register_anew(conn, new, now), &new.repeat_key) {
+        (Err(RegisterError::Store(error)), _) => Err(error.into()),
+        (Err(_), Some(key)) if conn.repeat_registration(new, key)? => Ok(()),
+        (outcome, _) => outcome,
     }
+}
+
+fn register_anew<C: DeviceSql>(conn: &mut C, new: &NewDevice, now: Timestamp) -> Result<(), RegisterError> {
+    let second = now.as_second();
     let is_new = conn.add_user(new.user.as_str(), second)?;
     match &new.grant {
         Grant::FirstCome if !is_new => return Err(RegisterError::NotThatUser),
