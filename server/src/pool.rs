@@ -142,10 +142,13 @@ impl Pool {
         let (hash, now) = (token.hash(), self.clock.now());
         let device = match self.tokens.get(&hash, now) {
             Some(device) => Some(device),
-            None => self.block(move |pool, _| pool.store.authenticate(&hash)).await?.map(Arc::new),
+            None => {
+                let device = self.block(move |pool, _| pool.store.authenticate(&hash)).await?.map(Arc::new);
+                // Only what was looked up is new: to renew what is remembered would be to remember it for ever.
+                device.inspect(|device| self.tokens.put(hash, Arc::clone(device), now))
+            }
         };
         if let Some(device) = &device {
-            self.tokens.put(hash, Arc::clone(device), now);
             self.limits.request(&device.user, 1)?;
         }
         Ok(device)

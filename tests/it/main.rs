@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on fails")]
 #![expect(clippy::print_stdout, reason = "what a failed test has to tell")]
 
+mod access;
 mod clients;
 mod crash;
 mod devices;
