@@ -140,13 +140,12 @@ impl Pool {
     /// The device that the token belongs to, which is counted as one that asks for something.
     pub(crate) async fn authenticate(&self, token: &Token) -> Result<Option<Arc<DeviceRow>>, Failure> {
         let (hash, now) = (token.hash(), self.clock.now());
-        let device = match self.tokens.get(&hash, now) {
-            Some(device) => Some(device),
-            None => {
-                let device = self.block(move |pool, _| pool.store.authenticate(&hash)).await?.map(Arc::new);
-                // Only what was looked up is new: to renew what is remembered would be to remember it for ever.
-                device.inspect(|device| self.tokens.put(hash, Arc::clone(device), now))
-            }
+        let device = if let Some(device) = self.tokens.get(&hash, now) {
+            Some(device)
+        } else {
+            let device = self.block(move |pool, _| pool.store.authenticate(&hash)).await?.map(Arc::new);
+            // Only what was looked up is new: to renew what is remembered would be to remember it for ever.
+            device.inspect(|device| self.tokens.put(hash, Arc::clone(device), now))
         };
         if let Some(device) = &device {
             self.limits.request(&device.user, 1)?;

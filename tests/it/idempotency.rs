@@ -54,7 +54,7 @@ async fn a_key_is_for_one_request(#[values(Database::Postgres, Database::Sqlite)
 #[tokio::test]
 async fn an_answer_is_kept_while_its_reservation_lives(#[values(Database::Postgres, Database::Sqlite)] db: Database) {
     let Scene { server, alice, bob } = scene(db, 2).await;
-    let server = server.beside(|config| config.idempotency_window = std::time::Duration::from_secs(600)).await;
+    let server = server.beside(|config| config.idempotency_window = std::time::Duration::from_mins(10)).await;
     let bob = bob.at(&server.base);
     let first = reserve_for(&bob, 600).await;
     server.advance(SignedDuration::from_secs(599));
