@@ -81,14 +81,14 @@ async fn of_a_hundred_users_those_who_can_be_are_reserved(
 
 #[rstest]
 #[tokio::test]
-async fn a_request_names_its_targets_in_one_way(#[values(Database::Postgres, Database::Sqlite)] db: Database) {
+async fn a_request_names_somebody_and_each_once(#[values(Database::Postgres, Database::Sqlite)] db: Database) {
     let server = TestServer::start(db).await;
     let (alice, bob) = two_suites(&server).await;
     for bad in [
         json!({}),
         json!({"targets": []}),
-        json!({"target_user": "alice", "targets": ["alice"]}),
-        json!({"targets": ["alice"], "device": "laptop"}),
+        json!({"target_user": null}),
+        json!({"target_user": "alice", "targets": null}),
         json!({"targets": vec!["alice"; MAX_TARGETS + 1]}),
         json!({"target_user": "alice", "group_id": ""}),
         json!({"target_user": "alice", "group_id": "A".repeat(344)}),
@@ -100,6 +100,10 @@ async fn a_request_names_its_targets_in_one_way(#[values(Database::Postgres, Dat
     assert_eq!(alice.status().await["fresh"], 4);
     let often = reserve(&bob, json!({"targets": vec!["alice"; MAX_TARGETS]})).await.ok();
     assert_eq!(owners(&often), ["alice/laptop"], "a user who is named often is asked once");
+    let both =
+        reserve(&bob, json!({"target_user": "alice", "targets": ["alice", "bob"], "device": "laptop"})).await.ok();
+    assert_eq!(owners(&both), ["alice/laptop"]);
+    assert_eq!(both["missing"], json!([missing("bob", Some("laptop"), "unknown-device")]));
 }
 
 #[rstest]
