@@ -9,6 +9,7 @@ mod crash;
 mod devices;
 mod history;
 mod idempotency;
+mod lapse;
 mod lifecycle;
 mod limits;
 mod migrations;

@@ -45,7 +45,7 @@ impl Pool {
         }
         let mut accepted = Vec::new();
         if !valid.is_empty() {
-            let outcomes = self.store.upload(caller.id, &valid, self.policy.limits, now)?.ok_or_else(|| {
+            let outcomes = self.store.upload(caller.id, &valid, self.policy.limits, self.view(now))?.ok_or_else(|| {
                 let detail = "The device was removed. Register it again, and upload new KeyPackages.";
                 Failure::new(ProblemType::Unauthenticated, detail)
             })?;

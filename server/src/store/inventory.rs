@@ -106,7 +106,7 @@ pub struct View {
 
 impl View {
     /// Where a KeyPackage is in its life, whether or not it has been tidied up since.
-    fn state(self, state: State, not_after: i64, reserved_until: Option<i64>) -> State {
+    pub(super) fn state(self, state: State, not_after: i64, reserved_until: Option<i64>) -> State {
         let now = self.now.as_second();
         match (state, reserved_until) {
             (State::Available | State::Reserved, _) if not_after <= now => State::Expired,

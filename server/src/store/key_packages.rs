@@ -3,13 +3,13 @@
 use std::collections::{HashMap, HashSet};
 
 use diesel::{prelude::*, result::Error};
-use jiff::Timestamp;
 use keypool_openapi::{Action, RejectionReason, State};
 
 use super::{
     Store, StoreError,
     audit::{AuditSql, Event},
     connection::with_conn,
+    inventory::View,
     rows::{DeviceId, Ended, NewHpkeKey, NewKeyPackage, statements},
     schema::{devices, hpke_keys, key_packages},
 };
@@ -33,15 +33,21 @@ pub enum UploadOutcome {
     Refused(RejectionReason),
 }
 
-/// Ref, owner, state, `not_after`.
-type KnownColumns = (Vec<u8>, i64, String, i64);
+/// Ref, owner, state, `not_after`, `reserved_until`.
+type KnownColumns = (Vec<u8>, i64, String, i64, Option<i64>);
 
 statements! {
     pub(super) trait UploadSql {
         fn known_refs(conn, refs: &[&[u8]]) -> QueryResult<Vec<KnownColumns>> {
             key_packages::table
                 .filter(key_packages::keypackage_ref.eq_any(refs))
-                .select((key_packages::keypackage_ref, key_packages::device_id, key_packages::state, key_packages::not_after))
+                .select((
+                    key_packages::keypackage_ref,
+                    key_packages::device_id,
+                    key_packages::state,
+                    key_packages::not_after,
+                    key_packages::reserved_until,
+                ))
                 .load(conn)
         }
 
@@ -52,10 +58,14 @@ statements! {
                 .load(conn)
         }
 
-        fn live_counts(conn, owner: i64, now: i64) -> QueryResult<Vec<(i32, i64)>> {
+        /// What is live, but for what time has retired.
+        fn live_counts(conn, owner: i64, view: View) -> QueryResult<Vec<(i32, i64)>> {
+            let now = view.now.as_second();
+            let retired_by = if view.retire { now } else { i64::MIN };
             key_packages::table
                 .filter(key_packages::device_id.eq(owner).and(key_packages::not_after.gt(now)))
                 .filter(key_packages::live)
+                .filter(key_packages::reserved_until.is_null().or(key_packages::reserved_until.gt(retired_by)))
                 .filter(diesel::dsl::not(key_packages::last_resort))
                 .group_by(key_packages::ciphersuite)
                 .select((key_packages::ciphersuite, diesel::dsl::count_star()))
@@ -95,9 +105,9 @@ pub(super) trait HoldDevice {
 /// Judges the KeyPackages of one upload, in order, against the pool and against each other.
 struct Judge {
     owner: i64,
-    now: i64,
     capacity: i64,
-    known: HashMap<Vec<u8>, (i64, String, i64)>,
+    /// Whose, and where in its life.
+    known: HashMap<Vec<u8>, (i64, State)>,
     keys: HashSet<Vec<u8>>,
     refs: HashSet<Vec<u8>>,
     live: HashMap<i32, i64>,
@@ -110,9 +120,8 @@ impl Judge {
         if !self.refs.insert(package_ref.to_vec()) {
             return UploadOutcome::Refused(RejectionReason::Duplicate);
         }
-        if let Some((owner, state, not_after)) = self.known.get(package_ref) {
-            let live = state == State::Available.as_ref() || state == State::Reserved.as_ref();
-            return if *owner == self.owner && live && *not_after > self.now {
+        if let Some((owner, state)) = self.known.get(package_ref) {
+            return if *owner == self.owner && matches!(state, State::Available | State::Reserved) {
                 UploadOutcome::Known
             } else {
                 UploadOutcome::Refused(RejectionReason::Duplicate)
@@ -143,9 +152,9 @@ fn upload<C: UploadSql + AuditSql + HoldDevice>(
     owner: DeviceId,
     packages: &[ValidatedKeyPackage],
     limits: UploadLimits,
-    now: Timestamp,
+    view: View,
 ) -> Result<Option<Vec<UploadOutcome>>, StoreError> {
-    let now = now.as_second();
+    let now = view.now.as_second();
     if !conn.hold_device(owner.0)? {
         return Ok(None);
     }
@@ -153,12 +162,11 @@ fn upload<C: UploadSql + AuditSql + HoldDevice>(
     let keys: Vec<&[u8]> = packages.iter().flat_map(|p| [p.init_key.as_slice(), p.encryption_key.as_slice()]).collect();
     let mut judge = Judge {
         owner: owner.0,
-        now,
         capacity: i64::from(limits.capacity),
-        known: conn.known_refs(&refs)?.into_iter().map(|(r, owner, state, end)| (r, (owner, state, end))).collect(),
+        known: conn.known_refs(&refs)?.into_iter().map(|row| known(row, view)).collect::<Result<_, _>>()?,
         keys: conn.known_keys(owner.0, &keys)?.into_iter().collect(),
         refs: HashSet::new(),
-        live: conn.live_counts(owner.0, now)?.into_iter().collect(),
+        live: conn.live_counts(owner.0, view)?.into_iter().collect(),
         last_resorts: HashSet::new(),
     };
     let outcomes: Vec<_> = packages.iter().map(|package| judge.judge(package)).collect();
@@ -170,6 +178,14 @@ fn upload<C: UploadSql + AuditSql + HoldDevice>(
         conn.mark_upload(owner.0, now)?;
     }
     Ok(Some(outcomes))
+}
+
+fn known(
+    (keypackage_ref, owner, state, not_after, reserved_until): KnownColumns,
+    view: View,
+) -> Result<(Vec<u8>, (i64, State)), StoreError> {
+    let state = state.parse().map_err(StoreError::fatal)?;
+    Ok((keypackage_ref, (owner, view.state(state, not_after, reserved_until))))
 }
 
 fn put<C: UploadSql + AuditSql>(
@@ -246,8 +262,8 @@ impl Store {
         owner: DeviceId,
         packages: &[ValidatedKeyPackage],
         limits: UploadLimits,
-        now: Timestamp,
+        view: View,
     ) -> Result<Option<Vec<UploadOutcome>>, StoreError> {
-        with_conn!(self, write "upload", |conn| upload(conn, owner, packages, limits, now))
+        with_conn!(self, write "upload", |conn| upload(conn, owner, packages, limits, view))
     }
 }
