@@ -170,7 +170,7 @@ async fn what_expires_is_noted_and_forgotten_a_week_later(
     #[values(Database::Postgres, Database::Sqlite)] db: Database,
 ) {
     let Scene { server, alice, bob, device } = scene(db, 0, |_| ()).await;
-    let short = Device::new("alice", "laptop").valid_for(DAY);
+    let short = Device::new("alice", "laptop").valid_until(server.now() + DAY);
     alice.uploaded(&short.key_packages(3)).await;
     alice.uploaded(&[short.last_resort()]).await;
     let reserve = json!({"target_user": "alice", "ttl": 600});
@@ -240,7 +240,8 @@ async fn an_owner_withdraws_some_or_all(#[values(Database::Postgres, Database::S
 async fn what_is_over_never_comes_back_until_it_is_forgotten(
     #[values(Database::Postgres, Database::Sqlite)] db: Database,
 ) {
-    let Scene { server, alice, bob, device } = scene(db, 0, |config| config.credential_binding = CredentialBinding::Off).await;
+    let Scene { server, alice, bob, device } =
+        scene(db, 0, |config| config.credential_binding = CredentialBinding::Off).await;
     let packages = device.key_packages(2);
     let refs = alice.upload(&packages).await.ok()["accepted"].clone();
     let spent = bob.reserved("alice").await;

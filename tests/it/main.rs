@@ -4,6 +4,7 @@
 #![expect(clippy::print_stdout, reason = "what a failed test has to tell")]
 
 mod access;
+mod bounds;
 mod clients;
 mod crash;
 mod devices;
@@ -19,4 +20,5 @@ mod race;
 mod readme;
 mod support;
 mod targets;
+mod trail;
 mod upload;

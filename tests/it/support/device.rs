@@ -59,8 +59,13 @@ impl Device {
 
     /// The same device, with KeyPackages that end so long from now.
     pub fn valid_for(self, span: SignedDuration) -> Self {
+        self.valid_until(now() + span)
+    }
+
+    /// The same device, with KeyPackages that end at this time.
+    pub fn valid_until(self, not_after: Timestamp) -> Self {
         let not_before = self.lifetime.0;
-        self.valid_between(not_before, now() + span)
+        self.valid_between(not_before, not_after)
     }
 
     /// The same device, with KeyPackages of this lifetime.

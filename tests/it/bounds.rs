@@ -1,0 +1,106 @@
+//! What is too much is refused before it costs anything.
+
+use std::{
+    io::{BufRead, BufReader, Write},
+    net::TcpStream,
+    time::Duration,
+};
+
+use keypool_openapi::ProblemType;
+use reqwest::Method;
+use rstest::rstest;
+use serde_json::json;
+
+use crate::support::{Database, Device, Http, TestServer};
+
+/// Sends a request's head and nothing of its body, and reads the status of the answer.
+fn status_of_a_head(caller: &Http, path: &str, length: u64) -> String {
+    let address = caller.base.trim_start_matches("http://");
+    let mut stream = TcpStream::connect(address).unwrap();
+    // A server that waited for the body would wait for ever.
+    stream.set_read_timeout(Some(Duration::from_secs(4))).unwrap();
+    let bearer = caller.token.as_ref().map_or_else(String::new, |token| format!("Authorization: Bearer {token}\r\n"));
+    write!(
+        stream,
+        "POST {path} HTTP/1.1\r\nHost: {address}\r\n{bearer}Content-Type: application/json\r\n\
+         Content-Length: {length}\r\n\r\n"
+    )
+    .unwrap();
+    let mut line = String::new();
+    BufReader::new(stream).read_line(&mut line).expect("the server waits for a body that it will refuse");
+    line.split(' ').nth(1).unwrap_or_default().to_owned()
+}
+
+#[rstest]
+#[tokio::test]
+async fn a_large_body_is_refused_by_its_length_alone(#[values(Database::Postgres, Database::Sqlite)] db: Database) {
+    let server = TestServer::start(db).await;
+    let alice = server.anyone().registered("alice", "laptop").await;
+    let small = 128 * 1024;
+    for path in
+        ["/devices", "/keypackages/reserve", "/keypackages/spend", "/keypackages/release", "/keypackages/revoke"]
+    {
+        assert_eq!(status_of_a_head(&alice, path, small + 1), "413", "{path}");
+    }
+    let upload = 100 * 64 * 1024 * 4 / 3 + 64 * 1024;
+    assert_eq!(status_of_a_head(&alice, "/keypackages/upload", upload + 1), "413");
+    // Who is not known is told so before anything is read.
+    let anyone = server.anyone();
+    assert_eq!(status_of_a_head(&anyone, "/keypackages/upload", upload), "401");
+    assert_eq!(status_of_a_head(&anyone, "/devices", u64::MAX / 2), "413");
+}
+
+#[rstest]
+#[tokio::test]
+async fn a_body_just_within_its_bounds_is_read(#[values(Database::Postgres, Database::Sqlite)] db: Database) {
+    let server = TestServer::start(db).await;
+    let alice = server.anyone().registered("alice", "laptop").await;
+    let body = |bytes: usize| {
+        let rest = r#"{"target_user":"alice"}"#;
+        Some(format!("{rest}{}", " ".repeat(bytes - rest.len())))
+    };
+    let send = async |bytes| alice.try_send(Method::POST, "/keypackages/reserve", body(bytes)).await.unwrap();
+    send(128 * 1024).await.is_problem(404, ProblemType::PoolExhausted);
+    send(128 * 1024 + 1).await.is_problem(413, ProblemType::PayloadTooLarge);
+    // A hundred of the largest KeyPackages fit.
+    let large = Device::new("alice", "laptop").with_extension(65_000, true).key_package();
+    assert!(large.len() > 65_000);
+    let answer = alice.upload(&vec![large; 100]).await.ok();
+    assert_eq!(
+        (answer["accepted"].as_array().unwrap().len(), &answer["rejected"][0]["reason"]),
+        (1, &json!("duplicate"))
+    );
+}
+
+#[rstest]
+#[tokio::test]
+async fn deep_and_long_json_is_refused(#[values(Database::Postgres, Database::Sqlite)] db: Database) {
+    let server = TestServer::start(db).await;
+    let alice = server.anyone().registered("alice", "laptop").await;
+    let deep = |open: &str, close: &str| format!("{}{}", open.repeat(20_000), close.repeat(20_000));
+    let arrays = deep("[", "]");
+    for (path, body) in [
+        ("/keypackages/reserve", arrays.clone()),
+        ("/keypackages/reserve", format!(r#"{{"targets":{arrays}}}"#)),
+        ("/keypackages/reserve", format!(r#"{{"group_id":{arrays}}}"#)),
+        ("/keypackages/reserve", format!("{}1{}", r#"{"a":"#.repeat(15_000), "}".repeat(15_000))),
+        ("/keypackages/upload", format!(r#"{{"keypackages":{arrays}}}"#)),
+        ("/keypackages/revoke", format!(r#"{{"refs":{arrays}}}"#)),
+        ("/devices", arrays.clone()),
+    ] {
+        let answer = alice.try_send(Method::POST, path, Some(body)).await.unwrap();
+        answer.is_problem(400, ProblemType::MalformedRequest);
+    }
+    let refs = vec!["ab".repeat(32); 1_001];
+    for (path, body, most) in [
+        ("upload", json!({"keypackages": vec![""; 101]}), 100),
+        ("reserve", json!({"targets": vec!["alice"; 101]}), 100),
+        ("revoke", json!({"refs": refs}), 1_000),
+    ] {
+        let answer = alice.post(&format!("/keypackages/{path}"), &body).await;
+        answer.is_problem(400, ProblemType::MalformedRequest);
+        assert!(answer.text.contains(&format!("more than {most} items")), "{}", answer.text);
+    }
+    alice.post("/keypackages/revoke", &json!({"refs": refs[1..]})).await.ok();
+    alice.status().await;
+}

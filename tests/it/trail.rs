@@ -1,0 +1,248 @@
+//! What the owner can look up: the audit trail, the inventory, and the digest over it.
+
+use jiff::{SignedDuration, Timestamp};
+use rstest::rstest;
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+
+use crate::support::{Database, Device, Http, TestServer, group};
+
+struct Scene {
+    server: TestServer,
+    alice: Http,
+    device: Device,
+    bob: Http,
+}
+
+async fn scene(db: Database) -> Scene {
+    let server = TestServer::start(db).await;
+    let alice = server.anyone().registered("alice", "laptop").await;
+    let bob = server.anyone().registered("bob", "phone").await;
+    Scene { server, alice, device: Device::new("alice", "laptop"), bob }
+}
+
+async fn events(caller: &Http, query: &str) -> Vec<Value> {
+    let page = caller.get(&format!("/keypackages/audit{query}")).await.ok();
+    page["events"].as_array().unwrap().clone()
+}
+
+fn second(time: Timestamp) -> String {
+    Timestamp::from_second(time.as_second()).unwrap().to_string()
+}
+
+#[rstest]
+#[tokio::test]
+async fn each_step_writes_one_row_that_says_it_all(#[values(Database::Postgres, Database::Sqlite)] db: Database) {
+    let Scene { server, alice, device, bob } = scene(db).await;
+    alice.uploaded(&[device.key_package()]).await;
+    let uploaded_at = second(server.now());
+    server.advance(SignedDuration::from_secs(10));
+    let request = json!({"target_user": "alice", "group_id": group("friends"), "ttl": 30});
+    let reserve = async || bob.post("/keypackages/reserve", &request).await.ok()["reservations"][0].clone();
+    let first = reserve().await;
+    let reserved_at = second(server.now());
+    server.advance(SignedDuration::from_secs(5));
+    bob.release(&first).await.ok();
+    bob.release(&first).await.ok();
+    let second_one = reserve().await;
+    server.advance(SignedDuration::from_secs(31));
+    let lapsed_at = second_one["expires_at"].clone();
+    server.sweep().await;
+    let third = reserve().await;
+    bob.spend(&third, "others").await.ok();
+    bob.spend(&third, "others").await.ok();
+    // None of these changes anything.
+    bob.spend(&third, "friends").await;
+    alice.spend(&third, "others").await;
+    bob.spend(&second_one, "friends").await;
+
+    let trail = events(&alice, "").await;
+    let actions: Vec<_> = trail.iter().rev().map(|event| event["action"].as_str().unwrap()).collect();
+    assert_eq!(actions, ["upload", "reserve", "release", "reserve", "lapse", "reserve", "spend"]);
+    let (owner, actor) = (json!({"user": "alice", "device": "laptop"}), json!({"user": "bob", "device": "phone"}));
+    for event in &trail {
+        assert_eq!((&event["owner"], &event["keypackage_ref"]), (&owner, &first["keypackage_ref"]));
+    }
+    let [spent, _, lapse, _, release, reserved, upload] = <[Value; 7]>::try_from(trail).unwrap();
+    assert_eq!(
+        upload,
+        json!({"id": upload["id"], "at": uploaded_at, "action": "upload", "keypackage_ref": first["keypackage_ref"],
+            "owner": owner, "actor": owner, "reservation_id": null, "group_id": null, "last_resort": false,
+            "until": first["not_after"]})
+    );
+    assert_eq!(
+        reserved,
+        json!({"id": reserved["id"], "at": reserved_at, "action": "reserve", "keypackage_ref": first["keypackage_ref"],
+            "owner": owner, "actor": actor, "reservation_id": first["reservation_id"], "group_id": group("friends"),
+            "last_resort": false, "until": first["expires_at"]})
+    );
+    assert_eq!((&release["actor"], &release["reservation_id"]), (&actor, &first["reservation_id"]));
+    assert_eq!((&lapse["at"], &lapse["reservation_id"]), (&lapsed_at, &second_one["reservation_id"]));
+    assert_eq!((&spent["actor"], &spent["group_id"]), (&actor, &json!(group("others"))));
+    assert_eq!(spent["reservation_id"], third["reservation_id"]);
+}
+
+#[rstest]
+#[tokio::test]
+async fn withdrawing_expiring_and_the_last_resort_are_noted_too(
+    #[values(Database::Postgres, Database::Sqlite)] db: Database,
+) {
+    let Scene { server, alice, device, bob } = scene(db).await;
+    alice.uploaded(&[device.last_resort()]).await;
+    let first = bob.reserved("alice").await;
+    bob.spend(&first, "friends").await.ok();
+    bob.spend(&first, "friends").await.ok();
+    alice.uploaded(&[device.last_resort()]).await;
+    let end = server.now() + SignedDuration::from_hours(1);
+    alice.uploaded(&Device::new("alice", "laptop").valid_until(end).key_packages(1)).await;
+    server.advance(SignedDuration::from_hours(1));
+    server.sweep().await;
+    server.sweep().await;
+    alice.post("/keypackages/revoke", &json!({"all": true})).await.ok();
+    alice.post("/keypackages/revoke", &json!({"all": true})).await.ok();
+    let trail = events(&alice, "").await;
+    let told: Vec<_> =
+        trail.iter().rev().map(|event| (event["action"].as_str().unwrap(), &event["last_resort"])).collect();
+    let (yes, no) = (&json!(true), &json!(false));
+    assert_eq!(
+        told,
+        [
+            ("upload", yes),
+            ("reserve", yes),
+            ("spend", yes),
+            ("revoke", yes),
+            ("upload", yes),
+            ("upload", no),
+            ("expire", no),
+            ("revoke", yes)
+        ]
+    );
+    let expiry = &trail[1];
+    assert_eq!((&expiry["actor"], &expiry["at"]), (&json!(null), &trail[2]["until"]));
+}
+
+#[rstest]
+#[tokio::test]
+async fn pages_have_no_gaps_and_nothing_twice(#[values(Database::Postgres, Database::Sqlite)] db: Database) {
+    let Scene { server: _server, alice, device, bob } = scene(db).await;
+    alice.uploaded(&device.key_packages(23)).await;
+    bob.reserved("alice").await;
+    bob.uploaded(&Device::new("bob", "phone").key_packages(5)).await;
+    let tablet = alice.registered("alice", "tablet").await;
+    tablet.uploaded(&Device::new("alice", "tablet").key_packages(2)).await;
+    for limit in [1, 5, 24, 100] {
+        let known = events(&alice, "?limit=1000").await.len();
+        let (mut ids, mut next) = (Vec::new(), json!(null));
+        loop {
+            let before = if next.is_null() { String::new() } else { format!("&before={next}") };
+            let page = alice.get(&format!("/keypackages/audit?limit={limit}{before}")).await.ok();
+            // What happens in between is on no older page.
+            alice.uploaded(&[device.key_package()]).await;
+            let events = page["events"].as_array().unwrap();
+            assert!(events.len() <= limit);
+            ids.extend(events.iter().map(|event| event["id"].as_i64().unwrap()));
+            next = page["next"].clone();
+            if next.is_null() {
+                break;
+            }
+        }
+        assert_eq!(ids.len(), known, "by {limit}");
+        assert!(ids.is_sorted_by(|one, other| one > other), "by {limit}: {ids:?}");
+    }
+    let total = usize::try_from(alice.status().await["total"].as_u64().unwrap()).unwrap();
+    for limit in [1, 5, total - 1, total, total + 1] {
+        let (mut refs, mut next) = (Vec::<String>::new(), json!(null));
+        loop {
+            let after = next.as_str().map_or_else(String::new, |next| format!("&after={next}"));
+            let page = alice.get(&format!("/keypackages/inventory?limit={limit}{after}")).await.ok();
+            let items = page["keypackages"].as_array().unwrap();
+            assert!(items.len() <= limit);
+            refs.extend(items.iter().map(|item| item["keypackage_ref"].as_str().unwrap().to_owned()));
+            next = page["next"].clone();
+            if next.is_null() {
+                break;
+            }
+        }
+        assert_eq!(refs.len(), total, "by {limit}");
+        assert!(refs.is_sorted_by(|one, other| one < other), "by {limit}");
+    }
+    for bad in ["limit=0", "limit=1001", "limit=-1", "limit=x", "after=x", "before=x", "page=1"] {
+        for list in ["inventory", "audit"] {
+            assert_eq!(alice.get(&format!("/keypackages/{list}?{bad}")).await.status, 400, "{list}?{bad}");
+        }
+    }
+    assert_eq!(events(&tablet, "").await.len(), 2, "a device reads another's trail");
+}
+
+#[rstest]
+#[tokio::test]
+async fn the_inventory_shows_where_each_is(#[values(Database::Postgres, Database::Sqlite)] db: Database) {
+    let Scene { server, alice, device, bob } = scene(db).await;
+    alice.uploaded(&device.key_packages(3)).await;
+    let (spent, held) = (bob.reserved("alice").await, bob.reserved("alice").await);
+    bob.spend(&spent, "friends").await.ok();
+    let inventory = async || {
+        let page = alice.get("/keypackages/inventory").await.ok();
+        let items = page["keypackages"].as_array().unwrap().clone();
+        move |reservation: &Value| {
+            let of = |item: &&Value| item["keypackage_ref"] == reservation["keypackage_ref"];
+            items.iter().find(of).unwrap().clone()
+        }
+    };
+    let now = inventory().await;
+    let actor = json!({"user": "bob", "device": "phone"});
+    let item = |reservation: &Value, state: &str, group_id: Value| {
+        json!({"keypackage_ref": reservation["keypackage_ref"], "state": state, "ciphersuite": 1,
+            "not_after": reservation["not_after"], "last_resort": false, "reserved_by": actor,
+            "reserved_until": reservation["expires_at"], "group_id": group_id})
+    };
+    assert_eq!(now(&spent), item(&spent, "spent", json!(group("friends"))));
+    assert_eq!(now(&held), item(&held, "reserved", json!(null)));
+    server.advance(SignedDuration::from_secs(60));
+    assert_eq!(inventory().await(&held), item(&held, "available", json!(null)));
+}
+
+/// SHA-256 over the sorted refs, computed here from what the test knows.
+fn digest(refs: &[&Value]) -> String {
+    let mut refs: Vec<_> = refs.iter().map(|one| hex::decode(one.as_str().unwrap()).unwrap()).collect();
+    refs.sort_unstable();
+    hex::encode(Sha256::digest(refs.concat()))
+}
+
+#[rstest]
+#[tokio::test]
+async fn the_digest_is_of_what_is_live_at_each_step(#[values(Database::Postgres, Database::Sqlite)] db: Database) {
+    let Scene { server, alice, device, bob } = scene(db).await;
+    let stated = async || alice.status().await["inventory_digest"].as_str().unwrap().to_owned();
+    assert_eq!(stated().await, digest(&[]));
+    let mut batch = device.key_packages(3);
+    batch.push(device.last_resort());
+    let accepted = alice.upload(&batch).await.ok()["accepted"].clone();
+    let end = server.now() + SignedDuration::from_mins(90);
+    let short = Device::new("alice", "laptop").valid_until(end).key_package();
+    let expiring = alice.upload(&[short]).await.ok();
+    let expiring = &expiring["accepted"][0]["keypackage_ref"];
+    let mut live: Vec<_> = accepted.as_array().unwrap().iter().map(|one| &one["keypackage_ref"]).collect();
+    live.push(expiring);
+    assert_eq!(stated().await, digest(&live));
+
+    // What ends soonest is left alone: it is to expire.
+    let mut reservation = bob.reserved("alice").await;
+    while reservation["keypackage_ref"] == *expiring {
+        reservation = bob.reserved("alice").await;
+    }
+    assert_eq!(stated().await, digest(&live), "what is reserved is still there");
+    bob.spend(&reservation, "friends").await.ok();
+    live.retain(|one| **one != reservation["keypackage_ref"]);
+    assert_eq!(stated().await, digest(&live));
+    let revoked = live.iter().find(|one| **one != expiring).copied().unwrap();
+    alice.post("/keypackages/revoke", &json!({"refs": [revoked]})).await.ok();
+    live.retain(|one| *one != revoked);
+    assert_eq!(stated().await, digest(&live));
+    server.advance(SignedDuration::from_mins(90));
+    live.retain(|one| *one != expiring);
+    assert_eq!(stated().await, digest(&live), "what has expired counts until it is swept");
+    server.sweep().await;
+    assert_eq!(stated().await, digest(&live));
+    assert_eq!(live.len(), 2);
+}
