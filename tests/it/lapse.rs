@@ -147,7 +147,7 @@ async fn fresh_before_lapsed_before_the_last_resort(#[values(Database::Postgres,
 #[rstest]
 #[tokio::test]
 async fn what_ends_too_soon_is_passed_over(#[values(Database::Postgres, Database::Sqlite)] db: Database) {
-    let scene = scene(db, 0, |config| config.min_remaining = std::time::Duration::from_secs(7_200)).await;
+    let scene = scene(db, 0, |config| config.min_remaining = std::time::Duration::from_hours(2)).await;
     let Scene { server, alice, bob, .. } = scene;
     let device = || Device::new("alice", "laptop");
     let short = device().valid_for(SignedDuration::from_hours(2) + MINUTE);
@@ -246,7 +246,7 @@ async fn what_is_over_never_comes_back_until_it_is_forgotten(
     let refs = alice.upload(&packages).await.ok()["accepted"].clone();
     let spent = bob.reserved("alice").await;
     bob.spend(&spent, "friends").await.ok();
-    let other = if refs[0]["keypackage_ref"] == spent["keypackage_ref"] { 1 } else { 0 };
+    let other = usize::from(refs[0]["keypackage_ref"] == spent["keypackage_ref"]);
     revoke(&alice, json!({"refs": [refs[other]["keypackage_ref"]]})).await;
     let mut batch = packages.clone();
     batch.extend(packages.iter().map(|package| with_the_keys_of(package, &device)));

@@ -45,10 +45,11 @@ impl Pool {
         }
         let mut accepted = Vec::new();
         if !valid.is_empty() {
-            let outcomes = self.store.upload(caller.id, &valid, self.policy.limits, self.view(now))?.ok_or_else(|| {
-                let detail = "The device was removed. Register it again, and upload new KeyPackages.";
-                Failure::new(ProblemType::Unauthenticated, detail)
-            })?;
+            let outcomes =
+                self.store.upload(caller.id, &valid, self.policy.limits, self.view(now))?.ok_or_else(|| {
+                    let detail = "The device was removed. Register it again, and upload new KeyPackages.";
+                    Failure::new(ProblemType::Unauthenticated, detail)
+                })?;
             for ((index, package), outcome) in indexes.into_iter().zip(valid).zip(outcomes) {
                 match outcome {
                     UploadOutcome::Stored | UploadOutcome::Known => accepted.push(accept(index, package)),
