@@ -1,0 +1,240 @@
+//! Spend and release: how a reservation ends before its time does.
+
+use diesel::prelude::*;
+use jiff::Timestamp;
+use keypool_openapi::{Action, KeyPackageRef, ReservationId, State};
+
+use super::{
+    Store, StoreError,
+    audit::{AuditSql, Event},
+    connection::with_conn,
+    rows::{DeviceId, Ended, nonce_of, statements, timestamp},
+    schema::key_packages,
+};
+
+/// A reservation whose KeyPackage is in a Commit.
+#[derive(Clone, Debug)]
+pub struct Spend {
+    /// The reservation.
+    pub reservation: ReservationId,
+    /// Who says so.
+    pub by: DeviceId,
+    /// The Commit's group.
+    pub group_id: Vec<u8>,
+}
+
+/// What a spend came to.
+#[derive(Clone, Debug)]
+pub struct Spent {
+    /// The KeyPackage.
+    pub keypackage_ref: KeyPackageRef,
+    /// `Spent`, or `Available` for a last resort.
+    pub state: State,
+    /// When it was spent first.
+    pub spent_at: Timestamp,
+}
+
+/// Why a reservation was not spent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SpendError {
+    /// There never was such a reservation.
+    Unknown,
+    /// Another device made it.
+    NotYours,
+    /// It was spent for another group.
+    AlreadySpent,
+    /// It ran out, and the KeyPackage went to another, or was revoked.
+    Lapsed,
+}
+
+/// A reservation that is not needed.
+#[derive(Clone, Debug)]
+pub struct Release {
+    /// The reservation.
+    pub reservation: ReservationId,
+    /// Who says so.
+    pub by: DeviceId,
+    /// Whether the KeyPackage is never handed out again.
+    pub retire: bool,
+}
+
+/// What a release came to.
+#[derive(Clone, Debug)]
+pub struct Released {
+    /// The KeyPackage.
+    pub keypackage_ref: KeyPackageRef,
+    /// Its state now.
+    pub state: State,
+}
+
+/// Why a reservation was not released: as for a spend.
+pub type ReleaseError = SpendError;
+
+/// The row that carries a reservation.
+#[derive(Queryable)]
+pub(super) struct Holder {
+    keypackage_ref: Vec<u8>,
+    state: String,
+    reserved_by: Option<i64>,
+    ended_at: Option<i64>,
+    spent_group: Option<Vec<u8>>,
+}
+statements! {
+    pub(super) trait SpendingSql {
+        fn spend_reserved(conn, spend: &Spend, now: i64) -> QueryResult<Option<Vec<u8>>> {
+            // A late spend marks what nobody else has reserved since, whatever time has made of it.
+            let held = [State::Reserved, State::Available, State::Expired, State::Retired].map(<&str>::from);
+            diesel::update(key_packages::table)
+                .filter(key_packages::device_id.eq(spend.reservation.owner))
+                .filter(key_packages::reservation.eq(nonce_of(&spend.reservation)))
+                .filter(key_packages::reserved_by.eq(spend.by.0).and(key_packages::state.eq_any(held)))
+                .set((Ended::new(State::Spent, now), key_packages::spent_group.eq(spend.group_id.as_slice())))
+                .returning(key_packages::keypackage_ref)
+                .get_result(conn)
+                .optional()
+        }
+
+        fn release_reserved(conn, release: &Release, now: i64) -> QueryResult<Option<Vec<u8>>> {
+            diesel::update(key_packages::table)
+                .filter(key_packages::device_id.eq(release.reservation.owner))
+                .filter(key_packages::reservation.eq(nonce_of(&release.reservation)))
+                .filter(key_packages::reserved_by.eq(release.by.0))
+                .filter(key_packages::state.eq(State::Reserved.as_ref()))
+                .set((
+                    key_packages::state.eq(if release.retire { State::Retired } else { State::Available }.as_ref()),
+                    key_packages::ended_at.eq(release.retire.then_some(now)),
+                    key_packages::reserved_until.eq(now),
+                ))
+                .returning(key_packages::keypackage_ref)
+                .get_result(conn)
+                .optional()
+        }
+
+        fn holder(conn, reservation: &ReservationId) -> QueryResult<Option<Holder>> {
+            key_packages::table
+                .filter(key_packages::device_id.eq(reservation.owner))
+                .filter(key_packages::reservation.eq(nonce_of(reservation)))
+                .select((
+                    key_packages::keypackage_ref,
+                    key_packages::state,
+                    key_packages::reserved_by,
+                    key_packages::ended_at,
+                    key_packages::spent_group,
+                ))
+                .first(conn)
+                .optional()
+        }
+    }
+}
+
+fn spend<C: SpendingSql + AuditSql>(
+    conn: &mut C,
+    want: &Spend,
+    now: Timestamp,
+) -> Result<Result<Spent, SpendError>, StoreError> {
+    let (owner, nonce) = (want.reservation.owner, nonce_of(&want.reservation));
+    if let Some(keypackage_ref) = conn.spend_reserved(want, now.as_second())? {
+        conn.record(&[spend_event(want, &keypackage_ref, false, now)])?;
+        return Ok(Ok(Spent { keypackage_ref: keypackage_ref.into(), state: State::Spent, spent_at: now }));
+    }
+    if let Some(holder) = conn.holder(&want.reservation)? {
+        if holder.reserved_by != Some(want.by.0) {
+            return Ok(Err(SpendError::NotYours));
+        }
+        return match holder.ended_at {
+            Some(at) if holder.state == State::Spent.as_ref() => Ok(again(
+                holder.spent_group.as_deref() == Some(want.group_id.as_slice()),
+                Spent { keypackage_ref: holder.keypackage_ref.into(), state: State::Spent, spent_at: timestamp(at)? },
+            )),
+            _ => Ok(Err(SpendError::Lapsed)),
+        };
+    }
+    let event = match conn.reserved_event(owner, nonce)? {
+        None => return Ok(Err(SpendError::Unknown)),
+        Some(event) if event.actor != Some(want.by.0) => return Ok(Err(SpendError::NotYours)),
+        Some(event) if !event.last_resort => return Ok(Err(SpendError::Lapsed)),
+        Some(event) => event,
+    };
+    let keypackage_ref = event.keypackage_ref.clone().into();
+    if let Some((at, group)) = conn.event_of(owner, nonce, Action::Spend)? {
+        let spent = Spent { keypackage_ref, state: State::Available, spent_at: timestamp(at)? };
+        return Ok(again(group.as_deref() == Some(want.group_id.as_slice()), spent));
+    }
+    conn.record(&[spend_event(want, &event.keypackage_ref, true, now)])?;
+    Ok(Ok(Spent { keypackage_ref, state: State::Available, spent_at: now }))
+}
+
+/// A spend that was done before: the same answer for the same group, and none for another.
+fn again(same_group: bool, spent: Spent) -> Result<Spent, SpendError> {
+    if same_group { Ok(spent) } else { Err(SpendError::AlreadySpent) }
+}
+
+fn spend_event<'a>(spend: &'a Spend, keypackage_ref: &'a [u8], last_resort: bool, now: Timestamp) -> Event<'a> {
+    Event {
+        reservation: Some(nonce_of(&spend.reservation)),
+        group_id: Some(&spend.group_id),
+        ..Event::plain(
+            (spend.reservation.owner, keypackage_ref),
+            Action::Spend,
+            Some(spend.by.0),
+            last_resort,
+            now.as_second(),
+        )
+    }
+}
+
+fn release<C: SpendingSql + AuditSql>(
+    conn: &mut C,
+    release: &Release,
+    now: Timestamp,
+) -> Result<Result<Released, ReleaseError>, StoreError> {
+    let (owner, nonce) = (release.reservation.owner, nonce_of(&release.reservation));
+    if let Some(keypackage_ref) = conn.release_reserved(release, now.as_second())? {
+        conn.record(&[Event {
+            reservation: Some(nonce),
+            ..Event::plain((owner, &keypackage_ref), Action::Release, Some(release.by.0), false, now.as_second())
+        }])?;
+        let state = if release.retire { State::Retired } else { State::Available };
+        return Ok(Ok(Released { keypackage_ref: keypackage_ref.into(), state }));
+    }
+    if let Some(holder) = conn.holder(&release.reservation)? {
+        if holder.reserved_by != Some(release.by.0) {
+            return Ok(Err(ReleaseError::NotYours));
+        }
+        let state: State = holder.state.parse().map_err(StoreError::fatal)?;
+        return Ok(match state {
+            State::Spent => Err(ReleaseError::AlreadySpent),
+            state => Ok(Released { keypackage_ref: holder.keypackage_ref.into(), state }),
+        });
+    }
+    Ok(match conn.reserved_event(owner, nonce)? {
+        None => Err(ReleaseError::Unknown),
+        Some(event) if event.actor != Some(release.by.0) => Err(ReleaseError::NotYours),
+        // A last resort is never held; what was released once may be another's by now, and stays released.
+        Some(event) if event.last_resort || conn.event_of(owner, nonce, Action::Release)?.is_some() => {
+            Ok(Released { keypackage_ref: event.keypackage_ref.into(), state: State::Available })
+        }
+        Some(_) => Err(ReleaseError::Lapsed),
+    })
+}
+impl Store {
+    /// Spends reservations, each on its own, in one transaction.
+    ///
+    /// # Errors
+    /// When the database fails. Nothing is spent then.
+    pub fn spend(&self, spends: &[Spend], now: Timestamp) -> Result<Vec<Result<Spent, SpendError>>, StoreError> {
+        with_conn!(self, write "spend", |conn| spends.iter().map(|one| spend(conn, one, now)).collect())
+    }
+
+    /// Releases reservations, each on its own, in one transaction.
+    ///
+    /// # Errors
+    /// When the database fails. Nothing is released then.
+    pub fn release(
+        &self,
+        releases: &[Release],
+        now: Timestamp,
+    ) -> Result<Vec<Result<Released, ReleaseError>>, StoreError> {
+        with_conn!(self, write "release", |conn| releases.iter().map(|one| release(conn, one, now)).collect())
+    }
+}
