@@ -4,7 +4,7 @@
 //! as the `MLSMessage` that wraps it (RFC 9420, section 6). The OpenAPI document generated from these types and the
 //! server's routes is kept beside this crate, in `openapi.json`.
 
-mod bounded;
+mod fields;
 mod ids;
 mod inventory;
 mod keypackages;
@@ -28,7 +28,7 @@ pub use reservations::{
     SpendResponse,
 };
 
-use bounded::{bounded, present, some_bounded};
+use fields::{bounded, present, some_bounded, whole};
 
 /// The most KeyPackages that one upload may carry.
 pub const MAX_UPLOAD_BATCH: usize = 100;

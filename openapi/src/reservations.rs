@@ -5,7 +5,7 @@ use utoipa::ToSchema;
 use crate::{
     Base64Bytes, DeviceName, KeyPackageRef, MAX_TARGETS, MissingReason, ReservationId, State, UserName,
     ids::{group_id_schema, optional_group_id_schema},
-    present, some_bounded,
+    present, some_bounded, whole,
 };
 
 /// Whose KeyPackages to reserve: `target_user`, `targets`, or both.
@@ -25,7 +25,7 @@ pub struct ReserveRequest {
     #[schema(example = "laptop")]
     pub device: Option<DeviceName>,
     /// Only KeyPackages of this ciphersuite; without it, of any.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "whole")]
     #[schema(maximum = 65535, example = 1)]
     pub ciphersuite: Option<u16>,
     /// The group that they are to be added to, for the owner's audit trail.
@@ -33,7 +33,7 @@ pub struct ReserveRequest {
     #[schema(schema_with = optional_group_id_schema)]
     pub group_id: Option<Base64Bytes>,
     /// How long to hold them, in seconds; without it, the server's default.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "whole")]
     #[schema(minimum = 1, example = 60)]
     pub ttl: Option<u64>,
 }

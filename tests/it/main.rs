@@ -6,6 +6,7 @@
 mod access;
 mod bounds;
 mod clients;
+mod contract;
 mod crash;
 mod devices;
 mod history;

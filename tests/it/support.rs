@@ -5,6 +5,7 @@ mod device;
 mod http;
 mod postgres;
 mod server;
+pub mod tools;
 
 pub use database::{Database, Place, Raw};
 pub use device::{Device, encode, tampered, with_the_keys_of};

@@ -138,12 +138,17 @@ pub struct ServerProcess {
 impl ServerProcess {
     /// Starts one, and answers before it is up.
     pub fn spawn(place: &Place) -> Self {
+        Self::spawn_with(place, &[])
+    }
+
+    fn spawn_with(place: &Place, settings: &[(&str, &str)]) -> Self {
         let address = format!("127.0.0.1:{}", free_port());
         let child = without_settings(&mut Command::new(binary("keypool-server")))
             .env("KEYPOOL_LISTEN", &address)
             .env("KEYPOOL_DATABASE_URL", &place.url)
             .env("KEYPOOL_LIMITS", "off")
             .env("KEYPOOL_LOG", "warn")
+            .envs(settings.iter().copied())
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .spawn()
@@ -152,7 +157,12 @@ impl ServerProcess {
     }
 
     pub async fn start(place: &Place) -> Self {
-        let mut server = Self::spawn(place);
+        Self::start_with(place, &[]).await
+    }
+
+    /// Starts one with these variables set.
+    pub async fn start_with(place: &Place, settings: &[(&str, &str)]) -> Self {
+        let mut server = Self::spawn_with(place, settings);
         server.ready().await;
         server
     }
@@ -212,7 +222,7 @@ pub fn binary(name: &str) -> PathBuf {
 }
 
 /// The target directory that this test was built into.
-fn target() -> PathBuf {
+pub fn target() -> PathBuf {
     // target/debug/deps/it-…
     std::env::current_exe().unwrap().ancestors().nth(3).unwrap().to_owned()
 }

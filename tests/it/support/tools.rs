@@ -1,0 +1,76 @@
+//! Programs in other languages that the tests use: installed into the target directory, anew when their versions change.
+
+use std::{
+    ffi::OsStr,
+    fs,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    sync::OnceLock,
+};
+
+use super::server::target;
+
+/// Where the versions of the tools are kept.
+pub fn contract() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("contract")
+}
+
+/// A tool of `requirements.txt`.
+pub fn python(program: &str) -> Command {
+    static INSTALLED: OnceLock<PathBuf> = OnceLock::new();
+    let directory = INSTALLED.get_or_init(|| {
+        installed("python", &["requirements.txt"], |directory| {
+            let python = if Path::new("/usr/bin/python3").exists() { "/usr/bin/python3" } else { "python3" };
+            run(Command::new(python).args(["-m", "venv", "--clear"]).arg(directory), PYTHON);
+            let pip = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "-r"];
+            let python = directory.join("bin/python");
+            run(Command::new(python).args(pip).arg(contract().join("requirements.txt")), "is the network there?");
+        })
+    });
+    Command::new(directory.join("bin").join(program))
+}
+
+/// A directory with the packages of `package-lock.json`, and the sources that go with them.
+pub fn node() -> &'static Path {
+    static INSTALLED: OnceLock<PathBuf> = OnceLock::new();
+    INSTALLED.get_or_init(|| {
+        installed("node", &["package.json", "package-lock.json"], |directory| {
+            for file in ["package.json", "package-lock.json"] {
+                fs::copy(contract().join(file), directory.join(file)).unwrap();
+            }
+            run(Command::new("npm").args(["ci", "--no-audit", "--no-fund"]).current_dir(directory), NODE);
+        })
+    })
+}
+
+const PYTHON: &str = "install Python with `sudo apt-get install python3-venv`";
+const NODE: &str = "install Node.js 20 or newer and npm with `sudo apt-get install nodejs npm`";
+
+/// Installs into a directory of its own, unless what it was installed by is still the same.
+fn installed(name: &str, versions: &[&str], install: impl FnOnce(&Path)) -> PathBuf {
+    let directory = target().join("contract").join(name);
+    let wanted: String = versions.iter().map(|file| fs::read_to_string(contract().join(file)).unwrap()).collect();
+    let stamp = directory.join("installed");
+    if fs::read_to_string(&stamp).is_ok_and(|found| found == wanted) {
+        return directory;
+    }
+    let _ = fs::remove_dir_all(&directory);
+    fs::create_dir_all(&directory).unwrap();
+    install(&directory);
+    fs::write(stamp, wanted).unwrap();
+    directory
+}
+
+/// Runs a program that has to succeed, and answers what it printed.
+pub fn run(command: &mut Command, remedy: &str) -> String {
+    let output = command.stdin(Stdio::null()).output();
+    let program = command.get_program().to_owned();
+    let output = output.unwrap_or_else(|error| panic!("{} does not run: {error}: {remedy}", shown(&program)));
+    let text = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+    assert!(output.status.success(), "{command:?}: {}: {remedy}\n{text}", output.status);
+    text
+}
+
+fn shown(program: &OsStr) -> String {
+    program.to_string_lossy().into_owned()
+}
