@@ -72,12 +72,12 @@ pub async fn observe<B: MessageBody>(
         Ok(response) => response.status().as_u16(),
         Err(error) => error.as_response_error().status_code().as_u16(),
     };
-    let milliseconds = running.elapsed().as_secs_f64() * 1e3;
+    let seconds = running.elapsed().as_secs_f64();
     running.finish(status);
     if status < 500 {
-        tracing::debug!(status, milliseconds, "answered");
+        tracing::debug!(status, seconds, "answered");
     } else {
-        tracing::warn!(status, milliseconds, "answered with a failure of the server's own");
+        tracing::warn!(status, seconds, "answered with a failure of the server's own");
     }
     if let (Ok(response), Some(id)) = (&mut outcome, id) {
         response.headers_mut().insert(REQUEST_ID, id);

@@ -117,8 +117,9 @@ impl Pool {
             self.store.metrics().shed();
             Failure::new(ProblemType::Unavailable, "Too many requests wait for the database. Try again in a moment.")
         })?;
-        let pool = self.clone();
+        let (pool, request) = (self.clone(), tracing::Span::current());
         let result = web::block(move || {
+            let _request = request.entered();
             // Held until the work is done, even where nobody waits for it any longer.
             let _place = place;
             verb(&pool, pool.clock.now())
