@@ -14,7 +14,10 @@ const ADMIN_TOKEN: &str = "the operator's token of these tests";
 
 async fn server(db: Database) -> ServerProcess {
     let place = db.fresh();
-    ServerProcess::start_with(&place, &[("KEYPOOL_ADMIN_TOKEN", ADMIN_TOKEN)]).await
+    ServerProcess::start_with(&place, |command| {
+        command.env("KEYPOOL_ADMIN_TOKEN", ADMIN_TOKEN);
+    })
+    .await
 }
 
 /// Where a generated client goes; what was there is gone.

@@ -16,6 +16,7 @@ mod lifecycle;
 mod limits;
 mod migrations;
 mod operations;
+mod outage;
 mod problems;
 mod race;
 mod readme;

@@ -9,5 +9,6 @@ pub mod tools;
 
 pub use database::{Database, Place, Raw};
 pub use device::{Device, encode, tampered, with_the_keys_of};
-pub use http::{Answer, Http, group, hot_client};
-pub use server::{ServerProcess, TestServer, now};
+pub use http::{Answer, Http, builder, group, hot_client};
+pub use postgres::Postgres;
+pub use server::{PATIENCE, ServerProcess, TestServer, binary, now, without_settings};

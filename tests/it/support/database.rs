@@ -20,10 +20,17 @@ pub struct Place {
     _directory: Option<TempDir>,
 }
 
+impl Place {
+    /// A database that something else keeps.
+    pub fn at(url: String) -> Self {
+        Self { url, _directory: None }
+    }
+}
+
 impl Database {
     pub fn fresh(self) -> Place {
         match self {
-            Self::Postgres => Place { url: postgres::fresh_database(), _directory: None },
+            Self::Postgres => Place::at(postgres::fresh_database()),
             Self::Sqlite => {
                 let directory = tempfile::tempdir().unwrap();
                 let url = format!("sqlite://{}", directory.path().join("keypool.db").display());

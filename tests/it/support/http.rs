@@ -57,7 +57,8 @@ impl Answer {
     }
 }
 
-fn builder() -> reqwest::ClientBuilder {
+/// What every client of the tests begins as.
+pub fn builder() -> reqwest::ClientBuilder {
     static PROVIDER: Once = Once::new();
     PROVIDER.call_once(|| {
         let _ = rustls::crypto::ring::default_provider().install_default();

@@ -18,42 +18,67 @@ const REMEDY: &str = "the tests start a PostgreSQL of their own and found no ini
 /// Stops the server and deletes its files when the pipe to it closes, which the end of the test process does.
 const WATCHDOG: &str = r#"trap '' INT TERM HUP; cat >/dev/null; "$@" -m immediate stop; rm -rf "$DIRECTORY""#;
 
-struct Postgres {
+/// A PostgreSQL server. It stops and is deleted when it is dropped, or the test process ends.
+#[derive(Debug)]
+pub struct Postgres {
+    programs: PathBuf,
+    directory: PathBuf,
     port: u16,
     _watchdog: Child,
+}
+
+impl Postgres {
+    /// Starts one.
+    pub fn start() -> Self {
+        let programs = programs();
+        let directory = tempfile::Builder::new().prefix("keypool-postgres-").tempdir().unwrap().keep();
+        if is_root() {
+            run(Command::new("chown").arg("postgres").arg(&directory));
+        }
+        let data = directory.join("data");
+        run(as_postgres(&programs.join("initdb"))
+            .args(["--auth=trust", "--username=postgres", "--no-sync"])
+            .arg(&data));
+        let port = free_port();
+        let settings = format!(
+            "listen_addresses = '127.0.0.1'\nport = {port}\nunix_socket_directories = ''\nmax_connections = 200\n\
+             fsync = off\nsynchronous_commit = off\nfull_page_writes = off\n"
+        );
+        let file = data.join("postgresql.conf");
+        fs::write(&file, fs::read_to_string(&file).unwrap() + &settings).unwrap();
+        let watchdog = watchdog(&programs, &directory);
+        let server = Self { programs, directory, port, _watchdog: watchdog };
+        server.go_on();
+        server
+    }
+
+    /// The URL of a database of it.
+    pub fn url(&self, database: &str) -> String {
+        format!("postgres://postgres@127.0.0.1:{}/{database}", self.port)
+    }
+
+    /// Stops it: `fast` tells every connection, `immediate` is a crash.
+    pub fn stop(&self, mode: &str) {
+        run(control(&self.programs, &self.directory.join("data")).args(["-w", "-m", mode, "stop"]));
+    }
+
+    /// Starts it again after a stop, with what it had.
+    pub fn go_on(&self) {
+        let log = self.directory.join("log");
+        run(control(&self.programs, &self.directory.join("data")).arg("-l").arg(log).args(["-w", "start"]));
+    }
 }
 
 /// The URL of a new, empty database.
 pub fn fresh_database() -> String {
     static SERVER: OnceLock<Postgres> = OnceLock::new();
     static ADMIN: Mutex<Option<PgConnection>> = Mutex::new(None);
-    let server = SERVER.get_or_init(start);
-    let url = |name: &str| format!("postgres://postgres@127.0.0.1:{}/{name}", server.port);
+    let server = SERVER.get_or_init(Postgres::start);
     let name = format!("test_{}", Uuid::new_v4().simple());
     let mut admin = ADMIN.lock().unwrap();
-    let admin = admin.get_or_insert_with(|| PgConnection::establish(&url("postgres")).unwrap());
+    let admin = admin.get_or_insert_with(|| PgConnection::establish(&server.url("postgres")).unwrap());
     diesel::sql_query(format!("CREATE DATABASE {name}")).execute(admin).unwrap();
-    url(&name)
-}
-
-fn start() -> Postgres {
-    let programs = programs();
-    let directory = tempfile::Builder::new().prefix("keypool-postgres-").tempdir().unwrap().keep();
-    if is_root() {
-        run(Command::new("chown").arg("postgres").arg(&directory));
-    }
-    let data = directory.join("data");
-    run(as_postgres(&programs.join("initdb")).args(["--auth=trust", "--username=postgres", "--no-sync"]).arg(&data));
-    let port = free_port();
-    let settings = format!(
-        "listen_addresses = '127.0.0.1'\nport = {port}\nunix_socket_directories = ''\nmax_connections = 200\nfsync = off\n\
-         synchronous_commit = off\nfull_page_writes = off\n"
-    );
-    let file = data.join("postgresql.conf");
-    fs::write(&file, fs::read_to_string(&file).unwrap() + &settings).unwrap();
-    let watchdog = watchdog(&programs, &directory);
-    run(control(&programs, &data).arg("-l").arg(directory.join("log")).args(["-w", "start"]));
-    Postgres { port, _watchdog: watchdog }
+    server.url(&name)
 }
 
 fn watchdog(programs: &Path, directory: &Path) -> Child {

@@ -1,7 +1,7 @@
 use std::{
     net::TcpListener,
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    process::{Child, Command, ExitStatus, Stdio},
     sync::{Arc, OnceLock},
     thread,
     time::{Duration, Instant},
@@ -22,8 +22,8 @@ use tokio::sync::oneshot;
 
 use super::{Database, Http, Place, Raw};
 
-/// How long a server may take to come up before a test gives up on it.
-const PATIENCE: Duration = Duration::from_mins(1);
+/// How long a server may take to come up or down before a test gives up on it.
+pub const PATIENCE: Duration = Duration::from_mins(1);
 
 /// The real time, for KeyPackages: OpenMLS judges their lifetimes by the system's clock.
 pub fn now() -> Timestamp {
@@ -138,31 +138,30 @@ pub struct ServerProcess {
 impl ServerProcess {
     /// Starts one, and answers before it is up.
     pub fn spawn(place: &Place) -> Self {
-        Self::spawn_with(place, &[])
+        Self::spawn_with(place, |_| {})
     }
 
-    fn spawn_with(place: &Place, settings: &[(&str, &str)]) -> Self {
+    /// The same with other settings, or its output elsewhere.
+    pub fn spawn_with(place: &Place, change: impl FnOnce(&mut Command)) -> Self {
         let address = format!("127.0.0.1:{}", free_port());
-        let child = without_settings(&mut Command::new(binary("keypool-server")))
+        let mut command = Command::new(binary("keypool-server"));
+        without_settings(&mut command)
             .env("KEYPOOL_LISTEN", &address)
             .env("KEYPOOL_DATABASE_URL", &place.url)
             .env("KEYPOOL_LIMITS", "off")
             .env("KEYPOOL_LOG", "warn")
-            .envs(settings.iter().copied())
             .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .spawn()
-            .unwrap();
-        Self { base: format!("http://{address}"), child }
+            .stdout(Stdio::null());
+        change(&mut command);
+        Self { base: format!("http://{address}"), child: command.spawn().unwrap() }
     }
 
     pub async fn start(place: &Place) -> Self {
-        Self::start_with(place, &[]).await
+        Self::start_with(place, |_| {}).await
     }
 
-    /// Starts one with these variables set.
-    pub async fn start_with(place: &Place, settings: &[(&str, &str)]) -> Self {
-        let mut server = Self::spawn_with(place, settings);
+    pub async fn start_with(place: &Place, change: impl FnOnce(&mut Command)) -> Self {
+        let mut server = Self::spawn_with(place, change);
         server.ready().await;
         server
     }
@@ -177,6 +176,29 @@ impl ServerProcess {
             }
             assert!(Instant::now() < patience, "the server is not ready after {PATIENCE:?}");
             tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> &str {
+        self.base.split_once("//").unwrap().1
+    }
+
+    /// Sends it a signal, such as `TERM`.
+    pub fn signal(&self, name: &str) {
+        let status = Command::new("kill").args([&format!("-{name}"), &self.child.id().to_string()]).status();
+        assert!(status.unwrap().success());
+    }
+
+    /// Waits until it has ended by itself.
+    pub async fn ended(mut self) -> ExitStatus {
+        let patience = Instant::now() + PATIENCE;
+        loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                return status;
+            }
+            assert!(Instant::now() < patience, "the server runs on after {PATIENCE:?}");
+            tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }
 
@@ -195,7 +217,7 @@ impl Drop for ServerProcess {
 }
 
 /// Takes Keypool's settings out of a process's environment.
-fn without_settings(command: &mut Command) -> &mut Command {
+pub fn without_settings(command: &mut Command) -> &mut Command {
     for (name, _) in std::env::vars_os() {
         if name.to_string_lossy().starts_with("KEYPOOL_") {
             command.env_remove(name);

@@ -1,0 +1,108 @@
+//! The database goes away and comes back: nobody waits long, nothing is lost, and no restart is needed.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use keypool_openapi::ProblemType;
+use reqwest::{Method, header};
+use rstest::rstest;
+use serde_json::json;
+
+use crate::support::{Device, Http, Place, Postgres, ServerProcess, group, hot_client};
+
+/// Within this, all of many requests at once are answered that the database is away.
+const BOUND: Duration = Duration::from_secs(5);
+
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    tokio::task::spawn_blocking(work).await.unwrap()
+}
+
+/// Someone who reserves and releases all the time, whatever is answered, and says how often what was.
+async fn busy(caller: Http, stop: Arc<AtomicBool>) -> BTreeMap<u16, usize> {
+    let mut answers = BTreeMap::new();
+    while !stop.load(Ordering::Relaxed) {
+        let answer = caller.reserve("alice").await;
+        *answers.entry(answer.status).or_default() += 1;
+        if answer.status == 200 {
+            let released = caller.release(&answer.json["reservations"][0]).await;
+            *answers.entry(released.status).or_default() += 1;
+        }
+    }
+    answers
+}
+
+#[rstest]
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_database_that_is_away_is_said_to_be_and_found_again(#[values("fast", "immediate")] mode: &'static str) {
+    let postgres = Arc::new(blocking(Postgres::start).await);
+    let place = Place::at(postgres.url("postgres"));
+    let log = tempfile::NamedTempFile::new().unwrap();
+    let stderr = log.reopen().unwrap();
+    let server = ServerProcess::start_with(&place, |command| {
+        command.stderr(stderr);
+    })
+    .await;
+    let anyone = Http::over(hot_client(), &server.base);
+    let alice = anyone.registered("alice", "laptop").await;
+    let bob = anyone.registered("bob", "phone").await;
+    let device = Device::new("alice", "laptop");
+    alice.uploaded(&device.key_packages(40)).await;
+    alice.uploaded(&[device.last_resort()]).await;
+    let reservation = bob.reserved("alice").await;
+
+    let stop = Arc::new(AtomicBool::new(false));
+    let busy: Vec<_> = (0..8).map(|_| tokio::spawn(busy(bob.clone(), Arc::clone(&stop)))).collect();
+    let its = Arc::clone(&postgres);
+    blocking(move || its.stop(mode)).await;
+
+    let begun = Instant::now();
+    let one = Device::new("alice", "laptop").key_package();
+    let requests = (0..50).map(|n| {
+        let (alice, bob, anyone, reservation, one) =
+            (alice.clone(), bob.clone(), anyone.clone(), reservation.clone(), one.clone());
+        tokio::spawn(async move {
+            match n % 5 {
+                0 => bob.reserve("alice").await,
+                1 => bob.spend(&reservation, "friends").await,
+                2 => alice.upload(&[one]).await,
+                3 => alice.get("/keypackages/status").await,
+                _ => anyone.register("carol", &format!("device-{n}")).await,
+            }
+        })
+    });
+    for request in requests.collect::<Vec<_>>() {
+        let answer = request.await.unwrap();
+        answer.is_problem(503, ProblemType::Unavailable);
+        let wait = answer.headers[header::RETRY_AFTER].to_str().unwrap().parse::<u64>().unwrap();
+        assert!((1..=60).contains(&wait), "{wait}");
+    }
+    assert!(begun.elapsed() < BOUND, "50 requests at once took {:?}", begun.elapsed());
+    anyone.get("/readyz").await.is_problem(503, ProblemType::Unavailable);
+    assert_eq!(anyone.get("/healthz").await.status, 200);
+    assert_eq!(anyone.get("/metrics").await.status, 200);
+
+    let its = Arc::clone(&postgres);
+    blocking(move || its.go_on()).await;
+    let mut server = server;
+    server.ready().await;
+    stop.store(true, Ordering::Relaxed);
+    for one in busy {
+        let answers = one.await.unwrap();
+        assert!(answers.keys().all(|status| [200, 503].contains(status)), "{answers:?}");
+        assert!(answers.contains_key(&503), "{answers:?}");
+    }
+    assert_eq!(bob.spend(&reservation, "friends").await.ok()["keypackage_ref"], reservation["keypackage_ref"]);
+    bob.reserved("alice").await;
+    let body = json!({"target_user": "alice", "group_id": group("friends")}).to_string();
+    assert_eq!(bob.try_send(Method::POST, "/keypackages/reserve", Some(body)).await.unwrap().status, 200);
+    drop(server);
+    let log = fs::read_to_string(log.path()).unwrap();
+    assert!(!log.contains("panicked") && log.contains("the database cannot answer now"), "{log}");
+}
