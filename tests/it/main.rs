@@ -18,6 +18,7 @@ mod migrations;
 mod operations;
 mod outage;
 mod problems;
+mod process;
 mod race;
 mod readme;
 mod support;
