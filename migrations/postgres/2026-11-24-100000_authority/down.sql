@@ -24,5 +24,7 @@ ALTER TABLE key_packages DROP CONSTRAINT key_packages_state_check;
 ALTER TABLE key_packages ADD CONSTRAINT key_packages_state_check
   CHECK (state IN ('available', 'reserved', 'spent', 'revoked', 'expired'));
 
+-- A removed device is there again; its token stays dead, since no token has this hash.
+UPDATE devices SET token_hash = sha256(convert_to('removed ' || id, 'UTF8')) WHERE removed_at IS NOT NULL;
 ALTER TABLE devices DROP COLUMN registration_key;
 ALTER TABLE devices DROP COLUMN removed_at;

@@ -65,5 +65,7 @@ CREATE INDEX key_packages_fresh ON key_packages (device_id, keypackage_ref) WHER
 CREATE INDEX key_packages_handed_out ON key_packages (device_id, reserved_until) WHERE handed_out;
 CREATE UNIQUE INDEX key_packages_reservation ON key_packages (device_id, reservation) WHERE reservation IS NOT NULL;
 
+-- A removed device is there again; its token stays dead, since no token has this hash.
+UPDATE devices SET token_hash = randomblob(32) WHERE removed_at IS NOT NULL;
 ALTER TABLE devices DROP COLUMN registration_key;
 ALTER TABLE devices DROP COLUMN removed_at;

@@ -88,6 +88,15 @@ impl Raw {
         row.n
     }
 
+    /// Bytes, as this database's SQL has them.
+    pub fn bytes(&self, bytes: &[u8]) -> String {
+        let digits = hex::encode(bytes);
+        match self {
+            Self::Postgres(_) => format!("'\\x{digits}'::bytea"),
+            Self::Sqlite(_) => format!("x'{digits}'"),
+        }
+    }
+
     /// Keeps everybody else from writing, until the next `COMMIT` of this connection.
     pub fn hold_all(&mut self) {
         match self {

@@ -46,12 +46,12 @@ impl TestServer {
 
     pub async fn start_with(database: Database, change: impl FnOnce(&mut Config)) -> Self {
         let place = tokio::task::spawn_blocking(move || database.fresh()).await.unwrap();
-        Self::start_at(place, change).await
+        Self::start_at(Arc::new(place), change).await
     }
 
     /// Starts on a database that is there already.
-    pub async fn start_at(place: Place, change: impl FnOnce(&mut Config)) -> Self {
-        Self::run(Arc::new(place), Arc::new(ManualClock::at(now())), change).await
+    pub async fn start_at(place: Arc<Place>, change: impl FnOnce(&mut Config)) -> Self {
+        Self::run(place, Arc::new(ManualClock::at(now())), change).await
     }
 
     /// A further server of the same database, and of the same time.
