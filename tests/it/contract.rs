@@ -8,16 +8,18 @@ use rstest::rstest;
 use serde_json::Value;
 use strum::IntoEnumIterator;
 
-use crate::support::{Database, Device, Http, ServerProcess, encode, tools};
+use crate::support::{Database, Device, Http, Place, ServerProcess, encode, tools};
 
 const ADMIN_TOKEN: &str = "the operator's token of these tests";
 
-async fn server(db: Database) -> ServerProcess {
+/// A server with its database, which goes when it is dropped.
+async fn server(db: Database) -> (ServerProcess, Place) {
     let place = db.fresh();
-    ServerProcess::start_with(&place, |command| {
+    let server = ServerProcess::start_with(&place, |command| {
         command.env("KEYPOOL_ADMIN_TOKEN", ADMIN_TOKEN);
     })
-    .await
+    .await;
+    (server, place)
 }
 
 /// Where a generated client goes; what was there is gone.
@@ -40,7 +42,7 @@ async fn published(server: &ServerProcess, directory: &Path) -> String {
 
 #[tokio::test]
 async fn the_document_is_valid() {
-    let (server, directory) = (server(Database::Sqlite).await, workshop("valid"));
+    let ((server, _place), directory) = (server(Database::Sqlite).await, workshop("valid"));
     let document = published(&server, directory.path()).await;
     let said = tools::run(tools::python("openapi-spec-validator").arg(&document), "the document has to be mended");
     assert!(said.contains("OK"), "{said}");
@@ -48,7 +50,7 @@ async fn the_document_is_valid() {
 
 #[tokio::test]
 async fn a_python_client_generated_from_it_works() {
-    let (server, directory) = (server(Database::Sqlite).await, workshop("python"));
+    let ((server, _place), directory) = (server(Database::Sqlite).await, workshop("python"));
     let document = published(&server, directory.path()).await;
     let client = directory.path().join("keypool_client");
     let mut generate = tools::python("openapi-python-client");
@@ -63,7 +65,7 @@ async fn a_python_client_generated_from_it_works() {
 
 #[tokio::test]
 async fn a_typescript_client_generated_from_it_works() {
-    let (server, directory) = (server(Database::Sqlite).await, workshop("typescript"));
+    let ((server, _place), directory) = (server(Database::Sqlite).await, workshop("typescript"));
     let document = published(&server, directory.path()).await;
     let packages = tools::node();
     for (from, to) in [
@@ -92,7 +94,7 @@ async fn a_typescript_client_generated_from_it_works() {
 #[rstest]
 #[tokio::test]
 async fn the_server_does_what_the_document_says(#[values(Database::Postgres, Database::Sqlite)] db: Database) {
-    let server = server(db).await;
+    let (server, _place) = server(db).await;
     let anyone = Http::new(&server.base);
     let alice = anyone.registered("alice", "laptop").await;
     let device = Device::new("alice", "laptop");
