@@ -40,9 +40,10 @@ impl Postgres {
             .args(["--auth=trust", "--username=postgres", "--no-sync"])
             .arg(&data));
         let port = free_port();
+        // Not synchronous_commit: without it an immediate stop loses what was answered.
         let settings = format!(
             "listen_addresses = '127.0.0.1'\nport = {port}\nunix_socket_directories = ''\nmax_connections = 200\n\
-             fsync = off\nsynchronous_commit = off\nfull_page_writes = off\n"
+             fsync = off\nfull_page_writes = off\n"
         );
         let file = data.join("postgresql.conf");
         fs::write(&file, fs::read_to_string(&file).unwrap() + &settings).unwrap();
