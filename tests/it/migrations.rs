@@ -83,6 +83,9 @@ fn all(folder: &str) -> FileBasedMigrations {
     FileBasedMigrations::from_path(steps(folder)).unwrap()
 }
 
+/// Ref, bytes, last resort, state, when its reservation ends, when it ended.
+type Package<'a> = (u8, &'a [u8], &'a str, &'a str, Option<i64>, Option<i64>);
+
 /// What the first version of the schema held: Alice's pool with a KeyPackage of each kind, and Bob.
 struct Old {
     fresh: Vec<u8>,
@@ -112,14 +115,13 @@ impl Old {
         };
         let second = now().as_second();
         let (past, soon, end) = (second - 60, second + 600, second + 86_400 * 14);
-        let mut sql = "INSERT INTO users (name, created_at) VALUES ('alice', 1), ('bob', 1);".to_owned();
+        database.run("INSERT INTO users (name, created_at) VALUES ('alice', 1), ('bob', 1)");
         for (user, device, token) in [("alice", "laptop", &self.alice), ("bob", "phone", &self.bob)] {
             let hash = database.bytes(&token.hash());
             let columns = "user_name, device_name, token_hash, created_at, last_upload";
-            sql += &format!("INSERT INTO devices ({columns}) VALUES ('{user}', '{device}', {hash}, 1, {past});");
+            database.run(&format!("INSERT INTO devices ({columns}) VALUES ('{user}', '{device}', {hash}, 1, {past})"));
         }
-        // Ref, bytes, last resort, state, reservation until, ended at.
-        let packages: [(u8, &[u8], &str, &str, Option<i64>, Option<i64>); 7] = [
+        let packages: [Package<'_>; 7] = [
             (1, &self.fresh, f, "available", None, None),
             (2, b"held", f, "reserved", Some(soon), None),
             (3, &self.returned, f, "reserved", Some(past), None),
@@ -136,16 +138,15 @@ impl Old {
             let (until, ended) =
                 (until.map_or_else(null, |at| at.to_string()), ended.map_or_else(null, |at| at.to_string()));
             let group = if state == "spent" { database.bytes(b"friends") } else { null() };
-            sql += &format!(
+            database.run(&format!(
                 "INSERT INTO key_packages (keypackage_ref, device_id, ciphersuite, key_package, not_after, last_resort, \
                  state, uploaded_at, reservation, reserved_by, reserved_until, ended_at, spent_group) VALUES ({name}, 1, \
                  1, {bytes}, {end}, {last_resort}, '{state}', {past}, {reservation}, {by}, {until}, {ended}, {group});\
                  INSERT INTO hpke_keys VALUES (1, {name}, {name}, {end});\
                  INSERT INTO audit_events (device_id, keypackage_ref, action, actor, last_resort, at) VALUES (1, {name}, \
                  'upload', 1, {last_resort}, {past});"
-            );
+            ));
         }
-        database.run(&sql);
     }
 }
 
@@ -154,11 +155,12 @@ fn assert_refuses(database: &mut Raw, states: &[&str]) {
     let name = database.bytes(&[99; 32]);
     let nonce = database.bytes(&[2; 16]);
     let no = if matches!(database, Raw::Postgres(_)) { "false" } else { "0" };
-    let columns = database.number("SELECT count(*) AS n FROM key_packages WHERE fresh");
+    let fresh = database.number("SELECT count(*) AS n FROM key_packages WHERE fresh");
+    let end = now().as_second() + 3_600;
     let insert = |device: i64, state: &str, reservation: &str, more: &str| {
         format!(
             "INSERT INTO key_packages (keypackage_ref, device_id, ciphersuite, key_package, not_after, last_resort, state, \
-             reservation, reserved_by, reserved_until{more}) VALUES ({name}, {device}, 1, {name}, 1, {no}, '{state}', \
+             reservation, reserved_by, reserved_until{more}) VALUES ({name}, {device}, 1, {name}, {end}, {no}, '{state}', \
              {reservation}"
         )
     };
@@ -178,7 +180,7 @@ fn assert_refuses(database: &mut Raw, states: &[&str]) {
     }
     let sql = format!("{}, NULL, NULL{value})", insert(1, "available", "NULL", more));
     database.run(&sql);
-    assert_eq!(database.number("SELECT count(*) AS n FROM key_packages WHERE fresh"), columns + 1);
+    assert_eq!(database.number("SELECT count(*) AS n FROM key_packages WHERE fresh"), fresh + 1);
     database.run(&format!("DELETE FROM key_packages WHERE keypackage_ref = {name}"));
 }
 
