@@ -20,13 +20,13 @@ mod spending;
 mod sqlite;
 mod status;
 mod sweep;
+mod view;
 
 use std::fmt;
 
 pub use connection::Store;
 pub use devices::{Grant, NewDevice, RegisterError, Removed};
 pub use idempotency::IdempotencyKey;
-pub use inventory::View;
 pub use key_packages::{UploadLimits, UploadOutcome};
 pub use reservations::{Reserve, ReserveError};
 pub use revocation::Revoked;
@@ -34,6 +34,7 @@ pub use rows::{DeviceId, DeviceRow};
 pub use spending::{Release, ReleaseError, Released, Spend, SpendError, Spent};
 pub use status::{LiveKeyPackage, PoolContents};
 pub use sweep::Swept;
+pub use view::View;
 
 /// The database could not do what it was asked.
 #[derive(Debug)]

@@ -149,7 +149,7 @@ impl Pool {
         by: Option<Arc<DeviceRow>>,
     ) -> Result<RemovedDevice, Failure> {
         self.block(move |pool, now| {
-            let removed = pool.store.remove((&user, &device), by.map(|by| by.id), now)?;
+            let removed = pool.store.remove((&user, &device), by.map(|by| by.id), pool.view(now))?;
             let removed = removed.ok_or_else(|| unknown_device(&user, &device))?;
             pool.tokens.forget(&removed.token_hash);
             Ok::<_, Failure>(RemovedDevice { user, device, revoked: removed.revoked })

@@ -84,7 +84,7 @@ impl Pool {
         refs.dedup();
         let refs = (all != Some(true)).then_some(refs);
         self.block(move |pool, now| {
-            let Revoked { revoked, ended, unknown } = pool.store.revoke(caller.id, refs.as_deref(), now)?;
+            let Revoked { revoked, ended, unknown } = pool.store.revoke(caller.id, refs.as_deref(), pool.view(now))?;
             Ok::<_, Failure>(RevokeResponse { revoked, ended, unknown, pool: pool.status_blocking(&caller, now)? })
         })
         .await

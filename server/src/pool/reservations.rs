@@ -49,11 +49,10 @@ impl Pool {
                 nonce: Uuid::new_v4(),
                 until: after(second, ttl)?,
                 usable_until: after(second, pool.policy.min_remaining)?,
-                returned_too: !pool.policy.retire,
                 most_held: pool.policy.max_live_reservations,
                 repeat: key.map(|key| pool.repeat(key, digest, second)).transpose()?,
             };
-            match pool.store.reserve(std::slice::from_ref(&want), now)?.pop() {
+            match pool.store.reserve(std::slice::from_ref(&want), pool.view(now))?.pop() {
                 Some(Ok(reserved)) => {
                     count(pool.store.metrics(), &reserved);
                     answer(reserved)
@@ -156,8 +155,8 @@ impl Pool {
     /// Releases a reservation.
     pub async fn release(&self, caller: Arc<DeviceRow>, request: ReleaseRequest) -> Result<ReleaseResponse, Failure> {
         let id = request.reservation_id;
-        let release = Release { reservation: id, by: caller.id, retire: self.policy.retire };
-        self.block(move |pool, now| match pool.store.release(&[release], now)?.pop() {
+        let release = Release { reservation: id, by: caller.id };
+        self.block(move |pool, now| match pool.store.release(&[release], pool.view(now))?.pop() {
             Some(Ok(released)) => {
                 Ok(ReleaseResponse { keypackage_ref: released.keypackage_ref, state: released.state })
             }

@@ -12,6 +12,7 @@ use super::{
     revocation::{RevocationSql, revoke_all},
     rows::{DeviceColumns, DeviceId, DeviceRow, statements},
     schema::{devices, enrolments, users},
+    view::View,
 };
 
 /// A device to be registered.
@@ -212,15 +213,15 @@ fn remove<C: DeviceSql + RevocationSql + AuditSql + HoldDevice>(
     conn: &mut C,
     (user, device): (&UserName, &DeviceName),
     by: Option<DeviceId>,
-    now: Timestamp,
+    view: View,
 ) -> Result<Option<Removed>, StoreError> {
     let Some((id, token_hash)) = conn.find_device(user.as_str(), device.as_str())? else { return Ok(None) };
     // An upload under way ends before this, or finds the device gone.
     if !conn.hold_device(id)? {
         return Ok(None);
     }
-    let revoked = revoke_all(conn, DeviceId(id), by, now.as_second())?;
-    conn.end_device(id, now.as_second())?;
+    let revoked = revoke_all(conn, DeviceId(id), by, view)?;
+    conn.end_device(id, view.now.as_second())?;
     let revoked = u64::try_from(revoked.len()).map_err(StoreError::fatal)?;
     Ok(Some(Removed { token_hash: hash(token_hash)?, revoked }))
 }
@@ -278,9 +279,9 @@ impl Store {
         &self,
         device: (&UserName, &DeviceName),
         by: Option<DeviceId>,
-        now: Timestamp,
+        view: View,
     ) -> Result<Option<Removed>, StoreError> {
-        with_conn!(self, write "remove", |conn| remove(conn, device, by, now))
+        with_conn!(self, write "remove", |conn| remove(conn, device, by, view))
     }
 
     /// Gives a device another token, and answers the hash of the one before; `None` where there is no such device.

@@ -5,7 +5,7 @@ use diesel::{
     sql_types::{BigInt, Integer, Nullable, Text},
 };
 use jiff::Timestamp;
-use keypool_openapi::{Base64Bytes, InventoryItem, InventoryPage, KeyPackageRef, LowPool, State};
+use keypool_openapi::{Base64Bytes, InventoryItem, InventoryPage, KeyPackageRef, LowPool};
 
 use super::{
     Store, StoreError,
@@ -13,7 +13,7 @@ use super::{
     devices::DeviceSql,
     rows::{DeviceId, Names, count, statements, suite, timestamp},
     schema::key_packages,
-    status::LiveKeyPackage,
+    view::View,
 };
 
 /// A KeyPackage as the database has it.
@@ -93,37 +93,6 @@ fn inventory<C: InventorySql + DeviceSql>(
     let keypackages: Vec<_> = rows.into_iter().map(|row| item(row, &names, view)).collect::<Result<_, _>>()?;
     let next = keypackages.last().filter(|_| full).map(|last| last.keypackage_ref.clone());
     Ok(InventoryPage { keypackages, next })
-}
-
-/// What time makes of a state.
-#[derive(Clone, Copy, Debug)]
-pub struct View {
-    /// The time.
-    pub now: Timestamp,
-    /// Whether a KeyPackage that was handed out and came back is retired.
-    pub retire: bool,
-}
-
-impl View {
-    /// Where a KeyPackage is in its life, whether or not it has been tidied up since.
-    pub(super) fn state(self, state: State, not_after: i64, reserved_until: Option<i64>) -> State {
-        let now = self.now.as_second();
-        match (state, reserved_until) {
-            (State::Available | State::Reserved, _) if not_after <= now => State::Expired,
-            (State::Reserved, Some(until)) if until > now => State::Reserved,
-            (State::Available | State::Reserved, Some(_)) if self.retire => State::Retired,
-            (State::Available | State::Reserved, _) => State::Available,
-            (ended, _) => ended,
-        }
-    }
-}
-
-impl View {
-    /// The state of what the database has as available or reserved.
-    pub(crate) fn state_of(self, package: &LiveKeyPackage) -> State {
-        let state = if package.is_held { State::Reserved } else { State::Available };
-        self.state(state, package.not_after.as_second(), package.reserved_until.map(Timestamp::as_second))
-    }
 }
 
 fn item(row: ItemRow, names: &Names, view: View) -> Result<InventoryItem, StoreError> {

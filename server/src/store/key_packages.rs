@@ -9,9 +9,9 @@ use super::{
     Store, StoreError,
     audit::{AuditSql, Event},
     connection::with_conn,
-    inventory::View,
     rows::{DeviceId, Ended, NewHpkeKey, NewKeyPackage, statements},
     schema::{devices, hpke_keys, key_packages},
+    view::View,
 };
 use crate::key_package::ValidatedKeyPackage;
 
@@ -60,12 +60,10 @@ statements! {
 
         /// What is live, but for what time has retired.
         fn live_counts(conn, owner: i64, view: View) -> QueryResult<Vec<(i32, i64)>> {
-            let now = view.now.as_second();
-            let retired_by = if view.retire { now } else { i64::MIN };
             key_packages::table
-                .filter(key_packages::device_id.eq(owner).and(key_packages::not_after.gt(now)))
+                .filter(key_packages::device_id.eq(owner).and(key_packages::not_after.gt(view.now.as_second())))
                 .filter(key_packages::live)
-                .filter(key_packages::reserved_until.is_null().or(key_packages::reserved_until.gt(retired_by)))
+                .filter(key_packages::reserved_until.is_null().or(key_packages::reserved_until.gt(view.retired_by())))
                 .filter(diesel::dsl::not(key_packages::last_resort))
                 .group_by(key_packages::ciphersuite)
                 .select((key_packages::ciphersuite, diesel::dsl::count_star()))
@@ -84,6 +82,7 @@ statements! {
             diesel::update(key_packages::table)
                 .filter(key_packages::device_id.eq(owner).and(key_packages::ciphersuite.eq(suite)))
                 .filter(key_packages::last_resort.and(key_packages::state.eq(State::Available.as_ref())))
+                .filter(key_packages::not_after.gt(now))
                 .set(Ended::new(State::Revoked, now))
                 .returning(key_packages::keypackage_ref)
                 .get_results(conn)

@@ -19,6 +19,7 @@ use super::{
     idempotency::{IdempotencyKey, IdempotencySql},
     rows::{DeviceId, DeviceRow, HandedOut, count, statements, suite, timestamp},
     schema::key_packages,
+    view::View,
 };
 
 /// A wish for one KeyPackage of each device of some users.
@@ -42,8 +43,6 @@ pub struct Reserve {
     pub until: Timestamp,
     /// Nothing that expires before this is handed out.
     pub usable_until: Timestamp,
-    /// Whether what was handed out and came back may be handed out again.
-    pub returned_too: bool,
     /// Reservations that the caller may hold at the same time.
     pub most_held: Option<u32>,
     /// Makes the wish one that may be repeated.
@@ -98,10 +97,11 @@ statements! {
                 .first(conn)
         }
 
-        /// What stands in the pool but was not to be had: ciphersuites, and whether each lives long enough.
+        /// What stands in the pool but was not to be had, or has expired there: ciphersuites, and how long each lives.
         fn leftovers(conn, claim: &Claim<'_>) -> QueryResult<Vec<(i32, i64)>> {
+            let expired = key_packages::state.eq(State::Expired.as_ref());
             key_packages::table
-                .filter(key_packages::device_id.eq(claim.owner).and(key_packages::live))
+                .filter(key_packages::device_id.eq(claim.owner).and(key_packages::live.or(expired)))
                 .filter(key_packages::reserved_until.is_null().or(key_packages::reserved_until.le(claim.returned_by)))
                 .select((key_packages::ciphersuite, key_packages::not_after))
                 .distinct()
@@ -111,12 +111,12 @@ statements! {
 }
 
 /// Reserves, or answers again what the same request was answered before.
-fn reserve<C>(conn: &mut C, want: &Reserve, now: Timestamp) -> Result<Result<ReserveResponse, ReserveError>, StoreError>
+fn reserve<C>(conn: &mut C, want: &Reserve, view: View) -> Result<Result<ReserveResponse, ReserveError>, StoreError>
 where
     C: ClaimSql + ReservationSql + AuditSql + DeviceSql + IdempotencySql,
 {
-    let Some(repeat) = &want.repeat else { return reserve_anew(conn, want, now) };
-    if !conn.begin_answer(want.by.0, repeat, now.as_second())? {
+    let Some(repeat) = &want.repeat else { return reserve_anew(conn, want, view) };
+    if !conn.begin_answer(want.by.0, repeat, view.now.as_second())? {
         let (request, answer) = conn.answer_of(want.by.0, &repeat.key)?;
         return if request == repeat.request {
             Ok(Ok(serde_json::from_slice(&answer).map_err(StoreError::fatal)?))
@@ -124,7 +124,7 @@ where
             Ok(Err(ReserveError::IdempotencyMismatch))
         };
     }
-    let outcome = reserve_anew(conn, want, now)?;
+    let outcome = reserve_anew(conn, want, view)?;
     match &outcome {
         Ok(reserved) if !reserved.reservations.is_empty() => {
             let answer = serde_json::to_vec(reserved).map_err(StoreError::fatal)?;
@@ -139,7 +139,7 @@ where
 fn reserve_anew<C>(
     conn: &mut C,
     want: &Reserve,
-    now: Timestamp,
+    view: View,
 ) -> Result<Result<ReserveResponse, ReserveError>, StoreError>
 where
     C: ClaimSql + ReservationSql + AuditSql + DeviceSql,
@@ -152,7 +152,7 @@ where
             owners.push(owner);
         }
     }
-    if let Some(until) = over_the_cap(conn, want, owners.len(), now)? {
+    if let Some(until) = over_the_cap(conn, want, owners.len(), view.now)? {
         return Ok(Err(ReserveError::TooManyHeld(until)));
     }
     let mut reserved = ReserveResponse { reservations: Vec::new(), missing: absent(conn, want, &owners)? };
@@ -160,7 +160,7 @@ where
     // In the order of their numbers, as every request does it: two that wait for rows never wait for each other.
     owners.sort_unstable_by_key(|owner| owner.id.0);
     for owner in &owners {
-        reserve_of(conn, want, owner, now, &mut reserved)?;
+        reserve_of(conn, want, owner, view, &mut reserved)?;
     }
     reserved.reservations.sort_by(|one, other| (&one.user, &one.device).cmp(&(&other.user, &other.device)));
     reserved.missing.sort_by(|one, other| (&one.user, &one.device).cmp(&(&other.user, &other.device)));
@@ -203,7 +203,7 @@ fn reserve_of<C>(
     conn: &mut C,
     want: &Reserve,
     owner: &DeviceRow,
-    now: Timestamp,
+    view: View,
     reserved: &mut ReserveResponse,
 ) -> Result<(), StoreError>
 where
@@ -217,7 +217,7 @@ where
         nonce: want.nonce.as_bytes(),
         by: want.by.0,
         until: want.until.as_second(),
-        returned_by: if want.returned_too { now.as_second() } else { i64::MIN },
+        returned_by: view.returned_by(),
     };
     let Some((handed_out, last_resort)) = pick(conn, &claim)? else {
         reserved.missing.push(miss(owner, &claim, &conn.leftovers(&claim)?)?);
@@ -228,7 +228,13 @@ where
         reservation: Some(claim.nonce),
         group_id: want.group_id.as_deref(),
         until: Some(claim.until),
-        ..Event::plain((owner.id.0, &keypackage_ref), Action::Reserve, Some(want.by.0), last_resort, now.as_second())
+        ..Event::plain(
+            (owner.id.0, &keypackage_ref),
+            Action::Reserve,
+            Some(want.by.0),
+            last_resort,
+            view.now.as_second(),
+        )
     }])?;
     reserved.reservations.push(Reservation {
         reservation_id: ReservationId { owner: owner.id.0, nonce: want.nonce },
@@ -269,19 +275,19 @@ fn pick<C: ClaimSql + ReservationSql>(conn: &mut C, claim: &Claim<'_>) -> QueryR
 }
 
 fn miss(owner: &DeviceRow, claim: &Claim<'_>, leftovers: &[(i32, i64)]) -> Result<MissingDevice, StoreError> {
-    let mut matching =
-        leftovers.iter().filter(|(number, _)| (claim.suites.0..=claim.suites.1).contains(number)).peekable();
-    let reason = if leftovers.is_empty() {
-        MissingReason::PoolExhausted
-    } else if matching.peek().is_none() {
-        MissingReason::NoMatchingCiphersuite
-    } else if matching.all(|(_, not_after)| *not_after < claim.usable_until) {
-        MissingReason::PoolExpired
-    } else {
+    let is_usable = |(_, not_after): &&(i32, i64)| *not_after >= claim.usable_until;
+    let matches = |(number, _): &&(i32, i64)| (claim.suites.0..=claim.suites.1).contains(number);
+    let matching: Vec<_> = leftovers.iter().filter(matches).collect();
+    let reason = if leftovers.is_empty() || matching.iter().copied().any(|one| is_usable(&one)) {
         // What can be used and was not to be had came in this very moment.
         MissingReason::PoolExhausted
+    } else if matching.is_empty() && leftovers.iter().any(|one| is_usable(&one)) {
+        MissingReason::NoMatchingCiphersuite
+    } else {
+        MissingReason::PoolExpired
     };
-    let mut ciphersuites = leftovers.iter().map(|(number, _)| suite(*number)).collect::<Result<Vec<_>, _>>()?;
+    let usable = leftovers.iter().filter(is_usable);
+    let mut ciphersuites = usable.map(|(number, _)| suite(*number)).collect::<Result<Vec<_>, _>>()?;
     ciphersuites.sort_unstable();
     ciphersuites.dedup();
     Ok(MissingDevice { user: owner.user.clone(), device: Some(owner.device.clone()), reason, ciphersuites })
@@ -295,9 +301,9 @@ impl Store {
     pub fn reserve(
         &self,
         wants: &[Reserve],
-        now: Timestamp,
+        view: View,
     ) -> Result<Vec<Result<ReserveResponse, ReserveError>>, StoreError> {
-        with_conn!(self, write "reserve", |conn| wants.iter().map(|want| reserve(conn, want, now)).collect())
+        with_conn!(self, write "reserve", |conn| wants.iter().map(|want| reserve(conn, want, view)).collect())
     }
 }
 
@@ -320,9 +326,10 @@ mod tests {
             (vec![(2, 9_000)], MissingReason::NoMatchingCiphersuite),
             (vec![(1, 3_599), (2, 9_000)], MissingReason::PoolExpired),
             (vec![(1, 3_599), (1, 3_600)], MissingReason::PoolExhausted),
+            (vec![(2, 3_599)], MissingReason::PoolExpired),
         ] {
             assert_eq!(miss(&owner, &claim, &leftovers).unwrap().reason, reason, "{leftovers:?}");
         }
-        assert_eq!(miss(&owner, &claim, &[(3, 1), (2, 1), (2, 2)]).unwrap().ciphersuites, [2, 3]);
+        assert_eq!(miss(&owner, &claim, &[(4, 1), (3, 9_000), (2, 9_000), (2, 9_001)]).unwrap().ciphersuites, [2, 3]);
     }
 }

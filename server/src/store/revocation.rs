@@ -3,7 +3,6 @@
 use std::collections::{HashMap, HashSet};
 
 use diesel::prelude::*;
-use jiff::Timestamp;
 use keypool_openapi::{Action, EndedKeyPackage, KeyPackageRef, State};
 
 use super::{
@@ -12,6 +11,7 @@ use super::{
     connection::with_conn,
     rows::{DeviceId, Ended, statements},
     schema::key_packages,
+    view::View,
 };
 
 /// What became of a revocation.
@@ -28,30 +28,43 @@ pub struct Revoked {
 /// Ref, and whether it was a last resort.
 type RevokedColumns = (Vec<u8>, bool);
 
+/// Ref, state, `not_after`, `reserved_until`.
+type StateColumns = (Vec<u8>, String, i64, Option<i64>);
+
 statements! {
     pub(super) trait RevocationSql {
-        /// All that is live.
-        fn revoke_live(conn, owner: i64, now: i64) -> QueryResult<Vec<RevokedColumns>> {
+        /// All that can still be handed out or spent: what time has ended has ended.
+        fn revoke_live(conn, owner: i64, view: View) -> QueryResult<Vec<RevokedColumns>> {
+            let now = view.now.as_second();
             diesel::update(key_packages::table)
                 .filter(key_packages::device_id.eq(owner).and(key_packages::live))
+                .filter(key_packages::not_after.gt(now))
+                .filter(key_packages::reserved_until.is_null().or(key_packages::reserved_until.gt(view.retired_by())))
                 .set(Ended::new(State::Revoked, now))
                 .returning((key_packages::keypackage_ref, key_packages::last_resort))
                 .get_results(conn)
         }
 
-        fn revoke_refs(conn, owner: i64, refs: &[&[u8]], now: i64) -> QueryResult<Vec<RevokedColumns>> {
+        fn revoke_refs(conn, owner: i64, refs: &[&[u8]], view: View) -> QueryResult<Vec<RevokedColumns>> {
+            let now = view.now.as_second();
             diesel::update(key_packages::table)
                 .filter(key_packages::device_id.eq(owner).and(key_packages::live))
-                .filter(key_packages::keypackage_ref.eq_any(refs))
+                .filter(key_packages::keypackage_ref.eq_any(refs).and(key_packages::not_after.gt(now)))
+                .filter(key_packages::reserved_until.is_null().or(key_packages::reserved_until.gt(view.retired_by())))
                 .set(Ended::new(State::Revoked, now))
                 .returning((key_packages::keypackage_ref, key_packages::last_resort))
                 .get_results(conn)
         }
 
-        fn states_of(conn, owner: i64, refs: &[&[u8]]) -> QueryResult<Vec<(Vec<u8>, String)>> {
+        fn states_of(conn, owner: i64, refs: &[&[u8]]) -> QueryResult<Vec<StateColumns>> {
             key_packages::table
                 .filter(key_packages::device_id.eq(owner).and(key_packages::keypackage_ref.eq_any(refs)))
-                .select((key_packages::keypackage_ref, key_packages::state))
+                .select((
+                    key_packages::keypackage_ref,
+                    key_packages::state,
+                    key_packages::not_after,
+                    key_packages::reserved_until,
+                ))
                 .load(conn)
         }
     }
@@ -62,10 +75,10 @@ pub(super) fn revoke_all<C: RevocationSql + AuditSql>(
     conn: &mut C,
     owner: DeviceId,
     by: Option<DeviceId>,
-    now: i64,
+    view: View,
 ) -> Result<Vec<KeyPackageRef>, StoreError> {
-    let rows = conn.revoke_live(owner.0, now)?;
-    note(conn, owner, by, rows, now)
+    let rows = conn.revoke_live(owner.0, view)?;
+    note(conn, owner, by, rows, view.now.as_second())
 }
 
 /// Writes revocations down.
@@ -92,23 +105,26 @@ fn revoke_some<C: RevocationSql + AuditSql>(
     conn: &mut C,
     owner: DeviceId,
     refs: &[KeyPackageRef],
-    now: i64,
+    view: View,
 ) -> Result<Revoked, StoreError> {
     let wanted: Vec<_> = refs.iter().map(KeyPackageRef::as_bytes).collect();
-    let rows = conn.revoke_refs(owner.0, &wanted, now)?;
-    let mut outcome = Revoked { revoked: note(conn, owner, Some(owner), rows, now)?, ..Revoked::default() };
+    let rows = conn.revoke_refs(owner.0, &wanted, view)?;
+    let mut outcome =
+        Revoked { revoked: note(conn, owner, Some(owner), rows, view.now.as_second())?, ..Revoked::default() };
     if outcome.revoked.len() == refs.len() {
         return Ok(outcome);
     }
-    let states: HashMap<_, _> = conn.states_of(owner.0, &wanted)?.into_iter().collect();
     let now_revoked: HashSet<_> = outcome.revoked.iter().cloned().collect();
+    let mut states = HashMap::new();
+    for (keypackage_ref, state, not_after, reserved_until) in conn.states_of(owner.0, &wanted)? {
+        let state = state.parse().map_err(StoreError::fatal)?;
+        states.insert(keypackage_ref, view.state(state, not_after, reserved_until));
+    }
     for keypackage_ref in refs.iter().filter(|one| !now_revoked.contains(one)) {
+        let keypackage_ref = keypackage_ref.clone();
         match states.get(keypackage_ref.as_bytes()) {
-            None => outcome.unknown.push(keypackage_ref.clone()),
-            Some(state) => outcome.ended.push(EndedKeyPackage {
-                keypackage_ref: keypackage_ref.clone(),
-                state: state.parse().map_err(StoreError::fatal)?,
-            }),
+            None => outcome.unknown.push(keypackage_ref),
+            Some(state) => outcome.ended.push(EndedKeyPackage { keypackage_ref, state: *state }),
         }
     }
     Ok(outcome)
@@ -119,16 +135,10 @@ impl Store {
     ///
     /// # Errors
     /// When the database fails. Nothing is revoked then.
-    pub fn revoke(
-        &self,
-        owner: DeviceId,
-        refs: Option<&[KeyPackageRef]>,
-        now: Timestamp,
-    ) -> Result<Revoked, StoreError> {
-        let now = now.as_second();
+    pub fn revoke(&self, owner: DeviceId, refs: Option<&[KeyPackageRef]>, view: View) -> Result<Revoked, StoreError> {
         with_conn!(self, write "revoke", |conn| match refs {
-            Some(refs) => revoke_some(conn, owner, refs, now),
-            None => Ok(Revoked { revoked: revoke_all(conn, owner, Some(owner), now)?, ..Revoked::default() }),
+            Some(refs) => revoke_some(conn, owner, refs, view),
+            None => Ok(Revoked { revoked: revoke_all(conn, owner, Some(owner), view)?, ..Revoked::default() }),
         })
     }
 }

@@ -10,6 +10,7 @@ use super::{
     connection::with_conn,
     rows::{DeviceId, Ended, nonce_of, statements, timestamp},
     schema::key_packages,
+    view::View,
 };
 
 /// A reservation whose KeyPackage is in a Commit.
@@ -54,8 +55,6 @@ pub struct Release {
     pub reservation: ReservationId,
     /// Who says so.
     pub by: DeviceId,
-    /// Whether the KeyPackage is never handed out again.
-    pub retire: bool,
 }
 
 /// What a release came to.
@@ -75,7 +74,9 @@ pub type ReleaseError = SpendError;
 pub(super) struct Holder {
     keypackage_ref: Vec<u8>,
     state: String,
+    not_after: i64,
     reserved_by: Option<i64>,
+    reserved_until: Option<i64>,
     ended_at: Option<i64>,
     spent_group: Option<Vec<u8>>,
 }
@@ -94,15 +95,17 @@ statements! {
                 .optional()
         }
 
-        fn release_reserved(conn, release: &Release, now: i64) -> QueryResult<Option<Vec<u8>>> {
+        /// What has lapsed is released already.
+        fn release_reserved(conn, release: &Release, view: View) -> QueryResult<Option<Vec<u8>>> {
+            let now = view.now.as_second();
             diesel::update(key_packages::table)
                 .filter(key_packages::device_id.eq(release.reservation.owner))
                 .filter(key_packages::reservation.eq(nonce_of(&release.reservation)))
                 .filter(key_packages::reserved_by.eq(release.by.0))
-                .filter(key_packages::state.eq(State::Reserved.as_ref()))
+                .filter(key_packages::held.and(key_packages::reserved_until.gt(now)).and(key_packages::not_after.gt(now)))
                 .set((
-                    key_packages::state.eq(if release.retire { State::Retired } else { State::Available }.as_ref()),
-                    key_packages::ended_at.eq(release.retire.then_some(now)),
+                    key_packages::state.eq(if view.retire { State::Retired } else { State::Available }.as_ref()),
+                    key_packages::ended_at.eq(view.retire.then_some(now)),
                     key_packages::reserved_until.eq(now),
                 ))
                 .returning(key_packages::keypackage_ref)
@@ -117,7 +120,9 @@ statements! {
                 .select((
                     key_packages::keypackage_ref,
                     key_packages::state,
+                    key_packages::not_after,
                     key_packages::reserved_by,
+                    key_packages::reserved_until,
                     key_packages::ended_at,
                     key_packages::spent_group,
                 ))
@@ -186,23 +191,23 @@ fn spend_event<'a>(spend: &'a Spend, keypackage_ref: &'a [u8], last_resort: bool
 fn release<C: SpendingSql + AuditSql>(
     conn: &mut C,
     release: &Release,
-    now: Timestamp,
+    view: View,
 ) -> Result<Result<Released, ReleaseError>, StoreError> {
     let (owner, nonce) = (release.reservation.owner, nonce_of(&release.reservation));
-    if let Some(keypackage_ref) = conn.release_reserved(release, now.as_second())? {
+    if let Some(keypackage_ref) = conn.release_reserved(release, view)? {
         conn.record(&[Event {
             reservation: Some(nonce),
-            ..Event::plain((owner, &keypackage_ref), Action::Release, Some(release.by.0), false, now.as_second())
+            ..Event::plain((owner, &keypackage_ref), Action::Release, Some(release.by.0), false, view.now.as_second())
         }])?;
-        let state = if release.retire { State::Retired } else { State::Available };
+        let state = if view.retire { State::Retired } else { State::Available };
         return Ok(Ok(Released { keypackage_ref: keypackage_ref.into(), state }));
     }
     if let Some(holder) = conn.holder(&release.reservation)? {
         if holder.reserved_by != Some(release.by.0) {
             return Ok(Err(ReleaseError::NotYours));
         }
-        let state: State = holder.state.parse().map_err(StoreError::fatal)?;
-        return Ok(match state {
+        let state = holder.state.parse().map_err(StoreError::fatal)?;
+        return Ok(match view.state(state, holder.not_after, holder.reserved_until) {
             State::Spent => Err(ReleaseError::AlreadySpent),
             state => Ok(Released { keypackage_ref: holder.keypackage_ref.into(), state }),
         });
@@ -230,11 +235,7 @@ impl Store {
     ///
     /// # Errors
     /// When the database fails. Nothing is released then.
-    pub fn release(
-        &self,
-        releases: &[Release],
-        now: Timestamp,
-    ) -> Result<Vec<Result<Released, ReleaseError>>, StoreError> {
-        with_conn!(self, write "release", |conn| releases.iter().map(|one| release(conn, one, now)).collect())
+    pub fn release(&self, releases: &[Release], view: View) -> Result<Vec<Result<Released, ReleaseError>>, StoreError> {
+        with_conn!(self, write "release", |conn| releases.iter().map(|one| release(conn, one, view)).collect())
     }
 }
