@@ -70,6 +70,27 @@ async fn never_reserves_twice(
     }
 }
 
+#[rstest]
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_last_resort_is_for_all_at_once(#[values(Database::Postgres, Database::Sqlite)] db: Database) {
+    let server = TestServer::start_with(db, |config| config.limits = Limits::Off).await;
+    let anyone = Http::over(hot_client(), &server.base);
+    let alice = anyone.registered("alice", "laptop").await;
+    alice.uploaded(&[Device::new("alice", "laptop").last_resort()]).await;
+    let bob = anyone.registered("bob", "phone").await;
+    let adder = |bob: Http| async move {
+        let reservation = bob.reserved("alice").await;
+        bob.spend(&reservation, "friends").await.ok();
+        reservation["reservation_id"].to_string()
+    };
+    let tasks: Vec<_> = (0..TASKS).map(|_| tokio::spawn(adder(bob.clone()))).collect();
+    let mut ids = HashSet::new();
+    for task in tasks {
+        assert!(ids.insert(task.await.unwrap()), "a reservation was answered twice");
+    }
+    assert_eq!(alice.status().await["last_resort"], serde_json::json!({"present": true, "uses": TASKS}));
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn two_servers_on_one_postgres_never_reserve_twice() {
     let place = Database::Postgres.fresh();
