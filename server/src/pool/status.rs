@@ -25,7 +25,8 @@ pub(super) struct Watermarks {
 
 pub(super) fn summarise(device: &DeviceRow, contents: &PoolContents, watermarks: Watermarks, view: View) -> PoolStatus {
     let mut suites: BTreeMap<u16, SuiteStatus> = BTreeMap::new();
-    for package in &contents.live {
+    // A last resort that is over is nothing, whether or not that has been noted.
+    for package in contents.live.iter().filter(|p| !p.last_resort || view.state_of(p) == State::Available) {
         count_live(suites.entry(package.ciphersuite).or_insert_with(|| empty(package.ciphersuite)), package, view);
     }
     for &(number, state, n) in &contents.ended {
@@ -82,13 +83,11 @@ fn empty(ciphersuite: u16) -> SuiteStatus {
 }
 
 fn count_live(suite: &mut SuiteStatus, package: &LiveKeyPackage, view: View) {
-    let state = view.state_of(package);
     if package.last_resort {
-        if state == State::Available {
-            suite.last_resort = LastResortStatus { present: true, uses: package.uses };
-        }
+        suite.last_resort = LastResortStatus { present: true, uses: package.uses };
         return;
     }
+    let state = view.state_of(package);
     match state {
         State::Available if package.reserved_until.is_some() => suite.lapsed += 1,
         State::Available => suite.fresh += 1,

@@ -11,7 +11,7 @@ use super::{
     connection::with_conn,
     rows::{DeviceId, Ended, NewHpkeKey, NewKeyPackage, statements},
     schema::{devices, hpke_keys, key_packages},
-    view::View,
+    view::{View, is_live},
 };
 use crate::key_package::ValidatedKeyPackage;
 
@@ -58,12 +58,10 @@ statements! {
                 .load(conn)
         }
 
-        /// What is live, but for what time has retired.
         fn live_counts(conn, owner: i64, view: View) -> QueryResult<Vec<(i32, i64)>> {
             key_packages::table
-                .filter(key_packages::device_id.eq(owner).and(key_packages::not_after.gt(view.now.as_second())))
-                .filter(key_packages::live)
-                .filter(key_packages::reserved_until.is_null().or(key_packages::reserved_until.gt(view.retired_by())))
+                .filter(key_packages::device_id.eq(owner))
+                .filter(is_live(view.now.as_second(), view.retired_by()))
                 .filter(diesel::dsl::not(key_packages::last_resort))
                 .group_by(key_packages::ciphersuite)
                 .select((key_packages::ciphersuite, diesel::dsl::count_star()))
@@ -119,22 +117,23 @@ impl Judge {
         if !self.refs.insert(package_ref.to_vec()) {
             return UploadOutcome::Refused(RejectionReason::Duplicate);
         }
-        if let Some((owner, state)) = self.known.get(package_ref) {
-            return if *owner == self.owner && matches!(state, State::Available | State::Reserved) {
-                UploadOutcome::Known
-            } else {
-                UploadOutcome::Refused(RejectionReason::Duplicate)
-            };
-        }
+        let is_known = match self.known.get(package_ref) {
+            Some((owner, State::Available | State::Reserved)) if *owner == self.owner => true,
+            Some(_) => return UploadOutcome::Refused(RejectionReason::Duplicate),
+            None => false,
+        };
         let keys = [&package.init_key, &package.encryption_key];
-        if keys.iter().any(|key| self.keys.contains(key.as_slice())) {
+        if !is_known && keys.iter().any(|key| self.keys.contains(key.as_slice())) {
             return UploadOutcome::Refused(RejectionReason::InitKeyReused);
         }
-        if package.last_resort {
-            if !self.last_resorts.insert(package.ciphersuite) {
-                return UploadOutcome::Refused(RejectionReason::SecondLastResort);
-            }
-        } else {
+        // Nor is one that stands in the pool replaced by the upload that has it.
+        if package.last_resort && !self.last_resorts.insert(package.ciphersuite) {
+            return UploadOutcome::Refused(RejectionReason::SecondLastResort);
+        }
+        if is_known {
+            return UploadOutcome::Known;
+        }
+        if !package.last_resort {
             let live = self.live.entry(i32::from(package.ciphersuite)).or_default();
             if *live >= self.capacity {
                 return UploadOutcome::Refused(RejectionReason::PoolFull);

@@ -11,7 +11,7 @@ use super::{
     connection::with_conn,
     rows::{DeviceId, Ended, statements},
     schema::key_packages,
-    view::View,
+    view::{View, is_live},
 };
 
 /// What became of a revocation.
@@ -37,9 +37,8 @@ statements! {
         fn revoke_live(conn, owner: i64, view: View) -> QueryResult<Vec<RevokedColumns>> {
             let now = view.now.as_second();
             diesel::update(key_packages::table)
-                .filter(key_packages::device_id.eq(owner).and(key_packages::live))
-                .filter(key_packages::not_after.gt(now))
-                .filter(key_packages::reserved_until.is_null().or(key_packages::reserved_until.gt(view.retired_by())))
+                .filter(key_packages::device_id.eq(owner))
+                .filter(is_live(now, view.retired_by()))
                 .set(Ended::new(State::Revoked, now))
                 .returning((key_packages::keypackage_ref, key_packages::last_resort))
                 .get_results(conn)
@@ -48,9 +47,8 @@ statements! {
         fn revoke_refs(conn, owner: i64, refs: &[&[u8]], view: View) -> QueryResult<Vec<RevokedColumns>> {
             let now = view.now.as_second();
             diesel::update(key_packages::table)
-                .filter(key_packages::device_id.eq(owner).and(key_packages::live))
-                .filter(key_packages::keypackage_ref.eq_any(refs).and(key_packages::not_after.gt(now)))
-                .filter(key_packages::reserved_until.is_null().or(key_packages::reserved_until.gt(view.retired_by())))
+                .filter(key_packages::device_id.eq(owner).and(key_packages::keypackage_ref.eq_any(refs)))
+                .filter(is_live(now, view.retired_by()))
                 .set(Ended::new(State::Revoked, now))
                 .returning((key_packages::keypackage_ref, key_packages::last_resort))
                 .get_results(conn)

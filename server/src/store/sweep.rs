@@ -39,6 +39,7 @@ type ExpiredColumns = (Vec<u8>, i64, i64, bool);
 
 /// Finds a batch and holds it until the transaction ends; what another transaction holds is not in it.
 pub(super) trait BatchSql {
+    /// Reservations that have lapsed before their KeyPackage expired.
     fn lapsed_batch(&mut self, now: i64, limit: i64) -> QueryResult<Vec<LapsedRow>>;
     fn expired_batch(&mut self, now: i64, limit: i64) -> QueryResult<Vec<ExpiredColumns>>;
     fn ended_batch(&mut self, before: i64, limit: i64) -> QueryResult<Vec<Vec<u8>>>;
@@ -52,6 +53,7 @@ macro_rules! batches {
                 use $crate::store::schema::key_packages as k;
                 k::table
                     .filter(k::held.and(k::reserved_until.le(now)))
+                    .filter(k::reserved_until.lt(k::not_after.nullable()))
                     .limit(limit)
                     .select((k::keypackage_ref, k::device_id, k::reservation, k::reserved_by, k::reserved_until))
                     $($lock)*

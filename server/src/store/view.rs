@@ -1,9 +1,10 @@
 //! What time makes of what the database has, whether or not it has been tidied up since.
 
+use diesel::prelude::*;
 use jiff::Timestamp;
 use keypool_openapi::State;
 
-use super::status::LiveKeyPackage;
+use super::{schema::key_packages, status::LiveKeyPackage};
 
 /// The time, and the operator's word on what comes back.
 #[derive(Clone, Copy, Debug)]
@@ -12,6 +13,13 @@ pub struct View {
     pub now: Timestamp,
     /// Whether a KeyPackage that was handed out and came back is retired.
     pub retire: bool,
+}
+
+/// What is available or reserved by [`View::state`], as a condition. `retired_by` is [`View::retired_by`].
+#[diesel::dsl::auto_type]
+pub(super) fn is_live(now: i64, retired_by: i64) -> _ {
+    let in_time = key_packages::live.and(key_packages::not_after.gt(now));
+    in_time.and(key_packages::reserved_until.is_null().or(key_packages::reserved_until.gt(retired_by)))
 }
 
 impl View {
@@ -29,7 +37,10 @@ impl View {
     pub(super) fn state(self, state: State, not_after: i64, reserved_until: Option<i64>) -> State {
         let now = self.now.as_second();
         match (state, reserved_until) {
-            (State::Available | State::Reserved, Some(until)) if until <= self.retired_by() => State::Retired,
+            // What came first has ended it.
+            (State::Available | State::Reserved, Some(until)) if until <= self.retired_by() && until < not_after => {
+                State::Retired
+            }
             (State::Available | State::Reserved, _) if not_after <= now => State::Expired,
             (State::Reserved, Some(until)) if until > now => State::Reserved,
             (State::Available | State::Reserved, _) => State::Available,
