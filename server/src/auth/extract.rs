@@ -68,17 +68,15 @@ impl FromRequest for Caller {
     type Error = Failure;
     type Future = Extracted<Self>;
 
-    fn from_request(request: &HttpRequest, _: &mut Payload) -> Self::Future {
-        let request = request.clone();
+    fn from_request(request: &HttpRequest, payload: &mut Payload) -> Self::Future {
+        let reader = Reader::from_request(request, payload);
         Box::pin(async move {
-            match identify(&request).await? {
-                Some(Bearer::Device(device)) => Ok(Self(device)),
-                Some(Bearer::Admin) => Err(Failure::new(
+            match reader.await? {
+                Reader::Device(device) => Ok(Self(device)),
+                Reader::Admin => Err(Failure::new(
                     ProblemType::Forbidden,
                     "The admin token is no device's, and this call is about a device's own pool. Use a device's token.",
                 )),
-                Some(_) => Err(unknown_token()),
-                None => Err(no_token()),
             }
         })
     }
@@ -88,17 +86,15 @@ impl FromRequest for Admin {
     type Error = Failure;
     type Future = Extracted<Self>;
 
-    fn from_request(request: &HttpRequest, _: &mut Payload) -> Self::Future {
-        let request = request.clone();
+    fn from_request(request: &HttpRequest, payload: &mut Payload) -> Self::Future {
+        let reader = Reader::from_request(request, payload);
         Box::pin(async move {
-            match identify(&request).await? {
-                Some(Bearer::Admin) => Ok(Self),
-                Some(Bearer::Device(_)) => Err(Failure::new(
+            match reader.await? {
+                Reader::Admin => Ok(Self),
+                Reader::Device(_) => Err(Failure::new(
                     ProblemType::Forbidden,
                     "This call is the operator's. Send the server's admin token.",
                 )),
-                Some(_) => Err(unknown_token()),
-                None => Err(no_token()),
             }
         })
     }
@@ -114,7 +110,7 @@ impl FromRequest for Reader {
             match identify(&request).await? {
                 Some(Bearer::Device(device)) => Ok(Self::Device(device)),
                 Some(Bearer::Admin) => Ok(Self::Admin),
-                Some(_) => Err(unknown_token()),
+                Some(Bearer::Enrolment(_) | Bearer::Foreign(_)) => Err(unknown_token()),
                 None => Err(no_token()),
             }
         })
