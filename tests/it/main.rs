@@ -15,6 +15,7 @@ mod lapse;
 mod lifecycle;
 mod limits;
 mod migrations;
+mod model;
 mod operations;
 mod outage;
 mod problems;
