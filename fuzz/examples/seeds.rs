@@ -1,0 +1,124 @@
+//! Writes the seeds of both targets anew. Only the HPKE keys in them differ from one run to the next.
+
+use std::{error::Error, fs, path::Path};
+
+use keypool_fuzz::{IDENTITY, NOT_AFTER, NOT_BEFORE, parse, resign, rules, signer};
+use keypool_openapi::RejectionReason as R;
+use openmls::prelude::{
+    BasicCredential, Capabilities, Ciphersuite, CredentialWithKey, Extension, ExtensionType, Extensions, KeyPackage,
+    KeyPackageBuilder, Lifetime, MlsMessageOut, UnknownExtension, tls_codec::Serialize,
+};
+use openmls_rust_crypto::OpenMlsRustCrypto;
+
+type Fallible<T> = Result<T, Box<dyn Error>>;
+
+/// Headers, and a varint of 32 with an X25519 init key; the leaf node's encryption key follows, encoded alike.
+const INIT_KEY: std::ops::Range<usize> = 8..8 + 33;
+const ENCRYPTION_KEY: std::ops::Range<usize> = INIT_KEY.end..INIT_KEY.end + 33;
+
+/// An extension that the server does not know.
+const UNKNOWN: u16 = 0xf001;
+
+fn main() -> Fallible<()> {
+    let seeds = Path::new(env!("CARGO_MANIFEST_DIR")).join("seeds");
+    write_key_packages(&seeds.join("key_package"))?;
+    write_token_headers(&seeds.join("token_header"))
+}
+
+fn write_key_packages(folder: &Path) -> Fallible<()> {
+    fs::create_dir_all(folder)?;
+    for (name, bytes, expected) in key_packages()? {
+        let verdict = parse(&bytes, &rules()).map(drop).map_err(|rejection| rejection.reason);
+        assert_eq!(verdict, expected, "what the server says to {name}");
+        fs::write(folder.join(name), bytes)?;
+    }
+    Ok(())
+}
+
+/// Each with what the server says to it.
+fn key_packages() -> Fallible<Vec<(&'static str, Vec<u8>, Result<(), R>)>> {
+    use Ciphersuite as C;
+    let first = C::MLS_128_DHKEMX25519_AES128GCM_SHA256_Ed25519;
+    let plain = |suite| make(suite, IDENTITY, |builder| builder);
+    let good = plain(first)?;
+    let last_resort = make(first, IDENTITY, |builder| {
+        builder.leaf_node_capabilities(listing(ExtensionType::LastResort)).mark_as_last_resort()
+    })?;
+    let (package_extensions, leaf_extensions) = (Extensions::single(unknown())?, Extensions::single(unknown())?);
+    let unlisted = make(first, IDENTITY, |builder| builder.leaf_node_extensions(leaf_extensions.clone()))?;
+    let extended = make(first, IDENTITY, |builder| {
+        builder
+            .leaf_node_capabilities(listing(ExtensionType::Unknown(UNKNOWN)))
+            .key_package_extensions(package_extensions)
+            .leaf_node_extensions(leaf_extensions)
+    })?;
+    let expired =
+        make(first, IDENTITY, |builder| builder.key_package_lifetime(Lifetime::init(NOT_BEFORE, NOT_BEFORE + 86_400)))?;
+    let mut zero = good.clone();
+    zero[INIT_KEY][1..].fill(0);
+    let mut reused = good.clone();
+    reused.copy_within(ENCRYPTION_KEY, INIT_KEY.start);
+    let signed = |bytes: &[u8]| resign(bytes).ok_or("the seed has not the shape of a KeyPackage");
+    let mut foreign_signature = good.clone();
+    foreign_signature[INIT_KEY.end - 1] ^= 1;
+    Ok(vec![
+        ("suite-1", good.clone(), Ok(())),
+        ("suite-2", plain(C::MLS_128_DHKEMP256_AES128GCM_SHA256_P256)?, Ok(())),
+        ("suite-3", plain(C::MLS_128_DHKEMX25519_CHACHA20POLY1305_SHA256_Ed25519)?, Ok(())),
+        ("last-resort", last_resort, Ok(())),
+        ("extended", extended, Ok(())),
+        ("extension-unlisted", unlisted, Err(R::UnsupportedExtension)),
+        ("another-identity", make(first, "alice/phone", |builder| builder)?, Err(R::CredentialMismatch)),
+        ("expired", expired, Err(R::LifetimeExpired)),
+        ("init-key-zero", signed(&zero)?, Err(R::Malformed)),
+        ("init-key-reused", signed(&reused)?, Err(R::InitKeyReused)),
+        ("signature-invalid", foreign_signature, Err(R::InvalidSignature)),
+        ("truncated-in-leaf", good[..good.len() / 2].to_vec(), Err(R::Malformed)),
+        ("truncated-in-signature", good[..good.len() - 1].to_vec(), Err(R::Malformed)),
+        ("trailing", [good.as_slice(), &[0]].concat(), Err(R::Malformed)),
+    ])
+}
+
+fn make(
+    suite: Ciphersuite,
+    identity: &str,
+    edit: impl FnOnce(KeyPackageBuilder) -> KeyPackageBuilder,
+) -> Fallible<Vec<u8>> {
+    let signer = signer(suite).ok_or("nobody signs for this ciphersuite")?;
+    let credential = CredentialWithKey {
+        credential: BasicCredential::new(identity.into()).into(),
+        signature_key: signer.public().into(),
+    };
+    let builder = KeyPackage::builder().key_package_lifetime(Lifetime::init(NOT_BEFORE, NOT_AFTER));
+    let bundle = edit(builder).build(suite, &OpenMlsRustCrypto::default(), &signer, credential)?;
+    Ok(MlsMessageOut::from(bundle.key_package().clone()).tls_serialize_detached()?)
+}
+
+fn listing(extension: ExtensionType) -> Capabilities {
+    Capabilities::builder().extensions(vec![extension]).build()
+}
+
+fn unknown() -> Extension {
+    Extension::Unknown(UNKNOWN, UnknownExtension(vec![1, 2, 3]))
+}
+
+fn write_token_headers(folder: &Path) -> Fallible<()> {
+    fs::create_dir_all(folder)?;
+    let token = format!("keypool_{}", "A".repeat(43));
+    for (name, header) in [
+        ("bearer", format!("Bearer {token}")),
+        ("bearer-spaced", format!("bEARER  \t{token} ")),
+        ("basic", format!("Basic {token}")),
+        ("no-scheme", token.clone()),
+        ("no-prefix", format!("Bearer {}", "A".repeat(43))),
+        ("short", "Bearer keypool_AAAA".to_owned()),
+        ("long", format!("Bearer {token}AAAA")),
+        ("padded", format!("Bearer {token}=")),
+        ("loose-bits", format!("Bearer keypool_{}B", "A".repeat(42))),
+        ("standard-alphabet", format!("Bearer keypool_{}", "+/".repeat(21) + "A")),
+        ("no-break-space", format!("Bearer \u{a0}{token}\u{a0}")),
+    ] {
+        fs::write(folder.join(name), header)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,27 @@
+//! The value of an `Authorization` header.
+#![no_main]
+
+use keypool_server::auth::Token;
+use libfuzzer_sys::fuzz_target;
+
+/// Were it refused, every input would be, and nobody would notice.
+const GOOD: &str = include_str!("../seeds/token_header/bearer");
+
+fuzz_target!(
+    init: assert!(Token::from_header(GOOD).is_some(), "the server takes the good seed"),
+    |header: &str| {
+        if let Some(token) = Token::from_header(header) {
+            check_accepted(&token, header);
+        }
+    }
+);
+
+fn check_accepted(token: &Token, header: &str) {
+    let text = token.reveal();
+    assert!(header.contains(text), "{text} is not what the header says");
+    assert!(text.starts_with("keypool_"), "{text} does not begin as a token does");
+    assert!(!text.contains(char::is_whitespace), "{text} has white space in it");
+    let again = Token::from_header(&format!("Bearer {text}")).expect("what was accepted is accepted again");
+    assert_eq!(again.reveal(), text, "another token came back");
+    assert_eq!(again.hash(), token.hash(), "the same token has two hashes");
+}
