@@ -1,6 +1,6 @@
 //! What handlers take from a request: who makes it, then what it says.
 
-use std::{future::Future, pin::Pin, sync::Arc};
+use std::{future::Future, pin::Pin, sync::Arc, time::Duration};
 
 use actix_web::{FromRequest, HttpRequest, dev::Payload, http::header, web};
 use keypool_openapi::{
@@ -15,6 +15,9 @@ use crate::{pool::Pool, problem::Failure, store::DeviceRow};
 
 /// What most bodies need, and much more.
 const SMALL_BODY: usize = 128 * 1024;
+
+/// How long a body may take. Whoever is slower holds a connection and, when the server stops, its end.
+const BODY_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// The name of the header that makes a request one that may be repeated.
 const IDEMPOTENCY_KEY: &str = "Idempotency-Key";
@@ -188,7 +191,13 @@ impl FromRequest for IdempotencyHeader {
 async fn read<T: Body>(request: &HttpRequest, payload: &mut Payload) -> Result<T, Failure> {
     use actix_web::error::JsonPayloadError as E;
     let body = web::JsonBody::<T>::new(request, payload, Some(&|_| true), false).limit(T::LIMIT);
-    body.await.map_err(|error| match error {
+    let body = tokio::time::timeout(BODY_TIMEOUT, body).await.map_err(|_| {
+        Failure::new(
+            ProblemType::MalformedRequest,
+            format!("The body did not arrive within {} s. Send it again, faster or in parts.", BODY_TIMEOUT.as_secs()),
+        )
+    })?;
+    body.map_err(|error| match error {
         E::Overflow { .. } | E::OverflowKnownLength { .. } => Failure::new(
             ProblemType::PayloadTooLarge,
             format!("The body is larger than the {} bytes that this call reads. Send less at a time.", T::LIMIT),
@@ -235,4 +244,22 @@ async fn identify(request: &HttpRequest) -> Result<Option<Bearer>, Failure> {
         Some(enrolment) => Bearer::Enrolment(enrolment.hash()),
         None => Bearer::Foreign(token.into()),
     }))
+}
+
+#[cfg(test)]
+mod tests {
+    use actix_web::{error::PayloadError, test::TestRequest, web::Bytes};
+    use futures_util::stream;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_body_that_does_not_come_is_not_waited_for() {
+        let request = TestRequest::post().to_http_request();
+        let never = stream::pending::<Result<Bytes, PayloadError>>();
+        let mut payload: Payload = Payload::Stream { payload: Box::pin(never) };
+        let failure = read::<RegisterRequest>(&request, &mut payload).await.unwrap_err();
+        assert_eq!(failure.kind, ProblemType::MalformedRequest);
+        assert!(failure.detail.contains("within 20 s"), "{}", failure.detail);
+    }
 }

@@ -57,6 +57,7 @@ pub enum ReserveError {
     /// The caller would hold more than it may. The first of what it holds lapses then.
     TooManyHeld(Timestamp),
 }
+
 statements! {
     pub(super) trait ReservationSql {
         /// Not locked, so that any number of adders get it at once.
@@ -292,6 +293,7 @@ fn miss(owner: &DeviceRow, claim: &Claim<'_>, leftovers: &[(i32, i64)]) -> Resul
     ciphersuites.dedup();
     Ok(MissingDevice { user: owner.user.clone(), device: Some(owner.device.clone()), reason, ciphersuites })
 }
+
 impl Store {
     /// Reserves one KeyPackage of each device, for each wish in turn, in one transaction. What could not be reserved is
     /// in the answer; an answer without a reservation is not kept for repetitions.

@@ -80,6 +80,7 @@ pub(super) struct Holder {
     ended_at: Option<i64>,
     spent_group: Option<Vec<u8>>,
 }
+
 statements! {
     pub(super) trait SpendingSql {
         fn spend_reserved(conn, spend: &Spend, now: i64) -> QueryResult<Option<Vec<u8>>> {
@@ -222,6 +223,7 @@ fn release<C: SpendingSql + AuditSql>(
         Some(_) => Err(ReleaseError::Lapsed),
     })
 }
+
 impl Store {
     /// Spends reservations, each on its own, in one transaction.
     ///
