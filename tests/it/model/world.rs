@@ -8,8 +8,8 @@ use std::{
 
 use jiff::SignedDuration;
 use keypool_openapi::{
-    AuditEvent, AuditPage, Base64Bytes, DeviceName, DeviceOf, InventoryItem, InventoryPage, KeyPackageRef,
-    MissingDevice, MissingReason, PoolStatus, Problem, ProblemType, RejectionReason, ReleaseResponse, RemovedDevice,
+    AuditEvent, AuditPage, Base64Bytes, DeviceOf, InventoryItem, InventoryPage, KeyPackageRef, MissingDevice,
+    MissingReason, PoolStatus, Problem, ProblemType, RejectionReason, ReleaseResponse, RemovedDevice, Reservation,
     ReservationId, ReserveResponse, RevokeResponse, SpendResponse, State, UploadResponse,
 };
 use keypool_server::config::{CredentialBinding, Limits, OnLapse};
@@ -77,7 +77,7 @@ impl Arena {
         for step in steps {
             before_each();
             let mut changed = world.may_change(step);
-            world.take(step.clone());
+            world.take(step);
             changed.retain(|who| world.model.registered[*who]);
             world.compare(&changed, LONG_PAGE);
         }
@@ -148,16 +148,16 @@ impl World<'_> {
     }
 
     /// Does this to the server and to the model; the answers have to be the same.
-    fn take(&mut self, step: Step) {
+    fn take(&mut self, step: &Step) {
         match step {
-            Step::Upload { by, parcels } => self.upload(by, &parcels),
-            Step::Reserve { by, wish, key } => self.reserve(by, &wish, key),
-            Step::Spend { nth, by, group } => self.spend(nth, by, group),
-            Step::Release { nth, by } => self.release(nth, by),
-            Step::Revoke { by, nths } => self.revoke(by, &nths),
-            Step::RevokeAll { by } => self.revoke_all(by),
+            Step::Upload { by, parcels } => self.upload(*by, parcels),
+            Step::Reserve { by, wish, key } => self.reserve(*by, wish, *key),
+            Step::Spend { nth, by, group } => self.spend(*nth, *by, *group),
+            Step::Release { nth, by } => self.release(*nth, *by),
+            Step::Revoke { by, nths } => self.revoke(*by, nths),
+            Step::RevokeAll { by } => self.revoke_all(*by),
             Step::Advance(span) => {
-                self.arena.server.advance(span);
+                self.arena.server.advance(*span);
                 self.model.now += span.as_secs();
             }
             Step::Sweep => {
@@ -231,58 +231,50 @@ impl World<'_> {
     }
 
     fn reserve(&mut self, by: Who, wish: &Wish, key: Option<u8>) {
-        let name = |user: &usize| self.names[2 * user].user.clone();
-        let mut body =
-            json!({"targets": wish.users.iter().map(name).collect::<Vec<_>>(), "group_id": group("friends")});
-        let device = wish.device.map(|device| self.names[device].device.clone());
-        body["device"] = json!(device);
-        body["ciphersuite"] = json!(wish.suite);
-        body["ttl"] = json!(wish.ttl);
+        let users: Vec<_> = wish.users.iter().map(|user| &self.names[2 * user].user).collect();
+        let device = wish.device.map(|device| &self.names[device].device);
+        let (suite, ttl) = (wish.suite, wish.ttl);
+        let body =
+            json!({"targets": users, "device": device, "ciphersuite": suite, "ttl": ttl, "group_id": group("friends")});
         let Some(answer) = self.ask(by, key, "/keypackages/reserve", &body) else { return };
-        let kept = key.and_then(|key| self.kept.get(&(by, key))).filter(|(until, ..)| *until > self.model.now);
-        match kept {
-            Some((_, before, same)) if before == wish => return assert_eq!(answer.ok(), *same),
-            Some(_) => return answer.is_problem(422, ProblemType::IdempotencyMismatch),
-            None => {}
+        if self.is_repeated(by, wish, key, &answer) {
+            return;
         }
-        if answer.status == 200
-            && let Some(key) = key
-        {
-            self.kept.insert((by, key), (self.model.now + REMEMBERED, wish.clone(), answer.json.clone()));
-        }
-        let (given, missing) = if answer.status == 200 {
-            let ReserveResponse { reservations, missing } = parse(answer.json);
-            assert!(!reservations.is_empty());
-            (reservations, missing)
-        } else {
-            let problem: Problem = parse(answer.json.clone());
-            answer.is_problem(404, problem.kind);
-            let kind: &str = problem.kind.into();
-            assert!(problem.missing.iter().any(|miss| kind == <&str>::from(miss.reason)), "{problem:?}");
-            (Vec::new(), problem.missing)
-        };
-        let expected = self.expect_missing(wish, device.as_ref());
-        let pairs = |missing: &[MissingDevice]| -> BTreeMap<_, _> {
-            missing.iter().map(|miss| ((miss.user.clone(), miss.device.clone()), miss.clone())).collect()
-        };
-        assert_eq!(pairs(&missing), pairs(&expected));
-        assert_eq!(
-            (missing.len(), given.len()),
-            (
-                expected.len(),
-                self.owners(wish).len() - expected.iter().filter(|m| m.reason != MissingReason::UnknownDevice).count()
-            )
-        );
-        for one in given {
-            let owner = self
-                .owners(wish)
-                .into_iter()
-                .find(|who| self.names[*who].user == one.user && self.names[*who].device == one.device);
-            let owner = owner.unwrap_or_else(|| panic!("{one:?} was not asked for"));
+        let (reservations, mut missing) = reserved(&answer);
+        let has_some = |who: &Who| !self.model.candidates(*who, suite).is_empty();
+        let (having, lacking): (Vec<_>, Vec<_>) = self.owners(wish).into_iter().partition(has_some);
+        missing.sort_by(|one, other| (&one.user, &one.device).cmp(&(&other.user, &other.device)));
+        assert_eq!(missing, self.missing(wish, &lacking));
+        let mut given: Vec<_> = reservations.into_iter().map(|one| (self.who(&one), one)).collect();
+        given.sort_by_key(|(owner, _)| *owner);
+        assert_eq!(given.iter().map(|(owner, _)| *owner).collect::<Vec<_>>(), having);
+        for (owner, one) in given {
             assert_eq!(one.keypackage.0, self.bytes[&one.keypackage_ref], "other bytes than were uploaded");
-            self.model.handed_out(by, owner, wish.suite, wish.ttl.unwrap_or(TTL), &one);
+            self.model.handed_out(by, owner, suite, ttl.unwrap_or(TTL), &one);
             self.reservations.push(Taken { id: one.reservation_id, by, owner });
         }
+    }
+
+    /// Whether the key came before, and is answered as it has to be: to the same request the same.
+    fn is_repeated(&mut self, by: Who, wish: &Wish, key: Option<u8>, answer: &Answer) -> bool {
+        let Some(key) = key else { return false };
+        match self.kept.get(&(by, key)).filter(|(until, ..)| *until > self.model.now) {
+            Some((_, before, same)) if before == wish => assert_eq!(answer.clone().ok(), *same),
+            Some(_) => answer.is_problem(422, ProblemType::IdempotencyMismatch),
+            None if answer.status == 200 => {
+                let kept = (self.model.now + REMEMBERED, wish.clone(), answer.json.clone());
+                self.kept.insert((by, key), kept);
+                return false;
+            }
+            None => return false,
+        }
+        true
+    }
+
+    /// Whose package a reservation is of.
+    fn who(&self, reservation: &Reservation) -> Who {
+        let is_it = |name: &DeviceOf| (&name.user, &name.device) == (&reservation.user, &reservation.device);
+        self.names.iter().position(is_it).unwrap_or_else(|| panic!("{reservation:?} is of nobody here"))
     }
 
     /// The devices that a wish is for.
@@ -295,14 +287,14 @@ impl World<'_> {
         (0..DEVICES).filter(is_meant).collect()
     }
 
-    fn expect_missing(&self, wish: &Wish, device: Option<&DeviceName>) -> Vec<MissingDevice> {
+    /// What is told of the devices that have nothing, and of the users who have no device that is meant.
+    fn missing(&self, wish: &Wish, lacking: &[Who]) -> Vec<MissingDevice> {
         let owners = self.owners(wish);
-        let without = owners.iter().filter(|who| self.model.candidates(**who, wish.suite).is_empty());
-        let mut missing: Vec<_> = without.map(|who| self.model.miss(*who, wish.suite)).collect();
+        let mut missing: Vec<_> = lacking.iter().map(|who| self.model.miss(*who, wish.suite)).collect();
         for user in wish.users.iter().filter(|user| owners.iter().all(|who| who / 2 != **user)) {
             missing.push(MissingDevice {
                 user: self.names[2 * user].user.clone(),
-                device: device.cloned(),
+                device: wish.device.map(|device| self.names[device].device.clone()),
                 reason: MissingReason::UnknownDevice,
                 ciphersuites: Vec::new(),
             });
@@ -465,6 +457,19 @@ impl World<'_> {
         let gone = lives.iter().find(|(_, life)| life.not_after > now);
         assert_eq!(gone, None, "it is in the trail, and not in the inventory");
     }
+}
+
+/// What was reserved, and what was not; a problem where that is all, of a kind that one of the missing has.
+fn reserved(answer: &Answer) -> (Vec<Reservation>, Vec<MissingDevice>) {
+    if answer.status == 200 {
+        let ReserveResponse { reservations, missing } = parse(answer.json.clone());
+        assert!(!reservations.is_empty());
+        return (reservations, missing);
+    }
+    let Problem { kind, missing, .. } = parse(answer.json.clone());
+    answer.is_problem(404, kind);
+    assert!(missing.iter().any(|miss| <&str>::from(miss.reason) == <&str>::from(kind)), "{}", answer.text);
+    (Vec::new(), missing)
 }
 
 fn parse<T: DeserializeOwned>(json: Value) -> T {
