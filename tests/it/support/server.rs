@@ -82,7 +82,18 @@ impl TestServer {
             });
         });
         let (address, pool) = starting.await.expect("the server did not start");
-        Self { base: format!("http://{address}"), clock, pool, stop: Some(stop), place }
+        let server = Self { base: format!("http://{address}"), clock, pool, stop: Some(stop), place };
+        server.settled().await;
+        server
+    }
+
+    /// Waits for the sweep that every server begins with: what a test moves on is tidied up when the test has it done.
+    async fn settled(&self) {
+        let patience = Instant::now() + PATIENCE;
+        let anyone = self.anyone();
+        while anyone.get("/metrics").await.text.contains("\nkeypool_sweeper_last_run_timestamp_seconds 0\n") {
+            assert!(Instant::now() < patience, "the server's first sweep is not over after {PATIENCE:?}");
+        }
     }
 
     /// Moves the server's time on.
