@@ -180,7 +180,7 @@ pub struct AuditEvent {
     pub keypackage_ref: KeyPackageRef,
     /// Whose KeyPackage it is.
     pub owner: DeviceOf,
-    /// Who did it; `null` for the operator, and for what time alone does.
+    /// Who did it, or whose reservation lapsed; `null` for the operator, and for expiry.
     pub actor: Option<DeviceOf>,
     /// The reservation that it was about.
     #[schema(value_type = Option<String>)]
