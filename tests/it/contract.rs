@@ -109,7 +109,8 @@ async fn the_server_does_what_the_document_says(#[values(Database::Postgres, Dat
         .arg("--config-file")
         .arg(tools::contract().join("schemathesis.toml"))
         .args(["run", &document, "--header", &authorization, "--max-examples", "100", "--seed", "1"])
-        .args(["--workers", "2", "--no-color"])
+        // One worker: Python 3.11 fails now and then when two threads parse source at once (CPython's issue 106905).
+        .args(["--workers", "1", "--no-color"])
         .env("SCHEMATHESIS_HOOKS", "hooks")
         .env("PYTHONPATH", tools::contract())
         .env("PYTHONDONTWRITEBYTECODE", "1")
