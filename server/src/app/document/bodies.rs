@@ -3,7 +3,7 @@
 use serde_json::json;
 use utoipa::{
     Modify,
-    openapi::{OpenApi, RefOr, Schema, extensions::ExtensionsBuilder, schema::Object},
+    openapi::{OpenApi, RefOr, Schema, extensions::Extensions, schema::Object},
 };
 
 use crate::config::Config;
@@ -14,18 +14,23 @@ pub(super) struct Bodies<'a>(pub &'a Config);
 impl Modify for Bodies<'_> {
     fn modify(&self, openapi: &mut OpenApi) {
         if let Some(reserve) = object(openapi, "ReserveRequest") {
-            let either = json!([{"required": ["target_user"]}, {"required": ["targets"]}]);
-            reserve.extensions = Some(ExtensionsBuilder::new().add("anyOf", either).build());
+            reserve.extensions = Some(either("target_user", "targets"));
             if let Some(RefOr::T(Schema::Object(ttl))) = reserve.properties.get_mut("ttl") {
                 let longest = usize::try_from(self.0.max_reservation_ttl.as_secs()).ok();
                 ttl.maximum = longest.map(utoipa::Number::UInt);
             }
         }
         if let Some(revoke) = object(openapi, "RevokeRequest") {
-            let either = json!([{"required": ["refs"]}, {"required": ["all"]}]);
-            revoke.extensions = Some(ExtensionsBuilder::new().add("anyOf", either).build());
+            revoke.extensions = Some(either("refs", "all"));
         }
     }
+}
+
+/// That a body has one of the two fields, or both. Not by `anyOf`: the generators of clients that meet one beside
+/// properties forget the properties. Collected, since a builder would put `x-` before the keyword.
+fn either(one: &str, other: &str) -> Extensions {
+    let lacks = |field: &str| json!({"not": {"required": [field]}});
+    [("not", json!({"allOf": [lacks(one), lacks(other)]}))].into_iter().collect()
 }
 
 fn object<'a>(openapi: &'a mut OpenApi, name: &str) -> Option<&'a mut Object> {
