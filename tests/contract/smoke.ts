@@ -46,6 +46,10 @@ assert.equal(released.data?.state, "available");
 
 const unknown = await carol.POST("/keypackages/reserve", { body: { target_user: "nobody" } });
 assert.equal(unknown.error?.type, "unknown-user");
+// @ts-expect-error -- the types know what there is: no such problem,
+void (unknown.error?.type === "no-such-problem");
+// @ts-expect-error -- and no such field.
+void ({ target_user: "dave", user: "dave" } satisfies components["schemas"]["ReserveRequest"]);
 
 const { data: pool } = await dave.GET("/keypackages/status");
 assert(pool !== undefined);

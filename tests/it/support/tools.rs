@@ -2,7 +2,7 @@
 
 use std::{
     ffi::OsStr,
-    fs,
+    fs::{self, File},
     path::{Path, PathBuf},
     process::{Command, Stdio},
     sync::OnceLock,
@@ -38,17 +38,23 @@ pub fn node() -> &'static Path {
             for file in ["package.json", "package-lock.json"] {
                 fs::copy(contract().join(file), directory.join(file)).unwrap();
             }
-            run(Command::new("npm").args(["ci", "--no-audit", "--no-fund"]).current_dir(directory), NODE);
+            let ci = ["ci", "--no-audit", "--no-fund", "--ignore-scripts"];
+            run(Command::new("npm").args(ci).current_dir(directory), NODE);
         })
     })
 }
 
-const PYTHON: &str = "install Python with `sudo apt-get install python3-venv`";
+const PYTHON: &str = "install Python 3.11 or newer with `sudo apt-get install python3-venv`";
 const NODE: &str = "install Node.js 20 or newer and npm with `sudo apt-get install nodejs npm`";
 
-/// Installs into a directory of its own, unless what it was installed by is still the same.
+/// Installs into a directory of its own, unless what it was installed by is still the same. Test processes that want the
+/// same wait for one another.
 fn installed(name: &str, versions: &[&str], install: impl FnOnce(&Path)) -> PathBuf {
-    let directory = target().join("contract").join(name);
+    let home = target().join("contract");
+    fs::create_dir_all(&home).unwrap();
+    let lock = File::create(home.join(name).with_extension("lock")).unwrap();
+    lock.lock().unwrap();
+    let directory = home.join(name);
     let wanted: String = versions.iter().map(|file| fs::read_to_string(contract().join(file)).unwrap()).collect();
     let stamp = directory.join("installed");
     if fs::read_to_string(&stamp).is_ok_and(|found| found == wanted) {
