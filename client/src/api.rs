@@ -1,19 +1,39 @@
-use std::{fmt, time::Duration};
-
-use keypool_openapi::{
-    DeviceList, PoolStatus, Problem, RegisterRequest, RegisterResponse, ReleaseRequest, ReleaseResponse,
-    ReserveRequest, ReserveResponse, SpendRequest, SpendResponse, UploadRequest, UploadResponse, UserName,
+use std::{
+    fmt,
+    time::{Duration, Instant},
 };
-use reqwest::{Method, RequestBuilder, Response, Url};
+
+use backon::{ExponentialBuilder, Retryable};
+use keypool_openapi::{
+    AuditPage, AuditQuery, DeviceList, InventoryItem, InventoryPage, InventoryQuery, PoolStatus, Problem,
+    RegisterRequest, RegisterResponse, ReleaseRequest, ReleaseResponse, ReserveRequest, ReserveResponse, RevokeRequest,
+    RevokeResponse, SpendRequest, SpendResponse, UploadRequest, UploadResponse, UserName,
+};
+use reqwest::{Method, RequestBuilder, Response, Url, header::RETRY_AFTER};
 use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, de::DeserializeOwned};
+use tracing::info;
+use uuid::Uuid;
 
 use crate::error::{Error, Result};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long one try may take.
 const TIMEOUT: Duration = Duration::from_secs(30);
 
+/// How long a call may take with all its tries.
+const DEADLINE: Duration = Duration::from_secs(60);
+
+/// The longest page of a list.
+const PAGE: u32 = 1_000;
+
+const IDEMPOTENCY_KEY: &str = "Idempotency-Key";
+
 /// Keypool's HTTP calls, typed. An answer that is an error becomes [`Error::Refused`].
+///
+/// Each call may be repeated without harm, and is, with growing waits, where the server was not reached or was busy: for a
+/// minute at most, and not before the time that the server asks for.
 #[derive(Clone)]
 pub struct ApiClient {
     http: reqwest::Client,
@@ -51,39 +71,83 @@ impl ApiClient {
         self.server.as_str()
     }
 
-    /// Registers a device. For a further device of a known user, this client's token must be one of that user.
-    pub async fn register(&self, request: &RegisterRequest) -> Result<RegisterResponse> {
-        self.call(self.request(Method::POST, "devices")?.json(request)).await
+    /// Registers a device. For a further device of a known user, this client's token must be one of that user. With a
+    /// key, which is a secret, the call is repeated where need be.
+    pub async fn register(&self, request: &RegisterRequest, key: Option<&str>) -> Result<RegisterResponse> {
+        let build = || {
+            let call = self.request(Method::POST, "devices")?.json(request);
+            Ok(if let Some(key) = key { call.header(IDEMPOTENCY_KEY, key) } else { call })
+        };
+        if key.is_some() { self.call(build).await } else { self.send(build()?).await }
     }
 
     /// A user's devices.
     pub async fn devices(&self, user: &UserName) -> Result<DeviceList> {
-        self.call(self.request(Method::GET, &format!("users/{user}/devices"))?).await
+        self.call(|| self.request(Method::GET, &format!("users/{user}/devices"))).await
     }
 
     /// Uploads KeyPackages, at most [`keypool_openapi::MAX_UPLOAD_BATCH`].
-    pub async fn upload(&self, request: &UploadRequest) -> Result<UploadResponse> {
-        self.call(self.request(Method::POST, "keypackages/upload")?.json(request)).await
+    pub async fn upload_key_packages(&self, request: &UploadRequest) -> Result<UploadResponse> {
+        self.call(|| Ok(self.request(Method::POST, "keypackages/upload")?.json(request))).await
     }
 
-    /// Reserves a KeyPackage of each of a user's devices.
-    pub async fn reserve(&self, request: &ReserveRequest) -> Result<ReserveResponse> {
-        self.call(self.request(Method::POST, "keypackages/reserve")?.json(request)).await
+    /// Reserves a KeyPackage of each of a user's devices. Its tries carry one `Idempotency-Key`, so that a lost answer
+    /// holds nothing that nobody knows of.
+    pub async fn reserve_key_package(&self, request: &ReserveRequest) -> Result<ReserveResponse> {
+        let key = Uuid::new_v4().to_string();
+        self.call(|| {
+            let call = self.request(Method::POST, "keypackages/reserve")?;
+            Ok(call.header(IDEMPOTENCY_KEY, &key).json(request))
+        })
+        .await
     }
 
-    /// Says that a reserved KeyPackage is in a Commit. May be repeated.
-    pub async fn spend(&self, request: &SpendRequest) -> Result<SpendResponse> {
-        self.call(self.request(Method::POST, "keypackages/spend")?.json(request)).await
+    /// Says that a reserved KeyPackage is in a Commit.
+    pub async fn spend_key_package(&self, request: &SpendRequest) -> Result<SpendResponse> {
+        self.call(|| Ok(self.request(Method::POST, "keypackages/spend")?.json(request))).await
     }
 
     /// Gives a reserved KeyPackage back.
-    pub async fn release(&self, request: &ReleaseRequest) -> Result<ReleaseResponse> {
-        self.call(self.request(Method::POST, "keypackages/release")?.json(request)).await
+    pub async fn release_key_package(&self, request: &ReleaseRequest) -> Result<ReleaseResponse> {
+        self.call(|| Ok(self.request(Method::POST, "keypackages/release")?.json(request))).await
     }
 
-    /// The device's own pool.
-    pub async fn status(&self) -> Result<PoolStatus> {
-        self.call(self.request(Method::GET, "keypackages/status")?).await
+    /// Withdraws KeyPackages of the device's own pool, at most [`keypool_openapi::MAX_REVOCATIONS`] by their refs.
+    pub async fn revoke_key_packages(&self, request: &RevokeRequest) -> Result<RevokeResponse> {
+        self.call(|| Ok(self.request(Method::POST, "keypackages/revoke")?.json(request))).await
+    }
+
+    /// How the device's own pool is doing.
+    pub async fn get_key_package_status(&self) -> Result<PoolStatus> {
+        self.call(|| self.request(Method::GET, "keypackages/status")).await
+    }
+
+    /// All that the server knows of the device's own KeyPackages, in the order of their refs.
+    pub async fn get_inventory(&self) -> Result<Vec<InventoryItem>> {
+        let mut items = Vec::new();
+        let mut query = InventoryQuery { after: None, limit: Some(PAGE) };
+        loop {
+            let page: InventoryPage =
+                self.call(|| Ok(self.request(Method::GET, "keypackages/inventory")?.query(&query))).await?;
+            items.extend(page.keypackages);
+            query.after = page.next;
+            if query.after.is_none() {
+                return Ok(items);
+            }
+        }
+    }
+
+    /// What happened to the device's own KeyPackages, the newest first: a page of at most `limit` events before the
+    /// event `before`.
+    pub async fn get_audit_trail(&self, before: Option<i64>, limit: u32) -> Result<AuditPage> {
+        let query = AuditQuery { user: None, before, limit: Some(limit) };
+        self.call(|| Ok(self.request(Method::GET, "keypackages/audit")?.query(&query))).await
+    }
+
+    /// The version of the server.
+    pub async fn server_version(&self) -> Result<String> {
+        let document: Document = self.call(|| self.request(Method::GET, "openapi.json")).await?;
+        Ok(document.info.version)
     }
 
     fn request(&self, method: Method, path: &str) -> Result<RequestBuilder> {
@@ -95,26 +159,66 @@ impl ApiClient {
         })
     }
 
-    async fn call<T: DeserializeOwned>(&self, request: RequestBuilder) -> Result<T> {
+    /// Makes a call that may be repeated, until it is answered, or time is up.
+    async fn call<T: DeserializeOwned>(&self, build: impl Fn() -> Result<RequestBuilder>) -> Result<T> {
+        let started = Instant::now();
+        let left = || DEADLINE.saturating_sub(started.elapsed());
+        let waits = ExponentialBuilder::new()
+            .with_min_delay(Duration::from_millis(100))
+            .with_max_delay(Duration::from_secs(5))
+            .without_max_times()
+            .with_jitter();
+        (async || self.send(build()?.timeout(TIMEOUT.min(left()))).await)
+            .retry(waits)
+            .when(|error: &Error| error.is_retryable() && error.retry_after().unwrap_or_default() < left())
+            .adjust(|error, wait| {
+                let wait = wait?.max(error.retry_after().unwrap_or_default());
+                (wait < left()).then_some(wait)
+            })
+            .notify(|error, wait| info!(%error, ?wait, "trying again"))
+            .await
+    }
+
+    async fn send<T: DeserializeOwned>(&self, request: RequestBuilder) -> Result<T> {
         let unreachable = |source: reqwest::Error| Error::Unreachable {
             server: self.server.to_string(),
             source: source.without_url(),
         };
         let response: Response = request.send().await.map_err(unreachable)?;
-        let status = response.status();
+        let status = response.status().as_u16();
+        let retry_after = retry_after(&response);
+        let is_success = response.status().is_success();
         let body = response.bytes().await.map_err(unreachable)?;
-        if status.is_success() {
-            serde_json::from_slice(&body).map_err(|error| self.misunderstood(status.as_u16(), error.to_string()))
+        if is_success {
+            serde_json::from_slice(&body).map_err(|error| self.misunderstood(status, error.to_string(), None))
         } else {
-            Err(refusal(status.as_u16(), &body).unwrap_or_else(|| {
-                self.misunderstood(status.as_u16(), String::from_utf8_lossy(&body).chars().take(200).collect())
+            Err(refusal(status, &body, retry_after).unwrap_or_else(|| {
+                let beginning = String::from_utf8_lossy(&body).chars().take(200).collect();
+                self.misunderstood(status, beginning, retry_after)
             }))
         }
     }
 
-    fn misunderstood(&self, status: u16, found: String) -> Error {
-        Error::Answer { server: self.server.to_string(), status, found }
+    fn misunderstood(&self, status: u16, found: String, retry_after: Option<Duration>) -> Error {
+        Error::Answer { server: self.server.to_string(), status, found, retry_after }
     }
+}
+
+/// `Retry-After` in seconds; as a date, nobody sends it to programs.
+fn retry_after(response: &Response) -> Option<Duration> {
+    let seconds = response.headers().get(RETRY_AFTER)?.to_str().ok()?.parse().ok()?;
+    Some(Duration::from_secs(seconds))
+}
+
+/// What is needed of the OpenAPI document.
+#[derive(Deserialize)]
+struct Document {
+    info: DocumentInfo,
+}
+
+#[derive(Deserialize)]
+struct DocumentInfo {
+    version: String,
 }
 
 /// Reads the address of a server, and ends it with a slash so that paths can be joined to it.
@@ -142,7 +246,7 @@ struct AnyProblem {
     detail: String,
 }
 
-fn refusal(status: u16, body: &[u8]) -> Option<Error> {
+fn refusal(status: u16, body: &[u8], retry_after: Option<Duration>) -> Option<Error> {
     let (kind, problem) = match serde_json::from_slice::<Problem>(body) {
         Ok(Problem { kind, title, detail, .. }) => (Some(kind), AnyProblem { code: kind.to_string(), title, detail }),
         Err(_) => (None, serde_json::from_slice::<AnyProblem>(body).ok()?),
@@ -150,7 +254,7 @@ fn refusal(status: u16, body: &[u8]) -> Option<Error> {
     let AnyProblem { code, title, detail } = problem;
     let title = if title.is_empty() { code.clone() } else { title };
     let detail = if detail.is_empty() { format!("the server answered {status} and no more") } else { detail };
-    Some(Error::Refused { kind, code, status, title, detail })
+    Some(Error::Refused { kind, code, status, title, detail, retry_after })
 }
 
 #[cfg(test)]
@@ -162,7 +266,7 @@ mod tests {
     #[test]
     fn a_known_problem_keeps_its_type() {
         let body = br#"{"type":"pool-exhausted","title":"No KeyPackage is left","status":404,"detail":"ask bob"}"#;
-        let error = refusal(404, body).unwrap();
+        let error = refusal(404, body, None).unwrap();
         assert_eq!(error.problem(), Some(ProblemType::PoolExhausted));
         assert_eq!(error.to_string(), "No KeyPackage is left: ask bob");
     }
@@ -170,7 +274,7 @@ mod tests {
     #[test]
     fn an_unknown_problem_is_still_told() {
         let body = br#"{"type":"moon-phase","title":"Wrong moon","status":409,"detail":"wait a week"}"#;
-        let error = refusal(409, body).unwrap();
+        let error = refusal(409, body, None).unwrap();
         assert_eq!(error.problem(), None);
         assert_eq!(error.to_string(), "Wrong moon: wait a week");
         assert!(matches!(error, Error::Refused { status: 409, code, .. } if code == "moon-phase"));
@@ -178,7 +282,7 @@ mod tests {
 
     #[test]
     fn a_page_of_something_else_is_no_problem() {
-        assert!(refusal(502, b"<html>Bad gateway</html>").is_none());
+        assert!(refusal(502, b"<html>Bad gateway</html>", None).is_none());
     }
 
     #[test]

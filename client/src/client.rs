@@ -1,10 +1,11 @@
-use std::{fmt, path::Path, time::Duration};
+use std::{collections::BTreeMap, fmt, path::Path, time::Duration};
 
+use jiff::Timestamp;
 use keypool_openapi::{
-    Base64Bytes, DeviceName, PoolStatus, ReleaseRequest, ReleaseResponse, ReservationId, ReserveRequest,
-    ReserveResponse, SpendRequest, SpendResponse, UserName,
+    AuditPage, Base64Bytes, DeviceName, InventoryItem, KeyPackageRef, PoolStatus, ReleaseRequest, ReleaseResponse,
+    ReservationId, ReserveRequest, ReserveResponse, RevokeRequest, RevokeResponse, SpendRequest, SpendResponse, UserName,
 };
-use openmls::prelude::MlsGroup;
+use openmls::prelude::{Ciphersuite, MlsGroup};
 use secrecy::SecretString;
 
 use crate::{
@@ -15,7 +16,7 @@ use crate::{
         DeviceIdentity, Invitation, KeyPackagePool, KeyPackagePoolConfig, MlsConnection, MlsMembership, Progress,
         Provider, RefreshReport,
     },
-    storage::{LocalCounts, LocalStore},
+    storage::{KeyPackageStatus, LocalStore},
 };
 
 /// A device to be made.
@@ -29,6 +30,8 @@ pub struct NewDevice {
     pub device: DeviceName,
     /// The token of another device of the user; needed for all but the user's first device.
     pub user_token: Option<SecretString>,
+    /// The ciphersuites to have a pool of, [`crate::CIPHERSUITE`] at least for groups made here.
+    pub ciphersuites: Vec<Ciphersuite>,
 }
 
 /// What a client takes from outside.
@@ -37,11 +40,13 @@ pub struct Settings {
     pub clock: Box<dyn Clock>,
     /// How the KeyPackage pool is kept.
     pub pool: KeyPackagePoolConfig,
+    /// What the local store is encrypted with; see [`LocalStore::open_with`].
+    pub passphrase: Option<SecretString>,
 }
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { clock: Box::new(SystemClock), pool: KeyPackagePoolConfig::default() }
+        Self { clock: Box::new(SystemClock), pool: KeyPackagePoolConfig::default(), passphrase: None }
     }
 }
 
@@ -74,8 +79,9 @@ impl MlsClient {
         progress: &dyn Fn(Progress),
     ) -> Result<(Self, RefreshReport)> {
         settings.pool.validate()?;
-        let store = LocalStore::open(data_dir)?;
-        let mut identity = DeviceIdentity::create(&store, &new.server, &new.user, &new.device)?;
+        let store = LocalStore::open_with(data_dir, settings.passphrase.as_ref())?;
+        let mut identity =
+            DeviceIdentity::create(&store, &new.server, (&new.user, &new.device), &new.ciphersuites)?;
         if identity.token().is_none() {
             let api = ApiClient::new(identity.server(), new.user_token.clone())?;
             MlsConnection::new(&api, &store, &*settings.clock, &settings.pool).register(&mut identity).await?;
@@ -93,7 +99,7 @@ impl MlsClient {
     /// Opens the device in `data_dir` with settings of the application's own.
     pub fn open_with(data_dir: &Path, settings: Settings) -> Result<Self> {
         settings.pool.validate()?;
-        let store = LocalStore::open(data_dir)?;
+        let store = LocalStore::open_with(data_dir, settings.passphrase.as_ref())?;
         let identity = DeviceIdentity::load(&store)?;
         Self::assemble(store, identity, settings)
     }
@@ -109,22 +115,45 @@ impl MlsClient {
     }
 
     fn membership(&self) -> MlsMembership<'_> {
-        MlsMembership::new(&self.store, &self.identity)
+        MlsMembership::new(self.connection(), &self.identity)
     }
 
     /// Brings the pool in order; see [`MlsConnection::refresh_key_packages`].
     pub async fn refresh_key_packages(&self, progress: &dyn Fn(Progress)) -> Result<RefreshReport> {
-        self.connection().refresh_key_packages(&self.identity, false, progress).await
+        self.membership().refresh_key_packages(progress).await
+    }
+
+    /// Makes a new signature key and a new pool; see [`MlsConnection::rotate`].
+    pub async fn rotate(&mut self, progress: &dyn Fn(Progress)) -> Result<RefreshReport> {
+        let Self { store, identity, api, settings } = self;
+        MlsConnection::new(api, store, &*settings.clock, &settings.pool).rotate(identity, progress).await
     }
 
     /// The device's pool on the server.
     pub async fn status(&self) -> Result<PoolStatus> {
-        self.api.status().await
+        self.api.get_key_package_status().await
     }
 
-    /// The KeyPackages in the local store.
-    pub fn local_counts(&self) -> Result<LocalCounts> {
-        KeyPackagePool::new(&self.store).counts()
+    /// All that the server knows of the device's KeyPackages, in the order of their refs.
+    pub async fn inventory(&self) -> Result<Vec<InventoryItem>> {
+        self.api.get_inventory().await
+    }
+
+    /// What happened to the device's KeyPackages, the newest first: a page of at most `limit` events before the event
+    /// `before`.
+    pub async fn audit(&self, before: Option<i64>, limit: u32) -> Result<AuditPage> {
+        self.api.get_audit_trail(before, limit).await
+    }
+
+    /// Withdraws KeyPackages of this device from the server, or with `None` all. The next refresh takes note of it.
+    pub async fn revoke(&self, refs: Option<Vec<KeyPackageRef>>) -> Result<RevokeResponse> {
+        let all = refs.is_none().then_some(true);
+        self.api.revoke_key_packages(&RevokeRequest { refs, all }).await
+    }
+
+    /// How many KeyPackages the local store holds of each status.
+    pub fn local_counts(&self) -> Result<BTreeMap<KeyPackageStatus, usize>> {
+        self.store.count_by_status()
     }
 
     /// Reserves KeyPackages of another user's devices.
@@ -141,22 +170,22 @@ impl MlsClient {
             ttl: ttl.map(|ttl| ttl.as_secs()),
             ..ReserveRequest::of(user.clone())
         };
-        self.api.reserve(&request).await
+        self.api.reserve_key_package(&request).await
     }
 
     /// Says that a reserved KeyPackage is in a Commit of a group. May be repeated.
     pub async fn spend(&self, reservation_id: ReservationId, group_id: &[u8]) -> Result<SpendResponse> {
-        self.api.spend(&SpendRequest { reservation_id, group_id: Base64Bytes(group_id.to_vec()) }).await
+        self.api.spend_key_package(&SpendRequest { reservation_id, group_id: Base64Bytes(group_id.to_vec()) }).await
     }
 
     /// Gives a reserved KeyPackage back.
     pub async fn release(&self, reservation_id: ReservationId) -> Result<ReleaseResponse> {
-        self.api.release(&ReleaseRequest { reservation_id }).await
+        self.api.release_key_package(&ReleaseRequest { reservation_id }).await
     }
 
     /// Makes a group with this device as its only member.
     pub fn create_group(&self, group_id: &[u8]) -> Result<MlsGroup> {
-        self.membership().create_group(group_id, self.settings.clock.now())
+        self.membership().create_group(group_id)
     }
 
     /// Loads a group that this device created or joined.
@@ -166,7 +195,7 @@ impl MlsClient {
 
     /// Adds all of a user's devices to a group; see [`MlsMembership::invite`].
     pub async fn invite(&self, group: &mut MlsGroup, user: &UserName) -> Result<Invitation> {
-        self.membership().invite(&self.api, group, user).await
+        self.membership().invite(group, user).await
     }
 
     /// Joins a group from a Welcome; see [`MlsMembership::join`].
@@ -178,6 +207,28 @@ impl MlsClient {
     #[must_use]
     pub fn identity(&self) -> &DeviceIdentity {
         &self.identity
+    }
+
+    /// The device's own KeyPackages in the local store.
+    #[must_use]
+    pub fn pool(&self) -> KeyPackagePool<'_> {
+        self.connection().pool()
+    }
+
+    pub(crate) fn now(&self) -> Timestamp {
+        self.settings.clock.now()
+    }
+
+    /// The local store.
+    #[must_use]
+    pub fn store(&self) -> &LocalStore {
+        &self.store
+    }
+
+    /// The calls of the server, with this device's token.
+    #[must_use]
+    pub fn api(&self) -> &ApiClient {
+        &self.api
     }
 
     /// OpenMLS's provider, for what an application does with an [`MlsGroup`] itself.

@@ -1,6 +1,8 @@
-use std::{io, path::PathBuf};
+use std::{io, path::PathBuf, time::Duration};
 
-use keypool_openapi::ProblemType;
+use keypool_openapi::{KeyPackageRef, ProblemType};
+
+use crate::storage::KeyPackageStatus;
 
 /// What a call of this crate answers.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -61,6 +63,42 @@ pub enum Error {
     /// Something in the local database is not what this program writes.
     #[error("the local store is damaged: {0}")]
     Damaged(String),
+    /// The local database is encrypted, and no passphrase was given.
+    #[error("{} is encrypted, and no passphrase was given", .0.display())]
+    Encrypted(PathBuf),
+    /// A passphrase was given, and the local database is not encrypted.
+    #[error("a passphrase was given, and {} is not encrypted", .0.display())]
+    NotEncrypted(PathBuf),
+    /// The local database cannot be decrypted.
+    #[error("the passphrase does not open {}", .0.display())]
+    WrongPassphrase(PathBuf),
+    /// There is no such KeyPackage in the local store.
+    #[error("there is no KeyPackage {0} here")]
+    UnknownKeyPackage(KeyPackageRef),
+    /// A KeyPackage's life does not go that way.
+    #[error("KeyPackage {keypackage_ref} is {status}, and cannot become {next}")]
+    InvalidTransition {
+        /// Which.
+        keypackage_ref: KeyPackageRef,
+        /// Where it is.
+        status: KeyPackageStatus,
+        /// Where it was to go.
+        next: KeyPackageStatus,
+    },
+    /// More KeyPackages were to be generated than the pool may hold.
+    #[error("{needed} KeyPackages are to be generated, and the pool has room for {available}")]
+    PoolCapacityExceeded {
+        /// How many were to be generated.
+        needed: usize,
+        /// How many may be.
+        available: usize,
+    },
+    /// The pool on the server is filled by somebody else as well, again and again.
+    #[error("another client fills the pool of this device, too: {foreign} KeyPackages there were not generated here")]
+    TwoClients {
+        /// How many of its KeyPackages were found.
+        foreign: usize,
+    },
     /// No private keys are stored for a KeyPackage or a signature key that should have them.
     #[error("the private keys of {0} are not in the local store")]
     MissingKeys(String),
@@ -78,6 +116,9 @@ pub enum Error {
     /// A KeyPackage pool's configuration breaks a rule.
     #[error("invalid KeyPackage pool configuration: {0}")]
     Config(String),
+    /// What the command was given cannot be used.
+    #[error("{0}")]
+    Usage(String),
     /// The address of a server cannot be read.
     #[error("{0:?} is no address of a server")]
     ServerAddress(String),
@@ -98,6 +139,8 @@ pub enum Error {
         status: u16,
         /// The beginning of the answer, or why it cannot be read.
         found: String,
+        /// How long to wait before the next try, if it said so.
+        retry_after: Option<Duration>,
     },
     /// The server refused.
     #[error("{title}: {detail}")]
@@ -112,6 +155,8 @@ pub enum Error {
         title: String,
         /// This occurrence, and what to do next.
         detail: String,
+        /// How long to wait before the next try, if it said so.
+        retry_after: Option<Duration>,
     },
     /// The server refused all KeyPackages of a refresh.
     #[error("the server took none of the KeyPackages: {0}")]
@@ -145,6 +190,15 @@ impl Error {
         }
     }
 
+    /// How long the server wants to be left alone before the next try.
+    #[must_use]
+    pub fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::Refused { retry_after, .. } | Self::Answer { retry_after, .. } => *retry_after,
+            _ => None,
+        }
+    }
+
     /// What to do next, where the message does not say it already.
     #[must_use]
     pub fn hint(&self) -> Option<&'static str> {
@@ -157,6 +211,15 @@ impl Error {
             Self::InUse(_) => "wait until it is done, or choose another --data-dir",
             Self::File { .. } => "check that the directory exists and is yours, and that the disk has room",
             Self::NewerStore { .. } => "use the version that wrote it, or a newer one",
+            Self::Encrypted(_) => "give its passphrase in KEYPOOL_PASSPHRASE or by --passphrase-file",
+            Self::NotEncrypted(_) => {
+                "leave the passphrase out, or make a new device in another --data-dir: encryption begins with `keypool init`"
+            }
+            Self::WrongPassphrase(_) => "give the one that the device was made with; if the file is damaged, restore a backup",
+            Self::TwoClients { .. } => {
+                "stop the other client, which works on a copy of this data directory; then run `keypool rotate` on the one \
+                 to be kept"
+            }
             Self::Damaged(_) | Self::MissingKeys(_) => {
                 "restore the data directory from a backup, or make a new device in another --data-dir"
             }
@@ -210,6 +273,7 @@ mod tests {
             status,
             title: String::new(),
             detail: String::new(),
+            retry_after: None,
         };
         assert!(refused(503).is_retryable());
         assert!(refused(429).is_retryable());

@@ -13,19 +13,23 @@
 //!
 //! ```
 //! use jiff::Timestamp;
-//! use keypool_client::{DeviceIdentity, KeyPackagePool, KeyPackagePoolConfig, LocalStore};
+//! use keypool_client::{CIPHERSUITE, DeviceIdentity, KeyPackagePool, KeyPackagePoolConfig, LocalStore};
 //!
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! let directory = tempfile::tempdir()?;
 //! let store = LocalStore::open(directory.path())?;
-//! let alice = DeviceIdentity::create(&store, "http://localhost:8080", &"alice".parse()?, &"laptop".parse()?)?;
+//! let name = (&"alice".parse()?, &"laptop".parse()?);
+//! let alice = DeviceIdentity::create(&store, "http://localhost:8080", name, &[CIPHERSUITE])?;
 //!
-//! let pool = KeyPackagePool::new(&store);
+//! let config = KeyPackagePoolConfig::default();
+//! let pool = KeyPackagePool::new(&store, &config);
 //! let now: Timestamp = "2030-01-01T00:00:00Z".parse()?;
-//! pool.generate(&alice, (3, true), KeyPackagePoolConfig::default().lifetime, now, &|_| {})?;
+//! pool.generate_and_update_pool(&alice, CIPHERSUITE, (3, true), now, &|_| {})?;
 //!
-//! let counts = pool.counts()?;
-//! assert_eq!((counts.total, counts.last_resort, counts.unconfirmed), (3, 1, 4));
+//! assert_eq!(pool.get_available_count(CIPHERSUITE, now)?, 3);
+//! assert_eq!(pool.unconfirmed(now)?.len(), 4);
+//! assert!(pool.should_replenish(CIPHERSUITE, now)?);
+//! assert_eq!(pool.get_replenishment_needed(CIPHERSUITE, now)?, 29);
 //! # Ok(())
 //! # }
 //! ```
@@ -35,7 +39,7 @@
 //! ```no_run
 //! use std::path::Path;
 //!
-//! use keypool_client::{MlsClient, NewDevice, Settings};
+//! use keypool_client::{CIPHERSUITE, MlsClient, NewDevice, Settings};
 //!
 //! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
 //! let alice = NewDevice {
@@ -43,6 +47,7 @@
 //!     user: "alice".parse()?,
 //!     device: "laptop".parse()?,
 //!     user_token: None,
+//!     ciphersuites: vec![CIPHERSUITE],
 //! };
 //! let (client, _) = MlsClient::init(Path::new("alice"), &alice, Settings::default(), &|_| {}).await?;
 //! let mut group = client.create_group(b"friends")?;
@@ -56,6 +61,7 @@ mod api;
 pub mod cli;
 mod client;
 mod clock;
+mod doctor;
 mod error;
 mod mls;
 mod storage;
@@ -63,10 +69,11 @@ mod storage;
 pub use api::ApiClient;
 pub use client::{MlsClient, NewDevice, Settings};
 pub use clock::{Clock, ManualClock, SystemClock};
+pub use doctor::{Check, Verdict};
 pub use error::{Cause, Error, Result};
 pub use mls::{
     CIPHERSUITE, Cbor, CborError, DeviceIdentity, Invitation, KeyPackagePool, KeyPackagePoolConfig, MlsConnection,
-    MlsMembership, Progress, Provider, RefreshReport, Rejection, SqliteStorage,
+    MlsMembership, Progress, Provider, RefreshReport, Rejection, SqliteStorage, Warning,
 };
 pub use openmls;
-pub use storage::{KeyPackageStatus, LocalCounts, LocalStore};
+pub use storage::{KeyPackageMetadata, KeyPackageStatus, LocalStore, ReservationInfo, Spending};

@@ -5,14 +5,19 @@ mod identity;
 mod keypackage_pool;
 mod membership;
 mod provider;
+mod reconciliation;
+mod report;
 
-pub use connection::{MlsConnection, RefreshReport, Rejection};
+pub use connection::MlsConnection;
 pub use identity::DeviceIdentity;
+#[cfg(test)]
+pub(crate) use keypackage_pool::hash_reference;
 pub use keypackage_pool::{KeyPackagePool, KeyPackagePoolConfig, Progress};
 pub use membership::{Invitation, MlsMembership};
 pub use provider::{Cbor, CborError, Provider, SqliteStorage};
+pub use report::{RefreshReport, Rejection, Warning};
 
 use openmls::prelude::Ciphersuite;
 
-/// The ciphersuite of all that this client generates: 1 of RFC 9420, which every MLS client has.
+/// The ciphersuite of a device that is not told otherwise: 1 of RFC 9420, which every MLS client has.
 pub const CIPHERSUITE: Ciphersuite = Ciphersuite::MLS_128_DHKEMX25519_AES128GCM_SHA256_Ed25519;

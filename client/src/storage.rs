@@ -1,9 +1,10 @@
 use std::{
     fs::{DirBuilder, File, OpenOptions, TryLockError},
-    io,
+    io::{self, Read as _},
     path::{Path, PathBuf},
 };
 
+use jiff::Timestamp;
 use rusqlite::{Connection, OptionalExtension, params};
 use secrecy::{ExposeSecret, SecretString};
 
@@ -13,31 +14,12 @@ use crate::{
 };
 
 mod metadata;
+mod schema;
 
-pub(crate) use metadata::Metadata;
-pub use metadata::{KeyPackageStatus, LocalCounts};
+pub use metadata::{KeyPackageMetadata, KeyPackageStatus, ReservationInfo, Spending};
 
-/// Our tables, one entry a version; `PRAGMA user_version` counts those that ran.
-const MIGRATIONS: [&str; 1] = ["
-    CREATE TABLE keypackage_pool_metadata (
-        ref         BLOB    NOT NULL PRIMARY KEY,
-        status      TEXT    NOT NULL
-                    CHECK (status IN ('created', 'uploaded', 'available', 'reserved', 'spent', 'expired', 'failed')),
-        created_at  INTEGER NOT NULL,
-        uploaded_at INTEGER,
-        not_after   INTEGER NOT NULL,
-        ciphersuite INTEGER NOT NULL,
-        last_resort INTEGER NOT NULL
-    ) STRICT;
-    CREATE TABLE device_identity (
-        id            INTEGER NOT NULL PRIMARY KEY CHECK (id = 1),
-        server        TEXT    NOT NULL,
-        user          TEXT    NOT NULL,
-        device        TEXT    NOT NULL,
-        token         TEXT,
-        signature_key BLOB    NOT NULL
-    ) STRICT;
-"];
+/// The name of the database in the data directory.
+const FILE: &str = "keypool.db";
 
 /// What the store knows about the device: never its private keys, which OpenMLS's tables hold.
 #[derive(Clone, Debug)]
@@ -46,11 +28,15 @@ pub(crate) struct IdentityRow {
     pub(crate) user: String,
     pub(crate) device: String,
     pub(crate) token: Option<SecretString>,
-    pub(crate) signature_key: Vec<u8>,
+    /// What makes the registration one that may be repeated.
+    pub(crate) registration_key: Option<String>,
+    /// Each ciphersuite with the public signature key that is used for it.
+    pub(crate) signature_keys: Vec<(u16, Vec<u8>)>,
 }
 
 /// One SQLite file, mode 0600, in a data directory: OpenMLS's tables, and beside them the metadata of the KeyPackage
-/// pool and the device's identity, all on one connection so that keys and metadata change in one transaction.
+/// pool and the device's identity, all on one connection so that keys and metadata change in one transaction. Encrypted
+/// as a whole, by SQLCipher, if it was made with a passphrase.
 ///
 /// One process at a time has it open.
 #[derive(Debug)]
@@ -64,17 +50,30 @@ pub struct LocalStore {
 impl LocalStore {
     /// Opens the store in a data directory, and makes both where they do not exist.
     pub fn open(directory: &Path) -> Result<Self> {
+        Self::open_with(directory, None)
+    }
+
+    /// Opens the store in a data directory, and makes both where they do not exist. With a passphrase, the file is made
+    /// encrypted; one that is there must have been made with the same passphrase, or without any.
+    pub fn open_with(directory: &Path, passphrase: Option<&SecretString>) -> Result<Self> {
         make_directory(directory)?;
         let lock = lock(directory)?;
-        let path = directory.join("keypool.db");
+        let path = directory.join(FILE);
         private_file(&path)?;
         let mut connection = Connection::open(&path).map_err(Error::storage("open the database"))?;
+        unlock(&connection, &path, passphrase)?;
         configure(&connection).map_err(Error::storage("set up the connection"))?;
         SqliteStorage::<&mut Connection>::new(&mut connection)
             .run_migrations()
             .map_err(|error| Error::Migration(Box::new(error)))?;
-        migrate(&connection)?;
+        schema::migrate(&connection)?;
         Ok(Self { connection, directory: directory.to_owned(), _lock: lock })
+    }
+
+    /// Whether there is a store in a data directory that opens with a passphrase only.
+    pub fn is_encrypted(directory: &Path) -> Result<bool> {
+        let path = directory.join(FILE);
+        Ok(!matches!(beginning(&path)?, Beginning::Nothing | Beginning::Plain))
     }
 
     /// The data directory.
@@ -98,37 +97,141 @@ impl LocalStore {
     }
 
     pub(crate) fn identity(&self) -> Result<Option<IdentityRow>> {
+        let signature_keys = self
+            .connection
+            .prepare_cached("SELECT ciphersuite, signature_key FROM device_ciphersuites ORDER BY ciphersuite")
+            .and_then(|mut select| select.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?.collect())
+            .map_err(Error::storage("read the ciphersuites"))?;
         self.connection
-            .query_row("SELECT server, user, device, token, signature_key FROM device_identity", [], |row| {
+            .query_row("SELECT server, user, device, token, registration_key FROM device_identity", [], |row| {
                 Ok(IdentityRow {
                     server: row.get(0)?,
                     user: row.get(1)?,
                     device: row.get(2)?,
                     token: row.get::<_, Option<String>>(3)?.map(SecretString::from),
-                    signature_key: row.get(4)?,
+                    registration_key: row.get(4)?,
+                    signature_keys,
                 })
             })
             .optional()
             .map_err(Error::storage("read the identity"))
     }
 
+    /// Writes the identity of a new device, without its ciphersuites.
     pub(crate) fn insert_identity(&self, identity: &IdentityRow) -> Result<()> {
-        let IdentityRow { server, user, device, token, signature_key } = identity;
+        let IdentityRow { server, user, device, token, registration_key, .. } = identity;
+        let token = token.as_ref().map(ExposeSecret::expose_secret);
         self.connection
             .execute(
-                "INSERT INTO device_identity (id, server, user, device, token, signature_key)
+                "INSERT INTO device_identity (id, server, user, device, token, registration_key)
                  VALUES (1, ?1, ?2, ?3, ?4, ?5)",
-                params![server, user, device, token.as_ref().map(ExposeSecret::expose_secret), signature_key],
+                params![server, user, device, token, registration_key],
             )
             .map_err(Error::storage("write the identity"))?;
         Ok(())
     }
 
+    /// Sets the public signature key that is used for a ciphersuite from now on.
+    pub(crate) fn set_signature_key(&self, ciphersuite: u16, signature_key: &[u8]) -> Result<()> {
+        self.connection
+            .execute(
+                "INSERT INTO device_ciphersuites (ciphersuite, signature_key) VALUES (?1, ?2)
+                 ON CONFLICT (ciphersuite) DO UPDATE SET signature_key = excluded.signature_key",
+                params![ciphersuite, signature_key],
+            )
+            .map_err(Error::storage("write the signature key of a ciphersuite"))?;
+        Ok(())
+    }
+
     pub(crate) fn set_token(&self, token: &SecretString) -> Result<()> {
         self.connection
-            .execute("UPDATE device_identity SET token = ?1", [token.expose_secret()])
+            .execute("UPDATE device_identity SET token = ?1, registration_key = NULL", [token.expose_secret()])
             .map_err(Error::storage("write the token"))?;
         Ok(())
+    }
+
+    /// Notes that the pool on the server had KeyPackages that were not generated here.
+    pub(crate) fn note_foreign(&self, now: Timestamp) -> Result<()> {
+        self.connection
+            .execute("INSERT INTO foreign_key_packages (seen_at) VALUES (?1)", [now.as_second()])
+            .map_err(Error::storage("note foreign KeyPackages"))?;
+        Ok(())
+    }
+
+    /// Whether that was noted since then.
+    pub(crate) fn foreign_since(&self, since: Timestamp) -> Result<bool> {
+        self.connection
+            .query_row("SELECT EXISTS (SELECT 1 FROM foreign_key_packages WHERE seen_at > ?1)", [since.as_second()], |row| {
+                row.get(0)
+            })
+            .map_err(Error::storage("look for foreign KeyPackages"))
+    }
+
+    pub(crate) fn forget_foreign(&self) -> Result<()> {
+        self.connection
+            .execute("DELETE FROM foreign_key_packages", [])
+            .map_err(Error::storage("forget foreign KeyPackages"))?;
+        Ok(())
+    }
+
+    /// What is wrong with the file, in SQLite's words; nothing if all is well.
+    pub fn integrity(&self) -> Result<Vec<String>> {
+        let found: Vec<String> = self
+            .connection
+            .prepare("PRAGMA integrity_check")
+            .and_then(|mut check| check.query_map([], |row| row.get(0))?.collect())
+            .map_err(Error::storage("check the database"))?;
+        Ok(found.into_iter().filter(|line| line != "ok").collect())
+    }
+
+    /// How many KeyPackages OpenMLS's tables hold the private keys of.
+    pub fn count_keys(&self) -> Result<usize> {
+        self.connection
+            .query_row("SELECT count(*) FROM openmls_key_packages", [], |row| row.get(0))
+            .map_err(Error::storage("count the private keys"))
+    }
+}
+
+/// How a file begins.
+enum Beginning {
+    Nothing,
+    Plain,
+    Other,
+}
+
+fn beginning(path: &Path) -> Result<Beginning> {
+    let mut bytes = Vec::new();
+    match File::open(path) {
+        Ok(file) => file.take(16).read_to_end(&mut bytes).map_err(file_error("read", path))?,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => 0,
+        Err(error) => return Err(file_error("open", path)(error)),
+    };
+    Ok(match bytes.as_slice() {
+        [] => Beginning::Nothing,
+        b"SQLite format 3\0" => Beginning::Plain,
+        _ => Beginning::Other,
+    })
+}
+
+/// Gives SQLCipher the passphrase, and sees whether it is the right one.
+fn unlock(connection: &Connection, path: &Path, passphrase: Option<&SecretString>) -> Result<()> {
+    match (beginning(path)?, passphrase) {
+        (Beginning::Plain, Some(_)) => return Err(Error::NotEncrypted(path.to_owned())),
+        (Beginning::Other, None) => return Err(Error::Encrypted(path.to_owned())),
+        (_, None) => return Ok(()),
+        (_, Some(passphrase)) => {
+            // What is wrong is told by our own errors.
+            connection
+                .execute_batch("PRAGMA cipher_log_level = NONE")
+                .and_then(|()| connection.pragma_update(None, "key", passphrase.expose_secret()))
+                .map_err(Error::storage("set the passphrase"))?;
+        }
+    }
+    match connection.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get::<_, i64>(0)) {
+        Err(rusqlite::Error::SqliteFailure(failure, _)) if failure.code == rusqlite::ErrorCode::NotADatabase => {
+            Err(Error::WrongPassphrase(path.to_owned()))
+        }
+        other => other.map(drop).map_err(Error::storage("read the database")),
     }
 }
 
@@ -137,27 +240,6 @@ fn configure(connection: &Connection) -> rusqlite::Result<()> {
     connection.pragma_update(None, "foreign_keys", true)?;
     // Deleted private keys are overwritten, not only unlinked.
     connection.pragma_update(None, "secure_delete", true)
-}
-
-fn migrate(connection: &Connection) -> Result<()> {
-    let known = i64::try_from(MIGRATIONS.len()).unwrap_or(i64::MAX);
-    let found: i64 = connection
-        .pragma_query_value(None, "user_version", |row| row.get(0))
-        .map_err(Error::storage("read the version"))?;
-    let done = usize::try_from(found)
-        .ok()
-        .filter(|done| *done <= MIGRATIONS.len())
-        .ok_or(Error::NewerStore { found, known })?;
-    for (version, statements) in (1_i64..).zip(MIGRATIONS).skip(done) {
-        let run = || {
-            let transaction = connection.unchecked_transaction()?;
-            connection.execute_batch(statements)?;
-            connection.pragma_update(None, "user_version", version)?;
-            transaction.commit()
-        };
-        run().map_err(Error::storage("bring the tables up to date"))?;
-    }
-    Ok(())
 }
 
 fn make_directory(directory: &Path) -> Result<()> {
@@ -212,6 +294,25 @@ impl LocalStore {
              BEGIN SELECT RAISE(ABORT, 'full'); END"
         );
         self.connection.execute_batch(&trigger).unwrap();
+    }
+
+    /// How many bytes the metadata table has in the file, without its indexes.
+    pub(crate) fn metadata_size(&self) -> usize {
+        let sql = "SELECT sum(pgsize - unused) FROM dbstat WHERE name = 'keypackage_pool_metadata'";
+        self.connection.query_row(sql, [], |row| row.get(0)).unwrap()
+    }
+
+    /// How SQLite would run a query.
+    pub(crate) fn plan(&self, query: &str) -> String {
+        self.connection.query_row(&format!("EXPLAIN QUERY PLAN {query}"), [], |row| row.get("detail")).unwrap()
+    }
+
+    /// Takes the private keys of a KeyPackage away, and leaves its row.
+    pub(crate) fn lose_keys(&self, keypackage_ref: &keypool_openapi::KeyPackageRef) {
+        use openmls_traits::{OpenMlsProvider as _, storage::StorageProvider as _};
+
+        let hash = crate::mls::hash_reference(keypackage_ref.as_bytes()).unwrap();
+        self.provider().storage().delete_key_package(&hash).unwrap();
     }
 
     /// All that the metadata table holds, as bytes.
@@ -270,13 +371,40 @@ mod tests {
     }
 
     #[test]
-    fn a_file_of_a_newer_program_is_left_alone() {
+    fn a_passphrase_encrypts_the_whole_file() {
         let directory = tempfile::tempdir().unwrap();
-        let store = LocalStore::open(directory.path()).unwrap();
-        store.connection.pragma_update(None, "user_version", 99).unwrap();
+        let open = |passphrase: Option<&str>| {
+            LocalStore::open_with(directory.path(), passphrase.map(SecretString::from).as_ref())
+        };
+        assert!(!LocalStore::is_encrypted(directory.path()).unwrap());
+        let store = open(Some("correct horse")).unwrap();
+        let row = IdentityRow {
+            server: "http://localhost/".to_owned(),
+            user: "alice-in-the-clear".to_owned(),
+            device: "laptop".to_owned(),
+            token: Some("token-in-the-clear".into()),
+            registration_key: None,
+            signature_keys: Vec::new(),
+        };
+        store.transaction(|| store.insert_identity(&row)).unwrap();
+        for file in std::fs::read_dir(directory.path()).unwrap() {
+            let bytes = std::fs::read(file.unwrap().path()).unwrap();
+            assert!(!bytes.windows(12).any(|window| window == b"in-the-clear"));
+        }
         drop(store);
-        let refused = LocalStore::open(directory.path()).unwrap_err();
-        assert!(matches!(refused, Error::NewerStore { found: 99, .. }), "{refused}");
+        assert!(LocalStore::is_encrypted(directory.path()).unwrap());
+        assert!(matches!(open(None), Err(Error::Encrypted(_))));
+        assert!(matches!(open(Some("battery staple")), Err(Error::WrongPassphrase(_))));
+        assert_eq!(open(Some("correct horse")).unwrap().identity().unwrap().unwrap().user, row.user);
+    }
+
+    #[test]
+    fn a_passphrase_for_a_file_without_one_is_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        drop(LocalStore::open(directory.path()).unwrap());
+        let refused = LocalStore::open_with(directory.path(), Some(&"secret".into()));
+        assert!(matches!(refused, Err(Error::NotEncrypted(_))), "{refused:?}");
+        drop(LocalStore::open(directory.path()).unwrap());
     }
 
     #[test]

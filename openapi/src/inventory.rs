@@ -96,11 +96,17 @@ pub struct InventoryItem {
     pub not_after: Timestamp,
     /// Whether it is a last resort.
     pub last_resort: bool,
+    /// Its last reservation.
+    #[schema(value_type = Option<String>)]
+    pub reservation_id: Option<ReservationId>,
     /// Who reserved it last.
     pub reserved_by: Option<DeviceOf>,
     /// When that reservation ends or ended.
     #[schema(value_type = Option<String>, format = DateTime)]
     pub reserved_until: Option<Timestamp>,
+    /// When it was spent.
+    #[schema(value_type = Option<String>, format = DateTime)]
+    pub spent_at: Option<Timestamp>,
     /// The group that it was spent for.
     pub group_id: Option<Base64Bytes>,
 }

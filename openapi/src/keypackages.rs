@@ -162,6 +162,9 @@ pub struct PoolStatus {
     /// The device.
     #[schema(example = "laptop")]
     pub device: DeviceName,
+    /// The server's time at which all of this holds: what a client compares its own clock with.
+    #[schema(value_type = String, format = DateTime)]
+    pub at: Timestamp,
     /// Can be reserved: `fresh + lapsed`.
     pub available: u64,
     /// Available, and never handed out before.

@@ -180,7 +180,7 @@ async fn the_inventory_shows_where_each_is(#[values(Database::Postgres, Database
     let Scene { server, alice, device, bob } = scene(db).await;
     alice.uploaded(&device.key_packages(3)).await;
     let (spent, held) = (bob.reserved("alice").await, bob.reserved("alice").await);
-    bob.spend(&spent, "friends").await.ok();
+    let spending = bob.spend(&spent, "friends").await.ok();
     let inventory = async || {
         let page = alice.get("/keypackages/inventory").await.ok();
         let items = page["keypackages"].as_array().unwrap().clone();
@@ -191,15 +191,16 @@ async fn the_inventory_shows_where_each_is(#[values(Database::Postgres, Database
     };
     let now = inventory().await;
     let actor = json!({"user": "bob", "device": "phone"});
-    let item = |reservation: &Value, state: &str, group_id: Value| {
+    let item = |reservation: &Value, state: &str, (spent_at, group_id): (Value, Value)| {
         json!({"keypackage_ref": reservation["keypackage_ref"], "state": state, "ciphersuite": 1,
             "not_after": reservation["not_after"], "last_resort": false, "reserved_by": actor,
-            "reserved_until": reservation["expires_at"], "group_id": group_id})
+            "reservation_id": reservation["reservation_id"], "reserved_until": reservation["expires_at"],
+            "spent_at": spent_at, "group_id": group_id})
     };
-    assert_eq!(now(&spent), item(&spent, "spent", json!(group("friends"))));
-    assert_eq!(now(&held), item(&held, "reserved", json!(null)));
+    assert_eq!(now(&spent), item(&spent, "spent", (spending["spent_at"].clone(), json!(group("friends")))));
+    assert_eq!(now(&held), item(&held, "reserved", (json!(null), json!(null))));
     server.advance(SignedDuration::from_secs(60));
-    assert_eq!(inventory().await(&held), item(&held, "available", json!(null)));
+    assert_eq!(inventory().await(&held), item(&held, "available", (json!(null), json!(null))));
 }
 
 /// SHA-256 over the sorted refs, computed here from what the test knows.

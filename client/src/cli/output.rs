@@ -1,16 +1,20 @@
 use std::{
     error::Error as _,
     fmt::Write as _,
-    io::{self, Write as _},
+    io::Write as _,
 };
 
-use comfy_table::{Table, presets::UTF8_FULL_CONDENSED};
+use clap::builder::styling::{AnsiColor, Style};
 use indicatif::{ProgressBar, ProgressStyle};
-use keypool_openapi::{Health, PoolStatus, ReleaseResponse, ReserveResponse, SpendResponse};
+use keypool_openapi::{
+    AuditPage, Health, InventoryItem, PoolStatus, ReleaseResponse, ReserveResponse, RevokeResponse, SpendResponse,
+};
 use serde::Serialize;
 use serde_json::json;
 
+use super::tables;
 use crate::{
+    doctor::{Check, Verdict},
     error::Error,
     mls::{DeviceIdentity, Progress, RefreshReport},
 };
@@ -42,23 +46,51 @@ impl Output {
     }
 
     pub(super) fn reserved(&self, answer: &ReserveResponse) {
+        self.answer(answer, || tables::reservations(answer));
+    }
+
+    pub(super) fn inventory(&self, items: &[InventoryItem]) {
+        self.answer(&items, || match items {
+            [] => "The server knows of no KeyPackage of this device; `keypool refresh` makes some.".to_owned(),
+            items => tables::inventory(items),
+        });
+    }
+
+    pub(super) fn audit(&self, page: &AuditPage) {
+        self.answer(page, || {
+            let more = page.next.map(|next| format!("\nThere is more: keypool audit --before {next}"));
+            match page.events.as_slice() {
+                [] => "Nothing has happened yet.".to_owned(),
+                events => tables::events(events) + &more.unwrap_or_default(),
+            }
+        });
+    }
+
+    pub(super) fn revoked(&self, answer: &RevokeResponse) {
         self.answer(answer, || {
-            let mut table = table(["Device", "Reservation id", "Suite", "Held until", "Note"]);
-            for held in &answer.reservations {
-                table.add_row([
-                    format!("{}/{}", held.user, held.device),
-                    held.reservation_id.to_string(),
-                    held.ciphersuite.to_string(),
-                    held.expires_at.to_string(),
-                    if held.last_resort { "last resort".to_owned() } else { String::new() },
-                ]);
+            let mut text = format!("{} KeyPackages are withdrawn.", answer.revoked.len());
+            for ended in &answer.ended {
+                let _ = write!(text, "\n{} is {} already.", ended.keypackage_ref, ended.state);
             }
-            for missing in &answer.missing {
-                let device = missing.device.as_ref().map_or_else(String::new, |device| format!("/{device}"));
-                let device = format!("{}{device}", missing.user);
-                table.add_row([device, String::new(), String::new(), String::new(), missing.reason.to_string()]);
+            for unknown in &answer.unknown {
+                let _ = write!(text, "\n{unknown} is none of this device's.");
             }
-            table.to_string()
+            text + "\n" + &health_text(&answer.pool)
+        });
+    }
+
+    pub(super) fn doctor(&self, checks: &[Check]) {
+        self.answer(&checks, || {
+            let line = |check: &Check| {
+                let (mark, colour) = match check.verdict {
+                    Verdict::Ok => ("ok     ", AnsiColor::Green),
+                    Verdict::Warning => ("warning", AnsiColor::Yellow),
+                    Verdict::Failure => ("failure", AnsiColor::Red),
+                };
+                let advice = check.advice.as_ref().map(|advice| format!("\n           {advice}")).unwrap_or_default();
+                format!("{}  {}: {}{advice}", painted(mark, colour), check.name, check.found)
+            };
+            checks.iter().map(line).collect::<Vec<_>>().join("\n")
         });
     }
 
@@ -101,10 +133,12 @@ impl Output {
         let text = if self.json {
             json!({ "error": message, "type": code, "hint": hint }).to_string()
         } else {
-            hint.map_or_else(|| format!("error: {message}"), |hint| format!("error: {message}\n  hint: {hint}"))
+            let error = painted("error", AnsiColor::Red);
+            let hint = hint.map(|hint| format!("\n  hint: {hint}")).unwrap_or_default();
+            format!("{error}: {message}{hint}")
         };
         // With stderr closed there is nobody to tell; the exit code still does.
-        let _ = writeln!(io::stderr(), "{text}");
+        let _ = writeln!(anstream::stderr(), "{text}");
     }
 
     /// Runs a long call with a progress bar on a terminal.
@@ -136,59 +170,56 @@ impl Output {
             text()
         };
         // A reader that closed the pipe has read enough.
-        let _ = writeln!(io::stdout(), "{text}");
+        let _ = writeln!(anstream::stdout(), "{text}");
     }
 }
 
-fn table<const N: usize>(header: [&str; N]) -> Table {
-    let mut table = Table::new();
-    table.load_style(UTF8_FULL_CONDENSED).set_header(header);
-    table
+/// The text in a colour; `anstream` takes it out again where it does not belong.
+fn painted(text: &str, colour: AnsiColor) -> String {
+    let style = Style::new().fg_color(Some(colour.into()));
+    format!("{style}{text}{style:#}")
 }
 
 fn refresh_text(report: &RefreshReport) -> String {
-    let mut text = if report.removed == 0 && report.generated == 0 && report.uploaded == 0 && report.rejected.is_empty()
-    {
+    let mut text = if report.changed_nothing() {
         "Nothing to do.".to_owned()
     } else {
-        format!("Removed {}, generated {}, uploaded {}.", report.removed, report.generated, report.uploaded)
+        let steps = [
+            ("removed", report.removed),
+            ("reconciled", report.reconciled),
+            ("withdrawn", report.revoked),
+            ("generated", report.generated),
+            ("uploaded", report.uploaded),
+        ];
+        let done = steps.iter().filter(|(_, n)| *n > 0).map(|(what, n)| format!("{n} {what}"));
+        format!("KeyPackages: {}.", done.collect::<Vec<_>>().join(", "))
     };
-    for rejection in &report.rejected {
-        let _ = write!(
-            text,
-            "\nwarning: the server refused KeyPackage {} as {}: {}",
+    let warnings = report.warnings.iter().map(ToString::to_string).chain(report.rejected.iter().map(|rejection| {
+        format!(
+            "the server refused KeyPackage {} as {}: {}",
             rejection.keypackage_ref, rejection.reason, rejection.detail
-        );
+        )
+    }));
+    for warning in warnings {
+        let _ = write!(text, "\n{}: {warning}", painted("warning", AnsiColor::Yellow));
     }
     let _ = write!(text, "\n{}", health_text(&report.pool));
     text
 }
 
 fn status_text(status: &PoolStatus) -> String {
-    let mut table = table(["KeyPackages", "Count"]);
-    let counts = [
-        ("available", status.available),
-        ("  fresh", status.fresh),
-        ("  lapsed", status.lapsed),
-        ("reserved", status.reserved),
-        ("spent", status.spent),
-        ("revoked", status.revoked),
-        ("expired", status.expired),
-        ("total", status.total),
-        ("expiring within 2 days", status.expiring_soon),
-    ];
-    for (name, count) in counts {
-        table.add_row([name.to_owned(), count.to_string()]);
+    let name = format!("{}/{}", status.user, status.device);
+    let mut text = format!("{name}\n{}\n{}\n{}", tables::status(status), bar(status), health_text(status));
+    for drain in &status.draining {
+        let _ = write!(
+            text,
+            "\n{}: {} was handed out {} of them within an hour.",
+            painted("warning", AnsiColor::Yellow),
+            drain.user,
+            drain.handed_out
+        );
     }
-    let last_resort = match (status.last_resort.present, status.last_resort.uses) {
-        (false, _) => "none".to_owned(),
-        (true, 0) => "unused".to_owned(),
-        (true, uses) => format!("used {uses} times"),
-    };
-    table.add_row(["last resort".to_owned(), last_resort]);
-    let last_upload = status.last_upload.map_or_else(|| "never".to_owned(), |time| time.to_string());
-    table.add_row(["last upload".to_owned(), last_upload]);
-    format!("{}/{}\n{table}\n{}\n{}", status.user, status.device, bar(status), health_text(status))
+    text
 }
 
 /// A bar of the fresh KeyPackages in a full pool.
@@ -196,17 +227,27 @@ fn bar(status: &PoolStatus) -> String {
     let full = status.fresh.saturating_add(status.recommended_upload).max(1);
     let width = u64::try_from(BAR_WIDTH).unwrap_or(u64::MAX);
     let filled = usize::try_from(status.fresh.saturating_mul(width) / full).unwrap_or(BAR_WIDTH).min(BAR_WIDTH);
-    format!("[{}{}] {}/{full} fresh", "#".repeat(filled), ".".repeat(BAR_WIDTH - filled), status.fresh)
+    let filled_part = painted(&"#".repeat(filled), colour(status.health));
+    format!("[{filled_part}{}] {}/{full} fresh", ".".repeat(BAR_WIDTH - filled), status.fresh)
+}
+
+fn colour(health: Health) -> AnsiColor {
+    match health {
+        Health::Good => AnsiColor::Green,
+        Health::Low => AnsiColor::Yellow,
+        Health::Empty => AnsiColor::Red,
+    }
 }
 
 fn health_text(status: &PoolStatus) -> String {
     let fresh = status.fresh;
-    match status.health {
+    let text = match status.health {
         Health::Good => format!("The pool is in good health: {fresh} fresh KeyPackages."),
         Health::Low => format!("The pool is low: {fresh} fresh KeyPackages; `keypool refresh` fills it."),
         Health::Empty if status.last_resort.present => {
             "The pool is empty but for the last resort; `keypool refresh` fills it.".to_owned()
         }
         Health::Empty => "The pool is empty, and nobody can add this device; `keypool refresh` fills it.".to_owned(),
-    }
+    };
+    painted(&text, colour(status.health))
 }

@@ -1,44 +1,28 @@
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use keypool_openapi::{
-    Base64Bytes, KeyPackageRef, MAX_UPLOAD_BATCH, PoolStatus, RegisterRequest, RejectionReason, UploadRequest,
-    UploadResponse,
+    Base64Bytes, KeyPackageRef, MAX_REVOCATIONS, MAX_UPLOAD_BATCH, RegisterRequest, RejectionReason, RevokeRequest,
+    UploadRequest, UploadResponse,
 };
 use secrecy::SecretString;
 use tracing::{info, warn};
 
-use super::{DeviceIdentity, KeyPackagePool, KeyPackagePoolConfig, Progress};
+use super::{
+    DeviceIdentity, KeyPackagePool, KeyPackagePoolConfig, Progress, RefreshReport, Rejection, Warning,
+    keypackage_pool::GRACE,
+    reconciliation::{Reconciliation, reconcile},
+};
 use crate::{
     api::ApiClient,
     clock::Clock,
     error::{Error, Result},
-    storage::{KeyPackageStatus, LocalStore},
+    storage::{KeyPackageMetadata, KeyPackageStatus, LocalStore},
 };
 
-/// A KeyPackage that the server refused.
-#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
-pub struct Rejection {
-    /// Which.
-    pub keypackage_ref: KeyPackageRef,
-    /// Why: stable, and what a program decides by.
-    pub reason: RejectionReason,
-    /// Why, in words.
-    pub detail: String,
-}
+/// Clocks that differ by more than this are worth a word.
+const SKEW: SignedDuration = SignedDuration::from_mins(1);
 
-/// What a refresh did.
-#[derive(Clone, Debug, serde::Serialize)]
-pub struct RefreshReport {
-    /// KeyPackages that were removed here, with their keys: expired or refused before.
-    pub removed: usize,
-    /// KeyPackages that were generated, a last resort included.
-    pub generated: usize,
-    /// KeyPackages that the server confirmed, a last resort included.
-    pub uploaded: usize,
-    /// KeyPackages that the server refused.
-    pub rejected: Vec<Rejection>,
-    /// The pool on the server after the refresh.
-    pub pool: PoolStatus,
-}
+/// Foreign KeyPackages in the pool once are a restored backup; twice within this span they are another client.
+const RESTORE_SPAN: SignedDuration = SignedDuration::from_hours(30 * 24);
 
 /// A device's connection to its server: registration, and the KeyPackage pool that it keeps full there.
 #[derive(Clone, Copy)]
@@ -67,42 +51,62 @@ impl<'a> MlsConnection<'a> {
         Self { api, store, clock, config }
     }
 
-    /// Registers the device, and stores its token before anything else happens: the server shows it once.
+    /// The calls of the server.
+    #[must_use]
+    pub fn api(&self) -> &'a ApiClient {
+        self.api
+    }
+
+    pub(super) fn store(&self) -> &'a LocalStore {
+        self.store
+    }
+
+    pub(super) fn now(&self) -> Timestamp {
+        self.clock.now()
+    }
+
+    /// Registers the device, and stores its token before anything else happens: the server shows it once. May be repeated
+    /// until the token is used.
     pub async fn register(&self, identity: &mut DeviceIdentity) -> Result<()> {
         let request = RegisterRequest { user: identity.user().clone(), device: identity.device().clone() };
-        let answer = self.api.register(&request).await?;
+        let answer = self.api.register(&request, identity.registration_key()).await?;
         identity.set_token(self.store, SecretString::from(answer.token))?;
         info!(device = identity.identity(), "registered");
         Ok(())
     }
 
-    /// Brings the pool in order: removes what expired, uploads again what was never confirmed, fills the pool up to
-    /// its target if fresh KeyPackages are below the low watermark, and keeps a last resort. With `fill`, the pool is filled up
-    /// wherever it stands. Where all is in order, changes nothing.
+    /// Brings the pool in order. Idempotent: where all is in order, it is one request, and changes nothing.
+    ///
+    /// 1. Asks the server how the pool is doing.
+    /// 2. Removes here what ended a day ago.
+    /// 3. Where the two sides differ, reads the server's inventory, takes over what it says, and withdraws there what has
+    ///    no keys here.
+    /// 4. Uploads again what never arrived.
+    /// 5. Fills the pool up to its target where fresh KeyPackages are below the low watermark, or, with `fill`, wherever
+    ///    it stands; and replaces the last resort if it was used or is near its end.
+    /// 6. Withdraws what a rotation of the signature key has superseded.
+    ///
+    /// Ends are judged by whichever clock is behind, the server's or this machine's, so that a clock that jumps ahead
+    /// deletes nothing; lifetimes begin by the server's.
     pub async fn refresh_key_packages(
         &self,
         identity: &DeviceIdentity,
         fill: bool,
         progress: &dyn Fn(Progress),
     ) -> Result<RefreshReport> {
-        let now = self.clock.now();
-        let pool = KeyPackagePool::new(self.store);
-        let status = self.api.status().await?;
-        let mut report = RefreshReport {
-            removed: pool.remove_expired(now)?,
-            generated: 0,
-            uploaded: 0,
-            rejected: Vec::new(),
-            pool: status,
-        };
-        self.upload_unconfirmed(now, &mut report, &|_| {}).await?;
-        let count = self.config.wanted(size(report.pool.fresh), size(report.pool.available), fill);
-        let last_resort = !report.pool.last_resort.present;
-        if count > 0 || last_resort {
-            pool.generate(identity, (count, last_resort), self.config.lifetime, now, progress)?;
-            report.generated = count + usize::from(last_resort);
-            self.upload_unconfirmed(now, &mut report, progress).await?;
+        let mut report = RefreshReport::new(self.api.get_key_package_status().await?);
+        let (here, there) = (self.clock.now(), report.pool.at);
+        let skew = here.duration_since(there);
+        if skew.abs() > SKEW {
+            report.warnings.push(Warning::ClockSkew { seconds: skew.as_secs() });
         }
+        report.removed = self.pool().cleanup_expired(here.min(there))?;
+        self.agree(&mut report).await?;
+        self.upload_unconfirmed(&mut report, &|_| {}).await?;
+        self.replenish(identity, fill, &mut report, progress).await?;
+        self.withdraw_superseded(&mut report).await?;
+        // An upload that was repeated may have been of something that is handed out by now.
+        self.agree(&mut report).await?;
         match report.rejected.first() {
             Some(first) if report.uploaded == 0 => Err(Error::AllRejected(format!(
                 "{} were refused, the first as {}: {}",
@@ -114,26 +118,127 @@ impl<'a> MlsConnection<'a> {
         }
     }
 
-    async fn upload_unconfirmed(
+    /// Makes a new signature key for each ciphersuite, fills the pool with KeyPackages of it, and withdraws the old ones.
+    /// What somebody holds at the moment is left until it is spent or lapses; the old private keys stay for a day, for
+    /// invitations under way. Groups that the device is in go on with the key that they know.
+    ///
+    /// If it fails half-way, the next refresh finishes it.
+    pub async fn rotate(&self, identity: &mut DeviceIdentity, progress: &dyn Fn(Progress)) -> Result<RefreshReport> {
+        let ciphersuites = identity.ciphersuites();
+        let renewed = self.store.transaction(|| {
+            identity.renew_signers(self.store, &ciphersuites)?;
+            self.store.forget_foreign()?;
+            self.store.supersede_all()
+        });
+        if let Err(error) = renewed {
+            // Nothing was stored, so nothing may be remembered.
+            *identity = DeviceIdentity::load(self.store)?;
+            return Err(error);
+        }
+        info!(device = identity.identity(), "rotated the signature key");
+        self.refresh_key_packages(identity, true, progress).await
+    }
+
+    /// The device's own KeyPackages.
+    #[must_use]
+    pub fn pool(&self) -> KeyPackagePool<'a> {
+        KeyPackagePool::new(self.store, self.config)
+    }
+
+    /// Brings the two sides to agree: the server is right about who holds and who spent what, and this side about which
+    /// keys there are.
+    async fn agree(&self, report: &mut RefreshReport) -> Result<()> {
+        let (pool, now) = (self.pool(), report.pool.at);
+        if !pool.agrees_with(&report.pool)? {
+            let inventory = self.api.get_inventory().await?;
+            let Reconciliation { changed, to_revoke, foreign } = reconcile(self.store, &pool, inventory, now)?;
+            report.reconciled += changed;
+            let since = now.saturating_sub(RESTORE_SPAN).unwrap_or(Timestamp::MIN);
+            if foreign > 0 && self.store.foreign_since(since)? {
+                return Err(Error::TwoClients { foreign });
+            }
+            self.revoke(&to_revoke, report).await?;
+            if foreign > 0 {
+                // Noted when it is done: who is interrupted and finds the same once more is not two.
+                self.store.note_foreign(now)?;
+                report.warnings.push(Warning::ForeignKeyPackages { count: foreign });
+            }
+        }
+        if pool.agrees_with(&report.pool)? {
+            self.store.confirm_uploaded()?;
+        }
+        Ok(())
+    }
+
+    async fn revoke(&self, refs: &[KeyPackageRef], report: &mut RefreshReport) -> Result<()> {
+        for batch in refs.chunks(MAX_REVOCATIONS) {
+            let request = RevokeRequest { refs: Some(batch.to_vec()), all: None };
+            let answer = self.api.revoke_key_packages(&request).await?;
+            report.revoked += answer.revoked.len();
+            report.pool = answer.pool;
+        }
+        Ok(())
+    }
+
+    async fn replenish(
         &self,
-        now: Timestamp,
+        identity: &DeviceIdentity,
+        fill: bool,
         report: &mut RefreshReport,
         progress: &dyn Fn(Progress),
     ) -> Result<()> {
-        let unconfirmed = KeyPackagePool::new(self.store).unconfirmed(now)?;
+        let (pool, now) = (self.pool(), report.pool.at);
+        for ciphersuite in identity.ciphersuites() {
+            let of_suite = report.pool.ciphersuites.iter().find(|part| part.ciphersuite == u16::from(ciphersuite));
+            let uses = of_suite.map_or(0, |part| part.last_resort.uses);
+            let last_resort = pool.needs_last_resort(ciphersuite, uses, now)?;
+            let count = if fill || pool.should_replenish(ciphersuite, now)? {
+                pool.get_replenishment_needed(ciphersuite, now)?
+            } else {
+                0
+            };
+            if count > 0 || last_resort {
+                pool.generate_and_update_pool(identity, ciphersuite, (count, last_resort), now, progress)?;
+                report.generated += count + usize::from(last_resort);
+            }
+        }
+        self.upload_unconfirmed(report, progress).await
+    }
+
+    async fn upload_unconfirmed(&self, report: &mut RefreshReport, progress: &dyn Fn(Progress)) -> Result<()> {
+        let unconfirmed = self.pool().unconfirmed(report.pool.at)?;
         let total = unconfirmed.len();
         let mut done = 0;
         for batch in unconfirmed.chunks(MAX_UPLOAD_BATCH) {
             let keypackages = batch.iter().map(|(_, message)| Base64Bytes(message.clone()).encode()).collect();
-            let answer = self.api.upload(&UploadRequest { keypackages }).await?;
+            let answer = self.api.upload_key_packages(&UploadRequest { keypackages }).await?;
             report.uploaded += answer.accepted.len();
-            report.rejected.extend(record(self.store, batch, &answer, now)?);
+            report.rejected.extend(record(self.store, batch, &answer)?);
             report.pool = answer.pool;
             done += batch.len();
             progress(Progress::Uploaded { done, total });
         }
         Ok(())
     }
+
+    /// Withdraws what is of an old signature key, but for what somebody holds.
+    async fn withdraw_superseded(&self, report: &mut RefreshReport) -> Result<()> {
+        let old = |row: &KeyPackageMetadata| {
+            row.superseded && row.status.is_live() && row.status != KeyPackageStatus::Reserved
+        };
+        let rows = self.store.metadata()?.into_iter().filter(old);
+        let refs: Vec<_> = rows.map(|row| row.keypackage_ref).collect();
+        if refs.is_empty() {
+            return Ok(());
+        }
+        self.revoke(&refs, report).await?;
+        self.store.transaction(|| refs.iter().try_for_each(|old| give_up(self.store, old, report.pool.at)))
+    }
+}
+
+/// Notes that the server does not hand a KeyPackage out any more. Its keys stay for a day.
+fn give_up(store: &LocalStore, keypackage_ref: &KeyPackageRef, now: Timestamp) -> Result<()> {
+    store.mark_failed(keypackage_ref, Some(now.saturating_add(GRACE).unwrap_or(Timestamp::MAX)), now)
 }
 
 /// Writes down what the server said of each KeyPackage of an upload, in one transaction.
@@ -141,16 +246,28 @@ fn record(
     store: &LocalStore,
     batch: &[(KeyPackageRef, Vec<u8>)],
     answer: &UploadResponse,
-    now: Timestamp,
 ) -> Result<Vec<Rejection>> {
+    let now = answer.pool.at;
     let mut rejections = Vec::new();
     store.transaction(|| {
         for accepted in &answer.accepted {
-            store.set_uploaded(&accepted.keypackage_ref, now)?;
+            store.update_pool_metadata_status(&accepted.keypackage_ref, KeyPackageStatus::Uploaded, now)?;
+            if accepted.last_resort {
+                // The server keeps one: the new one has taken the place of the one before.
+                let before = |row: &KeyPackageMetadata| {
+                    row.last_resort
+                        && row.status.is_live()
+                        && row.ciphersuite == accepted.ciphersuite
+                        && row.keypackage_ref != accepted.keypackage_ref
+                };
+                for row in store.metadata()?.into_iter().filter(before) {
+                    give_up(store, &row.keypackage_ref, now)?;
+                }
+            }
         }
         for rejected in &answer.rejected {
             let Some((keypackage_ref, _)) = batch.get(rejected.index) else { continue };
-            store.set_status(keypackage_ref, after_rejection(rejected.reason))?;
+            refuse(store, keypackage_ref, rejected.reason, now)?;
             warn!(%keypackage_ref, reason = %rejected.reason, detail = rejected.detail, "the server refused a KeyPackage");
             rejections.push(Rejection {
                 keypackage_ref: keypackage_ref.clone(),
@@ -165,27 +282,42 @@ fn record(
 
 /// What a refused KeyPackage becomes. An upload whose answer was lost may have arrived, and the KeyPackage may have been
 /// handed out since: then its keys are needed for the Welcome.
-fn after_rejection(reason: RejectionReason) -> KeyPackageStatus {
+fn refuse(
+    store: &LocalStore,
+    keypackage_ref: &KeyPackageRef,
+    reason: RejectionReason,
+    now: Timestamp,
+) -> Result<()> {
     match reason {
-        RejectionReason::Duplicate => KeyPackageStatus::Spent,
-        RejectionReason::LifetimeExpired => KeyPackageStatus::Expired,
-        _ => KeyPackageStatus::Failed,
+        RejectionReason::Duplicate | RejectionReason::InitKeyReused => give_up(store, keypackage_ref, now),
+        RejectionReason::LifetimeExpired => {
+            store.update_pool_metadata_status(keypackage_ref, KeyPackageStatus::Expired, now)
+        }
+        _ => store.mark_failed(keypackage_ref, None, now),
     }
-}
-
-/// A count of the server's, as this machine counts.
-fn size(count: u64) -> usize {
-    usize::try_from(count).unwrap_or(usize::MAX)
 }
 
 #[cfg(test)]
 mod tests {
+    use keypool_openapi::RejectionReason;
+
     use super::*;
 
     #[test]
     fn a_package_that_may_have_been_handed_out_keeps_its_keys() {
-        assert_eq!(after_rejection(RejectionReason::Duplicate), KeyPackageStatus::Spent);
-        assert_eq!(after_rejection(RejectionReason::LifetimeExpired), KeyPackageStatus::Expired);
-        assert_eq!(after_rejection(RejectionReason::InvalidSignature), KeyPackageStatus::Failed);
+        let directory = tempfile::tempdir().unwrap();
+        let store = LocalStore::open(directory.path()).unwrap();
+        let now: Timestamp = "2030-01-01T00:00:00Z".parse().unwrap();
+        let refused = |number: u8, reason| {
+            let keypackage_ref = KeyPackageRef::from(vec![number; 32]);
+            let row = KeyPackageMetadata::created(keypackage_ref.clone(), (now, now + GRACE), 1, false);
+            store.create_pool_metadata(&row).unwrap();
+            refuse(&store, &keypackage_ref, reason, now).unwrap();
+            let row = store.find_metadata(&keypackage_ref).unwrap().unwrap();
+            (row.status, row.keep_until)
+        };
+        assert_eq!(refused(1, RejectionReason::Duplicate), (KeyPackageStatus::Failed, Some(now + GRACE)));
+        assert_eq!(refused(2, RejectionReason::LifetimeExpired), (KeyPackageStatus::Expired, None));
+        assert_eq!(refused(3, RejectionReason::InvalidSignature), (KeyPackageStatus::Failed, None));
     }
 }

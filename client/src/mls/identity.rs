@@ -1,25 +1,27 @@
-use std::fmt;
+use std::{collections::BTreeMap, fmt};
 
 use keypool_openapi::{DeviceName, UserName};
-use openmls::prelude::{BasicCredential, CredentialWithKey};
+use openmls::prelude::{BasicCredential, Ciphersuite, CredentialWithKey, MlsGroup};
 use openmls_basic_credential::SignatureKeyPair;
-use openmls_traits::{OpenMlsProvider, types::SignatureScheme};
+use openmls_traits::OpenMlsProvider;
 use secrecy::SecretString;
+use uuid::Uuid;
 
-use super::CIPHERSUITE;
 use crate::{
     api::server_address,
     error::{Error, Result},
     storage::{IdentityRow, LocalStore},
 };
 
-/// Who this device is: its server, its credential `user/device`, and the key pair that signs for it.
+/// Who this device is: its server, its credential `user/device`, and for each ciphersuite that it has a pool of, the key
+/// pair that signs for it.
 pub struct DeviceIdentity {
     server: String,
     user: UserName,
     device: DeviceName,
     token: Option<SecretString>,
-    signer: SignatureKeyPair,
+    registration_key: Option<String>,
+    signers: BTreeMap<u16, SignatureKeyPair>,
 }
 
 impl fmt::Debug for DeviceIdentity {
@@ -32,33 +34,67 @@ impl fmt::Debug for DeviceIdentity {
 }
 
 impl DeviceIdentity {
-    /// Makes the identity of a new device, with a new signature key pair, and stores both. In a store that holds this
-    /// identity already, loads it; in one that holds another, fails.
-    pub fn create(store: &LocalStore, server: &str, user: &UserName, device: &DeviceName) -> Result<Self> {
+    /// Makes the identity of a new device, with a new signature key pair for each ciphersuite, and stores all of it. In a
+    /// store that holds this identity already, loads it, and adds the ciphersuites that are new; in one that holds
+    /// another, fails.
+    pub fn create(
+        store: &LocalStore,
+        server: &str,
+        (user, device): (&UserName, &DeviceName),
+        ciphersuites: &[Ciphersuite],
+    ) -> Result<Self> {
         let server = server_address(server)?.to_string();
-        if let Some(found) = Self::find(store)? {
-            return if found.server == server && found.user == *user && found.device == *device {
-                Ok(found)
-            } else {
-                Err(Error::OtherDevice {
+        let mut made = match Self::find(store)? {
+            Some(found) if found.server == server && found.user == *user && found.device == *device => found,
+            Some(found) => {
+                return Err(Error::OtherDevice {
                     found: format!("{} at {}", found.identity(), found.server),
                     wanted: format!("{} at {server}", identity(user, device)),
-                })
-            };
-        }
-        let signer = SignatureKeyPair::new(CIPHERSUITE.signature_algorithm())
-            .map_err(|error| Error::mls("generate a signature key pair")(error.into()))?;
-        store.transaction(|| {
-            signer.store(store.provider().storage()).map_err(Error::storage("write the signature key pair"))?;
-            store.insert_identity(&IdentityRow {
-                server: server.clone(),
-                user: user.to_string(),
-                device: device.to_string(),
+                });
+            }
+            None => Self {
+                server,
+                user: user.clone(),
+                device: device.clone(),
                 token: None,
-                signature_key: signer.to_public_vec(),
-            })
+                registration_key: None,
+                signers: BTreeMap::new(),
+            },
+        };
+        store.transaction(|| {
+            if made.signers.is_empty() {
+                made.registration_key = Some(Uuid::new_v4().to_string());
+                store.insert_identity(&made.row())?;
+            }
+            let new: Vec<_> =
+                ciphersuites.iter().filter(|suite| !made.signers.contains_key(&u16::from(**suite))).copied().collect();
+            made.renew_signers(store, &new)
         })?;
-        Ok(Self { server, user: user.clone(), device: device.clone(), token: None, signer })
+        Ok(made)
+    }
+
+    fn row(&self) -> IdentityRow {
+        IdentityRow {
+            server: self.server.clone(),
+            user: self.user.to_string(),
+            device: self.device.to_string(),
+            token: self.token.clone(),
+            registration_key: self.registration_key.clone(),
+            signature_keys: Vec::new(),
+        }
+    }
+
+    /// Makes a new signature key pair for each of these ciphersuites. The old ones stay in OpenMLS's storage: the groups
+    /// that were joined with them go on with them.
+    pub(crate) fn renew_signers(&mut self, store: &LocalStore, ciphersuites: &[Ciphersuite]) -> Result<()> {
+        for &ciphersuite in ciphersuites {
+            let signer = SignatureKeyPair::new(ciphersuite.signature_algorithm())
+                .map_err(|error| Error::mls("generate a signature key pair")(error.into()))?;
+            signer.store(store.provider().storage()).map_err(Error::storage("write the signature key pair"))?;
+            store.set_signature_key(ciphersuite.into(), signer.public())?;
+            self.signers.insert(ciphersuite.into(), signer);
+        }
+        Ok(())
     }
 
     /// Loads the identity of the device in a store.
@@ -67,21 +103,27 @@ impl DeviceIdentity {
     }
 
     fn find(store: &LocalStore) -> Result<Option<Self>> {
-        let Some(IdentityRow { server, user, device, token, signature_key }) = store.identity()? else {
+        let Some(IdentityRow { server, user, device, token, registration_key, signature_keys }) = store.identity()?
+        else {
             return Ok(None);
         };
-        let scheme: SignatureScheme = CIPHERSUITE.signature_algorithm();
-        let signer = SignatureKeyPair::read(store.provider().storage(), &signature_key, scheme)
-            .ok_or_else(|| Error::MissingKeys(format!("{user}/{device}")))?;
+        let name = format!("{user}/{device}");
+        let signer = |(number, key): (u16, Vec<u8>)| {
+            let ciphersuite = Ciphersuite::try_from(number)
+                .map_err(|_| Error::Damaged(format!("the device has the ciphersuite {number}")))?;
+            Ok((number, stored_signer(store, &key, ciphersuite, &name)?))
+        };
+        let signers = signature_keys.into_iter().map(signer).collect::<Result<_>>()?;
         let damaged = |error: keypool_openapi::InvalidId| Error::Damaged(error.to_string());
         let (user, device) = (user.try_into().map_err(damaged)?, device.try_into().map_err(damaged)?);
-        Ok(Some(Self { server, user, device, token, signer }))
+        Ok(Some(Self { server, user, device, token, registration_key, signers }))
     }
 
     /// Stores the bearer token that registration answered.
     pub(crate) fn set_token(&mut self, store: &LocalStore, token: SecretString) -> Result<()> {
         store.set_token(&token)?;
         self.token = Some(token);
+        self.registration_key = None;
         Ok(())
     }
 
@@ -115,20 +157,42 @@ impl DeviceIdentity {
         identity(&self.user, &self.device)
     }
 
-    /// The key pair that signs for this device.
-    #[must_use]
-    pub fn signer(&self) -> &SignatureKeyPair {
-        &self.signer
+    /// What makes the registration one that may be repeated; `None` once the token is here.
+    pub(crate) fn registration_key(&self) -> Option<&str> {
+        self.registration_key.as_deref()
     }
 
-    /// The credential with the public signature key, as OpenMLS wants it.
+    /// The ciphersuites that the device has a pool of.
     #[must_use]
-    pub fn credential(&self) -> CredentialWithKey {
-        CredentialWithKey {
-            credential: BasicCredential::new(self.identity().into_bytes()).into(),
-            signature_key: self.signer.to_public_vec().into(),
-        }
+    pub fn ciphersuites(&self) -> Vec<Ciphersuite> {
+        self.signers.keys().filter_map(|number| Ciphersuite::try_from(*number).ok()).collect()
     }
+
+    /// The key pair that signs what is new in a ciphersuite.
+    pub fn signer(&self, ciphersuite: Ciphersuite) -> Result<&SignatureKeyPair> {
+        self.signers
+            .get(&u16::from(ciphersuite))
+            .ok_or_else(|| Error::MissingKeys(format!("{} in the ciphersuite {ciphersuite:?}", self.identity())))
+    }
+
+    /// The key pair that signs in a group: the one that the device is in it with, which may be an older one.
+    pub fn signer_in(&self, store: &LocalStore, group: &MlsGroup) -> Result<SignatureKeyPair> {
+        let leaf = group.own_leaf_node().ok_or_else(|| Error::Damaged("a group has no leaf of this device".to_owned()))?;
+        stored_signer(store, leaf.signature_key().as_slice(), group.ciphersuite(), &self.identity())
+    }
+
+    /// The credential with the public signature key of a ciphersuite, as OpenMLS wants it.
+    pub fn credential(&self, ciphersuite: Ciphersuite) -> Result<CredentialWithKey> {
+        Ok(CredentialWithKey {
+            credential: BasicCredential::new(self.identity().into_bytes()).into(),
+            signature_key: self.signer(ciphersuite)?.to_public_vec().into(),
+        })
+    }
+}
+
+fn stored_signer(store: &LocalStore, key: &[u8], ciphersuite: Ciphersuite, name: &str) -> Result<SignatureKeyPair> {
+    SignatureKeyPair::read(store.provider().storage(), key, ciphersuite.signature_algorithm())
+        .ok_or_else(|| Error::MissingKeys(name.to_owned()))
 }
 
 /// The identity in a device's credential.
@@ -139,9 +203,12 @@ pub(crate) fn identity(user: &UserName, device: &DeviceName) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::mls::CIPHERSUITE;
+
+    const P256: Ciphersuite = Ciphersuite::MLS_128_DHKEMP256_AES128GCM_SHA256_P256;
 
     fn create(store: &LocalStore, server: &str, user: &str, device: &str) -> Result<DeviceIdentity> {
-        DeviceIdentity::create(store, server, &user.parse().unwrap(), &device.parse().unwrap())
+        DeviceIdentity::create(store, server, (&user.parse().unwrap(), &device.parse().unwrap()), &[CIPHERSUITE])
     }
 
     #[test]
@@ -150,10 +217,13 @@ mod tests {
         let store = LocalStore::open(directory.path()).unwrap();
         assert!(matches!(DeviceIdentity::load(&store), Err(Error::NotInitialised(_))));
         let mut made = create(&store, "http://localhost:8080", "alice", "laptop").unwrap();
+        let again = create(&store, "http://localhost:8080", "alice", "laptop").unwrap();
+        assert!(made.registration_key().is_some_and(|key| key.len() >= 32));
+        assert_eq!(again.registration_key(), made.registration_key());
         made.set_token(&store, "keypool_1".into()).unwrap();
         let found = create(&store, "http://localhost:8080/", "alice", "laptop").unwrap();
-        assert_eq!(found.signer().public(), made.signer().public());
-        assert!(found.token().is_some());
+        assert_eq!(found.signer(CIPHERSUITE).unwrap().public(), made.signer(CIPHERSUITE).unwrap().public());
+        assert!(found.token().is_some() && found.registration_key().is_none());
         for (server, user, device) in [
             ("http://other", "alice", "laptop"),
             ("http://localhost:8080", "bob", "laptop"),
@@ -164,5 +234,19 @@ mod tests {
                 "{server} {user} {device}"
             );
         }
+    }
+
+    #[test]
+    fn a_further_ciphersuite_gets_a_key_of_its_own_and_the_first_keeps_its_own() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = LocalStore::open(directory.path()).unwrap();
+        let first = create(&store, "http://localhost:8080", "alice", "laptop").unwrap();
+        assert!(matches!(first.signer(P256), Err(Error::MissingKeys(_))));
+        let names = (first.user(), first.device());
+        let both = DeviceIdentity::create(&store, first.server(), names, &[CIPHERSUITE, P256]).unwrap();
+        assert_eq!(both.ciphersuites(), [CIPHERSUITE, P256]);
+        assert_eq!(both.signer(CIPHERSUITE).unwrap().public(), first.signer(CIPHERSUITE).unwrap().public());
+        assert_eq!(both.signer(P256).unwrap().signature_scheme(), P256.signature_algorithm());
+        assert_eq!(DeviceIdentity::load(&store).unwrap().ciphersuites(), [CIPHERSUITE, P256]);
     }
 }

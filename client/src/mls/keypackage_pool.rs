@@ -1,28 +1,32 @@
 use std::time::Duration;
 
-use jiff::Timestamp;
-use keypool_openapi::KeyPackageRef;
+use jiff::{SignedDuration, Timestamp};
+use keypool_openapi::{KeyPackageRef, PoolStatus};
 use openmls::prelude::{
-    Capabilities, ExtensionType, KeyPackage, KeyPackageBuilder, KeyPackageBundle, Lifetime, MlsMessageOut,
+    Capabilities, Ciphersuite, ExtensionType, KeyPackage, KeyPackageBuilder, KeyPackageBundle, Lifetime, MlsMessageOut,
     OpenMlsCrypto,
     tls_codec::{DeserializeBytes as _, Serialize as _, VLByteSlice},
 };
 use openmls_traits::{OpenMlsProvider, storage::StorageProvider as _};
+use sha2::{Digest, Sha256};
 
-use super::{CIPHERSUITE, DeviceIdentity};
+use super::DeviceIdentity;
 use crate::{
     error::{Error, Result},
-    storage::{KeyPackageStatus, LocalCounts, LocalStore, Metadata},
+    storage::{KeyPackageMetadata, KeyPackageStatus, LocalStore, Spending},
 };
 
 /// How far into the past a new lifetime reaches, for peers whose clocks are behind.
 const CLOCK_SKEW: Duration = Duration::from_hours(1);
 
-/// How long the keys of a KeyPackage that may have been handed out outlive its `not_after`: a Welcome for it may be
-/// under way.
-const GRACE: Duration = Duration::from_hours(24);
+/// How long the keys of a KeyPackage outlive its end, be it `not_after` or its withdrawal: a Welcome for it may be under
+/// way.
+pub(crate) const GRACE: SignedDuration = SignedDuration::from_hours(24);
 
-/// How a device keeps its KeyPackage pool.
+/// A last resort that has less than this left is replaced.
+const LAST_RESORT_MARGIN: SignedDuration = SignedDuration::from_hours(48);
+
+/// How a device keeps its KeyPackage pool, for each ciphersuite that it has one of.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KeyPackagePoolConfig {
     /// How many fresh KeyPackages a full pool has.
@@ -59,15 +63,6 @@ impl KeyPackagePoolConfig {
         };
         Err(Error::Config(broken))
     }
-
-    /// How many KeyPackages to generate for a server that has `fresh` fresh ones among `available`.
-    pub(crate) fn wanted(&self, fresh: usize, available: usize, fill: bool) -> usize {
-        if fill || fresh < self.low_watermark {
-            self.target_pool_size.saturating_sub(fresh).min(self.hard_cap.saturating_sub(available))
-        } else {
-            0
-        }
-    }
 }
 
 /// How far a long call is.
@@ -91,32 +86,41 @@ pub enum Progress {
 
 /// The device's own KeyPackages in the local store: the bundles with their private keys in OpenMLS's tables, and one
 /// metadata row each.
+///
+/// Counts are of one ciphersuite, and leave out the last resort and what a rotation of the signature key has superseded.
 #[derive(Clone, Debug)]
 pub struct KeyPackagePool<'a> {
     store: &'a LocalStore,
+    config: &'a KeyPackagePoolConfig,
 }
 
 impl<'a> KeyPackagePool<'a> {
     /// The pool in a store.
     #[must_use]
-    pub fn new(store: &'a LocalStore) -> Self {
-        Self { store }
+    pub fn new(store: &'a LocalStore, config: &'a KeyPackagePoolConfig) -> Self {
+        Self { store, config }
     }
 
     /// Generates `count` KeyPackages and, if asked, a last resort, with a lifetime that starts at `now`. In one
     /// transaction: keys and metadata of all of them are stored, or of none.
-    pub fn generate(
+    ///
+    /// More than the hard cap leaves room for is [`Error::PoolCapacityExceeded`].
+    pub fn generate_and_update_pool(
         &self,
         identity: &DeviceIdentity,
+        ciphersuite: Ciphersuite,
         (count, last_resort): (usize, bool),
-        lifetime: Duration,
         now: Timestamp,
         progress: &dyn Fn(Progress),
     ) -> Result<()> {
+        let available = self.room(ciphersuite, now)?;
+        if count > available {
+            return Err(Error::PoolCapacityExceeded { needed: count, available });
+        }
         let total = count + usize::from(last_resort);
         self.store.transaction(|| {
             for index in 0..total {
-                self.generate_one(identity, index == count, lifetime, now)?;
+                self.generate_one(identity, ciphersuite, index == count, now)?;
                 progress(Progress::Generated { done: index + 1, total });
             }
             Ok(())
@@ -126,13 +130,12 @@ impl<'a> KeyPackagePool<'a> {
     fn generate_one(
         &self,
         identity: &DeviceIdentity,
+        ciphersuite: Ciphersuite,
         last_resort: bool,
-        lifetime: Duration,
         now: Timestamp,
     ) -> Result<()> {
-        let (not_before, not_after) = window(now, lifetime)?;
-        let mut builder =
-            KeyPackageBuilder::new().key_package_lifetime(Lifetime::init(not_before, not_after.unsigned_abs()));
+        let (lifetime, not_after) = window(now, self.config.lifetime)?;
+        let mut builder = KeyPackageBuilder::new().key_package_lifetime(lifetime);
         if last_resort {
             // RFC 9420, section 10: a KeyPackage's extensions must be among its leaf node's capabilities.
             let capabilities = Capabilities::builder().extensions(vec![ExtensionType::LastResort]).build();
@@ -140,61 +143,119 @@ impl<'a> KeyPackagePool<'a> {
         }
         let provider = self.store.provider();
         let bundle = builder
-            .build(CIPHERSUITE, &provider, identity.signer(), identity.credential())
+            .build(ciphersuite, &provider, identity.signer(ciphersuite)?, identity.credential(ciphersuite)?)
             .map_err(|error| Error::mls("generate a KeyPackage")(error.into()))?;
-        let row = Metadata {
-            keypackage_ref: keypackage_ref(bundle.key_package(), provider.crypto())?,
-            status: KeyPackageStatus::Created,
-            not_after,
-            ciphersuite: CIPHERSUITE.into(),
-            last_resort,
+        let keypackage_ref = keypackage_ref(bundle.key_package(), provider.crypto())?;
+        let row = KeyPackageMetadata::created(keypackage_ref, (now, not_after), ciphersuite.into(), last_resort);
+        self.store.create_pool_metadata(&row)
+    }
+
+    /// How many KeyPackages can be handed out, or will be once they are uploaded.
+    pub fn get_available_count(&self, ciphersuite: Ciphersuite, now: Timestamp) -> Result<usize> {
+        self.count(ciphersuite, |row| row.is_available(now))
+    }
+
+    /// How many of them were never handed out before: those that replenishing goes by.
+    pub fn get_fresh_count(&self, ciphersuite: Ciphersuite, now: Timestamp) -> Result<usize> {
+        self.count(ciphersuite, |row| row.is_fresh(now))
+    }
+
+    /// Whether fresh KeyPackages are below the low watermark.
+    pub fn should_replenish(&self, ciphersuite: Ciphersuite, now: Timestamp) -> Result<bool> {
+        Ok(self.get_fresh_count(ciphersuite, now)? < self.config.low_watermark)
+    }
+
+    /// How many KeyPackages fill the pool up to its target, as far as the hard cap allows.
+    pub fn get_replenishment_needed(&self, ciphersuite: Ciphersuite, now: Timestamp) -> Result<usize> {
+        let missing = self.config.target_pool_size.saturating_sub(self.get_fresh_count(ciphersuite, now)?);
+        Ok(missing.min(self.room(ciphersuite, now)?))
+    }
+
+    fn room(&self, ciphersuite: Ciphersuite, now: Timestamp) -> Result<usize> {
+        Ok(self.config.hard_cap.saturating_sub(self.get_available_count(ciphersuite, now)?))
+    }
+
+    fn count(&self, ciphersuite: Ciphersuite, is: impl Fn(&KeyPackageMetadata) -> bool) -> Result<usize> {
+        let counted = |row: &&KeyPackageMetadata| {
+            row.ciphersuite == u16::from(ciphersuite) && !row.last_resort && !row.superseded && is(row)
         };
-        self.store.insert_metadata(&row, now)
+        Ok(self.store.metadata()?.iter().filter(counted).count())
+    }
+
+    /// Whether a last resort is to be generated: there is none, or it was used, or it is near its end.
+    pub fn needs_last_resort(&self, ciphersuite: Ciphersuite, uses: u64, now: Timestamp) -> Result<bool> {
+        let own = |row: &KeyPackageMetadata| {
+            row.ciphersuite == u16::from(ciphersuite) && row.last_resort && !row.superseded && row.is_live(now)
+        };
+        let newest = self.store.metadata()?.into_iter().rev().find(own);
+        // Half of a short lifetime, else a new one would be near its end at once.
+        let half = SignedDuration::try_from(self.config.lifetime / 2).unwrap_or(SignedDuration::MAX);
+        Ok(newest.is_none_or(|row| {
+            // The uses are those of the one that the server has.
+            uses > 0 && row.status != KeyPackageStatus::Created
+                || row.not_after.duration_since(now) < LAST_RESORT_MARGIN.min(half)
+        }))
     }
 
     /// The KeyPackages that the server has not confirmed and that are still valid, each as the `MLSMessage` to upload.
     pub fn unconfirmed(&self, now: Timestamp) -> Result<Vec<(KeyPackageRef, Vec<u8>)>> {
-        self.store
-            .metadata()?
+        let created = self.store.get_metadata_by_status(KeyPackageStatus::Created)?;
+        created
             .into_iter()
-            .filter(|row| row.status == KeyPackageStatus::Created && row.not_after > now.as_second())
+            .filter(|row| row.is_live(now) && !row.superseded)
             .map(|row| Ok((row.keypackage_ref.clone(), self.message(&row.keypackage_ref)?)))
             .collect()
     }
 
     /// The `MLSMessage` of a stored KeyPackage, the same bytes every time.
     fn message(&self, keypackage_ref: &KeyPackageRef) -> Result<Vec<u8>> {
-        let bundle: Option<KeyPackageBundle> = self
-            .store
-            .provider()
-            .storage()
-            .key_package(&hash_reference(keypackage_ref.as_bytes())?)
-            .map_err(Error::storage("read a KeyPackage"))?;
-        let key_package =
-            bundle.ok_or_else(|| Error::MissingKeys(format!("KeyPackage {keypackage_ref}")))?.into_key_package();
+        let key_package = self
+            .bundle(keypackage_ref)?
+            .ok_or_else(|| Error::MissingKeys(format!("KeyPackage {keypackage_ref}")))?
+            .into_key_package();
         MlsMessageOut::from(key_package)
             .tls_serialize_detached()
             .map_err(|error| Error::mls("encode a KeyPackage")(error.into()))
     }
 
-    /// Removes what is of no use any more: what the server refused, and what has expired; but what may have been
-    /// handed out keeps its keys for a day past its `not_after`. Answers how many were removed.
-    pub fn remove_expired(&self, now: Timestamp) -> Result<usize> {
-        let now = now.as_second();
-        let grace = i64::try_from(GRACE.as_secs()).unwrap_or(i64::MAX);
+    /// Whether the private keys of a KeyPackage are here.
+    pub fn has_keys(&self, keypackage_ref: &KeyPackageRef) -> Result<bool> {
+        Ok(self.bundle(keypackage_ref)?.is_some())
+    }
+
+    fn bundle(&self, keypackage_ref: &KeyPackageRef) -> Result<Option<KeyPackageBundle>> {
+        self.store
+            .provider()
+            .storage()
+            .key_package(&hash_reference(keypackage_ref.as_bytes())?)
+            .map_err(Error::storage("read a KeyPackage"))
+    }
+
+    /// Notes that a KeyPackage is used up. Its keys stay until its Welcome is here, or cannot come any more.
+    pub fn mark_as_spent(&self, keypackage_ref: &KeyPackageRef, spending: &Spending, now: Timestamp) -> Result<()> {
+        self.store.transaction(|| self.store.mark_spent(keypackage_ref, spending, now))
+    }
+
+    /// Removes what is of no use any more, the keys first: what has expired or was withdrawn a day ago, since until then
+    /// a Welcome for it may be under way, and what the server refused. Answers how many were removed.
+    pub fn cleanup_expired(&self, now: Timestamp) -> Result<usize> {
         let mut removed = 0;
         self.store.transaction(|| {
-            for row in self.store.metadata()? {
-                let dead = match row.status {
-                    KeyPackageStatus::Failed => true,
-                    KeyPackageStatus::Created => row.not_after <= now,
-                    _ => row.not_after.saturating_add(grace) <= now,
-                };
-                if dead {
+            for row in self.store.get_metadata_by_status(KeyPackageStatus::Failed)? {
+                if row.keep_until.is_none_or(|until| until <= now) {
                     self.delete(&row.keypackage_ref)?;
                     removed += 1;
-                } else if row.not_after <= now && row.status != KeyPackageStatus::Expired {
-                    self.store.set_status(&row.keypackage_ref, KeyPackageStatus::Expired)?;
+                }
+            }
+            let long_ago = now.saturating_sub(GRACE).unwrap_or(Timestamp::MIN);
+            for keypackage_ref in self.store.get_expired_refs(long_ago)? {
+                self.delete(&keypackage_ref)?;
+                removed += 1;
+            }
+            for keypackage_ref in self.store.get_expired_refs(now)? {
+                let row = self.store.find_metadata(&keypackage_ref)?;
+                if row.is_some_and(|row| row.status.may_become(KeyPackageStatus::Expired)) {
+                    self.store.update_pool_metadata_status(&keypackage_ref, KeyPackageStatus::Expired, now)?;
                 }
             }
             Ok(())
@@ -203,39 +264,48 @@ impl<'a> KeyPackagePool<'a> {
     }
 
     /// Deletes a KeyPackage: the keys first, then the row.
-    fn delete(&self, keypackage_ref: &KeyPackageRef) -> Result<()> {
+    pub(crate) fn delete(&self, keypackage_ref: &KeyPackageRef) -> Result<()> {
         self.store
             .provider()
             .storage()
             .delete_key_package(&hash_reference(keypackage_ref.as_bytes())?)
             .map_err(Error::storage("delete a KeyPackage's keys"))?;
-        self.store.delete_metadata(keypackage_ref.as_bytes())
+        self.store.delete_pool_metadata(keypackage_ref)
     }
 
-    /// How many KeyPackages are stored.
-    pub fn counts(&self) -> Result<LocalCounts> {
-        let mut counts = LocalCounts::default();
-        for row in self.store.metadata()? {
-            if row.last_resort {
-                counts.last_resort += 1;
-            } else {
-                counts.total += 1;
-            }
-            if row.status == KeyPackageStatus::Created {
-                counts.unconfirmed += 1;
-            }
-        }
-        Ok(counts)
+    /// Whether what is known here of the pool on the server is exactly what the server says of it: the same KeyPackages
+    /// by its digest, and as many of them fresh, lapsed and reserved.
+    pub fn agrees_with(&self, server: &PoolStatus) -> Result<bool> {
+        let rows = self.store.metadata()?;
+        let there: Vec<_> =
+            rows.iter().filter(|row| row.is_live(server.at) && row.status != KeyPackageStatus::Created).collect();
+        let count = |is: &dyn Fn(&KeyPackageMetadata) -> bool| {
+            let count = there.iter().filter(|row| !row.last_resort && is(row)).count();
+            u64::try_from(count).unwrap_or(u64::MAX)
+        };
+        let fresh = count(&|row| row.is_fresh(server.at));
+        let available = count(&|row| row.is_available(server.at));
+        let reserved = count(&|row| row.status == KeyPackageStatus::Reserved);
+        Ok((fresh, available, reserved) == (server.fresh, server.available, server.reserved)
+            && digest(there.iter().map(|row| &row.keypackage_ref)) == server.inventory_digest)
     }
 }
 
-/// `not_before`, and `not_after` both as OpenMLS and as our table count it: in seconds.
-fn window(now: Timestamp, lifetime: Duration) -> Result<(u64, i64)> {
+/// SHA-256 over the sorted refs, in lower-case hex, as the server has it in its status.
+fn digest<'r>(refs: impl Iterator<Item = &'r KeyPackageRef>) -> String {
+    let mut refs: Vec<_> = refs.collect();
+    refs.sort_unstable();
+    let hash = refs.into_iter().fold(Sha256::new(), |hash, one| hash.chain_update(one.as_bytes()));
+    hex::encode(hash.finalize())
+}
+
+/// The lifetime as OpenMLS has it, and its end as our table has it.
+fn window(now: Timestamp, lifetime: Duration) -> Result<(Lifetime, Timestamp)> {
     let out_of_range = || Error::Config(format!("no lifetime of {} s can start at {now}", lifetime.as_secs()));
-    let now = now.as_second();
-    let not_after = i64::try_from(lifetime.as_secs()).ok().and_then(|lifetime| now.checked_add(lifetime));
-    let not_before = u64::try_from(now).ok().map(|now| now.saturating_sub(CLOCK_SKEW.as_secs()));
-    not_before.zip(not_after).ok_or_else(out_of_range)
+    let not_after = now.checked_add(Duration::from_secs(lifetime.as_secs())).map_err(|_| out_of_range())?;
+    let second = |time: Timestamp| u64::try_from(time.as_second()).map_err(|_| out_of_range());
+    let not_before = second(now)?.saturating_sub(CLOCK_SKEW.as_secs());
+    Ok((Lifetime::init(not_before, second(not_after)?), not_after))
 }
 
 /// The ref of a KeyPackage (RFC 9420, section 5.2).

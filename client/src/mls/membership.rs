@@ -1,16 +1,17 @@
-use jiff::Timestamp;
 use keypool_openapi::{
-    Base64Bytes, MissingDevice, ReleaseRequest, Reservation, ReserveRequest, SpendRequest, UserName,
+    Base64Bytes, KeyPackageRef, MissingDevice, ReleaseRequest, Reservation, ReserveRequest, SpendRequest, UserName,
 };
 use openmls::prelude::{
     BasicCredential, GroupId, KeyPackage, Lifetime, MlsGroup, MlsGroupCreateConfig, MlsGroupJoinConfig,
     MlsMessageBodyIn, MlsMessageIn, MlsMessageOut, ProtocolVersion, StagedWelcome, Welcome,
     tls_codec::{self, Deserialize as _, Serialize as _},
 };
-use openmls_traits::{OpenMlsProvider, storage::StorageProvider as _};
+use openmls_traits::OpenMlsProvider;
 use tracing::warn;
 
-use super::{CIPHERSUITE, DeviceIdentity, identity::identity, keypackage_pool};
+use super::{
+    CIPHERSUITE, DeviceIdentity, MlsConnection, Progress, RefreshReport, identity::identity, keypackage_pool,
+};
 use crate::{
     api::ApiClient,
     error::{Cause, Error, Result},
@@ -36,20 +37,26 @@ pub struct Invitation {
 /// A device's membership in groups: making one, adding a user with KeyPackages from the server, and joining.
 #[derive(Clone, Copy, Debug)]
 pub struct MlsMembership<'a> {
+    connection: MlsConnection<'a>,
     store: &'a LocalStore,
     identity: &'a DeviceIdentity,
 }
 
 impl<'a> MlsMembership<'a> {
-    /// The memberships of the device in `store`.
+    /// The memberships of the device whose connection this is.
     #[must_use]
-    pub fn new(store: &'a LocalStore, identity: &'a DeviceIdentity) -> Self {
-        Self { store, identity }
+    pub fn new(connection: MlsConnection<'a>, identity: &'a DeviceIdentity) -> Self {
+        Self { connection, store: connection.store(), identity }
+    }
+
+    /// Brings the pool in order, so that others can add this device; see [`MlsConnection::refresh_key_packages`].
+    pub async fn refresh_key_packages(&self, progress: &dyn Fn(Progress)) -> Result<RefreshReport> {
+        self.connection.refresh_key_packages(self.identity, false, progress).await
     }
 
     /// Makes a group with this device as its only member.
-    pub fn create_group(&self, group_id: &[u8], now: Timestamp) -> Result<MlsGroup> {
-        let now = u64::try_from(now.as_second()).unwrap_or(0);
+    pub fn create_group(&self, group_id: &[u8]) -> Result<MlsGroup> {
+        let now = u64::try_from(self.connection.now().as_second()).unwrap_or(0);
         let config = MlsGroupCreateConfig::builder()
             .ciphersuite(CIPHERSUITE)
             .use_ratchet_tree_extension(true)
@@ -58,10 +65,10 @@ impl<'a> MlsMembership<'a> {
         self.store.transaction(|| {
             MlsGroup::new_with_group_id(
                 &self.store.provider(),
-                self.identity.signer(),
+                self.identity.signer(CIPHERSUITE)?,
                 &config,
                 GroupId::from_slice(group_id),
-                self.identity.credential(),
+                self.identity.credential(CIPHERSUITE)?,
             )
             .map_err(|error| Error::mls("create the group")(error.into()))
         })
@@ -79,14 +86,15 @@ impl<'a> MlsMembership<'a> {
     ///
     /// The Commit is merged here once the KeyPackages are spent, so the caller is the one who orders the group's
     /// Commits.
-    pub async fn invite(&self, api: &ApiClient, group: &mut MlsGroup, user: &UserName) -> Result<Invitation> {
+    pub async fn invite(&self, group: &mut MlsGroup, user: &UserName) -> Result<Invitation> {
+        let api = self.connection.api();
         let group_id = Base64Bytes(group.group_id().to_vec());
         let request = ReserveRequest {
             ciphersuite: Some(group.ciphersuite().into()),
             group_id: Some(group_id.clone()),
             ..ReserveRequest::of(user.clone())
         };
-        let answer = api.reserve(&request).await?;
+        let answer = api.reserve_key_package(&request).await?;
         let outcome = match self.stage(group, user, &answer.reservations) {
             Ok(messages) => spend(api, &answer.reservations, &group_id).await.map(|()| messages),
             Err(error) => Err(error),
@@ -111,9 +119,10 @@ impl<'a> MlsMembership<'a> {
             .iter()
             .map(|reservation| reserved_key_package(reservation, user, &provider))
             .collect::<Result<Vec<_>>>()?;
+        let signer = self.identity.signer_in(self.store, group)?;
         self.store.transaction(|| {
             let (commit, welcome, _) = group
-                .add_members(&provider, self.identity.signer(), &key_packages)
+                .add_members(&provider, &signer, &key_packages)
                 .map_err(|error| Error::mls("add the devices to the group")(error.into()))?;
             Ok((encode(&commit)?, encode(&welcome)?))
         })
@@ -135,9 +144,10 @@ impl<'a> MlsMembership<'a> {
     /// KeyPackage that it uses are deleted; a last resort stays. On an error everything is as it was.
     pub fn join(&self, welcome: &[u8]) -> Result<MlsGroup> {
         let welcome = read_welcome(welcome)?;
-        let refs: Vec<_> = welcome.secrets().iter().map(openmls::prelude::EncryptedGroupSecrets::new_member).collect();
+        let refs: Vec<KeyPackageRef> =
+            welcome.secrets().iter().map(|secrets| secrets.new_member().as_slice().to_vec().into()).collect();
         let config = MlsGroupJoinConfig::builder().use_ratchet_tree_extension(true).build();
-        let provider = self.store.provider();
+        let (provider, pool) = (self.store.provider(), self.connection.pool());
         let failed = |cause: Cause| Error::mls("join the group from this Welcome")(cause);
         self.store.transaction(|| {
             let group = StagedWelcome::build_from_welcome(&provider, &config, welcome)
@@ -148,13 +158,9 @@ impl<'a> MlsMembership<'a> {
                 .and_then(|staged| staged.into_group(&provider))
                 .map_err(|error| failed(error.into()))?;
             for keypackage_ref in &refs {
-                let kept: Option<openmls::prelude::KeyPackageBundle> =
-                    provider
-                        .storage()
-                        .key_package(keypackage_ref)
-                        .map_err(Error::storage("look for the KeyPackage that was used"))?;
-                if kept.is_none() {
-                    self.store.delete_metadata(keypackage_ref.as_slice())?;
+                // OpenMLS has deleted the keys of the one that it used, unless it is a last resort.
+                if !pool.has_keys(keypackage_ref)? {
+                    self.store.delete_pool_metadata(keypackage_ref)?;
                 }
             }
             Ok(group)
@@ -204,11 +210,7 @@ fn reserved_key_package(
 async fn spend(api: &ApiClient, reservations: &[Reservation], group_id: &Base64Bytes) -> Result<()> {
     for reservation in reservations {
         let request = SpendRequest { reservation_id: reservation.reservation_id, group_id: group_id.clone() };
-        match api.spend(&request).await {
-            // A spend may be repeated: a lost answer costs one more request, not the invitation.
-            Err(error) if error.is_retryable() => api.spend(&request).await?,
-            answer => answer?,
-        };
+        api.spend_key_package(&request).await?;
     }
     Ok(())
 }
@@ -217,7 +219,7 @@ async fn spend(api: &ApiClient, reservations: &[Reservation], group_id: &Base64B
 async fn release(api: &ApiClient, reservations: &[Reservation]) {
     for reservation in reservations {
         let reservation_id = reservation.reservation_id;
-        if let Err(error) = api.release(&ReleaseRequest { reservation_id }).await {
+        if let Err(error) = api.release_key_package(&ReleaseRequest { reservation_id }).await {
             warn!(%reservation_id, %error, "could not release a reservation");
         }
     }

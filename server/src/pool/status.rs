@@ -42,6 +42,7 @@ pub(super) fn summarise(device: &DeviceRow, contents: &PoolContents, watermarks:
     PoolStatus {
         user: device.user.clone(),
         device: device.device.clone(),
+        at: view.now,
         available: sum(|s| s.available),
         fresh: sum(|s| s.fresh),
         lapsed: sum(|s| s.lapsed),

@@ -5,13 +5,13 @@ use diesel::{
     sql_types::{BigInt, Integer, Nullable, Text},
 };
 use jiff::Timestamp;
-use keypool_openapi::{Base64Bytes, InventoryItem, InventoryPage, KeyPackageRef, LowPool};
+use keypool_openapi::{Base64Bytes, InventoryItem, InventoryPage, KeyPackageRef, LowPool, State};
 
 use super::{
     Store, StoreError,
     connection::with_conn,
     devices::DeviceSql,
-    rows::{DeviceId, Names, count, statements, suite, timestamp},
+    rows::{DeviceId, Names, count, reservation_id, statements, suite, timestamp},
     schema::key_packages,
     view::View,
 };
@@ -25,8 +25,11 @@ pub(super) struct ItemRow {
     ciphersuite: i32,
     not_after: i64,
     last_resort: bool,
+    device_id: i64,
+    reservation: Option<Vec<u8>>,
     reserved_by: Option<i64>,
     reserved_until: Option<i64>,
+    ended_at: Option<i64>,
     spent_group: Option<Vec<u8>>,
 }
 
@@ -97,14 +100,18 @@ fn inventory<C: InventorySql + DeviceSql>(
 
 fn item(row: ItemRow, names: &Names, view: View) -> Result<InventoryItem, StoreError> {
     let state = row.state.parse().map_err(StoreError::fatal)?;
+    let reservation_id = row.reservation.map(|nonce| reservation_id(row.device_id, &nonce)).transpose()?;
+    let spent_at = row.ended_at.filter(|_| state == State::Spent).map(timestamp).transpose()?;
     Ok(InventoryItem {
         keypackage_ref: row.keypackage_ref.into(),
         state: view.state(state, row.not_after, row.reserved_until),
         ciphersuite: suite(row.ciphersuite)?,
         not_after: timestamp(row.not_after)?,
         last_resort: row.last_resort,
+        reservation_id,
         reserved_by: row.reserved_by.map(|by| names.of(by)).transpose()?,
         reserved_until: row.reserved_until.map(timestamp).transpose()?,
+        spent_at,
         group_id: row.spent_group.map(Base64Bytes),
     })
 }

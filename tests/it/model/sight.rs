@@ -28,6 +28,7 @@ impl Model {
         PoolStatus {
             user,
             device,
+            at: time(self.now),
             available: sum(|s| s.available),
             fresh: sum(|s| s.fresh),
             lapsed: sum(|s| s.lapsed),
@@ -89,9 +90,9 @@ impl Model {
 
 /// A life as the inventory shows it.
 pub fn item(keypackage_ref: KeyPackageRef, life: &Life, suite: u16, state: State, names: &[DeviceOf]) -> InventoryItem {
-    let group_id = match &life.end {
-        Some(End::Spent { group, .. }) => Some(Base64Bytes(group.clone())),
-        _ => None,
+    let (group_id, spent_at) = match &life.end {
+        Some(End::Spent { group, at }) => (Some(Base64Bytes(group.clone())), Some(time(*at))),
+        _ => (None, None),
     };
     InventoryItem {
         keypackage_ref,
@@ -99,8 +100,10 @@ pub fn item(keypackage_ref: KeyPackageRef, life: &Life, suite: u16, state: State
         ciphersuite: suite,
         not_after: time(life.not_after),
         last_resort: life.last_resort,
+        reservation_id: life.hold.map(|hold| hold.id),
         reserved_by: life.hold.map(|hold| names[hold.by].clone()),
         reserved_until: life.hold.map(|hold| time(hold.until)),
+        spent_at,
         group_id,
     }
 }

@@ -1,5 +1,3 @@
-use std::time::Duration;
-
 use keypool_openapi::{DeviceName, KeyPackageRef};
 use openmls::prelude::LeafNodeIndex;
 use tempfile::TempDir;
@@ -7,35 +5,37 @@ use tempfile::TempDir;
 use super::*;
 use crate::{
     clock::{Clock as _, SystemClock},
-    mls::KeyPackagePool,
+    mls::KeyPackagePoolConfig,
 };
 
 struct Device {
     _directory: TempDir,
     store: LocalStore,
     identity: DeviceIdentity,
+    api: ApiClient,
+    config: KeyPackagePoolConfig,
 }
 
 impl Device {
     fn new(user: &str) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let store = LocalStore::open(directory.path()).unwrap();
-        let identity =
-            DeviceIdentity::create(&store, "http://localhost:8080", &user.parse().unwrap(), &"laptop".parse().unwrap())
-                .unwrap();
-        Self { _directory: directory, store, identity }
+        let names = (&user.parse().unwrap(), &"laptop".parse().unwrap());
+        let identity = DeviceIdentity::create(&store, "http://localhost:8080", names, &[CIPHERSUITE]).unwrap();
+        let api = ApiClient::new(identity.server(), None).unwrap();
+        Self { _directory: directory, store, identity, api, config: KeyPackagePoolConfig::default() }
     }
 
     fn membership(&self) -> MlsMembership<'_> {
-        MlsMembership::new(&self.store, &self.identity)
+        MlsMembership::new(MlsConnection::new(&self.api, &self.store, &SystemClock, &self.config), &self.identity)
     }
 
     /// Generates KeyPackages, or one last resort, and answers the first as a server would hand it out.
     fn reservation(&self, count: usize, last_resort: bool) -> Reservation {
         // OpenMLS validates lifetimes by the system's clock.
         let now = SystemClock.now();
-        let pool = KeyPackagePool::new(&self.store);
-        pool.generate(&self.identity, (count, last_resort), Duration::from_hours(24), now, &|_| {}).unwrap();
+        let pool = self.membership().connection.pool();
+        pool.generate_and_update_pool(&self.identity, CIPHERSUITE, (count, last_resort), now, &|_| {}).unwrap();
         let (keypackage_ref, message) = pool.unconfirmed(now).unwrap().remove(0);
         Reservation {
             reservation_id: "1f-67e55044-10b1-426f-9247-bb680e5fe0c8".parse().unwrap(),
@@ -56,7 +56,7 @@ impl Device {
 }
 
 fn group_and_welcome(adder: &Device, reservation: &Reservation) -> (MlsGroup, Vec<u8>) {
-    let mut group = adder.membership().create_group(b"friends", SystemClock.now()).unwrap();
+    let mut group = adder.membership().create_group(b"friends").unwrap();
     let (_, welcome) =
         adder.membership().stage(&mut group, &reservation.user, std::slice::from_ref(reservation)).unwrap();
     adder.membership().merge(&mut group).unwrap();
@@ -140,7 +140,7 @@ fn a_damaged_package_or_another_ref_in_a_reservation_is_refused() {
 fn an_addition_that_is_not_spent_leaves_the_group_as_it_was() {
     let (alice, bob) = (Device::new("alice"), Device::new("bob"));
     let reservation = bob.reservation(1, false);
-    let mut group = alice.membership().create_group(b"friends", SystemClock.now()).unwrap();
+    let mut group = alice.membership().create_group(b"friends").unwrap();
     let epoch = group.epoch();
     alice.membership().stage(&mut group, &reservation.user, std::slice::from_ref(&reservation)).unwrap();
     alice.membership().clear(&mut group).unwrap();

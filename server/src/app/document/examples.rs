@@ -191,6 +191,7 @@ fn status() -> PoolStatus {
     PoolStatus {
         user: user("alice"),
         device: device("laptop"),
+        at: time(0),
         available: suite.available,
         fresh: suite.fresh,
         lapsed: suite.lapsed,
@@ -218,8 +219,10 @@ fn inventory() -> InventoryPage {
             ciphersuite: 1,
             not_after: not_after(),
             last_resort: false,
+            reservation_id: Some(reservation_id()),
             reserved_by: Some(named("bob", "phone")),
             reserved_until: Some(time(60)),
+            spent_at: Some(time(2)),
             group_id: Some(group()),
         }],
         next: None,

@@ -1,0 +1,107 @@
+//! What is printed as a table: with borders on a terminal, plain in a pipe.
+
+use std::io::{self, IsTerminal as _};
+
+use comfy_table::{
+    Table,
+    presets::{NOTHING, UTF8_FULL_CONDENSED},
+};
+use jiff::Timestamp;
+use keypool_openapi::{AuditEvent, DeviceOf, InventoryItem, PoolStatus, ReserveResponse};
+
+fn table<const N: usize>(header: [&str; N]) -> Table {
+    let mut table = Table::new();
+    let style = if io::stdout().is_terminal() { UTF8_FULL_CONDENSED } else { NOTHING };
+    table.load_style(style).set_header(header);
+    table
+}
+
+pub(super) fn reservations(answer: &ReserveResponse) -> String {
+    let mut table = table(["Device", "Reservation id", "Suite", "Held until", "Note"]);
+    for held in &answer.reservations {
+        table.add_row([
+            format!("{}/{}", held.user, held.device),
+            held.reservation_id.to_string(),
+            held.ciphersuite.to_string(),
+            held.expires_at.to_string(),
+            if held.last_resort { "last resort".to_owned() } else { String::new() },
+        ]);
+    }
+    for missing in &answer.missing {
+        let device = missing.device.as_ref().map_or_else(String::new, |device| format!("/{device}"));
+        let device = format!("{}{device}", missing.user);
+        table.add_row([device, String::new(), String::new(), String::new(), missing.reason.to_string()]);
+    }
+    table.trim_fmt()
+}
+
+pub(super) fn status(status: &PoolStatus) -> String {
+    let mut table = table(["KeyPackages", "Count"]);
+    let counts = [
+        ("available", status.available),
+        ("  fresh", status.fresh),
+        ("  lapsed", status.lapsed),
+        ("reserved", status.reserved),
+        ("spent", status.spent),
+        ("revoked", status.revoked),
+        ("expired", status.expired),
+        ("total", status.total),
+        ("expiring within 2 days", status.expiring_soon),
+    ];
+    for (name, count) in counts {
+        table.add_row([name.to_owned(), count.to_string()]);
+    }
+    let last_resort = match (status.last_resort.present, status.last_resort.uses) {
+        (false, _) => "none".to_owned(),
+        (true, 0) => "unused".to_owned(),
+        (true, uses) => format!("used {uses} times"),
+    };
+    table.add_row(["last resort".to_owned(), last_resort]);
+    table.add_row(["last upload".to_owned(), status.last_upload.map_or_else(|| "never".to_owned(), |time| time.to_string())]);
+    if status.ciphersuites.len() > 1 {
+        for part in &status.ciphersuites {
+            table.add_row([format!("fresh in ciphersuite {}", part.ciphersuite), part.fresh.to_string()]);
+        }
+    }
+    table.trim_fmt()
+}
+
+pub(super) fn inventory(items: &[InventoryItem]) -> String {
+    let mut table = table(["KeyPackage", "State", "Suite", "Expires", "Reserved by", "Until"]);
+    for item in items {
+        let state = if item.last_resort { format!("{}, last resort", item.state) } else { item.state.to_string() };
+        table.add_row([
+            item.keypackage_ref.to_string(),
+            state,
+            item.ciphersuite.to_string(),
+            item.not_after.to_string(),
+            device(item.reserved_by.as_ref()),
+            time(item.reserved_until),
+        ]);
+    }
+    table.trim_fmt()
+}
+
+pub(super) fn events(events: &[AuditEvent]) -> String {
+    let mut table = table(["When", "What", "By", "KeyPackage", "Group"]);
+    for event in events {
+        let group = event.group_id.as_ref().map(|group_id| String::from_utf8_lossy(&group_id.0).into_owned());
+        table.add_row([
+            event.at.to_string(),
+            event.action.to_string(),
+            device(event.actor.as_ref()),
+            event.keypackage_ref.to_string(),
+            // A group id is anything: what is no text is not for a terminal.
+            group.unwrap_or_default().escape_debug().to_string(),
+        ]);
+    }
+    table.trim_fmt()
+}
+
+fn device(device: Option<&DeviceOf>) -> String {
+    device.map_or_else(String::new, |DeviceOf { user, device }| format!("{user}/{device}"))
+}
+
+fn time(time: Option<Timestamp>) -> String {
+    time.map_or_else(String::new, |time| time.to_string())
+}

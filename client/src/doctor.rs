@@ -1,0 +1,243 @@
+//! What may be wrong with a device, found and explained.
+
+use std::path::Path;
+
+use jiff::{SignedDuration, Timestamp};
+use keypool_openapi::{Health, PoolStatus};
+use serde::Serialize;
+
+use crate::{
+    client::MlsClient,
+    error::{Error, Result},
+    storage::KeyPackageStatus,
+};
+
+/// Clocks that differ by more than this make others refuse what this device signs.
+const SKEW: SignedDuration = SignedDuration::from_mins(1);
+
+/// How a check went.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Verdict {
+    /// All is well.
+    Ok,
+    /// It works, and something should be done.
+    Warning,
+    /// It does not work.
+    Failure,
+}
+
+/// One thing that was looked at.
+#[derive(Clone, Debug, Serialize)]
+pub struct Check {
+    /// What.
+    pub name: &'static str,
+    /// How it went.
+    pub verdict: Verdict,
+    /// What was found.
+    pub found: String,
+    /// What to do about it.
+    pub advice: Option<String>,
+}
+
+impl Check {
+    fn ok(name: &'static str, found: impl Into<String>) -> Self {
+        Self { name, verdict: Verdict::Ok, found: found.into(), advice: None }
+    }
+
+    fn warning(name: &'static str, found: impl Into<String>, advice: impl Into<String>) -> Self {
+        Self { name, verdict: Verdict::Warning, found: found.into(), advice: Some(advice.into()) }
+    }
+
+    fn failure(name: &'static str, found: impl Into<String>, advice: impl Into<String>) -> Self {
+        Self { name, verdict: Verdict::Failure, found: found.into(), advice: Some(advice.into()) }
+    }
+
+    fn of_error(name: &'static str, error: &Error) -> Self {
+        let mut found = error.to_string();
+        let mut cause = std::error::Error::source(error);
+        while let Some(inner) = cause {
+            found = format!("{found}: {inner}");
+            cause = inner.source();
+        }
+        let advice = error.hint().unwrap_or("see the error");
+        Self::failure(name, found, advice)
+    }
+}
+
+impl MlsClient {
+    /// Looks at all that this device needs: its files, its keys, its server, the time, and whether the two sides agree.
+    /// Changes nothing.
+    pub async fn doctor(&self) -> Vec<Check> {
+        let mut checks = vec![permissions(self.store().directory()), self.integrity(), self.keys()];
+        checks.push(match self.api().server_version().await {
+            Ok(version) => versions(&version),
+            Err(error) => Check::of_error("server", &error),
+        });
+        match self.status().await {
+            Ok(status) => {
+                checks.push(Check::ok("token", format!("{} is known to {}", self.identity().identity(), self.api().server())));
+                checks.push(clocks(self.now(), status.at));
+                checks.push(self.agreement(&status));
+                checks.push(health(&status));
+            }
+            Err(error) => checks.push(Check::of_error("token", &error)),
+        }
+        checks
+    }
+
+    fn integrity(&self) -> Check {
+        match self.store().integrity() {
+            Ok(wrong) if wrong.is_empty() => Check::ok("local store", "SQLite finds no damage"),
+            Ok(wrong) => Check::failure("local store", wrong.join("; "), "restore the data directory from a backup"),
+            Err(error) => Check::of_error("local store", &error),
+        }
+    }
+
+    fn keys(&self) -> Check {
+        match self.rows_and_keys() {
+            Ok((rows, keys, 0)) if rows == keys => Check::ok("private keys", format!("all {rows} KeyPackages have theirs")),
+            Ok((rows, keys, without)) => Check::failure(
+                "private keys",
+                format!("{rows} KeyPackages and {keys} sets of keys, {without} KeyPackages without"),
+                "run `keypool refresh`: it withdraws those without keys, and makes new ones",
+            ),
+            Err(error) => Check::of_error("private keys", &error),
+        }
+    }
+
+    /// How many KeyPackages there are rows of, keys of, and rows without keys of.
+    pub fn rows_and_keys(&self) -> Result<(usize, usize, usize)> {
+        let (store, pool) = (self.store(), self.pool());
+        let rows = store.metadata()?;
+        let mut without = 0;
+        for row in &rows {
+            without += usize::from(!pool.has_keys(&row.keypackage_ref)?);
+        }
+        Ok((rows.len(), store.count_keys()?, without))
+    }
+
+    fn agreement(&self, status: &PoolStatus) -> Check {
+        let unsent = self.local_counts().map(|counts| counts.get(&KeyPackageStatus::Created).copied().unwrap_or(0));
+        match (self.pool().agrees_with(status), unsent) {
+            (Ok(true), Ok(0)) => Check::ok("agreement", "this device and the server know of the same KeyPackages"),
+            (Ok(agrees), Ok(unsent)) => {
+                let found = if agrees {
+                    format!("{unsent} KeyPackages were not uploaded yet")
+                } else {
+                    "the server's pool has changed since the last refresh".to_owned()
+                };
+                Check::warning("agreement", found, "run `keypool refresh`")
+            }
+            (Err(error), _) | (_, Err(error)) => Check::of_error("agreement", &error),
+        }
+    }
+}
+
+#[cfg(unix)]
+fn permissions(directory: &Path) -> Check {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    const NAME: &str = "permissions";
+    let open = |path: &Path| {
+        std::fs::metadata(path).map(|found| found.permissions().mode() & 0o077 != 0).unwrap_or_default()
+    };
+    let files = match std::fs::read_dir(directory) {
+        Ok(files) => files.filter_map(|file| file.ok().map(|file| file.path())),
+        Err(error) => return Check::failure(NAME, error.to_string(), "make the data directory readable for yourself"),
+    };
+    match files.chain([directory.to_owned()]).find(|path| open(path)) {
+        None => Check::ok(NAME, format!("{} is yours alone", directory.display())),
+        Some(path) => Check::warning(
+            NAME,
+            format!("others can read {}", path.display()),
+            format!("run `chmod -R go= '{}'`; if others use this machine, run `keypool rotate` after it", directory.display()),
+        ),
+    }
+}
+
+#[cfg(not(unix))]
+fn permissions(directory: &Path) -> Check {
+    Check::ok("permissions", format!("{} has those of its directory", directory.display()))
+}
+
+fn versions(server: &str) -> Check {
+    let here = env!("CARGO_PKG_VERSION");
+    // Before 1.0 a minor version may break, after it a major one (Semantic Versioning).
+    let line = |version: &str| {
+        let mut parts = version.split('.').map(str::to_owned);
+        match parts.next() {
+            Some(major) if major == "0" => format!("0.{}", parts.next().unwrap_or_default()),
+            major => major.unwrap_or_default(),
+        }
+    };
+    let found = format!("the server is {server}, this is {here}");
+    if line(server) == line(here) {
+        Check::ok("server", found)
+    } else {
+        Check::warning("server", found, "use the same version on both sides")
+    }
+}
+
+fn clocks(here: Timestamp, there: Timestamp) -> Check {
+    let skew = here.duration_since(there);
+    let found = format!("this machine's clock is {} s {} the server's", skew.as_secs().unsigned_abs(), side(skew));
+    if skew.abs() <= SKEW {
+        Check::ok("clock", found)
+    } else {
+        Check::warning("clock", found, "set the clock of the one that is wrong")
+    }
+}
+
+fn side(skew: SignedDuration) -> &'static str {
+    if skew.is_negative() { "behind" } else { "ahead of" }
+}
+
+fn health(status: &PoolStatus) -> Check {
+    let found = format!("{} fresh KeyPackages", status.fresh);
+    match status.health {
+        Health::Good => Check::ok("pool", found),
+        Health::Low => Check::warning("pool", found, "run `keypool refresh`"),
+        Health::Empty => Check::failure("pool", found, "run `keypool refresh`: nobody can add this device"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_are_compared_as_far_as_they_may_break() {
+        let here = env!("CARGO_PKG_VERSION");
+        assert_eq!(versions(here).verdict, Verdict::Ok);
+        assert_eq!(versions("0.1.99").verdict, Verdict::Ok);
+        assert_eq!(versions("0.2.0").verdict, Verdict::Warning);
+        assert_eq!(versions("1.0.0").verdict, Verdict::Warning);
+        assert_eq!(versions("").verdict, Verdict::Warning);
+    }
+
+    #[test]
+    fn a_clock_that_is_a_minute_off_is_told() {
+        let now: Timestamp = "2030-01-01T00:00:00Z".parse().unwrap();
+        let off = |seconds| clocks(now + SignedDuration::from_secs(seconds), now);
+        assert_eq!((off(60).verdict, off(-60).verdict), (Verdict::Ok, Verdict::Ok));
+        assert_eq!((off(61).verdict, off(-61).verdict), (Verdict::Warning, Verdict::Warning));
+        assert!(off(-61).found.contains("61 s behind"), "{}", off(-61).found);
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_file_that_others_can_read_is_told() {
+        use std::os::unix::fs::PermissionsExt as _;
+
+        let directory = tempfile::tempdir().unwrap();
+        std::fs::set_permissions(directory.path(), std::fs::Permissions::from_mode(0o700)).unwrap();
+        let file = directory.path().join("keypool.db");
+        std::fs::write(&file, b"").unwrap();
+        std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o600)).unwrap();
+        assert_eq!(permissions(directory.path()).verdict, Verdict::Ok);
+        std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o640)).unwrap();
+        let told = permissions(directory.path());
+        assert!(told.verdict == Verdict::Warning && told.found.contains("keypool.db"), "{told:?}");
+    }
+}

@@ -1,0 +1,125 @@
+//! Bringing what is known here of the pool in line with the server's inventory.
+
+use std::collections::HashMap;
+
+use jiff::Timestamp;
+use keypool_openapi::{InventoryItem, KeyPackageRef, State};
+
+use super::keypackage_pool::{GRACE, KeyPackagePool};
+use crate::{
+    error::Result,
+    storage::{KeyPackageMetadata, KeyPackageStatus, LocalStore, ReservationInfo, Spending},
+};
+
+/// What came of comparing the two sides.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Reconciliation {
+    /// How many rows were brought in line with the server's word.
+    pub(crate) changed: usize,
+    /// What the server can hand out, and must not: its keys are not here, or it was used up.
+    pub(crate) to_revoke: Vec<KeyPackageRef>,
+    /// How many of those were never handed out, so that no join explains why their keys are not here.
+    pub(crate) foreign: usize,
+}
+
+/// Brings the rows in line with the whole inventory, in one transaction, and says what the server has to withdraw.
+pub(crate) fn reconcile(
+    store: &LocalStore,
+    pool: &KeyPackagePool<'_>,
+    inventory: Vec<InventoryItem>,
+    now: Timestamp,
+) -> Result<Reconciliation> {
+    let mut items: HashMap<_, _> = inventory.into_iter().map(|item| (item.keypackage_ref.clone(), item)).collect();
+    let mut found = Reconciliation::default();
+    store.transaction(|| {
+        for row in store.metadata()? {
+            let item = items.remove(&row.keypackage_ref);
+            if row.status.is_live() && !pool.has_keys(&row.keypackage_ref)? {
+                // A row without keys is as good as none.
+                store.delete_pool_metadata(&row.keypackage_ref)?;
+                found.changed += 1;
+                found.to_revoke.extend(item.filter(is_live).map(|item| item.keypackage_ref));
+                continue;
+            }
+            let changed = match item {
+                Some(item) if is_live(&item) && !row.status.is_live() => {
+                    found.to_revoke.push(item.keypackage_ref);
+                    false
+                }
+                Some(item) => follow(store, &row, &item, now)?,
+                None => lost(store, &row, now)?,
+            };
+            found.changed += usize::from(changed);
+        }
+        Ok(())
+    })?;
+    let without_row: Vec<_> = items.into_values().filter(is_live).collect();
+    found.foreign = without_row.iter().filter(|item| item.reservation_id.is_none()).count();
+    found.to_revoke.extend(without_row.into_iter().map(|item| item.keypackage_ref));
+    found.to_revoke.sort_unstable();
+    Ok(found)
+}
+
+fn is_live(item: &InventoryItem) -> bool {
+    matches!(item.state, State::Available | State::Reserved)
+}
+
+/// Takes over what the server says of a KeyPackage. Answers whether that was news.
+fn follow(store: &LocalStore, row: &KeyPackageMetadata, item: &InventoryItem, now: Timestamp) -> Result<bool> {
+    let next = match item.state {
+        State::Available => KeyPackageStatus::Available,
+        State::Reserved => KeyPackageStatus::Reserved,
+        State::Spent => KeyPackageStatus::Spent,
+        State::Expired => KeyPackageStatus::Expired,
+        State::Revoked | State::Retired => KeyPackageStatus::Failed,
+    };
+    let reservation_is_news = item.reservation_id.is_some() && item.reservation_id != row.reservation_id;
+    if reservation_is_news {
+        let info = ReservationInfo {
+            reservation_id: item.reservation_id,
+            reserved_by: item.reserved_by.clone(),
+            expires_at: item.reserved_until,
+        };
+        store.update_reservation_info(&row.keypackage_ref, &info, now)?;
+    }
+    if row.status == next {
+        return Ok(reservation_is_news);
+    }
+    if row.status == KeyPackageStatus::Created {
+        // It is there, so it has arrived.
+        store.update_pool_metadata_status(&row.keypackage_ref, KeyPackageStatus::Uploaded, now)?;
+    } else if !row.status.may_become(next) {
+        return Ok(reservation_is_news);
+    }
+    match next {
+        KeyPackageStatus::Spent => {
+            let (by, group_id, at) = (item.reserved_by.clone(), item.group_id.clone(), item.spent_at);
+            store.mark_spent(&row.keypackage_ref, &Spending { by, group_id, at }, now)?;
+        }
+        KeyPackageStatus::Failed => {
+            let keep_until = now.saturating_add(GRACE).unwrap_or(Timestamp::MAX);
+            store.mark_failed(&row.keypackage_ref, Some(keep_until), now)?;
+        }
+        _ => store.update_pool_metadata_status(&row.keypackage_ref, next, now)?,
+    }
+    Ok(true)
+}
+
+/// What becomes of a KeyPackage that the server does not know: it is uploaded again, unless somebody may have it.
+fn lost(store: &LocalStore, row: &KeyPackageMetadata, now: Timestamp) -> Result<bool> {
+    let keypackage_ref = &row.keypackage_ref;
+    match row.status {
+        KeyPackageStatus::Uploaded | KeyPackageStatus::Available if !row.superseded => {
+            store.update_pool_metadata_status(keypackage_ref, KeyPackageStatus::Created, now)?;
+        }
+        KeyPackageStatus::Uploaded | KeyPackageStatus::Available | KeyPackageStatus::Reserved => {
+            let keep_until = now.saturating_add(GRACE).unwrap_or(Timestamp::MAX);
+            store.mark_failed(keypackage_ref, Some(keep_until), now)?;
+        }
+        _ => return Ok(false),
+    }
+    Ok(true)
+}
+
+#[cfg(test)]
+mod tests;
