@@ -314,7 +314,12 @@ fn given_passphrase(file: Option<&Path>) -> Result<Option<SecretString>> {
 /// Asks for the passphrase on a terminal; twice, if it is new.
 fn asked_passphrase(directory: &Path, is_new: bool) -> Result<SecretString> {
     if !io::stdin().is_terminal() {
-        return Err(Error::Encrypted(directory.to_owned()));
+        return Err(if is_new {
+            let how = "give it in KEYPOOL_PASSPHRASE or by --passphrase-file";
+            Error::Usage(format!("there is no terminal to ask for a passphrase on: {how}"))
+        } else {
+            Error::Encrypted(directory.to_owned())
+        });
     }
     let ask = |prompt: &str| {
         rpassword::prompt_password(prompt).map_err(|source| Error::File {

@@ -220,10 +220,10 @@ fn unlock(connection: &Connection, path: &Path, passphrase: Option<&SecretString
         (Beginning::Other, None) => return Err(Error::Encrypted(path.to_owned())),
         (_, None) => return Ok(()),
         (_, Some(passphrase)) => {
-            // What is wrong is told by our own errors.
             connection
-                .execute_batch("PRAGMA cipher_log_level = NONE")
-                .and_then(|()| connection.pragma_update(None, "key", passphrase.expose_secret()))
+                .pragma_update(None, "key", passphrase.expose_secret())
+                // What is wrong is told by our own errors. The key wakes the log up, so this comes after it.
+                .and_then(|()| connection.execute_batch("PRAGMA cipher_log_level = NONE"))
                 .map_err(Error::storage("set the passphrase"))?;
         }
     }

@@ -5,7 +5,7 @@
 
 mod access;
 mod bounds;
-mod clients;
+mod client;
 mod contract;
 mod crash;
 mod devices;

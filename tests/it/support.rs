@@ -3,12 +3,16 @@
 mod database;
 mod device;
 mod http;
+mod owner;
 mod postgres;
+mod proxy;
 mod server;
 pub mod tools;
 
 pub use database::{Database, Place, Raw};
 pub use device::{Device, encode, tampered, with_the_keys_of};
 pub use http::{Answer, Http, builder, group, hot_client};
+pub use owner::{Owner, copy, new_device};
 pub use postgres::Postgres;
-pub use server::{PATIENCE, ServerProcess, TestServer, binary, now, without_settings};
+pub use proxy::{Fault, Proxy};
+pub use server::{PATIENCE, ServerProcess, TestServer, binary, example, now, without_settings};

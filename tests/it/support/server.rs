@@ -54,6 +54,12 @@ impl TestServer {
         Self::run(place, Arc::new(ManualClock::at(now())), change).await
     }
 
+    /// Starts at another time than the real one.
+    pub async fn start_then(database: Database, then: Timestamp, change: impl FnOnce(&mut Config)) -> Self {
+        let place = tokio::task::spawn_blocking(move || database.fresh()).await.unwrap();
+        Self::run(Arc::new(place), Arc::new(ManualClock::at(then)), change).await
+    }
+
     /// A further server of the same database, and of the same time.
     pub async fn beside(&self, change: impl FnOnce(&mut Config)) -> Self {
         Self::run(Arc::clone(&self.place), Arc::clone(&self.clock), change).await
@@ -123,6 +129,13 @@ impl TestServer {
         let store = Store::connect(&config, Arc::new(Metrics::new().unwrap())).unwrap();
         store.enrol(&user.parse().unwrap(), &token.hash(), self.now(), self.now() + lasts).unwrap();
         token.reveal().to_owned()
+    }
+
+    /// How many requests of clients it has answered.
+    pub async fn requests(&self) -> u64 {
+        let metrics = self.anyone().get("/metrics").await.text;
+        let of_clients = |line: &&str| line.starts_with("keypool_http_requests_total") && !line.contains(r#"route="/metrics""#);
+        metrics.lines().filter(of_clients).map(|line| line.rsplit_once(' ').unwrap().1.parse::<u64>().unwrap()).sum()
     }
 
     /// Someone without a token.
@@ -243,7 +256,7 @@ pub fn binary(name: &str) -> PathBuf {
     let directory = BUILT.get_or_init(|| {
         let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
         let status = Command::new(cargo)
-            .args(["build", "--quiet", "--package", "keypool-server", "--package", "keypool-client", "--bins"])
+            .args(["build", "--quiet", "--package", "keypool-server", "--package", "keypool-client", "--bins", "--examples"])
             .current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap())
             .env("CARGO_TARGET_DIR", target())
             .status()
@@ -252,6 +265,11 @@ pub fn binary(name: &str) -> PathBuf {
         target().join("debug")
     });
     directory.join(name)
+}
+
+/// The path of one of the client library's examples.
+pub fn example(name: &str) -> PathBuf {
+    binary("examples").join(name)
 }
 
 /// The target directory that this test was built into.

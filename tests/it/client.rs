@@ -1,0 +1,9 @@
+//! The client library and the `keypool` command against real servers.
+
+mod backup;
+mod calls;
+mod command;
+mod crash;
+mod groups;
+mod refresh;
+mod rotation;

@@ -1,0 +1,228 @@
+//! The `keypool` command as people and scripts use it.
+
+use std::{
+    fs,
+    path::Path,
+    process::{Command, Output, Stdio},
+};
+
+use rstest::rstest;
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::support::{Database, Owner, TestServer, binary, without_settings};
+
+struct Shell {
+    directory: TempDir,
+}
+
+impl Shell {
+    fn new() -> Self {
+        Self { directory: tempfile::tempdir().unwrap() }
+    }
+
+    fn data(&self) -> std::path::PathBuf {
+        self.directory.path().join("data")
+    }
+
+    fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(binary("keypool"));
+        without_settings(&mut command).stdin(Stdio::null()).arg("--data-dir").arg(self.data()).args(args);
+        command
+    }
+
+    fn run(&self, args: &[&str]) -> Output {
+        self.command(args).output().unwrap()
+    }
+
+    /// The output of what has to succeed.
+    #[track_caller]
+    fn text(&self, args: &[&str]) -> String {
+        let output = self.run(args);
+        assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    #[track_caller]
+    fn json(&self, args: &[&str]) -> Value {
+        serde_json::from_str(&self.text(&[args, &["--json"]].concat())).unwrap()
+    }
+
+    /// The exit code and what was said of what has to fail.
+    fn failure(&self, args: &[&str]) -> (Option<i32>, String) {
+        let output = self.run(args);
+        assert!(!output.status.success(), "{args:?} succeeded");
+        (output.status.code(), String::from_utf8(output.stderr).unwrap())
+    }
+}
+
+/// A shell whose device is initialised.
+fn initialised(server: &TestServer, extra: &[&str]) -> Shell {
+    let shell = Shell::new();
+    shell.text(&[&["init", "--server", &server.base, "--user", "alice", "--device", "laptop"], extra].concat());
+    shell
+}
+
+#[rstest]
+#[tokio::test(flavor = "multi_thread")]
+async fn every_command_tells_people_and_programs(#[values(Database::Postgres, Database::Sqlite)] db: Database) {
+    let server = TestServer::start(db).await;
+    let (alice, bob) = (initialised(&server, &[]), Owner::of(&server, "bob").await);
+    assert_eq!(alice.json(&["refresh"])["generated"], 0);
+    let status = alice.json(&["status"]);
+    for field in ["user", "device", "available", "fresh", "lapsed", "reserved", "spent", "expired", "revoked", "total"] {
+        assert!(!status[field].is_null(), "{field}");
+    }
+    assert!(alice.text(&["status"]).contains("[################################] 32/32 fresh"));
+    assert!(alice.text(&["status"]).contains("The pool is in good health"));
+
+    let held = alice.json(&["reserve", "bob", "--ttl", "120"])["reservations"][0].clone();
+    let id = held["reservation_id"].as_str().unwrap();
+    assert_eq!(alice.json(&["spend", id, "--group", "friends"])["state"], "spent");
+    let other = alice.json(&["reserve", "bob"])["reservations"][0]["reservation_id"].clone();
+    assert!(alice.text(&["release", other.as_str().unwrap()]).contains("is available now"));
+
+    let held = bob.reserve(&"alice".parse().unwrap(), None, None, None).await.unwrap().reservations.remove(0);
+    let inventory = alice.json(&["inventory"]);
+    let reserved = inventory.as_array().unwrap().iter().find(|item| item["state"] == "reserved").unwrap().clone();
+    assert_eq!(reserved["keypackage_ref"], held.keypackage_ref.to_string());
+    assert!(alice.text(&["inventory"]).contains("bob/laptop"));
+    assert_eq!(alice.json(&["audit", "--limit", "1"])["events"][0]["action"], "reserve");
+    let trail = alice.text(&["audit", "--limit", "1"]);
+    assert!(trail.contains("There is more: keypool audit --before"), "{trail}");
+    let next = alice.json(&["audit", "--limit", "1"])["next"].to_string();
+    assert_eq!(alice.json(&["audit", "--limit", "1", "--before", &next])["events"][0]["action"], "upload");
+
+    let one = inventory[0]["keypackage_ref"].as_str().unwrap();
+    assert_eq!(alice.json(&["revoke", one])["revoked"][0], one);
+    assert!(alice.text(&["revoke", one]).contains("is revoked already"));
+    let rotated = alice.json(&["rotate"]);
+    assert_eq!((rotated["generated"].clone(), rotated["uploaded"].clone()), (33.into(), 33.into()));
+    assert!(alice.text(&["revoke", "--all"]).contains("nobody can add this device"));
+    let refilled = alice.text(&["refresh"]);
+    assert!(refilled.contains("33 generated, 33 uploaded"), "{refilled}");
+    assert_eq!(alice.text(&["refresh"]).lines().next(), Some("Nothing to do."));
+    let token = alice.text(&["token"]);
+    assert_eq!(server.anyone().with_token(token.trim()).status().await["fresh"], 32);
+    assert!(alice.text(&["completions", "bash"]).contains("_keypool"));
+}
+
+#[rstest]
+#[tokio::test(flavor = "multi_thread")]
+async fn failures_say_what_to_do_and_how_they_may_end(#[values(Database::Postgres, Database::Sqlite)] db: Database) {
+    let server = TestServer::start(db).await;
+    let nobody = Shell::new();
+    let (code, said) = nobody.failure(&["status"]);
+    assert_eq!(code, Some(1));
+    assert!(said.contains("there is no device") && said.contains("keypool init"), "{said}");
+    assert!(!nobody.data().exists(), "a status made a directory");
+    let (code, said) = nobody.failure(&["reserve"]);
+    assert!(code == Some(2) && said.contains("Usage"), "{said}");
+    let (code, said) = nobody.failure(&["revoke", "--json"]);
+    assert_eq!(code, Some(2));
+    assert_eq!(serde_json::from_str::<Value>(&said).unwrap()["type"], "usage");
+
+    let alice = initialised(&server, &[]);
+    let (code, said) = alice.failure(&["reserve", "nobody"]);
+    assert!(code == Some(1) && said.contains("nobody"), "{said}");
+    let (code, said) = alice.failure(&["reserve", "nobody", "--json"]);
+    assert_eq!(code, Some(1));
+    assert_eq!(serde_json::from_str::<Value>(&said).unwrap()["type"], "unknown-user");
+    let held = keypool_client::MlsClient::open(&alice.data()).unwrap();
+    let (code, said) = alice.failure(&["status"]);
+    assert!(code == Some(3) && said.contains("in use by another process"), "{said}");
+    drop(held);
+    let other = [&["init", "--server", &server.base, "--user", "carol"][..]].concat();
+    let (code, said) = alice.failure(&other);
+    assert!(code == Some(1) && said.contains("belongs to alice/laptop") && said.contains("--data-dir"), "{said}");
+}
+
+#[rstest]
+#[tokio::test(flavor = "multi_thread")]
+async fn colours_are_for_terminals_alone(#[values(Database::Postgres, Database::Sqlite)] db: Database) {
+    let server = TestServer::start(db).await;
+    let alice = initialised(&server, &[]);
+    let plain = alice.text(&["status"]);
+    assert!(!plain.contains('\u{1b}') && !plain.contains('│'), "{plain}");
+    // `script` gives the command a terminal.
+    let on_terminal = |environment: &str| {
+        let command = format!(
+            "{environment} {} --data-dir {} status",
+            binary("keypool").display(),
+            alice.data().display()
+        );
+        let mut script = Command::new("script");
+        let output = without_settings(&mut script)
+            .args(["--quiet", "--return", "--command", &command, "/dev/null"])
+            .env("TERM", "xterm-256color")
+            .stdin(Stdio::null())
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{output:?}");
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let coloured = on_terminal("NO_COLOR=");
+    assert!(coloured.contains("\u{1b}[32m") && coloured.contains('│'), "{coloured}");
+    let bordered = on_terminal("NO_COLOR=1");
+    assert!(!bordered.contains("\u{1b}[32m") && bordered.contains('│'), "{bordered}");
+}
+
+#[rstest]
+#[tokio::test(flavor = "multi_thread")]
+async fn the_doctor_finds_what_is_wrong(#[values(Database::Postgres, Database::Sqlite)] db: Database) {
+    let server = TestServer::start(db).await;
+    let alice = initialised(&server, &[]);
+    let checks = alice.json(&["doctor"]);
+    let verdict = |checks: &Value, name: &str| {
+        let found = checks.as_array().unwrap().iter().find(|check| check["name"] == name);
+        found.unwrap_or_else(|| panic!("no {name} in {checks}"))["verdict"].clone()
+    };
+    for name in ["permissions", "local store", "private keys", "server", "token", "clock", "agreement", "pool"] {
+        assert_eq!(verdict(&checks, name), "ok", "{checks}");
+    }
+    assert!(alice.text(&["doctor"]).contains("ok       agreement"));
+
+    set_mode(&alice.data().join("keypool.lock"), 0o644);
+    // Opening the store closes the files again; the directory is the user's own.
+    set_mode(&alice.data(), 0o755);
+    let checks = alice.json(&["doctor"]);
+    assert_eq!(verdict(&checks, "permissions"), "warning", "{checks}");
+    assert!(checks.to_string().contains("chmod -R go="), "{checks}");
+    set_mode(&alice.data(), 0o700);
+    alice.text(&["revoke", "--all"]);
+    let output = alice.run(&["doctor", "--json"]);
+    assert_eq!(output.status.code(), Some(1));
+    let checks: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!((verdict(&checks, "agreement"), verdict(&checks, "pool")), ("warning".into(), "failure".into()));
+    drop(server);
+}
+
+fn set_mode(path: &Path, mode: u32) {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+}
+
+#[rstest]
+#[tokio::test(flavor = "multi_thread")]
+async fn an_encrypted_device_needs_its_passphrase(#[values(Database::Postgres, Database::Sqlite)] db: Database) {
+    let server = TestServer::start(db).await;
+    let shell = Shell::new();
+    let file = shell.directory.path().join("passphrase");
+    fs::write(&file, "correct horse\n").unwrap();
+    let file = file.to_str().unwrap();
+    shell.text(&["init", "--server", &server.base, "--user", "alice", "--passphrase-file", file]);
+    assert!(!fs::read(shell.data().join("keypool.db")).unwrap().starts_with(b"SQLite format 3"));
+    assert_eq!(shell.json(&["status", "--passphrase-file", file])["fresh"], 32);
+    let given = shell.command(&["status"]).env("KEYPOOL_PASSPHRASE", "correct horse").output().unwrap();
+    assert!(given.status.success(), "{given:?}");
+    let (code, said) = shell.failure(&["status"]);
+    assert!(code == Some(1) && said.contains("is encrypted") && said.contains("KEYPOOL_PASSPHRASE"), "{said}");
+    let wrong = shell.command(&["status"]).env("KEYPOOL_PASSPHRASE", "battery staple").output().unwrap();
+    let said = String::from_utf8(wrong.stderr).unwrap();
+    assert!(said.contains("the passphrase does not open") && said.lines().count() == 2, "{said}");
+    // Without a terminal to ask on, `--encrypt` makes nothing.
+    let other = Shell::new();
+    let (_, said) = other.failure(&["init", "--server", &server.base, "--user", "bob", "--encrypt"]);
+    assert!(said.contains("passphrase") && !other.data().join("keypool.db").exists(), "{said}");
+}

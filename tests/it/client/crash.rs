@@ -1,0 +1,137 @@
+//! `kill -9` at any moment of the client's work, 200 times.
+
+use std::{
+    collections::HashSet,
+    fs,
+    path::Path,
+    process::{Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use keypool_client::{MlsClient, Warning};
+use keypool_openapi::{Action, KeyPackageRef, State};
+use keypool_server::config::Limits;
+use rand::RngExt as _;
+use rstest::rstest;
+
+use crate::support::{Database, Owner, TestServer, binary, example, without_settings};
+
+/// On each of the two databases.
+const KILLS: usize = 100;
+
+fn keypool(directory: &Path, args: &[&str]) -> Command {
+    let mut command = Command::new(binary("keypool"));
+    without_settings(&mut command).arg("--data-dir").arg(directory).args(args);
+    command
+}
+
+/// Runs a program for so long, and kills it if it is not done by then. Answers how long it took.
+async fn killed_after(mut command: Command, span: Duration) -> Duration {
+    let started = Instant::now();
+    let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    while child.try_wait().unwrap().is_none() && started.elapsed() < span {
+        tokio::time::sleep(Duration::from_micros(200)).await;
+    }
+    let took = started.elapsed();
+    let _ = child.kill();
+    child.wait().unwrap();
+    took
+}
+
+/// A moment of a program that takes so long as a whole.
+fn moment(whole: Duration) -> Duration {
+    whole.mul_f64(rand::rng().random_range(0.0..1.1))
+}
+
+/// What has to hold as soon as the program is gone, whatever it was doing: all that the server offers has its keys here,
+/// each row its keys and each key its row, and nothing was uploaded as something else before.
+async fn is_sound(client: &MlsClient) {
+    let (rows, keys, without) = client.rows_and_keys().unwrap();
+    assert_eq!((rows, without), (keys, 0), "rows without keys, or keys without a row");
+    for item in client.inventory().await.unwrap() {
+        if matches!(item.state, State::Available | State::Reserved) {
+            let here = client.pool().has_keys(&item.keypackage_ref).unwrap();
+            assert!(here, "the server offers {} without its keys being here", item.keypackage_ref);
+        }
+    }
+    let mut uploads: HashSet<KeyPackageRef> = HashSet::new();
+    let mut before = None;
+    loop {
+        let page = client.audit(before, 1_000).await.unwrap();
+        for event in page.events.into_iter().filter(|event| event.action == Action::Upload) {
+            assert!(uploads.insert(event.keypackage_ref), "a KeyPackage was taken twice");
+        }
+        before = page.next;
+        if before.is_none() {
+            break;
+        }
+    }
+}
+
+/// That the next refresh fills the pool, and leaves everything sound.
+async fn recovers(client: &MlsClient) {
+    is_sound(client).await;
+    let report = client.refresh_key_packages(&|_| ()).await.unwrap();
+    assert_eq!((report.pool.fresh, report.pool.last_resort.present), (32, true), "{report:?}");
+    assert!(client.pool().agrees_with(&report.pool).unwrap());
+    let of_draining = |warning: &Warning| matches!(warning, Warning::Draining { .. });
+    assert!(report.warnings.iter().all(of_draining), "{:?}", report.warnings);
+    is_sound(client).await;
+}
+
+#[rstest]
+#[tokio::test]
+async fn a_client_that_is_killed_at_any_moment_loses_nothing(
+    #[values(Database::Postgres, Database::Sqlite)] db: Database,
+) {
+    let server = TestServer::start_with(db, |config| config.limits = Limits::Off).await;
+    let place = tempfile::tempdir().unwrap();
+    let bob = Owner::of(&server, "bob").await;
+    let init = |user: &str| {
+        let directory = place.path().join(user);
+        let args = ["init", "--server", &server.base, "--user", user];
+        (keypool(&directory, &args), directory)
+    };
+    let forever = Duration::from_mins(1);
+    let (whole, kept) = init("whole");
+    let of_init = killed_after(whole, forever).await;
+    MlsClient::open(&kept).unwrap().revoke(None).await.unwrap();
+    let of_refresh = killed_after(keypool(&kept, &["refresh"]), forever).await;
+    let of_join = of_refresh / 2;
+    for round in 0..KILLS {
+        match round % 3 {
+            0 => {
+                let user = format!("user-{round}");
+                let (command, directory) = init(&user);
+                killed_after(command, moment(of_init)).await;
+                // As its user does: the same command once more.
+                let (mut again, _) = init(&user);
+                assert!(again.stdout(Stdio::null()).status().unwrap().success());
+                recovers(&MlsClient::open(&directory).unwrap()).await;
+            }
+            1 => {
+                MlsClient::open(&kept).unwrap().revoke(None).await.unwrap();
+                killed_after(keypool(&kept, &["refresh"]), moment(of_refresh)).await;
+                recovers(&MlsClient::open(&kept).unwrap()).await;
+            }
+            _ => {
+                let name = format!("group-{round}");
+                let mut group = bob.create_group(name.as_bytes()).unwrap();
+                let invitation = bob.invite(&mut group, &"whole".parse().unwrap()).await.unwrap();
+                let welcome = place.path().join("welcome");
+                fs::write(&welcome, &invitation.welcome).unwrap();
+                let mut join = Command::new(example("join"));
+                join.arg(&kept).arg(&welcome);
+                killed_after(join, moment(of_join)).await;
+                let client = MlsClient::open(&kept).unwrap();
+                // Either all of the join has happened, or nothing.
+                if client.load_group(name.as_bytes()).is_err() {
+                    client.join(&invitation.welcome).unwrap();
+                }
+                assert!(!client.pool().has_keys(&invitation.added[0].keypackage_ref).unwrap());
+                assert_eq!(client.load_group(name.as_bytes()).unwrap().members().count(), 2);
+                is_sound(&client).await;
+            }
+        }
+    }
+}

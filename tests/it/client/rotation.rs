@@ -1,0 +1,97 @@
+//! A new signature key: a new pool, and old invitations that still work.
+
+use jiff::SignedDuration;
+use keypool_client::{CIPHERSUITE, KeyPackageStatus};
+use keypool_openapi::State;
+use rstest::rstest;
+
+use super::refresh::is_settled;
+use crate::support::{Database, Owner, TestServer};
+
+#[rstest]
+#[tokio::test]
+async fn a_rotation_replaces_the_pool_and_keeps_invitations_under_way(
+    #[values(Database::Postgres, Database::Sqlite)] db: Database,
+) {
+    let server = TestServer::start(db).await;
+    let (mut alice, bob) = (Owner::of(&server, "alice").await, Owner::of(&server, "bob").await);
+    let before: Vec<_> = alice.inventory().await.unwrap().into_iter().map(|item| item.keypackage_ref).collect();
+    let old_key = alice.identity().signer(CIPHERSUITE).unwrap().to_public_vec();
+    let user = "alice".parse().unwrap();
+    // One invitation is out, and another begins: its KeyPackage is reserved.
+    let mut group = bob.create_group(b"out").unwrap();
+    let out = bob.invite(&mut group, &user).await.unwrap();
+    let held = bob.reserve(&user, None, None, None).await.unwrap().reservations.remove(0);
+
+    let report = alice.rotate(&|_| ()).await.unwrap();
+    assert_eq!((report.generated, report.uploaded, report.revoked), (33, 33, 30));
+    // Of the old ones, one is spent, one is held, and the last resort was replaced by the new one.
+    assert_eq!((report.pool.fresh, report.pool.reserved, report.pool.last_resort.present), (32, 1, true));
+    is_settled(&server, &alice).await;
+    assert_ne!(alice.identity().signer(CIPHERSUITE).unwrap().to_public_vec(), old_key);
+    let live = |state| matches!(state, State::Available | State::Reserved);
+    let inventory = alice.inventory().await.unwrap();
+    let old: Vec<_> = inventory.iter().filter(|item| before.contains(&item.keypackage_ref) && live(item.state)).collect();
+    assert_eq!(old.len(), 1, "what is held may be in a Commit");
+    bob.spend(held.reservation_id, b"held").await.unwrap();
+
+    // The old keys are still here for the Welcome, and what is said in the group is signed by the old signature key.
+    let joined = alice.join(&out.welcome).unwrap();
+    let signer = alice.identity().signer_in(alice.store(), &joined).unwrap();
+    assert_eq!(signer.to_public_vec(), old_key);
+    assert_eq!(signer.signature_scheme(), CIPHERSUITE.signature_algorithm());
+    // A new invitation is of the new key.
+    let mut group = bob.create_group(b"new").unwrap();
+    let new = bob.invite(&mut group, &user).await.unwrap();
+    let joined = alice.join(&new.welcome).unwrap();
+    let leaf = joined.own_leaf_node().unwrap().signature_key().as_slice().to_vec();
+    assert_eq!(leaf, alice.identity().signer(CIPHERSUITE).unwrap().to_public_vec());
+
+    // After a day the old keys are gone; what was spent keeps them until its own end.
+    alice.refresh().await.unwrap();
+    server.advance(SignedDuration::from_hours(24));
+    alice.advance(SignedDuration::from_hours(24));
+    assert_eq!(alice.refresh().await.unwrap().removed, 31);
+    assert_eq!(alice.local_counts().unwrap()[&KeyPackageStatus::Failed], 0);
+    let (rows, keys, without) = alice.rows_and_keys().unwrap();
+    assert_eq!((rows, without), (keys, 0));
+}
+
+#[rstest]
+#[tokio::test]
+async fn what_was_held_at_the_rotation_is_withdrawn_when_it_lapses(
+    #[values(Database::Postgres, Database::Sqlite)] db: Database,
+) {
+    let server = TestServer::start(db).await;
+    let (mut alice, bob) = (Owner::of(&server, "alice").await, Owner::of(&server, "bob").await);
+    let held = bob.reserve(&"alice".parse().unwrap(), None, None, None).await.unwrap().reservations.remove(0);
+    alice.rotate(&|_| ()).await.unwrap();
+    server.advance(SignedDuration::from_secs(60));
+    alice.advance(SignedDuration::from_secs(60));
+    assert_eq!(alice.refresh().await.unwrap().revoked, 1);
+    let row = alice.store().find_metadata(&held.keypackage_ref).unwrap().unwrap();
+    assert_eq!(row.status, KeyPackageStatus::Failed);
+    is_settled(&server, &alice).await;
+}
+
+#[rstest]
+#[tokio::test]
+async fn a_rotation_that_is_cut_off_is_finished_by_the_next_refresh(
+    #[values(Database::Postgres, Database::Sqlite)] db: Database,
+) {
+    let server = TestServer::start(db).await;
+    let mut alice = Owner::of(&server, "alice").await;
+    let before: Vec<_> = alice.inventory().await.unwrap().into_iter().map(|item| item.keypackage_ref).collect();
+    // A future that is dropped at its first wait has made the new key, and nothing more.
+    {
+        let rotation = alice.rotate(&|_| ());
+        tokio::pin!(rotation);
+        assert!(futures_util::poll!(rotation.as_mut()).is_pending());
+    }
+    let alice = alice.reopened(|_| {});
+    let report = alice.refresh().await.unwrap();
+    assert_eq!((report.generated, report.uploaded, report.revoked), (33, 33, 33 - 1), "the last resort is replaced");
+    let live = alice.inventory().await.unwrap().into_iter().filter(|item| item.state == State::Available);
+    assert!(live.into_iter().all(|item| !before.contains(&item.keypackage_ref)));
+    is_settled(&server, &alice).await;
+}

@@ -1,0 +1,113 @@
+use std::{
+    ops::{Deref, DerefMut},
+    path::Path,
+    sync::Arc,
+};
+
+use jiff::SignedDuration;
+use keypool_client::{
+    CIPHERSUITE, KeyPackagePoolConfig, ManualClock, MlsClient, NewDevice, RefreshReport, Result, Settings,
+};
+use tempfile::TempDir;
+
+use super::{Http, TestServer};
+
+/// A device with the client library: its data directory, and a clock that stands still until the test moves it.
+#[derive(Debug)]
+pub struct Owner {
+    client: MlsClient,
+    clock: Arc<ManualClock>,
+    directory: TempDir,
+}
+
+impl Deref for Owner {
+    type Target = MlsClient;
+
+    fn deref(&self) -> &MlsClient {
+        &self.client
+    }
+}
+
+impl DerefMut for Owner {
+    fn deref_mut(&mut self) -> &mut MlsClient {
+        &mut self.client
+    }
+}
+
+/// A user's first device.
+pub fn new_device(base: &str, user: &str) -> NewDevice {
+    NewDevice {
+        server: base.to_owned(),
+        user: user.parse().unwrap(),
+        device: "laptop".parse().unwrap(),
+        user_token: None,
+        ciphersuites: vec![CIPHERSUITE],
+    }
+}
+
+impl Owner {
+    /// A user's first device, with a full pool.
+    pub async fn of(server: &TestServer, user: &str) -> Self {
+        Self::with(server, &new_device(&server.base, user), KeyPackagePoolConfig::default()).await.0
+    }
+
+    /// A device as it is asked for, with what its first refresh reported.
+    pub async fn with(server: &TestServer, new: &NewDevice, pool: KeyPackagePoolConfig) -> (Self, RefreshReport) {
+        let directory = tempfile::tempdir().unwrap();
+        let clock = Arc::new(ManualClock::new(server.now()));
+        let settings = settings(&clock, pool);
+        let (client, report) = MlsClient::init(directory.path(), new, settings, &|_| ()).await.unwrap();
+        (Self { client, clock, directory }, report)
+    }
+
+    pub fn directory(&self) -> &Path {
+        self.directory.path()
+    }
+
+    /// Moves this device's clock on.
+    pub fn advance(&self, span: SignedDuration) {
+        self.clock.advance(span);
+    }
+
+    pub async fn refresh(&self) -> Result<RefreshReport> {
+        self.client.refresh_key_packages(&|_| ()).await
+    }
+
+    /// Closes the device, has something done to its directory, and opens it again.
+    pub fn reopened(self, change: impl FnOnce(&Path)) -> Self {
+        let Self { client, clock, directory } = self;
+        drop(client);
+        change(directory.path());
+        let client = MlsClient::open_with(directory.path(), settings(&clock, KeyPackagePoolConfig::default())).unwrap();
+        Self { client, clock, directory }
+    }
+
+    /// A second client that works on a copy of this one's directory.
+    pub fn copied(&self) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        copy(self.directory(), directory.path());
+        let clock = Arc::clone(&self.clock);
+        let client = MlsClient::open_with(directory.path(), settings(&clock, KeyPackagePoolConfig::default())).unwrap();
+        Self { client, clock, directory }
+    }
+
+    /// The same device over plain HTTP.
+    pub fn http(&self) -> Http {
+        use secrecy::ExposeSecret as _;
+
+        let token = self.client.identity().token().unwrap().expose_secret();
+        Http::new(self.client.identity().server().trim_end_matches('/')).with_token(token)
+    }
+}
+
+fn settings(clock: &Arc<ManualClock>, pool: KeyPackagePoolConfig) -> Settings {
+    Settings { clock: Box::new(Arc::clone(clock)), pool, passphrase: None }
+}
+
+/// Copies a data directory as a backup does: all its files.
+pub fn copy(from: &Path, to: &Path) {
+    for file in std::fs::read_dir(from).unwrap() {
+        let file = file.unwrap();
+        std::fs::copy(file.path(), to.join(file.file_name())).unwrap();
+    }
+}

@@ -1,0 +1,103 @@
+use std::{
+    collections::VecDeque,
+    sync::{Arc, Mutex},
+};
+
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, TcpStream},
+};
+
+/// What goes wrong with a request.
+#[derive(Clone, Copy, Debug)]
+pub enum Fault {
+    /// It arrives and is done, and the answer does not come back.
+    LostAnswer,
+    /// It does not arrive.
+    Lost,
+    /// Something in front of the server answers 503, and says how many seconds to wait.
+    Busy(u64),
+}
+
+/// Something between a client and its server that loses things as it is told. Requests are noted as they come.
+#[derive(Clone, Debug)]
+pub struct Proxy {
+    pub base: String,
+    faults: Arc<Mutex<VecDeque<Fault>>>,
+    seen: Arc<Mutex<Vec<String>>>,
+}
+
+impl Proxy {
+    pub async fn before(base: &str) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let proxy = Self {
+            base: format!("http://{}", listener.local_addr().unwrap()),
+            faults: Arc::default(),
+            seen: Arc::default(),
+        };
+        let (server, its) = (base.strip_prefix("http://").unwrap().to_owned(), proxy.clone());
+        tokio::spawn(async move {
+            while let Ok((client, _)) = listener.accept().await {
+                let (server, its) = (server.clone(), its.clone());
+                tokio::spawn(async move { its.pass(client, &server).await });
+            }
+        });
+        proxy
+    }
+
+    /// What goes wrong with the next requests, one after another.
+    pub fn next(&self, faults: &[Fault]) {
+        self.faults.lock().unwrap().extend(faults);
+    }
+
+    /// The requests since this was asked last, each with its method, path and headers.
+    pub fn seen(&self) -> Vec<String> {
+        std::mem::take(&mut *self.seen.lock().unwrap())
+    }
+
+    /// One request a connection.
+    async fn pass(&self, mut client: TcpStream, server: &str) {
+        let Some(request) = message(&mut client).await else { return };
+        let head = String::from_utf8_lossy(&request).split("\r\n\r\n").next().unwrap().to_owned();
+        self.seen.lock().unwrap().push(head);
+        let fault = self.faults.lock().unwrap().pop_front();
+        match fault {
+            Some(Fault::Lost) => {}
+            Some(Fault::Busy(seconds)) => {
+                let answer = format!(
+                    "HTTP/1.1 503 Service Unavailable\r\nRetry-After: {seconds}\r\nContent-Length: 4\r\nConnection: close\r\n\r\nbusy"
+                );
+                let _ = client.write_all(answer.as_bytes()).await;
+            }
+            None | Some(Fault::LostAnswer) => {
+                let mut to_server = TcpStream::connect(server).await.unwrap();
+                to_server.write_all(&request).await.unwrap();
+                let answer = message(&mut to_server).await;
+                if let (None, Some(answer)) = (fault, answer) {
+                    let text = String::from_utf8_lossy(&answer);
+                    let end = text.find("\r\n").unwrap();
+                    let _ = client.write_all(&answer[..end]).await;
+                    let _ = client.write_all(b"\r\nConnection: close").await;
+                    let _ = client.write_all(&answer[end..]).await;
+                }
+            }
+        }
+    }
+}
+
+/// A whole HTTP message whose length its head says; `None` where the connection ends before.
+async fn message(stream: &mut TcpStream) -> Option<Vec<u8>> {
+    let mut bytes = Vec::new();
+    let mut whole = usize::MAX;
+    while bytes.len() < whole {
+        if stream.read_buf(&mut bytes).await.ok()? == 0 {
+            return None;
+        }
+        if let Some(end) = bytes.windows(4).position(|window| window == b"\r\n\r\n") {
+            let head = String::from_utf8_lossy(&bytes[..end]).to_lowercase();
+            let length = head.lines().find_map(|line| line.strip_prefix("content-length:"));
+            whole = end + 4 + length.map_or(0, |length| length.trim().parse().unwrap());
+        }
+    }
+    Some(bytes)
+}
