@@ -7,7 +7,8 @@ use std::{env, error::Error, fs, path::Path};
 use keypool_client::MlsClient;
 
 fn main() -> Result<(), Box<dyn Error>> {
-    let [data_dir, welcome] = env::args().skip(1).collect::<Vec<_>>().try_into().map_err(|_| "give DATA_DIR WELCOME_FILE")?;
+    let [data_dir, welcome] =
+        env::args().skip(1).collect::<Vec<_>>().try_into().map_err(|_| "give DATA_DIR WELCOME_FILE")?;
     let client = MlsClient::open(Path::new(&data_dir))?;
     let group = client.join(&fs::read(welcome)?)?;
     println!("{} members in epoch {}", group.members().count(), group.epoch());

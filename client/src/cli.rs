@@ -304,7 +304,8 @@ fn given_passphrase(file: Option<&Path>) -> Result<Option<SecretString>> {
         let passphrase = std::env::var("KEYPOOL_PASSPHRASE").ok().filter(|passphrase| !passphrase.is_empty());
         return Ok(passphrase.map(SecretString::from));
     };
-    let text = fs::read_to_string(path).map_err(|source| Error::File { doing: "read", path: path.to_owned(), source })?;
+    let text =
+        fs::read_to_string(path).map_err(|source| Error::File { doing: "read", path: path.to_owned(), source })?;
     match text.trim_end_matches(['\r', '\n']) {
         "" => Err(Error::Usage(format!("{} holds no passphrase", path.display()))),
         passphrase => Ok(Some(passphrase.into())),

@@ -3,7 +3,8 @@ use std::{collections::BTreeMap, fmt, path::Path, time::Duration};
 use jiff::Timestamp;
 use keypool_openapi::{
     AuditPage, Base64Bytes, DeviceName, InventoryItem, KeyPackageRef, PoolStatus, ReleaseRequest, ReleaseResponse,
-    ReservationId, ReserveRequest, ReserveResponse, RevokeRequest, RevokeResponse, SpendRequest, SpendResponse, UserName,
+    ReservationId, ReserveRequest, ReserveResponse, RevokeRequest, RevokeResponse, SpendRequest, SpendResponse,
+    UserName,
 };
 use openmls::prelude::{Ciphersuite, MlsGroup};
 use secrecy::SecretString;
@@ -80,8 +81,7 @@ impl MlsClient {
     ) -> Result<(Self, RefreshReport)> {
         settings.pool.validate()?;
         let store = LocalStore::open_with(data_dir, settings.passphrase.as_ref())?;
-        let mut identity =
-            DeviceIdentity::create(&store, &new.server, (&new.user, &new.device), &new.ciphersuites)?;
+        let mut identity = DeviceIdentity::create(&store, &new.server, (&new.user, &new.device), &new.ciphersuites)?;
         if identity.token().is_none() {
             let api = ApiClient::new(identity.server(), new.user_token.clone())?;
             MlsConnection::new(&api, &store, &*settings.clock, &settings.pool).register(&mut identity).await?;

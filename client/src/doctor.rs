@@ -76,7 +76,10 @@ impl MlsClient {
         });
         match self.status().await {
             Ok(status) => {
-                checks.push(Check::ok("token", format!("{} is known to {}", self.identity().identity(), self.api().server())));
+                checks.push(Check::ok(
+                    "token",
+                    format!("{} is known to {}", self.identity().identity(), self.api().server()),
+                ));
                 checks.push(clocks(self.now(), status.at));
                 checks.push(self.agreement(&status));
                 checks.push(health(&status));
@@ -96,7 +99,9 @@ impl MlsClient {
 
     fn keys(&self) -> Check {
         match self.rows_and_keys() {
-            Ok((rows, keys, 0)) if rows == keys => Check::ok("private keys", format!("all {rows} KeyPackages have theirs")),
+            Ok((rows, keys, 0)) if rows == keys => {
+                Check::ok("private keys", format!("all {rows} KeyPackages have theirs"))
+            }
             Ok((rows, keys, without)) => Check::failure(
                 "private keys",
                 format!("{rows} KeyPackages and {keys} sets of keys, {without} KeyPackages without"),
@@ -139,9 +144,8 @@ fn permissions(directory: &Path) -> Check {
     use std::os::unix::fs::PermissionsExt as _;
 
     const NAME: &str = "permissions";
-    let open = |path: &Path| {
-        std::fs::metadata(path).map(|found| found.permissions().mode() & 0o077 != 0).unwrap_or_default()
-    };
+    let open =
+        |path: &Path| std::fs::metadata(path).map(|found| found.permissions().mode() & 0o077 != 0).unwrap_or_default();
     let files = match std::fs::read_dir(directory) {
         Ok(files) => files.filter_map(|file| file.ok().map(|file| file.path())),
         Err(error) => return Check::failure(NAME, error.to_string(), "make the data directory readable for yourself"),
@@ -151,7 +155,10 @@ fn permissions(directory: &Path) -> Check {
         Some(path) => Check::warning(
             NAME,
             format!("others can read {}", path.display()),
-            format!("run `chmod -R go= '{}'`; if others use this machine, run `keypool rotate` after it", directory.display()),
+            format!(
+                "run `chmod -R go= '{}'`; if others use this machine, run `keypool rotate` after it",
+                directory.display()
+            ),
         ),
     }
 }

@@ -215,7 +215,9 @@ impl Error {
             Self::NotEncrypted(_) => {
                 "leave the passphrase out, or make a new device in another --data-dir: encryption begins with `keypool init`"
             }
-            Self::WrongPassphrase(_) => "give the one that the device was made with; if the file is damaged, restore a backup",
+            Self::WrongPassphrase(_) => {
+                "give the one that the device was made with; if the file is damaged, restore a backup"
+            }
             Self::TwoClients { .. } => {
                 "stop the other client, which works on a copy of this data directory; then run `keypool rotate` on the one \
                  to be kept"

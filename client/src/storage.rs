@@ -161,9 +161,11 @@ impl LocalStore {
     /// Whether that was noted since then.
     pub(crate) fn foreign_since(&self, since: Timestamp) -> Result<bool> {
         self.connection
-            .query_row("SELECT EXISTS (SELECT 1 FROM foreign_key_packages WHERE seen_at > ?1)", [since.as_second()], |row| {
-                row.get(0)
-            })
+            .query_row(
+                "SELECT EXISTS (SELECT 1 FROM foreign_key_packages WHERE seen_at > ?1)",
+                [since.as_second()],
+                |row| row.get(0),
+            )
             .map_err(Error::storage("look for foreign KeyPackages"))
     }
 

@@ -5,5 +5,6 @@ mod calls;
 mod command;
 mod crash;
 mod groups;
+mod random;
 mod refresh;
 mod rotation;

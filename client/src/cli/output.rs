@@ -1,8 +1,4 @@
-use std::{
-    error::Error as _,
-    fmt::Write as _,
-    io::Write as _,
-};
+use std::{error::Error as _, fmt::Write as _, io::Write as _};
 
 use clap::builder::styling::{AnsiColor, Style};
 use indicatif::{ProgressBar, ProgressStyle};

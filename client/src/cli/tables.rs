@@ -57,7 +57,10 @@ pub(super) fn status(status: &PoolStatus) -> String {
         (true, uses) => format!("used {uses} times"),
     };
     table.add_row(["last resort".to_owned(), last_resort]);
-    table.add_row(["last upload".to_owned(), status.last_upload.map_or_else(|| "never".to_owned(), |time| time.to_string())]);
+    table.add_row([
+        "last upload".to_owned(),
+        status.last_upload.map_or_else(|| "never".to_owned(), |time| time.to_string()),
+    ]);
     if status.ciphersuites.len() > 1 {
         for part in &status.ciphersuites {
             table.add_row([format!("fresh in ciphersuite {}", part.ciphersuite), part.fresh.to_string()]);

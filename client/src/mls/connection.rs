@@ -242,11 +242,7 @@ fn give_up(store: &LocalStore, keypackage_ref: &KeyPackageRef, now: Timestamp) -
 }
 
 /// Writes down what the server said of each KeyPackage of an upload, in one transaction.
-fn record(
-    store: &LocalStore,
-    batch: &[(KeyPackageRef, Vec<u8>)],
-    answer: &UploadResponse,
-) -> Result<Vec<Rejection>> {
+fn record(store: &LocalStore, batch: &[(KeyPackageRef, Vec<u8>)], answer: &UploadResponse) -> Result<Vec<Rejection>> {
     let now = answer.pool.at;
     let mut rejections = Vec::new();
     store.transaction(|| {
@@ -282,12 +278,7 @@ fn record(
 
 /// What a refused KeyPackage becomes. An upload whose answer was lost may have arrived, and the KeyPackage may have been
 /// handed out since: then its keys are needed for the Welcome.
-fn refuse(
-    store: &LocalStore,
-    keypackage_ref: &KeyPackageRef,
-    reason: RejectionReason,
-    now: Timestamp,
-) -> Result<()> {
+fn refuse(store: &LocalStore, keypackage_ref: &KeyPackageRef, reason: RejectionReason, now: Timestamp) -> Result<()> {
     match reason {
         RejectionReason::Duplicate | RejectionReason::InitKeyReused => give_up(store, keypackage_ref, now),
         RejectionReason::LifetimeExpired => {

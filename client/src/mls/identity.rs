@@ -177,7 +177,8 @@ impl DeviceIdentity {
 
     /// The key pair that signs in a group: the one that the device is in it with, which may be an older one.
     pub fn signer_in(&self, store: &LocalStore, group: &MlsGroup) -> Result<SignatureKeyPair> {
-        let leaf = group.own_leaf_node().ok_or_else(|| Error::Damaged("a group has no leaf of this device".to_owned()))?;
+        let leaf =
+            group.own_leaf_node().ok_or_else(|| Error::Damaged("a group has no leaf of this device".to_owned()))?;
         stored_signer(store, leaf.signature_key().as_slice(), group.ciphersuite(), &self.identity())
     }
 

@@ -10,7 +10,7 @@ use openmls::prelude::{
 use openmls_traits::{OpenMlsProvider, storage::StorageProvider as _};
 use sha2::{Digest, Sha256};
 
-use super::DeviceIdentity;
+use super::{DeviceIdentity, Provider};
 use crate::{
     error::{Error, Result},
     storage::{KeyPackageMetadata, KeyPackageStatus, LocalStore, Spending},
@@ -118,9 +118,10 @@ impl<'a> KeyPackagePool<'a> {
             return Err(Error::PoolCapacityExceeded { needed: count, available });
         }
         let total = count + usize::from(last_resort);
+        let provider = self.store.provider();
         self.store.transaction(|| {
             for index in 0..total {
-                self.generate_one(identity, ciphersuite, index == count, now)?;
+                self.generate_one(&provider, (identity, ciphersuite), index == count, now)?;
                 progress(Progress::Generated { done: index + 1, total });
             }
             Ok(())
@@ -129,8 +130,8 @@ impl<'a> KeyPackagePool<'a> {
 
     fn generate_one(
         &self,
-        identity: &DeviceIdentity,
-        ciphersuite: Ciphersuite,
+        provider: &Provider<'_>,
+        (identity, ciphersuite): (&DeviceIdentity, Ciphersuite),
         last_resort: bool,
         now: Timestamp,
     ) -> Result<()> {
@@ -141,9 +142,8 @@ impl<'a> KeyPackagePool<'a> {
             let capabilities = Capabilities::builder().extensions(vec![ExtensionType::LastResort]).build();
             builder = builder.mark_as_last_resort().leaf_node_capabilities(capabilities);
         }
-        let provider = self.store.provider();
         let bundle = builder
-            .build(ciphersuite, &provider, identity.signer(ciphersuite)?, identity.credential(ciphersuite)?)
+            .build(ciphersuite, provider, identity.signer(ciphersuite)?, identity.credential(ciphersuite)?)
             .map_err(|error| Error::mls("generate a KeyPackage")(error.into()))?;
         let keypackage_ref = keypackage_ref(bundle.key_package(), provider.crypto())?;
         let row = KeyPackageMetadata::created(keypackage_ref, (now, not_after), ciphersuite.into(), last_resort);

@@ -9,9 +9,7 @@ use openmls::prelude::{
 use openmls_traits::OpenMlsProvider;
 use tracing::warn;
 
-use super::{
-    CIPHERSUITE, DeviceIdentity, MlsConnection, Progress, RefreshReport, identity::identity, keypackage_pool,
-};
+use super::{CIPHERSUITE, DeviceIdentity, MlsConnection, Progress, RefreshReport, identity::identity, keypackage_pool};
 use crate::{
     api::ApiClient,
     error::{Cause, Error, Result},

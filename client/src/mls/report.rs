@@ -91,16 +91,7 @@ impl RefreshReport {
             .iter()
             .map(|drain| Warning::Draining { user: drain.user.clone(), handed_out: drain.handed_out })
             .collect();
-        Self {
-            removed: 0,
-            generated: 0,
-            uploaded: 0,
-            reconciled: 0,
-            revoked: 0,
-            rejected: Vec::new(),
-            warnings,
-            pool,
-        }
+        Self { removed: 0, generated: 0, uploaded: 0, reconciled: 0, revoked: 0, rejected: Vec::new(), warnings, pool }
     }
 
     /// Whether everything was in order already.

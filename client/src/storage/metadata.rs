@@ -12,7 +12,19 @@ use crate::error::{Error, Result};
 
 /// Where one of this device's KeyPackages is in its life, as far as this device knows.
 #[derive(
-    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Display, EnumIter, EnumString, IntoStaticStr, serde::Serialize,
+    Clone,
+    Copy,
+    Debug,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Hash,
+    Display,
+    EnumIter,
+    EnumString,
+    IntoStaticStr,
+    serde::Serialize,
 )]
 #[strum(serialize_all = "lowercase")]
 #[serde(rename_all = "lowercase")]
@@ -316,10 +328,7 @@ impl LocalStore {
         now: Timestamp,
     ) -> Result<()> {
         self.update_pool_metadata_status(keypackage_ref, KeyPackageStatus::Failed, now)?;
-        self.update(
-            "keep_until = ?2",
-            params![keypackage_ref.as_bytes(), keep_until.map(Timestamp::as_second)],
-        )
+        self.update("keep_until = ?2", params![keypackage_ref.as_bytes(), keep_until.map(Timestamp::as_second)])
     }
 
     /// Notes that all that was uploaded is in the server's inventory.
@@ -421,9 +430,9 @@ impl TryFrom<Columns> for KeyPackageMetadata {
         };
         let [uploaded_at, reserved_at, spent_at, reservation_expires_at, keep_until] =
             row.times.map(|second| second.map(time).transpose());
-        let reservation_id = row.reservation_id.map(|id| {
-            id.parse().map_err(|_| Error::Damaged(format!("a KeyPackage has the reservation {id:?}")))
-        });
+        let reservation_id = row
+            .reservation_id
+            .map(|id| id.parse().map_err(|_| Error::Damaged(format!("a KeyPackage has the reservation {id:?}"))));
         Ok(Self {
             keypackage_ref: row.keypackage_ref.into(),
             status: parsed(&row.status)?,

@@ -95,13 +95,13 @@ mod tests {
         let old = Connection::open(directory.path().join("keypool.db")).unwrap();
         old.execute_batch(MIGRATIONS[0]).unwrap();
         old.pragma_update(None, "user_version", 1).unwrap();
-        old.execute("INSERT INTO device_identity VALUES (1, 'http://localhost/', 'alice', 'laptop', 'token', x'01')", [])
-            .unwrap();
         old.execute(
-            "INSERT INTO keypackage_pool_metadata VALUES (?1, 'uploaded', 1, 2, 3, 1, 0)",
-            params![[7_u8; 32]],
+            "INSERT INTO device_identity VALUES (1, 'http://localhost/', 'alice', 'laptop', 'token', x'01')",
+            [],
         )
         .unwrap();
+        old.execute("INSERT INTO keypackage_pool_metadata VALUES (?1, 'uploaded', 1, 2, 3, 1, 0)", params![[7_u8; 32]])
+            .unwrap();
         drop(old);
         let store = LocalStore::open(directory.path()).unwrap();
         let row = store.get_metadata_by_status(crate::storage::KeyPackageStatus::Uploaded).unwrap().remove(0);

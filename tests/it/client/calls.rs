@@ -13,7 +13,10 @@ use super::refresh::is_settled;
 use crate::support::{Database, Device, Fault, Owner, PATIENCE, Proxy, TestServer, encode, new_device};
 
 fn header<'h>(request: &'h str, name: &str) -> Option<&'h str> {
-    request.lines().find_map(|line| line.split_once(": ").filter(|(found, _)| found.eq_ignore_ascii_case(name))).map(|(_, value)| value)
+    request
+        .lines()
+        .find_map(|line| line.split_once(": ").filter(|(found, _)| found.eq_ignore_ascii_case(name)))
+        .map(|(_, value)| value)
 }
 
 #[rstest]

@@ -70,7 +70,8 @@ async fn every_command_tells_people_and_programs(#[values(Database::Postgres, Da
     let (alice, bob) = (initialised(&server, &[]), Owner::of(&server, "bob").await);
     assert_eq!(alice.json(&["refresh"])["generated"], 0);
     let status = alice.json(&["status"]);
-    for field in ["user", "device", "available", "fresh", "lapsed", "reserved", "spent", "expired", "revoked", "total"] {
+    for field in ["user", "device", "available", "fresh", "lapsed", "reserved", "spent", "expired", "revoked", "total"]
+    {
         assert!(!status[field].is_null(), "{field}");
     }
     assert!(alice.text(&["status"]).contains("[################################] 32/32 fresh"));
@@ -146,11 +147,8 @@ async fn colours_are_for_terminals_alone(#[values(Database::Postgres, Database::
     assert!(!plain.contains('\u{1b}') && !plain.contains('│'), "{plain}");
     // `script` gives the command a terminal.
     let on_terminal = |environment: &str| {
-        let command = format!(
-            "{environment} {} --data-dir {} status",
-            binary("keypool").display(),
-            alice.data().display()
-        );
+        let command =
+            format!("{environment} {} --data-dir {} status", binary("keypool").display(), alice.data().display());
         let mut script = Command::new("script");
         let output = without_settings(&mut script)
             .args(["--quiet", "--return", "--command", &command, "/dev/null"])

@@ -143,7 +143,8 @@ async fn what_the_server_has_lost_is_uploaded_again(#[values(Database::Postgres,
     alice.refresh().await.unwrap();
     // All but the first three, of which the reserved one may be one.
     let inventory = alice.inventory().await.unwrap();
-    let lost: Vec<_> = inventory.iter().map(|item| &item.keypackage_ref).take(3).chain([&held.keypackage_ref]).collect();
+    let lost: Vec<_> =
+        inventory.iter().map(|item| &item.keypackage_ref).take(3).chain([&held.keypackage_ref]).collect();
     let mut database = server.database();
     for one in &lost {
         let one = database.bytes(one.as_bytes());

@@ -31,7 +31,8 @@ async fn a_rotation_replaces_the_pool_and_keeps_invitations_under_way(
     assert_ne!(alice.identity().signer(CIPHERSUITE).unwrap().to_public_vec(), old_key);
     let live = |state| matches!(state, State::Available | State::Reserved);
     let inventory = alice.inventory().await.unwrap();
-    let old: Vec<_> = inventory.iter().filter(|item| before.contains(&item.keypackage_ref) && live(item.state)).collect();
+    let old: Vec<_> =
+        inventory.iter().filter(|item| before.contains(&item.keypackage_ref) && live(item.state)).collect();
     assert_eq!(old.len(), 1, "what is held may be in a Commit");
     bob.spend(held.reservation_id, b"held").await.unwrap();
 

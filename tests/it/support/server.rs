@@ -134,7 +134,8 @@ impl TestServer {
     /// How many requests of clients it has answered.
     pub async fn requests(&self) -> u64 {
         let metrics = self.anyone().get("/metrics").await.text;
-        let of_clients = |line: &&str| line.starts_with("keypool_http_requests_total") && !line.contains(r#"route="/metrics""#);
+        let of_clients =
+            |line: &&str| line.starts_with("keypool_http_requests_total") && !line.contains(r#"route="/metrics""#);
         metrics.lines().filter(of_clients).map(|line| line.rsplit_once(' ').unwrap().1.parse::<u64>().unwrap()).sum()
     }
 
@@ -256,7 +257,16 @@ pub fn binary(name: &str) -> PathBuf {
     let directory = BUILT.get_or_init(|| {
         let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
         let status = Command::new(cargo)
-            .args(["build", "--quiet", "--package", "keypool-server", "--package", "keypool-client", "--bins", "--examples"])
+            .args([
+                "build",
+                "--quiet",
+                "--package",
+                "keypool-server",
+                "--package",
+                "keypool-client",
+                "--bins",
+                "--examples",
+            ])
             .current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap())
             .env("CARGO_TARGET_DIR", target())
             .status()

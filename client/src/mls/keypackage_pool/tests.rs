@@ -18,8 +18,7 @@ impl Device {
         let directory = tempfile::tempdir().unwrap();
         let store = LocalStore::open(directory.path()).unwrap();
         let names = (&"alice".parse().unwrap(), &"laptop".parse().unwrap());
-        let identity =
-            DeviceIdentity::create(&store, "http://localhost:8080", names, &[CIPHERSUITE, P256]).unwrap();
+        let identity = DeviceIdentity::create(&store, "http://localhost:8080", names, &[CIPHERSUITE, P256]).unwrap();
         Self { _directory: directory, store, identity, config: KeyPackagePoolConfig::default() }
     }
 

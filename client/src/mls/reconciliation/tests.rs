@@ -61,8 +61,7 @@ fn item(keypackage_ref: &KeyPackageRef, state: State) -> InventoryItem {
         not_after: start() + SignedDuration::from_hours(24),
         last_resort: false,
         reservation_id: handed_out.then(|| "1f-67e55044-10b1-426f-9247-bb680e5fe0c8".parse().unwrap()),
-        reserved_by: handed_out
-            .then(|| DeviceOf { user: "bob".parse().unwrap(), device: "phone".parse().unwrap() }),
+        reserved_by: handed_out.then(|| DeviceOf { user: "bob".parse().unwrap(), device: "phone".parse().unwrap() }),
         reserved_until: handed_out.then(|| start() + SignedDuration::from_secs(60)),
         spent_at: (state == State::Spent).then(start),
         group_id: (state == State::Spent).then(|| Base64Bytes(b"friends".to_vec())),
@@ -72,8 +71,7 @@ fn item(keypackage_ref: &KeyPackageRef, state: State) -> InventoryItem {
 #[test]
 fn the_servers_word_is_taken_over_once() {
     let device = Device::uploaded(6);
-    let states =
-        [State::Available, State::Reserved, State::Spent, State::Revoked, State::Retired, State::Expired];
+    let states = [State::Available, State::Reserved, State::Spent, State::Revoked, State::Retired, State::Expired];
     let inventory = || device.refs.iter().zip(states).map(|(one, state)| item(one, state)).collect();
     assert_eq!(device.reconcile(inventory()), Reconciliation { changed: 5, ..Reconciliation::default() });
     let expected = [
@@ -87,7 +85,10 @@ fn the_servers_word_is_taken_over_once() {
     assert_eq!((0..6).map(|index| device.status(index)).collect::<Vec<_>>(), expected);
     let (reserved, spent, revoked) = (device.row(1), device.row(2), device.row(3));
     assert_eq!(reserved.reserved_by.as_deref(), Some("bob/phone"));
-    assert_eq!((spent.spent_by.as_deref(), spent.spent_group_id.as_deref()), (Some("bob/phone"), Some(&b"friends"[..])));
+    assert_eq!(
+        (spent.spent_by.as_deref(), spent.spent_group_id.as_deref()),
+        (Some("bob/phone"), Some(&b"friends"[..]))
+    );
     assert_eq!(revoked.keep_until, Some(start() + GRACE));
     assert_eq!(device.reconcile(inventory()), Reconciliation::default(), "the second time there is nothing new");
 }
