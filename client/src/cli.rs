@@ -43,6 +43,7 @@ Colours are for terminals, unless NO_COLOR is set.";
 const LATER: u8 = 3;
 
 /// Keeps this device's KeyPackages on a Keypool server, and reserves those of others.
+#[expect(clippy::doc_markdown, reason = "clap prints these lines as they stand")]
 #[derive(Debug, Parser)]
 #[command(name = "keypool", version, after_help = EXAMPLES, max_term_width = 100)]
 struct Cli {

@@ -144,8 +144,7 @@ fn permissions(directory: &Path) -> Check {
     use std::os::unix::fs::PermissionsExt as _;
 
     const NAME: &str = "permissions";
-    let open =
-        |path: &Path| std::fs::metadata(path).map(|found| found.permissions().mode() & 0o077 != 0).unwrap_or_default();
+    let open = |path: &Path| std::fs::metadata(path).is_ok_and(|found| found.permissions().mode() & 0o077 != 0);
     let files = match std::fs::read_dir(directory) {
         Ok(files) => files.filter_map(|file| file.ok().map(|file| file.path())),
         Err(error) => return Check::failure(NAME, error.to_string(), "make the data directory readable for yourself"),

@@ -77,3 +77,8 @@ pub use mls::{
 };
 pub use openmls;
 pub use storage::{KeyPackageMetadata, KeyPackageStatus, LocalStore, ReservationInfo, Spending};
+
+/// The guide's examples are compiled, too.
+#[cfg(doctest)]
+#[doc = include_str!("../../docs/keypackage-pool-implementation.md")]
+struct Guide;

@@ -113,7 +113,7 @@ async fn the_time_that_is_asked_for_is_waited_and_a_longer_one_than_there_is_is_
     proxy.seen();
     proxy.next(&[Fault::Busy(3_600)]);
     let busy = alice.get_key_package_status().await.unwrap_err();
-    assert!(busy.is_retryable() && busy.retry_after() == Some(Duration::from_secs(3_600)), "{busy}");
+    assert!(busy.is_retryable() && busy.retry_after() == Some(Duration::from_hours(1)), "{busy}");
     assert_eq!(proxy.seen().len(), 1);
 }
 

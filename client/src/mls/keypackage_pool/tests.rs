@@ -214,6 +214,7 @@ fn who_reserved_and_spent_it_is_kept() {
 }
 
 #[test]
+#[expect(clippy::print_stdout, reason = "the figure is what the documentation quotes")]
 fn metadata_holds_no_key_material_and_little_else() {
     let device = Device::new();
     for one in device.generate(32, true, start()) {

@@ -82,7 +82,7 @@ fn a_row_comes_back_as_it_was_written() {
         superseded: true,
     };
     store.create_pool_metadata(&row).unwrap();
-    assert_eq!(store.metadata().unwrap(), [row.clone()]);
+    assert_eq!(store.metadata().unwrap(), std::slice::from_ref(&row));
     assert_eq!(store.get_metadata_by_status(KeyPackageStatus::Reserved).unwrap(), [row]);
     assert_eq!(store.get_metadata_by_status(KeyPackageStatus::Spent).unwrap(), []);
     store.delete_pool_metadata(&hash(1)).unwrap();
