@@ -1,6 +1,9 @@
 use std::{fmt, str::FromStr};
 
-use base64::{Engine, engine::general_purpose::STANDARD};
+use base64::{
+    Engine,
+    engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD},
+};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
 use utoipa::ToSchema;
 use uuid::Uuid;
@@ -209,6 +212,75 @@ impl fmt::Display for ReservationId {
     example = "Z3JvdXA="
 )]
 pub struct Base64Bytes(pub Vec<u8>);
+
+/// The most bytes that a group id may have.
+const MAX_GROUP_ID: usize = 256;
+
+/// A group's id in a path: its 1 to 256 bytes as base64url without padding (RFC 4648, section 5).
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct GroupId(Vec<u8>);
+
+impl GroupId {
+    /// The id of these bytes.
+    pub fn new(bytes: Vec<u8>) -> Result<Self, InvalidId> {
+        if bytes.is_empty() || bytes.len() > MAX_GROUP_ID {
+            return Err(InvalidId { what: "invalid group id", why: "a group id has 1 to 256 bytes" });
+        }
+        Ok(Self(bytes))
+    }
+
+    /// Its bytes.
+    #[must_use]
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl TryFrom<String> for GroupId {
+    type Error = InvalidId;
+
+    fn try_from(text: String) -> Result<Self, InvalidId> {
+        text.parse()
+    }
+}
+
+impl FromStr for GroupId {
+    type Err = InvalidId;
+
+    fn from_str(text: &str) -> Result<Self, InvalidId> {
+        let why = "in a path, its bytes are base64url without padding";
+        let bytes = URL_SAFE_NO_PAD.decode(text).map_err(|_| InvalidId { what: "invalid group id", why })?;
+        Self::new(bytes)
+    }
+}
+
+impl From<GroupId> for String {
+    fn from(id: GroupId) -> Self {
+        id.to_string()
+    }
+}
+
+impl fmt::Display for GroupId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&URL_SAFE_NO_PAD.encode(&self.0))
+    }
+}
+
+impl utoipa::PartialSchema for GroupId {
+    fn schema() -> utoipa::openapi::RefOr<utoipa::openapi::schema::Schema> {
+        utoipa::openapi::ObjectBuilder::new()
+            .schema_type(utoipa::openapi::schema::Type::String)
+            .pattern(Some("^([A-Za-z0-9_-]{4})*([A-Za-z0-9_-]{2}[AEIMQUYcgkosw048]|[A-Za-z0-9_-][AQgw])?$"))
+            .min_length(Some(2))
+            .max_length(Some(342))
+            .description(Some("A group's id: its 1 to 256 bytes as base64url without padding."))
+            .examples(["ZnJpZW5kcw"])
+            .into()
+    }
+}
+
+impl ToSchema for GroupId {}
 
 /// The schema of a group id: 1 to 256 bytes.
 pub(crate) fn group_id_schema() -> utoipa::openapi::schema::Object {

@@ -9,7 +9,7 @@ use crate::{
 };
 
 /// A device, named in full.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, ToSchema)]
 pub struct DeviceOf {
     /// Its user.
     #[schema(example = "bob")]

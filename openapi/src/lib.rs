@@ -4,6 +4,7 @@
 //! as the `MLSMessage` that wraps it (RFC 9420, section 6). The OpenAPI document generated from these types and the
 //! server's routes is kept beside this crate, in `openapi.json`.
 
+mod delivery;
 mod fields;
 mod ids;
 mod inventory;
@@ -12,7 +13,11 @@ mod problems;
 mod registration;
 mod reservations;
 
-pub use ids::{Base64Bytes, DeviceName, InvalidId, KeyPackageRef, ReservationId, UserName};
+pub use delivery::{
+    AckRequest, AckResponse, CommitRequest, CommitResponse, MessageKind, MessageRequest, MessageResponse, MessagesPage,
+    MessagesQuery, QueuedMessage, Undelivered, UndeliveredReason,
+};
+pub use ids::{Base64Bytes, DeviceName, GroupId, InvalidId, KeyPackageRef, ReservationId, UserName};
 pub use inventory::{
     Action, AuditEvent, AuditPage, AuditQuery, DeviceOf, EndedKeyPackage, InventoryItem, InventoryPage, InventoryQuery,
     LowPool, LowPools, LowPoolsQuery, RevokeRequest, RevokeResponse,
@@ -38,6 +43,15 @@ pub const MAX_KEY_PACKAGE_SIZE: usize = 64 * 1024;
 
 /// The most users whose KeyPackages one reservation request may name.
 pub const MAX_TARGETS: usize = 100;
+
+/// The most devices that one Commit or message may go to, and the most reservations that one Commit may spend.
+pub const MAX_RECIPIENTS: usize = 1_000;
+
+/// The most messages that one acknowledgement may name.
+pub const MAX_ACKNOWLEDGED: usize = 1_000;
+
+/// The largest Commit, Welcome or message that the server takes, in bytes of its `MLSMessage` encoding.
+pub const MAX_MESSAGE_SIZE: usize = 1024 * 1024;
 
 /// The most KeyPackages that one revocation may name.
 pub const MAX_REVOCATIONS: usize = 1_000;

@@ -2,7 +2,7 @@ use serde::{Deserialize, Serialize};
 use strum::{Display, EnumIter, EnumString, IntoStaticStr};
 use utoipa::ToSchema;
 
-use crate::MissingDevice;
+use crate::{MissingDevice, ReservationId};
 
 /// What went wrong with a request, as `application/problem+json` (RFC 9457).
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
@@ -22,6 +22,14 @@ pub struct Problem {
     /// Where nothing at all could be reserved: what each device lacks.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub missing: Vec<MissingDevice>,
+    /// Where a Commit was refused for a reservation: which one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>, nullable = false)]
+    pub reservation_id: Option<ReservationId>,
+    /// Where a Commit was refused for its epoch: the group's epoch now.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false, example = 8)]
+    pub epoch: Option<u64>,
 }
 
 /// The kinds of problem a request can meet.
@@ -57,6 +65,8 @@ pub enum ProblemType {
     UnknownDevice,
     /// There never was such a reservation.
     UnknownReservation,
+    /// The server knows of no Commit of this group.
+    UnknownGroup,
     /// Nothing is served at this path.
     NotFound,
     /// Something is served at this path, but not with this method.
@@ -75,6 +85,8 @@ pub enum ProblemType {
     ReservationLapsed,
     /// Another device made this reservation.
     NotYourReservation,
+    /// The Commit is not of the group's epoch: another one came first.
+    StaleEpoch,
     /// The pool takes no further KeyPackage.
     PoolFull,
     /// The body is larger than the server reads.

@@ -68,7 +68,9 @@ impl Server {
         let pool = web::block(move || -> anyhow::Result<_> {
             let store =
                 Store::connect(&config, its_metrics).with_context(|| format!("cannot open {}", config.database_url))?;
-            Ok((store.kind(), Pool::new(store, clock, &config)?))
+            let (kind, pool) = (store.kind(), Pool::new(store, clock, &config)?);
+            pool.listen(&config)?;
+            Ok((kind, pool))
         });
         let (database, pool) = pool.await??;
         let (shared, stopping) = (web::Data::new(pool.clone()), Stopping::default());
@@ -140,7 +142,7 @@ impl Server {
     /// # Errors
     /// When serving fails, or a second signal ends it.
     pub async fn run_until_stopped(self, mut signals: Signals) -> anyhow::Result<()> {
-        let Self { mut running, sweeping, stopping, shutdown_delay, handle, .. } = self;
+        let Self { mut running, pool, sweeping, stopping, shutdown_delay, handle, .. } = self;
         let signal = tokio::select! {
             ended = &mut running => return Ok(ended??),
             signal = signals.next() => signal,
@@ -151,6 +153,7 @@ impl Server {
             tokio::time::sleep(shutdown_delay).await;
             tracing::info!("stopping: accepting no more, and finishing what runs");
             sweeping.abort();
+            pool.hush();
             handle.stop(true).await;
         };
         tokio::select! {
@@ -169,6 +172,7 @@ impl Server {
     /// Ends it when what runs is finished.
     pub async fn stop(self) {
         self.sweeping.abort();
+        self.pool.hush();
         self.handle.stop(true).await;
     }
 }

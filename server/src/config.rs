@@ -104,6 +104,11 @@ pub struct Config {
     /// How long the audit trail is kept.
     #[serde(with = "humantime_serde")]
     pub audit_retention: Duration,
+    /// How long a Commit, a Welcome or a message is kept for a device that does not fetch it.
+    #[serde(with = "humantime_serde")]
+    pub message_retention: Duration,
+    /// Commits, Welcomes and messages that wait for a device at most.
+    pub queue_capacity: u32,
     /// What to log: `tracing` directives, such as `info` or `keypool_server=debug`.
     pub log: String,
     /// How to log.
@@ -147,6 +152,8 @@ impl Default for Config {
             sweep_interval: Duration::from_secs(30),
             sweep_batch: 500,
             audit_retention: DAY * 90,
+            message_retention: DAY * 30,
+            queue_capacity: 10_000,
             log: "info".to_owned(),
             log_format: LogFormat::Text,
         }

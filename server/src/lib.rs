@@ -6,11 +6,13 @@
 
 pub mod app;
 pub mod auth;
+mod bell;
 pub mod clock;
 pub mod config;
 pub mod key_package;
 mod limits;
 pub mod metrics;
+pub mod mls_message;
 pub mod observe;
 pub mod pool;
 pub mod problem;

@@ -1,12 +1,13 @@
 //! The rules of the pool: who may hold what, how long, and how a pool is doing.
 
+mod delivery;
 mod devices;
 mod inventory;
 mod reservations;
 mod status;
 mod upload;
 
-use std::{sync::Arc, time::Duration};
+use std::{ops::ControlFlow, sync::Arc, time::Duration};
 
 use actix_web::web;
 use jiff::{SignedDuration, Timestamp};
@@ -15,12 +16,13 @@ use tokio::sync::Semaphore;
 
 use crate::{
     auth::{AdminHash, Token, TokenCache, jwt::JwtVerifier},
+    bell::Bell,
     clock::Clock,
     config::{Config, OnLapse, Registration},
     key_package::Rules,
     limits::Limits,
     problem::Failure,
-    store::{DeviceRow, Store, UploadLimits, View},
+    store::{DeviceRow, Heard, Store, UploadLimits, View},
     sweeper,
 };
 
@@ -41,6 +43,8 @@ struct Policy {
     limits: UploadLimits,
     rules: Rules,
     sweep: sweeper::Rules,
+    message_retention: Duration,
+    queue_capacity: u32,
     health: status::Watermarks,
 }
 
@@ -54,6 +58,8 @@ pub struct Pool {
     limits: Arc<Limits>,
     /// Who vouches for new users, in the registration mode `jwt`.
     provider: Option<Arc<JwtVerifier>>,
+    /// Wakes the requests that wait for a message.
+    bell: Arc<Bell>,
     /// One place for each request that may wait for the database.
     places: Arc<Semaphore>,
 }
@@ -88,7 +94,10 @@ impl Pool {
                 retire: config.on_lapse == OnLapse::Retire,
                 batch: config.sweep_batch,
                 audit_retention: config.audit_retention,
+                message_retention: config.message_retention,
             },
+            message_retention: config.message_retention,
+            queue_capacity: config.queue_capacity,
             health: status::Watermarks { target: config.pool_target.into(), low: config.low_watermark.into() },
         };
         Ok(Self {
@@ -98,6 +107,7 @@ impl Pool {
             tokens: TokenCache::new(config.token_cache),
             limits: Arc::new(limits),
             provider: provider.map(Arc::new),
+            bell: Arc::default(),
             places: Arc::new(Semaphore::new(config.max_waiting_requests as usize)),
         })
     }
@@ -131,6 +141,30 @@ impl Pool {
             )
         })?;
         Ok(result?)
+    }
+
+    /// Hears of messages that came by other servers of the same database, for as long as this pool is there.
+    ///
+    /// # Errors
+    /// When the database cannot be listened to.
+    pub(crate) fn listen(&self, config: &Config) -> anyhow::Result<()> {
+        let bell = Arc::downgrade(&self.bell);
+        self.store.listen(config, move |heard| match (bell.upgrade(), heard) {
+            (None, _) => ControlFlow::Break(()),
+            (Some(bell), Heard::For(devices)) => {
+                bell.ring(&devices);
+                ControlFlow::Continue(())
+            }
+            (Some(bell), Heard::Unsure) => {
+                bell.ring_all();
+                ControlFlow::Continue(())
+            }
+        })
+    }
+
+    /// From now on no request waits for messages: the server stops.
+    pub(crate) fn hush(&self) {
+        self.bell.close();
     }
 
     /// Whether the database answers.

@@ -6,7 +6,7 @@ use actix_web::{
     HttpResponse, ResponseError,
     http::{StatusCode, header},
 };
-use keypool_openapi::{MissingDevice, Problem, ProblemType};
+use keypool_openapi::{MissingDevice, Problem, ProblemType, ReservationId};
 
 use crate::store::StoreError;
 
@@ -28,6 +28,8 @@ pub fn table(kind: ProblemType) -> (StatusCode, &'static str) {
         P::UnknownUser => (S::NOT_FOUND, "There is no such user"),
         P::UnknownDevice => (S::NOT_FOUND, "There is no such device"),
         P::UnknownReservation => (S::NOT_FOUND, "There is no such reservation"),
+        P::UnknownGroup => (S::NOT_FOUND, "There is no such group"),
+        P::StaleEpoch => (S::CONFLICT, "The group is in another epoch"),
         P::NotFound => (S::NOT_FOUND, "Nothing is served at this path"),
         P::MethodNotAllowed => (S::METHOD_NOT_ALLOWED, "The path has no such method"),
         P::PoolExhausted => (S::NOT_FOUND, "No KeyPackage is left"),
@@ -55,17 +57,31 @@ pub struct Failure {
     pub detail: String,
     /// When the same request may work.
     pub retry_after: Option<Duration>,
+    /// What programs can use of it.
+    pub about: About,
+}
+
+/// What a problem says beside its words.
+#[derive(Clone, Debug, Default)]
+pub enum About {
+    /// Nothing.
+    #[default]
+    Nothing,
     /// Which methods the path has, where it has not this one.
-    pub allow: Option<String>,
+    Methods(String),
     /// What each device lacks, where nothing could be reserved.
-    pub missing: Vec<MissingDevice>,
+    Missing(Vec<MissingDevice>),
+    /// Which reservation, where a Commit was refused for one.
+    Reservation(ReservationId),
+    /// The group's epoch, where a Commit was refused for its own.
+    Epoch(u64),
 }
 
 impl Failure {
     /// A failure of this kind.
     pub fn new(kind: ProblemType, detail: impl Into<String>) -> Self {
         let retry_after = (kind == ProblemType::Unavailable).then_some(RETRY_AFTER);
-        Self { kind, detail: detail.into(), retry_after, allow: None, missing: Vec::new() }
+        Self { kind, detail: detail.into(), retry_after, about: About::Nothing }
     }
 
     /// A failure that time will cure.
@@ -93,18 +109,27 @@ impl ResponseError for Failure {
             // Whole seconds, and never too few.
             response.insert_header((header::RETRY_AFTER, wait.as_millis().div_ceil(1_000).max(1).to_string()));
         }
-        if let Some(methods) = &self.allow {
+        if let About::Methods(methods) = &self.about {
             response.insert_header((header::ALLOW, methods.as_str()));
         }
         if self.kind == ProblemType::Unauthenticated {
             response.insert_header((header::WWW_AUTHENTICATE, "Bearer"));
+        }
+        let (mut missing, mut reservation_id, mut epoch) = (Vec::new(), None, None);
+        match &self.about {
+            About::Nothing | About::Methods(_) => {}
+            About::Missing(devices) => missing.clone_from(devices),
+            About::Reservation(id) => reservation_id = Some(*id),
+            About::Epoch(number) => epoch = Some(*number),
         }
         response.json(Problem {
             kind: self.kind,
             title: title.to_owned(),
             status: status.as_u16(),
             detail: self.detail.clone(),
-            missing: self.missing.clone(),
+            missing,
+            reservation_id,
+            epoch,
         })
     }
 }

@@ -7,6 +7,7 @@
 mod audit;
 mod claims;
 mod connection;
+mod delivery;
 mod devices;
 mod idempotency;
 mod inventory;
@@ -25,6 +26,7 @@ mod view;
 use std::fmt;
 
 pub use connection::Store;
+pub use delivery::{Commit, CommitError, Delivered, Heard, Post, Queued};
 pub use devices::{Grant, NewDevice, RegisterError, Removed};
 pub use idempotency::IdempotencyKey;
 pub use key_packages::{UploadLimits, UploadOutcome};

@@ -25,6 +25,7 @@ pub(crate) struct Rules {
     pub retire: bool,
     pub batch: u32,
     pub audit_retention: Duration,
+    pub message_retention: Duration,
 }
 
 /// What a sweep changed.
@@ -79,12 +80,15 @@ pub(crate) fn census(store: &Store) -> Result<(), StoreError> {
 
 fn forget(store: &Store, rules: Rules, now: Timestamp) -> Result<usize, StoreError> {
     let before = |span: SignedDuration| now.saturating_sub(span).unwrap_or(Timestamp::MIN);
-    let retention = SignedDuration::try_from(rules.audit_retention).unwrap_or(SignedDuration::MAX);
+    let span = |span| SignedDuration::try_from(span).unwrap_or(SignedDuration::MAX);
+    let (trail, messages) = (before(span(rules.audit_retention)), before(span(rules.message_retention)));
     let mut total = 0;
-    for step in [&|| store.forget(before(FORGET_AFTER), rules.batch, now) as Result<usize, StoreError>, &|| {
-        store.forget_events(before(retention), rules.batch)
-    }] as [&dyn Fn() -> Result<usize, StoreError>; 2]
-    {
+    let steps: [&dyn Fn() -> Result<usize, StoreError>; 3] = [
+        &|| store.forget(before(FORGET_AFTER), rules.batch, now),
+        &|| store.forget_events(trail, rules.batch),
+        &|| store.forget_messages(messages, rules.batch, now),
+    ];
+    for step in steps {
         loop {
             let rows = step()?;
             total += rows;

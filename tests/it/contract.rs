@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, fs, path::Path, process::Command};
 use keypool_openapi::{ProblemType, RejectionReason};
 use keypool_server::{app::openapi_json, config::Config};
 use rstest::rstest;
-use serde_json::Value;
+use serde_json::{Value, json};
 use strum::IntoEnumIterator;
 
 use crate::support::{Database, Device, Http, Place, ServerProcess, encode, tools};
@@ -115,6 +115,13 @@ async fn scene(server: &ServerProcess, directory: &Path) -> (Http, Http) {
         let lines: Vec<_> = values.iter().map(|value| format!("\"{value}\"")).collect();
         fs::write(directory.join(name).with_extension("dict"), lines.join("\n")).unwrap();
     };
+    // A group that has committed once: that Commit can be repeated, and messages can be sent.
+    let mut party = Device::new("contract", "runner").founds("contract");
+    let commit = encode(&party.updates());
+    runner.post(&format!("/groups/{}/commits", party.path()), &json!({"commit": commit})).await.ok();
+    dictionary("groups", vec![party.path()]);
+    dictionary("commits", vec![commit]);
+    dictionary("messages", vec![encode(&party.says("hello"))]);
     dictionary("users", ["alice", "contract", "guest"].map(str::to_owned).to_vec());
     dictionary("spare-devices", spares);
     dictionary("key-packages", packages.iter().map(|bytes| encode(bytes)).collect());
@@ -217,8 +224,8 @@ fn every_operation_is_explained_and_shown() {
             assert!(body["example"].is_object(), "{name} has a body without an example: {body}");
         }
         let open = ["get /healthz", "get /readyz", "get /metrics", "post /devices"].contains(&name.as_str());
-        let anybody = operation["security"].as_array().is_some_and(|all| all.contains(&serde_json::json!({})));
+        let anybody = operation["security"].as_array().is_some_and(|all| all.contains(&json!({})));
         assert_eq!(anybody, open, "{name} is {}open", if anybody { "" } else { "not " });
     }
-    assert_eq!(document["security"], serde_json::json!([{"bearer": []}]));
+    assert_eq!(document["security"], json!([{"bearer": []}]));
 }

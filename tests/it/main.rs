@@ -8,6 +8,7 @@ mod bounds;
 mod client;
 mod contract;
 mod crash;
+mod delivery;
 mod devices;
 mod history;
 mod idempotency;

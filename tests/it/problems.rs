@@ -75,6 +75,16 @@ async fn provoke(kind: ProblemType, scene: &Scene) -> (u16, Answer) {
             let never = json!({"reservation_id": "1-67e55044-10b1-426f-9247-bb680e5fe0c8"});
             (404, bob.release(&never).await)
         }
+        P::UnknownGroup => {
+            let mut party = Device::new("bob", "phone").founds("friends");
+            let body = json!({"message": encode(&party.says("hello")), "recipients": []});
+            (404, bob.post("/groups/ZnJpZW5kcw/messages", &body).await)
+        }
+        P::StaleEpoch => {
+            let commit = || encode(&Device::new("bob", "phone").founds("friends").updates());
+            bob.post("/groups/ZnJpZW5kcw/commits", &json!({"commit": commit()})).await.ok();
+            (409, bob.post("/groups/ZnJpZW5kcw/commits", &json!({"commit": commit()})).await)
+        }
         P::NotFound => (404, bob.get("/keypackages").await),
         P::MethodNotAllowed => {
             let answer = bob.delete("/keypackages/status").await;

@@ -4,15 +4,17 @@ mod database;
 mod device;
 mod http;
 mod owner;
+mod party;
 mod postgres;
 mod proxy;
 mod server;
 pub mod tools;
 
 pub use database::{Database, Place, Raw};
-pub use device::{Device, encode, tampered, with_the_keys_of};
+pub use device::{Device, decode, encode, tampered, with_the_keys_of};
 pub use http::{Answer, Http, builder, group, hot_client};
 pub use owner::{Owner, copy, new_device};
+pub use party::Party;
 pub use postgres::Postgres;
 pub use proxy::{Fault, Proxy};
 pub use server::{PATIENCE, ServerProcess, TestServer, binary, example, now, without_settings};

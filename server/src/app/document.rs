@@ -4,7 +4,7 @@ mod bodies;
 mod examples;
 
 use actix_web::App;
-use keypool_openapi::{Problem, ProblemType};
+use keypool_openapi::{GroupId, Problem, ProblemType};
 use serde_json::json;
 use utoipa::{
     Modify, OpenApi,
@@ -21,7 +21,7 @@ use utoipa_actix_web::AppExt;
 use crate::{
     config::Config,
     problem::{PROBLEM_JSON, table},
-    routes::{devices, health, keypackages, metrics},
+    routes::{devices, groups, health, keypackages, messages, metrics},
 };
 
 /// The extension in which a route names the problems of its own; the document has them as responses instead.
@@ -39,10 +39,12 @@ const PROBLEMS: &str = "x-problems";
     ),
     modifiers(&Bearer),
     security(("bearer" = [])),
-    components(schemas(Problem)),
+    components(schemas(GroupId, Problem)),
     tags(
         (name = "devices", description = "Who is there"),
         (name = "keypackages", description = "The pool"),
+        (name = "groups", description = "Commits and messages on their way to members"),
+        (name = "messages", description = "A device's own queue"),
         (name = "operations", description = "Running the service")
     )
 )]
@@ -161,6 +163,10 @@ pub(super) fn routes(config: &mut utoipa_actix_web::service_config::ServiceConfi
         .service(keypackages::inventory)
         .service(keypackages::audit)
         .service(keypackages::low_pools)
+        .service(groups::commit)
+        .service(groups::send)
+        .service(messages::fetch)
+        .service(messages::acknowledge)
         .service(health::healthz)
         .service(health::readyz)
         .service(metrics::metrics);

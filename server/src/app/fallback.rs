@@ -6,7 +6,7 @@ use actix_web::{HttpRequest, HttpResponse, dev::ResourceDef, web};
 use keypool_openapi::ProblemType;
 use utoipa::openapi::{OpenApi, PathItem};
 
-use crate::problem::Failure;
+use crate::problem::{About, Failure};
 
 /// The paths of the document with their methods.
 pub(super) struct Paths(Vec<(ResourceDef, BTreeSet<&'static str>)>);
@@ -43,5 +43,5 @@ pub(super) async fn nothing_here(paths: web::Data<Paths>, request: HttpRequest) 
         return Err(Failure::new(ProblemType::NotFound, detail));
     };
     let detail = format!("{path} takes no {method}, but {allow}. See /swagger-ui/ for what there is.");
-    Err(Failure { allow: Some(allow), ..Failure::new(ProblemType::MethodNotAllowed, detail) })
+    Err(Failure { about: About::Methods(allow), ..Failure::new(ProblemType::MethodNotAllowed, detail) })
 }

@@ -4,8 +4,8 @@ use std::{future::Future, pin::Pin, sync::Arc, time::Duration};
 
 use actix_web::{FromRequest, HttpRequest, dev::Payload, http::header, web};
 use keypool_openapi::{
-    MAX_KEY_PACKAGE_SIZE, MAX_UPLOAD_BATCH, ProblemType, RegisterRequest, ReleaseRequest, ReserveRequest,
-    RevokeRequest, SpendRequest, UploadRequest,
+    AckRequest, CommitRequest, MAX_KEY_PACKAGE_SIZE, MAX_MESSAGE_SIZE, MAX_UPLOAD_BATCH, MessageRequest, ProblemType,
+    RegisterRequest, ReleaseRequest, ReserveRequest, RevokeRequest, SpendRequest, UploadRequest,
 };
 use serde::de::DeserializeOwned;
 use sha2::{Digest, Sha256};
@@ -33,6 +33,14 @@ impl Body for ReserveRequest {}
 impl Body for SpendRequest {}
 impl Body for ReleaseRequest {}
 impl Body for RevokeRequest {}
+impl Body for AckRequest {}
+impl Body for CommitRequest {
+    /// A Commit and a Welcome in base64, and room for a thousand names.
+    const LIMIT: usize = 2 * MAX_MESSAGE_SIZE * 4 / 3 + 512 * 1024;
+}
+impl Body for MessageRequest {
+    const LIMIT: usize = MAX_MESSAGE_SIZE * 4 / 3 + 512 * 1024;
+}
 impl Body for UploadRequest {
     /// A full upload of the largest KeyPackages in base64, and room for the JSON around them.
     const LIMIT: usize = MAX_UPLOAD_BATCH * MAX_KEY_PACKAGE_SIZE * 4 / 3 + 64 * 1024;

@@ -120,6 +120,7 @@ impl Config {
             ("max_live_reservations", self.max_live_reservations),
             ("max_waiting_requests", self.max_waiting_requests),
             ("sweep_batch", self.sweep_batch),
+            ("queue_capacity", self.queue_capacity),
         ];
         for (key, value) in positive {
             require(value > 0, key, value, "has to be at least 1")?;
@@ -135,6 +136,9 @@ impl Config {
         let kept = self.audit_retention;
         require(kept >= DAY, "audit_retention", humantime(kept), "has to be at least 1day")?;
         require(kept <= DAY * 3_650, "audit_retention", humantime(kept), "has to be at most 3650days")?;
+        let kept = self.message_retention;
+        require(kept >= Duration::from_hours(1), "message_retention", humantime(kept), "has to be at least 1h")?;
+        require(kept <= DAY * 365, "message_retention", humantime(kept), "has to be at most 365days")?;
         let cache = self.token_cache;
         require(cache <= Duration::from_mins(1), "token_cache", humantime(cache), "has to be at most 1m")?;
         let (low, target) = (self.low_watermark, self.pool_target);

@@ -14,7 +14,7 @@ use super::{Pool, after};
 use crate::{
     limits::seconds,
     metrics::Metrics,
-    problem::Failure,
+    problem::{About, Failure},
     store::{DeviceRow, IdempotencyKey, Release, Reserve, ReserveError, Spend, SpendError},
 };
 
@@ -88,7 +88,7 @@ impl Pool {
                 names.join(", "),
                 seconds(longest)
             );
-            return Err(Failure { missing: refused, ..Failure::too_many(detail, longest) });
+            return Err(Failure { about: About::Missing(refused), ..Failure::too_many(detail, longest) });
         }
         Ok((within, refused))
     }
@@ -231,10 +231,10 @@ fn nothing(missing: Vec<MissingDevice>) -> Failure {
         let detail = format!("There is no user {users}. Check the name; it is case-sensitive.");
         (ProblemType::UnknownUser, detail)
     };
-    Failure { missing, ..Failure::new(kind, detail) }
+    Failure { about: About::Missing(missing), ..Failure::new(kind, detail) }
 }
 
-fn lost_reservation(error: SpendError, id: &keypool_openapi::ReservationId) -> Failure {
+pub(super) fn lost_reservation(error: SpendError, id: &keypool_openapi::ReservationId) -> Failure {
     match error {
         SpendError::Unknown => Failure::new(
             ProblemType::UnknownReservation,

@@ -2,7 +2,7 @@
 
 use std::{cmp::Reverse, collections::BTreeMap};
 
-use jiff::SignedDuration;
+use jiff::{SignedDuration, Timestamp};
 use keypool_openapi::{Drain, Health, LastResortStatus, PoolStatus, State, SuiteStatus, UserName};
 use sha2::{Digest, Sha256};
 
@@ -42,7 +42,8 @@ pub(super) fn summarise(device: &DeviceRow, contents: &PoolContents, watermarks:
     PoolStatus {
         user: device.user.clone(),
         device: device.device.clone(),
-        at: view.now,
+        // Whole seconds, as all times that the database keeps.
+        at: Timestamp::from_second(view.now.as_second()).unwrap_or(view.now),
         available: sum(|s| s.available),
         fresh: sum(|s| s.fresh),
         lapsed: sum(|s| s.lapsed),
@@ -143,7 +144,6 @@ fn digest(live: &[LiveKeyPackage], view: View) -> String {
 
 #[cfg(test)]
 mod tests {
-    use jiff::Timestamp;
 
     use super::*;
     use crate::store::DeviceId;

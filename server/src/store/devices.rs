@@ -8,6 +8,7 @@ use super::{
     Store, StoreError,
     audit::AuditSql,
     connection::{Retry, with_conn},
+    delivery::DeliverySql,
     key_packages::HoldDevice,
     revocation::{RevocationSql, revoke_all},
     rows::{DeviceColumns, DeviceId, DeviceRow, statements},
@@ -209,7 +210,7 @@ fn register_anew<C: DeviceSql>(conn: &mut C, new: &NewDevice, now: Timestamp) ->
     if conn.add_device(new, second)? { Ok(()) } else { Err(RegisterError::AlreadyRegistered) }
 }
 
-fn remove<C: DeviceSql + RevocationSql + AuditSql + HoldDevice>(
+fn remove<C: DeviceSql + RevocationSql + AuditSql + DeliverySql + HoldDevice>(
     conn: &mut C,
     (user, device): (&UserName, &DeviceName),
     by: Option<DeviceId>,
@@ -221,6 +222,8 @@ fn remove<C: DeviceSql + RevocationSql + AuditSql + HoldDevice>(
         return Ok(None);
     }
     let revoked = revoke_all(conn, DeviceId(id), by, view)?;
+    // Whoever is registered by this name next is not sent what was for this one.
+    conn.remove_queue(id)?;
     conn.end_device(id, view.now.as_second())?;
     let revoked = u64::try_from(revoked.len()).map_err(StoreError::fatal)?;
     Ok(Some(Removed { token_hash: hash(token_hash)?, revoked }))

@@ -84,4 +84,35 @@ diesel::table! {
     }
 }
 
+diesel::table! {
+    commits (group_id, epoch) {
+        group_id -> Binary,
+        epoch -> BigInt,
+        digest -> Binary,
+        at -> BigInt,
+    }
+}
+
+diesel::table! {
+    envelopes (id) {
+        id -> BigInt,
+        sender -> BigInt,
+        kind -> Text,
+        group_id -> Binary,
+        message -> Binary,
+        at -> BigInt,
+        expires_at -> BigInt,
+    }
+}
+
+diesel::table! {
+    deliveries (id) {
+        id -> BigInt,
+        device_id -> BigInt,
+        envelope_id -> BigInt,
+    }
+}
+
+diesel::joinable!(deliveries -> envelopes (envelope_id));
 diesel::allow_tables_to_appear_in_same_query!(users, devices, key_packages, hpke_keys, audit_events);
+diesel::allow_tables_to_appear_in_same_query!(deliveries, envelopes);

@@ -133,7 +133,7 @@ statements! {
     }
 }
 
-fn spend<C: SpendingSql + AuditSql>(
+pub(super) fn spend<C: SpendingSql + AuditSql>(
     conn: &mut C,
     want: &Spend,
     now: Timestamp,

@@ -11,6 +11,7 @@ use super::{
     StoreError,
     claims::claims,
     connection::{self, SQLITE_MIGRATIONS},
+    delivery::Announce,
     key_packages::HoldDevice,
     schema::devices,
     sweep::batches,
@@ -46,6 +47,13 @@ pub(super) fn transaction<T, E: From<diesel::result::Error>>(
     body: &mut dyn FnMut(&mut SqliteConnection) -> Result<T, E>,
 ) -> Result<T, E> {
     conn.immediate_transaction(|conn| body(conn))
+}
+
+impl Announce for SqliteConnection {
+    /// The one server of the database knows by itself.
+    fn announce(&mut self, _: &[i64]) -> QueryResult<()> {
+        Ok(())
+    }
 }
 
 impl HoldDevice for SqliteConnection {

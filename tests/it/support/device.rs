@@ -25,8 +25,8 @@ pub type Made = Vec<u8>;
 /// A device that makes KeyPackages with OpenMLS, in memory.
 pub struct Device {
     identity: String,
-    provider: OpenMlsRustCrypto,
-    signer: SignatureKeyPair,
+    pub(super) provider: OpenMlsRustCrypto,
+    pub(super) signer: SignatureKeyPair,
     suite: Ciphersuite,
     lifetime: (Timestamp, Timestamp),
     credentials: Vec<CredentialType>,
@@ -101,6 +101,13 @@ impl Device {
         self.make(true)
     }
 
+    pub(super) fn credential(&self) -> CredentialWithKey {
+        CredentialWithKey {
+            credential: BasicCredential::new(self.identity.clone().into_bytes()).into(),
+            signature_key: self.signer.to_public_vec().into(),
+        }
+    }
+
     fn make(&self, last_resort: bool) -> Made {
         let second = |time: Timestamp| u64::try_from(time.as_second()).unwrap();
         let (extensions, credentials) = (&self.listed_extensions, &self.credentials);
@@ -113,11 +120,7 @@ impl Device {
         if last_resort {
             builder = builder.mark_as_last_resort();
         }
-        let credential = CredentialWithKey {
-            credential: BasicCredential::new(self.identity.clone().into_bytes()).into(),
-            signature_key: self.signer.to_public_vec().into(),
-        };
-        let bundle = builder.build(self.suite, &self.provider, &self.signer, credential).unwrap();
+        let bundle = builder.build(self.suite, &self.provider, &self.signer, self.credential()).unwrap();
         MlsMessageOut::from(bundle.into_key_package()).tls_serialize_detached().unwrap()
     }
 }
@@ -154,4 +157,9 @@ pub fn tampered(package: &[u8], at: usize) -> Made {
 /// Bytes as they travel.
 pub fn encode(bytes: &[u8]) -> String {
     STANDARD.encode(bytes)
+}
+
+/// Bytes as they came.
+pub fn decode(text: &str) -> Vec<u8> {
+    STANDARD.decode(text).unwrap()
 }

@@ -117,6 +117,25 @@ impl TestServer {
         self.clock.now()
     }
 
+    /// The same in whole seconds, as it answers times that it has kept.
+    pub fn second(&self) -> String {
+        Timestamp::from_second(self.now().as_second()).unwrap().to_string()
+    }
+
+    /// Stops, and leaves its database.
+    pub fn stopped_at(self) -> Arc<Place> {
+        Arc::clone(&self.place)
+    }
+
+    /// Waits until some request waits for something.
+    pub async fn waits_for_a_message(&self) {
+        let patience = Instant::now() + PATIENCE;
+        // The one that asks for this is in flight as well.
+        while !self.anyone().get("/metrics").await.text.contains("\nkeypool_http_requests_in_flight 2\n") {
+            assert!(Instant::now() < patience, "no request waits");
+        }
+    }
+
     /// Its database, behind its back.
     pub fn database(&self) -> Raw {
         self.place.open()

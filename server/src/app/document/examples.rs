@@ -2,12 +2,13 @@
 
 use jiff::Timestamp;
 use keypool_openapi::{
-    AcceptedKeyPackage, Action, AuditEvent, AuditPage, Base64Bytes, Device, DeviceList, DeviceName, DeviceOf, Drain,
-    EndedKeyPackage, Health, InventoryItem, InventoryPage, KeyPackageRef, LastResortStatus, LowPool, LowPools,
-    MissingDevice, MissingReason, PoolStatus, RegisterRequest, RegisterResponse, RejectedKeyPackage, RejectionReason,
-    ReleaseRequest, ReleaseResponse, RemovedDevice, Reservation, ReservationId, ReserveRequest, ReserveResponse,
-    RevokeRequest, RevokeResponse, SpendRequest, SpendResponse, State, SuiteStatus, TokenResponse, UploadRequest,
-    UploadResponse, UserName,
+    AcceptedKeyPackage, AckRequest, AckResponse, Action, AuditEvent, AuditPage, Base64Bytes, CommitRequest,
+    CommitResponse, Device, DeviceList, DeviceName, DeviceOf, Drain, EndedKeyPackage, Health, InventoryItem,
+    InventoryPage, KeyPackageRef, LastResortStatus, LowPool, LowPools, MessageKind, MessageRequest, MessageResponse,
+    MessagesPage, MissingDevice, MissingReason, PoolStatus, QueuedMessage, RegisterRequest, RegisterResponse,
+    RejectedKeyPackage, RejectionReason, ReleaseRequest, ReleaseResponse, RemovedDevice, Reservation, ReservationId,
+    ReserveRequest, ReserveResponse, RevokeRequest, RevokeResponse, SpendRequest, SpendResponse, State, SuiteStatus,
+    TokenResponse, Undelivered, UndeliveredReason, UploadRequest, UploadResponse, UserName,
 };
 use serde::Serialize;
 use serde_json::Value;
@@ -78,6 +79,15 @@ fn example(operation: &str) -> Option<Example> {
         "inventory" => of(None, value(&inventory())),
         "audit" => of(None, value(&audit())),
         "low_pools" => of(None, value(&low_pools())),
+        "commit" => of(json(&commit()), value(&CommitResponse { epoch: 8, undelivered: vec![undelivered()] })),
+        "send" => of(
+            json(&MessageRequest { message: message(), recipients: vec![named("bob", "phone")] }),
+            value(&MessageResponse { undelivered: vec![undelivered()] }),
+        ),
+        "fetch" => of(None, value(&MessagesPage { messages: vec![queued()] })),
+        "acknowledge" => {
+            of(json(&AckRequest { ids: vec![4711], unreadable: Vec::new() }), value(&AckResponse { acknowledged: 1 }))
+        }
         _ => None,
     }
 }
@@ -244,6 +254,34 @@ fn audit() -> AuditPage {
             until: Some(time(60)),
         }],
         next: Some(4711),
+    }
+}
+
+fn commit() -> CommitRequest {
+    CommitRequest {
+        commit: message(),
+        welcome: Some(message()),
+        reservations: vec![reservation_id()],
+        recipients: vec![named("bob", "phone")],
+    }
+}
+
+fn message() -> Base64Bytes {
+    Base64Bytes(vec![0, 1, 0, 2])
+}
+
+fn undelivered() -> Undelivered {
+    Undelivered { user: user("carol"), device: device("tablet"), reason: UndeliveredReason::QueueFull }
+}
+
+fn queued() -> QueuedMessage {
+    QueuedMessage {
+        id: 4711,
+        kind: MessageKind::Message,
+        group_id: group(),
+        from: named("bob", "phone"),
+        message: message(),
+        sent_at: time(0),
     }
 }
 

@@ -1,0 +1,215 @@
+//! Delivery: one Commit an epoch, and a queue for each device.
+
+use std::{sync::Arc, time::Duration};
+
+use keypool_openapi::{
+    AckRequest, AckResponse, CommitRequest, CommitResponse, GroupId, MAX_MESSAGE_SIZE, MessageRequest, MessageResponse,
+    MessagesPage, MessagesQuery, ProblemType,
+};
+use sha2::{Digest, Sha256};
+
+use super::{Pool, after, reservations::lost_reservation};
+use crate::{
+    mls_message::{Header, header},
+    problem::{About, Failure},
+    store::{Commit, CommitError, Delivered, DeviceRow, Post},
+};
+
+/// The longest that a request may wait for a message.
+const MAX_WAIT: u32 = 60;
+
+/// The most messages that are fetched at once, and as many as are where the request does not say.
+const MAX_PAGE: u32 = 1_000;
+const PAGE: u32 = 100;
+
+impl Pool {
+    /// Takes a Commit, with all that it brings, or nothing of it.
+    pub async fn commit(
+        &self,
+        caller: Arc<DeviceRow>,
+        group_id: GroupId,
+        request: CommitRequest,
+    ) -> Result<CommitResponse, Failure> {
+        let epoch = commit_epoch(&request, &group_id)?;
+        self.block(move |pool, now| {
+            let expires_at = after(now.as_second(), pool.policy.message_retention)?;
+            let want = Commit {
+                epoch,
+                digest: Sha256::digest(&request.commit.0).into(),
+                welcome: request.welcome.map(|welcome| welcome.0),
+                reservations: request.reservations,
+                post: Post {
+                    by: caller.id,
+                    group_id: group_id.as_bytes().to_vec(),
+                    message: request.commit.0,
+                    recipients: request.recipients,
+                    expires_at,
+                    capacity: pool.policy.queue_capacity,
+                },
+            };
+            match pool.store.commit(&want, now) {
+                Ok(Delivered { to, undelivered }) => {
+                    pool.bell.ring(&to);
+                    Ok(CommitResponse { epoch: epoch.cast_unsigned() + 1, undelivered })
+                }
+                Err(error) => Err(not_accepted(error, &group_id, epoch)),
+            }
+        })
+        .await
+    }
+
+    /// Queues a message for members of a group.
+    pub async fn post(
+        &self,
+        caller: Arc<DeviceRow>,
+        group_id: GroupId,
+        request: MessageRequest,
+    ) -> Result<MessageResponse, Failure> {
+        match header(&request.message.0) {
+            Some(Header::OfGroup { group_id: of, is_commit: false, .. }) if of == group_id.as_bytes() => {}
+            Some(Header::OfGroup { is_commit: true, .. }) => {
+                return Err(malformed(format!("This is a Commit: POST /groups/{group_id}/commits takes it.")));
+            }
+            found => return Err(wrong_message("message", found, &group_id)),
+        }
+        sized("message", &request.message.0)?;
+        self.block(move |pool, now| {
+            let want = Post {
+                by: caller.id,
+                group_id: group_id.as_bytes().to_vec(),
+                message: request.message.0,
+                recipients: request.recipients,
+                expires_at: after(now.as_second(), pool.policy.message_retention)?,
+                capacity: pool.policy.queue_capacity,
+            };
+            let Some(Delivered { to, undelivered }) = pool.store.post(&want, now)? else {
+                return Err(Failure::new(
+                    ProblemType::UnknownGroup,
+                    format!("No Commit of the group {group_id} has come here: it has nobody to send a message to."),
+                ));
+            };
+            pool.bell.ring(&to);
+            Ok(MessageResponse { undelivered })
+        })
+        .await
+    }
+
+    /// What waits for the caller. Where there is nothing, waits for it.
+    pub async fn messages(&self, caller: Arc<DeviceRow>, query: MessagesQuery) -> Result<MessagesPage, Failure> {
+        let (wait, limit) = (query.wait.unwrap_or(0), query.limit.unwrap_or(PAGE));
+        if wait > MAX_WAIT || !(1..=MAX_PAGE).contains(&limit) {
+            return Err(malformed(format!(
+                "A request waits {MAX_WAIT} s at most, and fetches 1 to {MAX_PAGE} messages: `wait` was {wait}, `limit` {limit}."
+            )));
+        }
+        let (bell, end) = (self.bell.of(caller.id), tokio::time::sleep(Duration::from_secs(wait.into())));
+        tokio::pin!(end);
+        loop {
+            // Asked for before the queue is looked at: what comes in between rings, too.
+            let rung = bell.notified();
+            let device = caller.id;
+            let page = self.block(move |pool, _| pool.store.queued(device, limit)).await?.0;
+            if !page.is_empty() || wait == 0 || self.bell.is_closed() {
+                return Ok(MessagesPage { messages: page });
+            }
+            tokio::select! {
+                () = rung => {}
+                () = &mut end => return Ok(MessagesPage { messages: Vec::new() }),
+            }
+        }
+    }
+
+    /// Takes what the caller has dealt with out of its queue.
+    pub async fn acknowledge(&self, caller: Arc<DeviceRow>, request: AckRequest) -> Result<AckResponse, Failure> {
+        self.block(move |pool, now| {
+            let expires_at = after(now.as_second(), pool.policy.message_retention)?;
+            let messages = (request.ids.as_slice(), request.unreadable.as_slice());
+            let (acknowledged, told) = pool.store.acknowledge(caller.id, messages, now, expires_at)?;
+            pool.bell.ring(&told);
+            Ok::<_, Failure>(AckResponse { acknowledged: acknowledged as u64 })
+        })
+        .await
+    }
+}
+
+/// The epoch of a Commit, where all of the request is what it should be.
+fn commit_epoch(request: &CommitRequest, group_id: &GroupId) -> Result<i64, Failure> {
+    sized("commit", &request.commit.0)?;
+    let epoch = match header(&request.commit.0) {
+        Some(Header::OfGroup { group_id: of, epoch, is_commit: true }) if of == group_id.as_bytes() => epoch,
+        found => return Err(wrong_message("commit", found, group_id)),
+    };
+    match &request.welcome {
+        None if !request.reservations.is_empty() => {
+            return Err(malformed("The Commit adds devices, and there is no `welcome` for them."));
+        }
+        Some(_) if request.reservations.is_empty() => {
+            return Err(malformed("There is a `welcome`, and no `reservations` that say whom it is for."));
+        }
+        Some(welcome) => {
+            sized("welcome", &welcome.0)?;
+            if header(&welcome.0) != Some(Header::Welcome) {
+                return Err(malformed("The `welcome` is not exactly one MLSMessage with a Welcome."));
+            }
+        }
+        None => {}
+    }
+    // One less than the last: the epoch after it has to be one, too.
+    i64::try_from(epoch)
+        .ok()
+        .filter(|epoch| *epoch < i64::MAX)
+        .ok_or_else(|| malformed(format!("Epoch {epoch} is past all that a group can reach: make a new group.")))
+}
+
+fn malformed(detail: impl Into<String>) -> Failure {
+    Failure::new(ProblemType::MalformedRequest, detail)
+}
+
+fn sized(name: &str, bytes: &[u8]) -> Result<(), Failure> {
+    if bytes.len() <= MAX_MESSAGE_SIZE {
+        return Ok(());
+    }
+    Err(Failure::new(
+        ProblemType::PayloadTooLarge,
+        format!("The `{name}` has {} bytes; the server takes {MAX_MESSAGE_SIZE}.", bytes.len()),
+    ))
+}
+
+fn wrong_message(name: &str, found: Option<Header>, group_id: &GroupId) -> Failure {
+    malformed(match found {
+        None => format!("The `{name}` is not exactly one MLSMessage (RFC 9420, section 6)."),
+        Some(Header::OfGroup { group_id: other, .. }) if other != group_id.as_bytes() => {
+            format!("The `{name}` is of another group than {group_id}, which the path names.")
+        }
+        Some(Header::OfGroup { .. }) => {
+            format!("The `{name}` is no Commit: POST /groups/{group_id}/messages takes it.")
+        }
+        Some(_) => {
+            format!("The `{name}` is an MLSMessage of another kind: a PrivateMessage or a PublicMessage goes here.")
+        }
+    })
+}
+
+fn not_accepted(error: CommitError, group_id: &GroupId, made_in: i64) -> Failure {
+    match error {
+        CommitError::Store(error) => error.into(),
+        CommitError::Stale(epoch) => Failure {
+            about: About::Epoch(epoch.cast_unsigned()),
+            ..Failure::new(
+                ProblemType::StaleEpoch,
+                format!(
+                    "The group {group_id} is in epoch {epoch}, and the Commit was made in epoch {made_in}. Fetch the \
+                     Commits that came before it, and make it anew. Nothing was spent or delivered."
+                ),
+            )
+        },
+        CommitError::Reservation(id, error) => {
+            let failure = lost_reservation(error, &id);
+            Failure {
+                about: About::Reservation(id),
+                detail: format!("{} Nothing was spent or delivered, and the epoch is still free.", failure.detail),
+                ..failure
+            }
+        }
+    }
+}

@@ -1,0 +1,492 @@
+//! Commits and messages: one Commit an epoch, and a queue for each device.
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    ops::ControlFlow,
+};
+
+use diesel::prelude::*;
+use jiff::Timestamp;
+use keypool_openapi::{
+    Base64Bytes, DeviceOf, MessageKind, QueuedMessage, ReservationId, Undelivered, UndeliveredReason,
+};
+
+use super::{
+    Store, StoreError,
+    audit::AuditSql,
+    connection::{Pools, Retry, with_conn},
+    devices::DeviceSql,
+    postgres,
+    rows::{DeviceColumns, DeviceId, DeviceRow, Names, statements, timestamp},
+    schema::{commits, deliveries, envelopes},
+    spending::{Spend, SpendError, SpendingSql, spend},
+};
+use crate::config::Config;
+
+/// Something to be queued.
+#[derive(Clone, Debug)]
+pub struct Post {
+    /// Who sends it.
+    pub by: DeviceId,
+    /// The group that it is about.
+    pub group_id: Vec<u8>,
+    /// The `MLSMessage`.
+    pub message: Vec<u8>,
+    /// Whom it goes to. The sender itself is left out.
+    pub recipients: Vec<DeviceOf>,
+    /// Until when it is kept for who does not fetch it.
+    pub expires_at: Timestamp,
+    /// How many a queue holds.
+    pub capacity: u32,
+}
+
+/// A Commit, with what it spends and what it brings to whom.
+#[derive(Clone, Debug)]
+pub struct Commit {
+    /// The Commit itself, and whom it goes to.
+    pub post: Post,
+    /// The epoch that it was made in.
+    pub epoch: i64,
+    /// Its SHA-256.
+    pub digest: [u8; 32],
+    /// The Welcome, for the owners of the reservations.
+    pub welcome: Option<Vec<u8>>,
+    /// What it spends.
+    pub reservations: Vec<ReservationId>,
+}
+
+/// What came of a post.
+#[derive(Clone, Debug, Default)]
+pub struct Delivered {
+    /// Whose queues have something new.
+    pub to: Vec<DeviceId>,
+    /// Whom it was not queued for.
+    pub undelivered: Vec<Undelivered>,
+}
+
+/// Why a Commit was not accepted. Nothing has changed then.
+#[derive(Debug)]
+pub enum CommitError {
+    /// The group is in this epoch, and not in the Commit's.
+    Stale(i64),
+    /// A reservation cannot be spent.
+    Reservation(ReservationId, SpendError),
+    /// The database failed.
+    Store(StoreError),
+}
+
+impl From<StoreError> for CommitError {
+    fn from(error: StoreError) -> Self {
+        Self::Store(error)
+    }
+}
+
+impl From<diesel::result::Error> for CommitError {
+    fn from(error: diesel::result::Error) -> Self {
+        Self::Store(error.into())
+    }
+}
+
+impl Retry for CommitError {
+    fn lost_to_another(&self) -> bool {
+        matches!(self, Self::Store(error) if error.lost_to_another())
+    }
+}
+
+/// What waits for a device.
+#[derive(Clone, Debug)]
+pub struct Queued(pub Vec<QueuedMessage>);
+
+#[derive(Clone, Copy, Insertable)]
+#[diesel(table_name = envelopes, treat_none_as_default_value = false)]
+pub(super) struct NewEnvelope<'a> {
+    sender: i64,
+    kind: &'static str,
+    group_id: &'a [u8],
+    message: &'a [u8],
+    at: i64,
+    expires_at: i64,
+}
+
+#[derive(Insertable)]
+#[diesel(table_name = deliveries, treat_none_as_default_value = false)]
+pub(super) struct NewDelivery {
+    device_id: i64,
+    envelope_id: i64,
+}
+
+type QueuedColumns = (i64, i64, String, Vec<u8>, Vec<u8>, i64);
+
+/// A delivery, its envelope, and whether that is a Welcome, of whom, about which group.
+type HeldColumns = (i64, i64, String, i64, Vec<u8>);
+
+statements! {
+    pub(super) trait DeliverySql {
+        fn newest_commit(conn, group_id: &[u8]) -> QueryResult<Option<i64>> {
+            commits::table
+                .filter(commits::group_id.eq(group_id))
+                .order(commits::epoch.desc())
+                .select(commits::epoch)
+                .first(conn)
+                .optional()
+        }
+
+        fn commit_digest(conn, group_id: &[u8], epoch: i64) -> QueryResult<Option<Vec<u8>>> {
+            commits::table.find((group_id, epoch)).select(commits::digest).first(conn).optional()
+        }
+
+        /// Whether it is the first of its epoch. One that runs at the same time is waited for.
+        fn add_commit(conn, commit: &Commit, now: i64) -> QueryResult<bool> {
+            diesel::insert_into(commits::table)
+                .values((
+                    commits::group_id.eq(commit.post.group_id.as_slice()),
+                    commits::epoch.eq(commit.epoch),
+                    commits::digest.eq(commit.digest.as_slice()),
+                    commits::at.eq(now),
+                ))
+                .on_conflict_do_nothing()
+                .execute(conn)
+                .map(|rows| rows == 1)
+        }
+
+        fn queue_lengths(conn, devices: &[i64]) -> QueryResult<Vec<(i64, i64)>> {
+            deliveries::table
+                .filter(deliveries::device_id.eq_any(devices))
+                .group_by(deliveries::device_id)
+                .select((deliveries::device_id, diesel::dsl::count_star()))
+                .load(conn)
+        }
+
+        fn add_envelope(conn, envelope: NewEnvelope<'_>) -> QueryResult<i64> {
+            diesel::insert_into(envelopes::table).values(envelope).returning(envelopes::id).get_result(conn)
+        }
+
+        fn add_deliveries(conn, new: &[NewDelivery]) -> QueryResult<usize> {
+            diesel::insert_into(deliveries::table).values(new).execute(conn)
+        }
+
+        fn queued(conn, device: i64, limit: i64) -> QueryResult<Vec<QueuedColumns>> {
+            deliveries::table
+                .inner_join(envelopes::table)
+                .filter(deliveries::device_id.eq(device))
+                .order(deliveries::id.asc())
+                .limit(limit)
+                .select((
+                    deliveries::id,
+                    envelopes::sender,
+                    envelopes::kind,
+                    envelopes::group_id,
+                    envelopes::message,
+                    envelopes::at,
+                ))
+                .load(conn)
+        }
+
+        fn held(conn, device: i64, ids: &[i64]) -> QueryResult<Vec<HeldColumns>> {
+            deliveries::table
+                .inner_join(envelopes::table)
+                .filter(deliveries::device_id.eq(device).and(deliveries::id.eq_any(ids)))
+                .select((deliveries::id, envelopes::id, envelopes::kind, envelopes::sender, envelopes::group_id))
+                .load(conn)
+        }
+
+        fn remove_deliveries(conn, device: i64, ids: &[i64]) -> QueryResult<usize> {
+            let held = deliveries::table.filter(deliveries::device_id.eq(device).and(deliveries::id.eq_any(ids)));
+            diesel::delete(held).execute(conn)
+        }
+
+        fn remove_queue(conn, device: i64) -> QueryResult<usize> {
+            diesel::delete(deliveries::table.filter(deliveries::device_id.eq(device))).execute(conn)
+        }
+
+        fn still_delivered(conn, envelopes: &[i64]) -> QueryResult<Vec<i64>> {
+            deliveries::table
+                .filter(deliveries::envelope_id.eq_any(envelopes))
+                .select(deliveries::envelope_id)
+                .distinct()
+                .load(conn)
+        }
+
+        fn expired_envelopes(conn, now: i64, limit: i64) -> QueryResult<Vec<i64>> {
+            envelopes::table
+                .filter(envelopes::expires_at.le(now))
+                .order(envelopes::expires_at.asc())
+                .limit(limit)
+                .select(envelopes::id)
+                .load(conn)
+        }
+
+        fn remove_envelopes(conn, ids: &[i64]) -> QueryResult<usize> {
+            diesel::delete(deliveries::table.filter(deliveries::envelope_id.eq_any(ids))).execute(conn)?;
+            diesel::delete(envelopes::table.filter(envelopes::id.eq_any(ids))).execute(conn)
+        }
+
+        /// Commits from before then that are not their group's newest.
+        fn old_commits(conn, before: i64, limit: i64) -> QueryResult<Vec<(Vec<u8>, i64)>> {
+            let newer = diesel::alias!(commits as newer);
+            let has_newer = newer
+                .filter(newer.field(commits::group_id).eq(commits::group_id))
+                .filter(newer.field(commits::epoch).gt(commits::epoch));
+            commits::table
+                .filter(commits::at.le(before).and(diesel::dsl::exists(has_newer)))
+                .limit(limit)
+                .select((commits::group_id, commits::epoch))
+                .load(conn)
+        }
+
+        fn remove_commit(conn, group_id: &[u8], epoch: i64) -> QueryResult<usize> {
+            diesel::delete(commits::table.find((group_id, epoch))).execute(conn)
+        }
+    }
+}
+
+/// Tells the servers of a database whose queues have something new, when the transaction is committed.
+pub(super) trait Announce {
+    fn announce(&mut self, devices: &[i64]) -> QueryResult<()>;
+}
+
+/// What a server hears of the others of its database.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Heard {
+    /// Something has come for these devices.
+    For(Vec<DeviceId>),
+    /// It could not listen for a while: something may have come for anybody.
+    Unsure,
+}
+
+/// The numbers of the recipients that there are, and which are not.
+fn found<C: DeviceSql>(conn: &mut C, post: &Post) -> Result<(BTreeSet<i64>, Vec<Undelivered>), StoreError> {
+    let users: BTreeSet<_> = post.recipients.iter().map(|one| one.user.as_str()).collect();
+    let users: Vec<_> = users.into_iter().collect();
+    let rows: Vec<DeviceColumns> = if users.is_empty() { Vec::new() } else { conn.devices_of(&users)? };
+    let known: HashMap<_, _> = rows
+        .into_iter()
+        .map(|columns| DeviceRow::from_columns(columns).map(|row| (row.named(), row.id.0)))
+        .collect::<Result<_, _>>()?;
+    let (mut there, mut missing) = (BTreeSet::new(), Vec::new());
+    for one in &post.recipients {
+        match known.get(one) {
+            Some(id) if *id == post.by.0 => {}
+            Some(id) => drop(there.insert(*id)),
+            None => missing.push(Undelivered {
+                user: one.user.clone(),
+                device: one.device.clone(),
+                reason: UndeliveredReason::UnknownDevice,
+            }),
+        }
+    }
+    Ok((there, missing))
+}
+
+/// Queues one thing for devices, but for those whose queues are full.
+fn queue<C: DeliverySql + DeviceSql + Announce>(
+    conn: &mut C,
+    envelope: NewEnvelope<'_>,
+    devices: &BTreeSet<i64>,
+    capacity: u32,
+) -> Result<Delivered, StoreError> {
+    let devices: Vec<_> = devices.iter().copied().collect();
+    let full: BTreeSet<_> = conn
+        .queue_lengths(&devices)?
+        .into_iter()
+        .filter(|(_, length)| *length >= i64::from(capacity))
+        .map(|(device, _)| device)
+        .collect();
+    let to: Vec<_> = devices.into_iter().filter(|device| !full.contains(device)).collect();
+    let full: Vec<_> = full.into_iter().collect();
+    let undelivered = if full.is_empty() { Vec::new() } else { conn.devices_by_id(&full)? }
+        .into_iter()
+        .map(|columns| {
+            let DeviceRow { user, device, .. } = DeviceRow::from_columns(columns)?;
+            Ok(Undelivered { user, device, reason: UndeliveredReason::QueueFull })
+        })
+        .collect::<Result<_, StoreError>>()?;
+    if !to.is_empty() {
+        let envelope_id = conn.add_envelope(envelope)?;
+        let new: Vec<_> = to.iter().map(|&device_id| NewDelivery { device_id, envelope_id }).collect();
+        conn.add_deliveries(&new)?;
+        conn.announce(&to)?;
+    }
+    Ok(Delivered { to: to.into_iter().map(DeviceId).collect(), undelivered })
+}
+
+fn envelope(post: &Post, kind: MessageKind, now: i64) -> NewEnvelope<'_> {
+    NewEnvelope {
+        sender: post.by.0,
+        kind: kind.into(),
+        group_id: &post.group_id,
+        message: &post.message,
+        at: now,
+        expires_at: post.expires_at.as_second(),
+    }
+}
+
+/// Everything of a Commit, or nothing. A Commit that was accepted before is accepted again, and changes nothing.
+fn commit<C>(conn: &mut C, want: &Commit, now: Timestamp) -> Result<Delivered, CommitError>
+where
+    C: DeliverySql + DeviceSql + SpendingSql + AuditSql + Announce,
+{
+    let (group_id, second) = (&want.post.group_id, now.as_second());
+    let epoch = conn.newest_commit(group_id)?.map_or(want.epoch, |newest| newest.saturating_add(1));
+    if epoch != want.epoch || !conn.add_commit(want, second)? {
+        let is_repeated = conn.commit_digest(group_id, want.epoch)?.is_some_and(|known| known == want.digest);
+        let newest = conn.newest_commit(group_id)?.unwrap_or(epoch);
+        return if is_repeated { Ok(Delivered::default()) } else { Err(CommitError::Stale(newest.saturating_add(1))) };
+    }
+    // In one order, whoever commits: so two that spend the same never wait for each other.
+    let mut reservations = want.reservations.clone();
+    reservations.sort_unstable_by_key(|one| (one.owner, one.nonce));
+    reservations.dedup();
+    for reservation in &reservations {
+        let one = Spend { reservation: *reservation, by: want.post.by, group_id: group_id.clone() };
+        spend(conn, &one, now)?.map_err(|error| CommitError::Reservation(*reservation, error))?;
+    }
+    let (members, mut undelivered) = found(conn, &want.post)?;
+    let joining: BTreeSet<_> = reservations.iter().map(|reservation| reservation.owner).collect();
+    let capacity = want.post.capacity;
+    let mut delivered = queue(conn, envelope(&want.post, MessageKind::Commit, second), &members, capacity)?;
+    if let Some(welcome) = &want.welcome {
+        let welcome = NewEnvelope { message: welcome, ..envelope(&want.post, MessageKind::Welcome, second) };
+        let welcomed = queue(conn, welcome, &joining, capacity)?;
+        delivered.to.extend(welcomed.to);
+        delivered.undelivered.extend(welcomed.undelivered);
+    }
+    undelivered.append(&mut delivered.undelivered);
+    Ok(Delivered { undelivered, ..delivered })
+}
+
+/// Queues a message; `None` where the group is unknown.
+fn post<C>(conn: &mut C, want: &Post, now: Timestamp) -> Result<Option<Delivered>, StoreError>
+where
+    C: DeliverySql + DeviceSql + Announce,
+{
+    if conn.newest_commit(&want.group_id)?.is_none() {
+        return Ok(None);
+    }
+    let (members, mut undelivered) = found(conn, want)?;
+    let mut delivered = queue(conn, envelope(want, MessageKind::Message, now.as_second()), &members, want.capacity)?;
+    undelivered.append(&mut delivered.undelivered);
+    Ok(Some(Delivered { undelivered, ..delivered }))
+}
+
+fn queued<C: DeliverySql + DeviceSql>(conn: &mut C, device: DeviceId, limit: u32) -> Result<Queued, StoreError> {
+    let rows = conn.queued(device.0, i64::from(limit))?;
+    let senders: Vec<_> = rows.iter().map(|row| row.1).collect();
+    let names = Names::from_columns(if senders.is_empty() { Vec::new() } else { conn.devices_by_id(&senders)? })?;
+    let message = |(id, sender, kind, group_id, message, at): QueuedColumns| {
+        Ok(QueuedMessage {
+            id,
+            kind: kind.parse().map_err(StoreError::fatal)?,
+            group_id: Base64Bytes(group_id),
+            from: names.of(sender)?,
+            message: Base64Bytes(message),
+            sent_at: timestamp(at)?,
+        })
+    };
+    Ok(Queued(rows.into_iter().map(message).collect::<Result<_, StoreError>>()?))
+}
+
+/// Takes messages out of a device's queue, and tells the senders of those Welcomes that could not be opened.
+fn acknowledge<C: DeliverySql + DeviceSql + Announce>(
+    conn: &mut C,
+    device: DeviceId,
+    (ids, unreadable): (&[i64], &[i64]),
+    (now, expires_at): (i64, i64),
+) -> Result<(usize, Vec<DeviceId>), StoreError> {
+    let all: Vec<_> = ids.iter().chain(unreadable).copied().collect();
+    let held = conn.held(device.0, &all)?;
+    let removed = conn.remove_deliveries(device.0, &all)?;
+    let mut told = Vec::new();
+    let welcome = MessageKind::Welcome.to_string();
+    for (_, _, _, sender, group_id) in
+        held.iter().filter(|(id, _, kind, ..)| *kind == welcome && unreadable.contains(id))
+    {
+        let kind = MessageKind::Unreadable.into();
+        let notice = NewEnvelope { sender: device.0, kind, group_id, message: &[], at: now, expires_at };
+        // It is about what they sent themselves: a queue that is full of other things has room for it.
+        told.extend(queue(conn, notice, &BTreeSet::from([*sender]), u32::MAX)?.to);
+    }
+    let envelopes: BTreeSet<_> = held.iter().map(|row| row.1).collect();
+    let envelopes: Vec<_> = envelopes.into_iter().collect();
+    if !envelopes.is_empty() {
+        let needed: BTreeSet<_> = conn.still_delivered(&envelopes)?.into_iter().collect();
+        let done: Vec<_> = envelopes.into_iter().filter(|envelope| !needed.contains(envelope)).collect();
+        conn.remove_envelopes(&done)?;
+    }
+    Ok((removed, told))
+}
+
+impl Store {
+    /// Listens, on a thread of its own, to what the other servers of the database announce, until told to stop. SQLite
+    /// has no other servers.
+    ///
+    /// # Errors
+    /// When no thread can be had.
+    pub fn listen(
+        &self,
+        config: &Config,
+        hear: impl Fn(Heard) -> ControlFlow<()> + Send + 'static,
+    ) -> anyhow::Result<()> {
+        match &self.pools {
+            Pools::Sqlite { .. } => Ok(()),
+            Pools::Postgres(_) => postgres::listen(config.database_url.expose().to_owned(), hear),
+        }
+    }
+
+    /// Accepts a Commit, spends what it uses, and queues it with its Welcome: all of it, or nothing.
+    ///
+    /// # Errors
+    /// See [`CommitError`]. Nothing has changed then.
+    pub fn commit(&self, want: &Commit, now: Timestamp) -> Result<Delivered, CommitError> {
+        with_conn!(self, write "commit", |conn| commit(conn, want, now))
+    }
+
+    /// Queues a message; `None` where the group is unknown.
+    ///
+    /// # Errors
+    /// When the database fails. Nothing is queued then.
+    pub fn post(&self, want: &Post, now: Timestamp) -> Result<Option<Delivered>, StoreError> {
+        with_conn!(self, write "post", |conn| post(conn, want, now))
+    }
+
+    /// The oldest that waits for a device.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub fn queued(&self, device: DeviceId, limit: u32) -> Result<Queued, StoreError> {
+        with_conn!(self, read, |conn| queued(conn, device, limit))
+    }
+
+    /// Takes messages out of a device's queue; `unreadable` are Welcomes whose senders are told that they could not be
+    /// opened. Answers how many there were, and whose queues have something new.
+    ///
+    /// # Errors
+    /// When the database fails. Nothing has left the queue then.
+    pub fn acknowledge(
+        &self,
+        device: DeviceId,
+        messages: (&[i64], &[i64]),
+        now: Timestamp,
+        expires_at: Timestamp,
+    ) -> Result<(usize, Vec<DeviceId>), StoreError> {
+        let times = (now.as_second(), expires_at.as_second());
+        with_conn!(self, write "acknowledge", |conn| acknowledge(conn, device, messages, times))
+    }
+
+    /// Forgets what was kept long enough, and Commits from before `before` but for each group's newest. Answers how many
+    /// rows.
+    ///
+    /// # Errors
+    /// When the database fails. Nothing is forgotten then.
+    pub fn forget_messages(&self, before: Timestamp, limit: u32, now: Timestamp) -> Result<usize, StoreError> {
+        let (before, limit, now) = (before.as_second(), i64::from(limit), now.as_second());
+        with_conn!(self, write "forget_messages", |conn| {
+            let ids = conn.expired_envelopes(now, limit)?;
+            let mut rows = if ids.is_empty() { 0 } else { conn.remove_envelopes(&ids)? };
+            for (group_id, epoch) in conn.old_commits(before, limit)? {
+                rows += conn.remove_commit(&group_id, epoch)?;
+            }
+            Ok::<_, StoreError>(rows)
+        })
+    }
+}
