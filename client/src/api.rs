@@ -5,7 +5,8 @@ use std::{
 
 use backon::{ExponentialBuilder, Retryable};
 use keypool_openapi::{
-    AuditPage, AuditQuery, DeviceList, InventoryItem, InventoryPage, InventoryQuery, PoolStatus, Problem,
+    AckRequest, AckResponse, AuditPage, AuditQuery, CommitRequest, CommitResponse, DeviceList, GroupId, InventoryItem,
+    InventoryPage, InventoryQuery, MessageRequest, MessageResponse, MessagesPage, MessagesQuery, PoolStatus, Problem,
     RegisterRequest, RegisterResponse, ReleaseRequest, ReleaseResponse, ReserveRequest, ReserveResponse, RevokeRequest,
     RevokeResponse, SpendRequest, SpendResponse, UploadRequest, UploadResponse, UserName,
 };
@@ -144,6 +145,28 @@ impl ApiClient {
         self.call(|| Ok(self.request(Method::GET, "keypackages/audit")?.query(&query))).await
     }
 
+    /// Commits to a group: all of the request, or nothing.
+    pub async fn commit(&self, group_id: &GroupId, request: &CommitRequest) -> Result<CommitResponse> {
+        self.call(|| Ok(self.request(Method::POST, &format!("groups/{group_id}/commits"))?.json(request))).await
+    }
+
+    /// Sends a message to members of a group. A lost answer may queue it twice: MLS tells receivers that they had it.
+    pub async fn send_message(&self, group_id: &GroupId, request: &MessageRequest) -> Result<MessageResponse> {
+        self.call(|| Ok(self.request(Method::POST, &format!("groups/{group_id}/messages"))?.json(request))).await
+    }
+
+    /// The oldest in the device's own queue; where there is nothing, what comes within so many seconds, a minute at most.
+    pub async fn messages(&self, wait: u32, limit: u32) -> Result<MessagesPage> {
+        let query = MessagesQuery { wait: Some(wait), limit: Some(limit) };
+        let patience = TIMEOUT + Duration::from_secs(wait.into());
+        self.call_within(patience, || Ok(self.request(Method::GET, "messages")?.query(&query))).await
+    }
+
+    /// Takes messages out of the device's own queue.
+    pub async fn acknowledge(&self, request: &AckRequest) -> Result<AckResponse> {
+        self.call(|| Ok(self.request(Method::POST, "messages/ack")?.json(request))).await
+    }
+
     /// The version of the server.
     pub async fn server_version(&self) -> Result<String> {
         let document: Document = self.call(|| self.request(Method::GET, "openapi.json")).await?;
@@ -161,14 +184,24 @@ impl ApiClient {
 
     /// Makes a call that may be repeated, until it is answered, or time is up.
     async fn call<T: DeserializeOwned>(&self, build: impl Fn() -> Result<RequestBuilder>) -> Result<T> {
+        self.call_within(TIMEOUT, build).await
+    }
+
+    /// The same for a call whose answer may take its time.
+    async fn call_within<T: DeserializeOwned>(
+        &self,
+        patience: Duration,
+        build: impl Fn() -> Result<RequestBuilder>,
+    ) -> Result<T> {
         let started = Instant::now();
-        let left = || DEADLINE.saturating_sub(started.elapsed());
+        let deadline = DEADLINE.max(patience);
+        let left = || deadline.saturating_sub(started.elapsed());
         let waits = ExponentialBuilder::new()
             .with_min_delay(Duration::from_millis(100))
             .with_max_delay(Duration::from_secs(5))
             .without_max_times()
             .with_jitter();
-        (async || self.send(build()?.timeout(TIMEOUT.min(left()))).await)
+        (async || self.send(build()?.timeout(patience.min(left()))).await)
             .retry(waits)
             .when(|error: &Error| error.is_retryable() && error.retry_after().unwrap_or_default() < left())
             .adjust(|error, wait| {
@@ -247,14 +280,16 @@ struct AnyProblem {
 }
 
 fn refusal(status: u16, body: &[u8], retry_after: Option<Duration>) -> Option<Error> {
-    let (kind, problem) = match serde_json::from_slice::<Problem>(body) {
-        Ok(Problem { kind, title, detail, .. }) => (Some(kind), AnyProblem { code: kind.to_string(), title, detail }),
-        Err(_) => (None, serde_json::from_slice::<AnyProblem>(body).ok()?),
+    let (kind, reservation_id, problem) = match serde_json::from_slice::<Problem>(body) {
+        Ok(Problem { kind, title, detail, reservation_id, .. }) => {
+            (Some(kind), reservation_id, AnyProblem { code: kind.to_string(), title, detail })
+        }
+        Err(_) => (None, None, serde_json::from_slice::<AnyProblem>(body).ok()?),
     };
     let AnyProblem { code, title, detail } = problem;
     let title = if title.is_empty() { code.clone() } else { title };
     let detail = if detail.is_empty() { format!("the server answered {status} and no more") } else { detail };
-    Some(Error::Refused { kind, code, status, title, detail, retry_after })
+    Some(Error::Refused { kind, code, status, title, detail, retry_after, reservation_id })
 }
 
 #[cfg(test)]

@@ -22,8 +22,10 @@ use crate::{
     mls::CIPHERSUITE,
     storage::LocalStore,
 };
+use groups::{GroupCommand, ReceiveArgs, SendArgs};
 use output::Output;
 
+mod groups;
 mod output;
 mod tables;
 
@@ -35,6 +37,13 @@ Example: alice makes a device, and bob reserves one of her KeyPackages and spend
   keypool --data-dir bob reserve alice
   keypool --data-dir bob spend RESERVATION_ID --group friends
   keypool --data-dir alice status
+
+Example: alice makes a group and invites bob, who reads what she says.
+
+  keypool --data-dir alice group create friends
+  keypool --data-dir alice group invite friends bob
+  keypool --data-dir alice send friends 'hello, bob'
+  keypool --data-dir bob receive
 
 Exit codes: 0 done, 1 failed, 2 wrong usage, 3 failed for now: the same command may succeed later.
 Colours are for terminals, unless NO_COLOR is set.";
@@ -108,6 +117,15 @@ enum Command {
         /// The reservation, as `keypool reserve` printed it
         reservation_id: ReservationId,
     },
+    /// Make, change and list groups
+    #[command(subcommand)]
+    Group(GroupCommand),
+    /// Send a message to a group
+    #[command(after_help = "Example: keypool send friends 'hello, everybody'")]
+    Send(SendArgs),
+    /// Fetch what came: messages, invitations, changes of groups
+    #[command(after_help = "Example: keypool receive --wait 30 --json\n\nWhat was printed is not printed again.")]
+    Receive(ReceiveArgs),
     /// Withdraw KeyPackages of this device from the server
     ///
     /// Whoever was to be invited by one of them is not: `keypool refresh` makes new ones.
@@ -269,6 +287,9 @@ async fn with_device(command: Command, client: &mut MlsClient, output: &Output) 
         Command::Spend { reservation_id, group } => {
             output.spent(&client.spend(reservation_id, group.as_bytes()).await?);
         }
+        Command::Group(command) => groups::group(command, client, output).await?,
+        Command::Send(args) => groups::send(args, client, output).await?,
+        Command::Receive(args) => groups::receive(&args, client, output).await?,
         Command::Release { reservation_id } => output.released(&client.release(reservation_id).await?),
         Command::Revoke { refs, all } => output.revoked(&client.revoke((!all).then_some(refs)).await?),
         Command::Token => {
@@ -372,7 +393,7 @@ mod tests {
     fn the_global_options_may_follow_every_subcommand() {
         let id = "1f-67e55044-10b1-426f-9247-bb680e5fe0c8";
         let hash = "a1".repeat(32);
-        let subcommands: [&[&str]; 14] = [
+        let subcommands: [&[&str]; 18] = [
             &["init", "--server", "http://localhost:8080", "--user", "alice"],
             &["refresh"],
             &["status"],
@@ -385,6 +406,10 @@ mod tests {
             &["revoke", &hash],
             &["revoke", "--all"],
             &["rotate"],
+            &["group", "create", "friends"],
+            &["group", "invite", "friends", "bob", "carol"],
+            &["send", "friends", "hello"],
+            &["receive", "--wait", "30"],
             &["doctor"],
             &["completions", "bash"],
         ];

@@ -114,7 +114,9 @@ impl MlsClient {
         MlsConnection::new(&self.api, &self.store, &*self.settings.clock, &self.settings.pool)
     }
 
-    fn membership(&self) -> MlsMembership<'_> {
+    /// This device's groups: making, joining, changing and leaving them, and their messages.
+    #[must_use]
+    pub fn membership(&self) -> MlsMembership<'_> {
         MlsMembership::new(self.connection(), &self.identity)
     }
 
@@ -193,9 +195,10 @@ impl MlsClient {
         self.membership().load_group(group_id)
     }
 
-    /// Adds all of a user's devices to a group; see [`MlsMembership::invite`].
-    pub async fn invite(&self, group: &mut MlsGroup, user: &UserName) -> Result<Invitation> {
-        self.membership().invite(group, user).await
+    /// Adds all of a user's devices to a group that the application delivers for; see
+    /// [`MlsMembership::prepare_invitation`].
+    pub async fn prepare_invitation(&self, group: &mut MlsGroup, user: &UserName) -> Result<Invitation> {
+        self.membership().prepare_invitation(group, user).await
     }
 
     /// Joins a group from a Welcome; see [`MlsMembership::join`].

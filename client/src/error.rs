@@ -1,6 +1,6 @@
 use std::{io, path::PathBuf, time::Duration};
 
-use keypool_openapi::{KeyPackageRef, ProblemType};
+use keypool_openapi::{KeyPackageRef, ProblemType, ReservationId, UserName};
 
 use crate::storage::KeyPackageStatus;
 
@@ -113,6 +113,22 @@ pub enum Error {
     /// There is no such group in the local store.
     #[error("there is no group {0:?} here")]
     UnknownGroup(String),
+    /// Several groups are called so.
+    #[error("several groups are called {name:?}: {}", ids.join(", "))]
+    AmbiguousGroup {
+        /// The name.
+        name: String,
+        /// Their ids, in hex.
+        ids: Vec<String>,
+    },
+    /// A user has no device in a group.
+    #[error("{user} is not in {group:?}")]
+    NotAMember {
+        /// The user.
+        user: UserName,
+        /// The group.
+        group: String,
+    },
     /// A KeyPackage pool's configuration breaks a rule.
     #[error("invalid KeyPackage pool configuration: {0}")]
     Config(String),
@@ -157,6 +173,8 @@ pub enum Error {
         detail: String,
         /// How long to wait before the next try, if it said so.
         retry_after: Option<Duration>,
+        /// Which reservation was the reason, if one was.
+        reservation_id: Option<ReservationId>,
     },
     /// The server refused all KeyPackages of a refresh.
     #[error("the server took none of the KeyPackages: {0}")]
@@ -199,6 +217,15 @@ impl Error {
         }
     }
 
+    /// The reservation for which the server refused a Commit.
+    #[must_use]
+    pub fn reservation_id(&self) -> Option<ReservationId> {
+        match self {
+            Self::Refused { reservation_id, .. } => *reservation_id,
+            _ => None,
+        }
+    }
+
     /// What to do next, where the message does not say it already.
     #[must_use]
     pub fn hint(&self) -> Option<&'static str> {
@@ -211,6 +238,8 @@ impl Error {
             Self::InUse(_) => "wait until it is done, or choose another --data-dir",
             Self::File { .. } => "check that the directory exists and is yours, and that the disk has room",
             Self::NewerStore { .. } => "use the version that wrote it, or a newer one",
+            Self::UnknownGroup(_) => "`keypool group list` lists those that this device is in",
+            Self::AmbiguousGroup { .. } => "give the beginning of its id instead, four characters or more",
             Self::Encrypted(_) => "give its passphrase in KEYPOOL_PASSPHRASE or by --passphrase-file",
             Self::NotEncrypted(_) => {
                 "leave the passphrase out, or make a new device in another --data-dir: encryption begins with `keypool init`"
@@ -276,6 +305,7 @@ mod tests {
             title: String::new(),
             detail: String::new(),
             retry_after: None,
+            reservation_id: None,
         };
         assert!(refused(503).is_retryable());
         assert!(refused(429).is_retryable());

@@ -2,7 +2,7 @@
 //!
 //! An [`MlsClient`] is one device of a user. It generates KeyPackages with OpenMLS, keeps its pool on the server full
 //! ([`MlsClient::refresh_key_packages`]), adds other users to groups with KeyPackages that it reserves
-//! ([`MlsClient::invite`]), and joins groups from a Welcome ([`MlsClient::join`]). All that it stores is in one SQLite
+//! ([`MlsMembership::invite`]), and joins groups from a Welcome ([`MlsClient::join`]). All that it stores is in one SQLite
 //! file, the [`LocalStore`]: private keys in OpenMLS's own tables, and beside them only metadata.
 //!
 //! The `keypool` command is this library with a command line.
@@ -51,7 +51,7 @@
 //! };
 //! let (client, _) = MlsClient::init(Path::new("alice"), &alice, Settings::default(), &|_| {}).await?;
 //! let mut group = client.create_group(b"friends")?;
-//! let invitation = client.invite(&mut group, &"bob".parse()?).await?;
+//! let invitation = client.prepare_invitation(&mut group, &"bob".parse()?).await?;
 //! std::fs::write("welcome-for-bob", invitation.welcome)?;
 //! # Ok(())
 //! # }
@@ -72,8 +72,9 @@ pub use clock::{Clock, ManualClock, SystemClock};
 pub use doctor::{Check, Verdict};
 pub use error::{Cause, Error, Result};
 pub use mls::{
-    CIPHERSUITE, Cbor, CborError, DeviceIdentity, Invitation, KeyPackagePool, KeyPackagePoolConfig, MlsConnection,
-    MlsMembership, Progress, Provider, RefreshReport, Rejection, SqliteStorage, Warning,
+    CIPHERSUITE, Cbor, CborError, DeviceIdentity, Group, Incoming, Invitation, Invited, KeyPackagePool,
+    KeyPackagePoolConfig, MlsConnection, MlsMembership, Progress, Provider, RefreshReport, Rejection, SqliteStorage,
+    Warning, What,
 };
 pub use openmls;
 pub use storage::{KeyPackageMetadata, KeyPackageStatus, LocalStore, ReservationInfo, Spending};

@@ -1,6 +1,8 @@
 //! What the client does with OpenMLS.
 
+mod commits;
 mod connection;
+mod delivery;
 mod identity;
 mod keypackage_pool;
 mod membership;
@@ -8,12 +10,14 @@ mod provider;
 mod reconciliation;
 mod report;
 
+pub use commits::Invited;
 pub use connection::MlsConnection;
+pub use delivery::{Incoming, What};
 pub use identity::DeviceIdentity;
 #[cfg(test)]
 pub(crate) use keypackage_pool::hash_reference;
 pub use keypackage_pool::{KeyPackagePool, KeyPackagePoolConfig, Progress};
-pub use membership::{Invitation, MlsMembership};
+pub use membership::{Group, Invitation, MlsMembership};
 pub use provider::{Cbor, CborError, Provider, SqliteStorage};
 pub use report::{RefreshReport, Rejection, Warning};
 

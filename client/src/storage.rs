@@ -13,9 +13,11 @@ use crate::{
     mls::{Provider, SqliteStorage},
 };
 
+mod groups;
 mod metadata;
 mod schema;
 
+pub(crate) use groups::GroupRow;
 pub use metadata::{KeyPackageMetadata, KeyPackageStatus, ReservationInfo, Spending};
 
 /// The name of the database in the data directory.

@@ -5,7 +5,7 @@ use utoipa::{IntoParams, ToSchema};
 
 use crate::{
     Base64Bytes, DeviceName, DeviceOf, MAX_ACKNOWLEDGED, MAX_RECIPIENTS, ReservationId, UserName, bounded,
-    ids::group_id_schema,
+    ids::group_id_schema, whole_numbers,
 };
 
 /// A Commit, with the Welcome for those that it adds.
@@ -107,7 +107,7 @@ pub struct MessagesPage {
 pub struct QueuedMessage {
     /// Names it in an acknowledgement. Later ones have higher ids.
     #[schema(example = 4711)]
-    pub id: i64,
+    pub id: u64,
     /// What it is.
     pub kind: MessageKind,
     /// The group that it is about.
@@ -144,13 +144,13 @@ pub enum MessageKind {
 #[serde(deny_unknown_fields)]
 pub struct AckRequest {
     /// These are done, up to 1000.
-    #[serde(default, deserialize_with = "bounded::<_, _, MAX_ACKNOWLEDGED>")]
+    #[serde(default, deserialize_with = "whole_numbers::<_, MAX_ACKNOWLEDGED>")]
     #[schema(max_items = 1000)]
-    pub ids: Vec<i64>,
+    pub ids: Vec<u64>,
     /// These are done as well, and are Welcomes whose private keys are gone: their senders are told. Up to 1000.
-    #[serde(default, deserialize_with = "bounded::<_, _, MAX_ACKNOWLEDGED>")]
+    #[serde(default, deserialize_with = "whole_numbers::<_, MAX_ACKNOWLEDGED>")]
     #[schema(max_items = 1000)]
-    pub unreadable: Vec<i64>,
+    pub unreadable: Vec<u64>,
 }
 
 /// What was acknowledged.

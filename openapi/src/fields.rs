@@ -66,6 +66,20 @@ where
     T::try_from(number).map(Some).map_err(|_| D::Error::custom(format_args!("{number} is too large a number")))
 }
 
+/// Reads whole numbers as [`whole`] does, and as many as [`bounded`] does.
+pub(crate) fn whole_numbers<'de, D, const MOST: usize>(deserializer: D) -> Result<Vec<u64>, D::Error>
+where
+    D: Deserializer<'de>,
+{
+    let numbers = bounded::<D, Whole, MOST>(deserializer)?.into_iter().map(|Whole(number)| {
+        // As the document's int64 has it.
+        i64::try_from(number)
+            .map(|_| number)
+            .map_err(|_| D::Error::custom(format_args!("{number} is too large a number")))
+    });
+    numbers.collect()
+}
+
 struct Whole(u64);
 
 impl<'de> Deserialize<'de> for Whole {

@@ -33,7 +33,7 @@ pub use reservations::{
     SpendResponse,
 };
 
-use fields::{bounded, present, some_bounded, whole};
+use fields::{bounded, present, some_bounded, whole, whole_numbers};
 
 /// The most KeyPackages that one upload may carry.
 pub const MAX_UPLOAD_BATCH: usize = 100;

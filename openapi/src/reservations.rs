@@ -39,6 +39,13 @@ pub struct ReserveRequest {
 }
 
 impl ReserveRequest {
+    /// A request for a KeyPackage of each device of several users.
+    #[must_use]
+    pub fn of_all(users: Vec<UserName>) -> Self {
+        let (target_user, device, ciphersuite, group_id, ttl) = (None, None, None, None, None);
+        Self { target_user, targets: Some(users), device, ciphersuite, group_id, ttl }
+    }
+
     /// A request for a KeyPackage of each of a user's devices.
     #[must_use]
     pub fn of(user: UserName) -> Self {

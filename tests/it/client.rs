@@ -4,6 +4,7 @@ mod backup;
 mod calls;
 mod command;
 mod crash;
+mod delivery;
 mod groups;
 mod random;
 mod refresh;

@@ -3,7 +3,8 @@ use std::{error::Error as _, fmt::Write as _, io::Write as _};
 use clap::builder::styling::{AnsiColor, Style};
 use indicatif::{ProgressBar, ProgressStyle};
 use keypool_openapi::{
-    AuditPage, Health, InventoryItem, PoolStatus, ReleaseResponse, ReserveResponse, RevokeResponse, SpendResponse,
+    AuditPage, DeviceOf, Health, InventoryItem, PoolStatus, ReleaseResponse, ReserveResponse, RevokeResponse,
+    SpendResponse,
 };
 use serde::Serialize;
 use serde_json::json;
@@ -12,7 +13,7 @@ use super::tables;
 use crate::{
     doctor::{Check, Verdict},
     error::Error,
-    mls::{DeviceIdentity, Progress, RefreshReport},
+    mls::{DeviceIdentity, Group, Incoming, Invited, Progress, RefreshReport, What},
 };
 
 const BAR_WIDTH: usize = 32;
@@ -72,6 +73,79 @@ impl Output {
                 let _ = write!(text, "\n{unknown} is none of this device's.");
             }
             text + "\n" + &health_text(&answer.pool)
+        });
+    }
+
+    /// One sentence for people; for programs, that it is done.
+    pub(super) fn said(&self, sentence: &str) {
+        self.answer(&json!({ "done": true }), || sentence.to_owned());
+    }
+
+    pub(super) fn group_created(&self, group: &Group) {
+        self.answer(group, || {
+            format!("The group {} is there; `keypool group invite {0:?} USER` adds somebody.", group.name)
+        });
+    }
+
+    pub(super) fn groups(&self, groups: &[Group]) {
+        self.answer(&groups, || match groups {
+            [] => "This device is in no group; `keypool group create NAME` makes one.".to_owned(),
+            groups => tables::groups(groups),
+        });
+    }
+
+    pub(super) fn invited(&self, group: &Group, invited: &Invited) {
+        self.answer(invited, || {
+            let mut text = match invited.added.as_slice() {
+                [] => format!("Nobody was added to {}.", group.name),
+                added => format!("{} added to {}.", names(added), group.name),
+            };
+            for missing in &invited.missing {
+                let device = missing.device.as_ref().map_or_else(String::new, |device| format!("/{device}"));
+                let _ = write!(
+                    text,
+                    "\n{}: {}{device} was not added: {}. When that device has refreshed its pool, invite again.",
+                    painted("warning", AnsiColor::Yellow),
+                    missing.user,
+                    missing.reason
+                );
+            }
+            text
+        });
+    }
+
+    pub(super) fn removed(&self, group: &Group, devices: &[DeviceOf]) {
+        self.answer(&json!({ "removed": devices }), || format!("{} removed from {}.", names(devices), group.name));
+    }
+
+    pub(super) fn members(&self, members: &[DeviceOf]) {
+        self.answer(&members, || members.iter().map(name).collect::<Vec<_>>().join("\n"));
+    }
+
+    pub(super) fn received(&self, groups: &[Group], incoming: &[Incoming]) {
+        let line = |one: &Incoming| {
+            let group =
+                groups.iter().find(|group| group.id == one.group).map_or(one.group.as_str(), |group| &group.name);
+            // What others wrote is not for the terminal to obey.
+            let clean = |text: &str| text.chars().filter(|c| !c.is_control()).collect::<String>();
+            let what = match &one.what {
+                What::Text { sender, text } => format!("{}: {}", clean(sender), clean(text)),
+                What::Joined { by } => format!("{} added this device", name(by)),
+                What::Changed => "the group changed".to_owned(),
+                What::Removed => "this device is no longer in the group".to_owned(),
+                What::Unreadable { device } => {
+                    format!("{} could not open the invitation; invite {} again", name(device), device.user)
+                }
+                What::KeysGone { by } => {
+                    format!("an invitation by {} was for keys that are gone; they were told", name(by))
+                }
+                What::Ignored { why } => format!("passed over: {}", clean(why)),
+            };
+            format!("{} [{}] {what}", one.sent_at, clean(group))
+        };
+        self.answer(&incoming, || match incoming {
+            [] => "Nothing came.".to_owned(),
+            incoming => incoming.iter().map(line).collect::<Vec<_>>().join("\n"),
         });
     }
 
@@ -168,6 +242,14 @@ impl Output {
         // A reader that closed the pipe has read enough.
         let _ = writeln!(anstream::stdout(), "{text}");
     }
+}
+
+fn name(DeviceOf { user, device }: &DeviceOf) -> String {
+    format!("{user}/{device}")
+}
+
+fn names(devices: &[DeviceOf]) -> String {
+    devices.iter().map(name).collect::<Vec<_>>().join(", ")
 }
 
 /// The text in a colour; `anstream` takes it out again where it does not belong.

@@ -9,6 +9,8 @@ use comfy_table::{
 use jiff::Timestamp;
 use keypool_openapi::{AuditEvent, DeviceOf, InventoryItem, PoolStatus, ReserveResponse};
 
+use crate::mls::Group;
+
 fn table<const N: usize>(header: [&str; N]) -> Table {
     let mut table = Table::new();
     let style = if io::stdout().is_terminal() { UTF8_FULL_CONDENSED } else { NOTHING };
@@ -97,6 +99,15 @@ pub(super) fn events(events: &[AuditEvent]) -> String {
             // A group id is anything: what is no text is not for a terminal.
             group.unwrap_or_default().escape_debug().to_string(),
         ]);
+    }
+    table.trim_fmt()
+}
+
+pub(super) fn groups(groups: &[Group]) -> String {
+    let mut table = table(["Group", "Devices", "Epoch", "Id"]);
+    for group in groups {
+        let (members, epoch) = (group.members.to_string(), group.epoch.to_string());
+        table.add_row([group.name.escape_debug().to_string(), members, epoch, group.id.clone()]);
     }
     table.trim_fmt()
 }

@@ -13,11 +13,14 @@ use super::{CIPHERSUITE, DeviceIdentity, MlsConnection, Progress, RefreshReport,
 use crate::{
     api::ApiClient,
     error::{Cause, Error, Result},
-    storage::LocalStore,
+    storage::{GroupRow, LocalStore},
 };
 
 /// How long the creator's own leaf is valid, in seconds: 84 days, the most that OpenMLS accepts.
 const LEAF_LIFETIME: u64 = 84 * 24 * 60 * 60;
+
+/// How many epochs back a message is still read: it may have been sent before a Commit that came first.
+const PAST_EPOCHS: usize = 3;
 
 /// What came of adding a user to a group.
 #[derive(Clone, Debug)]
@@ -32,12 +35,28 @@ pub struct Invitation {
     pub missing: Vec<MissingDevice>,
 }
 
+/// A group that this device is in.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct Group {
+    /// Its id, in hex.
+    pub id: String,
+    /// What its members call it; its id, where its name has not come yet.
+    pub name: String,
+    /// Its epoch.
+    pub epoch: u64,
+    /// How many devices are in it.
+    pub members: usize,
+    /// Its id.
+    #[serde(skip)]
+    pub group_id: Vec<u8>,
+}
+
 /// A device's membership in groups: making one, adding a user with KeyPackages from the server, and joining.
 #[derive(Clone, Copy, Debug)]
 pub struct MlsMembership<'a> {
-    connection: MlsConnection<'a>,
-    store: &'a LocalStore,
-    identity: &'a DeviceIdentity,
+    pub(super) connection: MlsConnection<'a>,
+    pub(super) store: &'a LocalStore,
+    pub(super) identity: &'a DeviceIdentity,
 }
 
 impl<'a> MlsMembership<'a> {
@@ -52,11 +71,52 @@ impl<'a> MlsMembership<'a> {
         self.connection.refresh_key_packages(self.identity, false, progress).await
     }
 
+    /// Makes a group with a random id and a name that its members alone will know.
+    pub fn create_named_group(&self, name: &str) -> Result<Group> {
+        let group_id = uuid::Uuid::new_v4().into_bytes();
+        self.create_group(&group_id)?;
+        self.store.put_group(&group_id, Some(name), self.clock())?;
+        self.find_group(name)
+    }
+
+    /// The groups that this device is in, in the order in which it joined them.
+    pub fn groups(&self) -> Result<Vec<Group>> {
+        let group = |row: GroupRow| {
+            let group = self.load_group(&row.group_id)?;
+            Ok(Group {
+                id: hex::encode(&row.group_id),
+                name: row.name.unwrap_or_else(|| hex::encode(&row.group_id)),
+                epoch: group.epoch().as_u64(),
+                members: group.members().count(),
+                group_id: row.group_id,
+            })
+        };
+        self.store.groups()?.into_iter().map(group).collect()
+    }
+
+    /// The group of this name, or whose id in hex begins so.
+    pub fn find_group(&self, name: &str) -> Result<Group> {
+        let groups = self.groups()?;
+        let mut named: Vec<_> = groups.iter().filter(|group| group.name == name).collect();
+        if named.is_empty() && name.len() >= 4 {
+            named = groups.iter().filter(|group| group.id.starts_with(name)).collect();
+        }
+        match named.as_slice() {
+            [] => Err(Error::UnknownGroup(name.to_owned())),
+            [one] => Ok((*one).clone()),
+            several => Err(Error::AmbiguousGroup {
+                name: name.to_owned(),
+                ids: several.iter().map(|group| group.id.clone()).collect(),
+            }),
+        }
+    }
+
     /// Makes a group with this device as its only member.
     pub fn create_group(&self, group_id: &[u8]) -> Result<MlsGroup> {
         let now = u64::try_from(self.connection.now().as_second()).unwrap_or(0);
         let config = MlsGroupCreateConfig::builder()
             .ciphersuite(CIPHERSUITE)
+            .max_past_epochs(PAST_EPOCHS)
             .use_ratchet_tree_extension(true)
             .lifetime(Lifetime::init(now.saturating_sub(60 * 60), now.saturating_add(LEAF_LIFETIME)))
             .build();
@@ -79,12 +139,13 @@ impl<'a> MlsMembership<'a> {
             .ok_or_else(|| Error::UnknownGroup(String::from_utf8_lossy(group_id).into_owned()))
     }
 
-    /// Adds all of a user's devices to a group: reserves a KeyPackage of each, commits, and spends them. On an error
-    /// the group is as it was and nothing was handed out; what was reserved and not spent is released.
+    /// Adds all of a user's devices to a group whose messages the application delivers by itself: reserves a KeyPackage
+    /// of each, commits, and spends them. On an error the group is as it was and nothing was handed out; what was
+    /// reserved and not spent is released.
     ///
     /// The Commit is merged here once the KeyPackages are spent, so the caller is the one who orders the group's
-    /// Commits.
-    pub async fn invite(&self, group: &mut MlsGroup, user: &UserName) -> Result<Invitation> {
+    /// Commits. Where the server delivers, [`MlsMembership::invite`] does all of it.
+    pub async fn prepare_invitation(&self, group: &mut MlsGroup, user: &UserName) -> Result<Invitation> {
         let api = self.connection.api();
         let group_id = Base64Bytes(group.group_id().to_vec());
         let request = ReserveRequest {
@@ -134,35 +195,39 @@ impl<'a> MlsMembership<'a> {
         })
     }
 
-    fn clear(&self, group: &mut MlsGroup) -> Result<()> {
+    pub(super) fn clear(&self, group: &mut MlsGroup) -> Result<()> {
         group.clear_pending_commit(self.store.provider().storage()).map_err(Error::storage("clear the pending Commit"))
     }
 
     /// Joins a group from the `MLSMessage` with a Welcome. In one transaction with it, the keys and the metadata of the
     /// KeyPackage that it uses are deleted; a last resort stays. On an error everything is as it was.
     pub fn join(&self, welcome: &[u8]) -> Result<MlsGroup> {
+        self.store.transaction(|| self.join_within(welcome))
+    }
+
+    /// The same within a transaction.
+    pub(super) fn join_within(&self, welcome: &[u8]) -> Result<MlsGroup> {
         let welcome = read_welcome(welcome)?;
         let refs: Vec<KeyPackageRef> =
             welcome.secrets().iter().map(|secrets| secrets.new_member().as_slice().to_vec().into()).collect();
-        let config = MlsGroupJoinConfig::builder().use_ratchet_tree_extension(true).build();
+        let config =
+            MlsGroupJoinConfig::builder().use_ratchet_tree_extension(true).max_past_epochs(PAST_EPOCHS).build();
         let (provider, pool) = (self.store.provider(), self.connection.pool());
         let failed = |cause: Cause| Error::mls("join the group from this Welcome")(cause);
-        self.store.transaction(|| {
-            let group = StagedWelcome::build_from_welcome(&provider, &config, welcome)
-                .map_err(|error| failed(error.into()))?
-                // Members that joined long ago and never updated have leaves past their lifetime, and are members.
-                .skip_lifetime_validation()
-                .build()
-                .and_then(|staged| staged.into_group(&provider))
-                .map_err(|error| failed(error.into()))?;
-            for keypackage_ref in &refs {
-                // OpenMLS has deleted the keys of the one that it used, unless it is a last resort.
-                if !pool.has_keys(keypackage_ref)? {
-                    self.store.delete_pool_metadata(keypackage_ref)?;
-                }
+        let group = StagedWelcome::build_from_welcome(&provider, &config, welcome)
+            .map_err(|error| failed(error.into()))?
+            // Members that joined long ago and never updated have leaves past their lifetime, and are members.
+            .skip_lifetime_validation()
+            .build()
+            .and_then(|staged| staged.into_group(&provider))
+            .map_err(|error| failed(error.into()))?;
+        for keypackage_ref in &refs {
+            // OpenMLS has deleted the keys of the one that it used, unless it is a last resort.
+            if !pool.has_keys(keypackage_ref)? {
+                self.store.delete_pool_metadata(keypackage_ref)?;
             }
-            Ok(group)
-        })
+        }
+        Ok(group)
     }
 }
 
@@ -174,13 +239,13 @@ fn read_welcome(bytes: &[u8]) -> Result<Welcome> {
     }
 }
 
-fn encode(message: &MlsMessageOut) -> Result<Vec<u8>> {
+pub(super) fn encode(message: &MlsMessageOut) -> Result<Vec<u8>> {
     message.tls_serialize_detached().map_err(|error| Error::mls("encode a message")(error.into()))
 }
 
 /// Reads a reserved KeyPackage, and checks all that the server could have got wrong: that it is valid, that it is the
 /// one of the reservation, and that its credential is of the user asked for and of the device that the reservation names.
-fn reserved_key_package(
+pub(super) fn reserved_key_package(
     reservation: &Reservation,
     user: &UserName,
     provider: &impl OpenMlsProvider,
@@ -214,7 +279,7 @@ async fn spend(api: &ApiClient, reservations: &[Reservation], group_id: &Base64B
 }
 
 /// Gives reservations back. What cannot be released was spent, or lapses by itself.
-async fn release(api: &ApiClient, reservations: &[Reservation]) {
+pub(super) async fn release(api: &ApiClient, reservations: &[Reservation]) {
     for reservation in reservations {
         let reservation_id = reservation.reservation_id;
         if let Err(error) = api.release_key_package(&ReleaseRequest { reservation_id }).await {
@@ -225,7 +290,7 @@ async fn release(api: &ApiClient, reservations: &[Reservation]) {
 
 /// An `MLSMessage` from exactly these bytes. By the reader, since `tls_deserialize_exact_bytes` panics on truncated
 /// vectors in builds with debug assertions.
-fn decode(bytes: &[u8]) -> std::result::Result<MlsMessageIn, tls_codec::Error> {
+pub(super) fn decode(bytes: &[u8]) -> std::result::Result<MlsMessageIn, tls_codec::Error> {
     let mut rest = bytes;
     let message = MlsMessageIn::tls_deserialize(&mut rest)?;
     if rest.is_empty() { Ok(message) } else { Err(tls_codec::Error::TrailingData) }

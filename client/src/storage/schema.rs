@@ -5,7 +5,7 @@ use rusqlite::Connection;
 use crate::error::{Error, Result};
 
 /// One entry a version; `PRAGMA user_version` counts those that ran. What is written here is never changed.
-pub(super) const MIGRATIONS: [&str; 2] = [
+pub(super) const MIGRATIONS: [&str; 3] = [
     "
     CREATE TABLE keypackage_pool_metadata (
         ref         BLOB    NOT NULL PRIMARY KEY,
@@ -56,6 +56,24 @@ pub(super) const MIGRATIONS: [&str; 2] = [
     -- When KeyPackages that were not generated here were found in the pool on the server.
     CREATE TABLE foreign_key_packages (
         seen_at INTEGER NOT NULL
+    ) STRICT;
+    ",
+    "
+    -- The groups that this device is in.
+    CREATE TABLE device_groups (
+        group_id  BLOB    NOT NULL PRIMARY KEY,
+        name      TEXT,
+        joined_at INTEGER NOT NULL
+    ) STRICT;
+    -- Commits that were sent, or are about to be, and not answered: a group has one at most.
+    CREATE TABLE pending_commits (
+        group_id BLOB NOT NULL PRIMARY KEY,
+        request  TEXT NOT NULL
+    ) STRICT;
+    -- What came by the queue and was not dealt with yet, by its id there.
+    CREATE TABLE inbox (
+        id       INTEGER NOT NULL PRIMARY KEY,
+        incoming TEXT    NOT NULL
     ) STRICT;
     ",
 ];

@@ -123,8 +123,9 @@ impl Pool {
     pub async fn acknowledge(&self, caller: Arc<DeviceRow>, request: AckRequest) -> Result<AckResponse, Failure> {
         self.block(move |pool, now| {
             let expires_at = after(now.as_second(), pool.policy.message_retention)?;
-            let messages = (request.ids.as_slice(), request.unreadable.as_slice());
-            let (acknowledged, told) = pool.store.acknowledge(caller.id, messages, now, expires_at)?;
+            let signed = |ids: Vec<u64>| ids.into_iter().map(u64::cast_signed).collect::<Vec<_>>();
+            let (ids, unreadable) = (signed(request.ids), signed(request.unreadable));
+            let (acknowledged, told) = pool.store.acknowledge(caller.id, (&ids, &unreadable), now, expires_at)?;
             pool.bell.ring(&told);
             Ok::<_, Failure>(AckResponse { acknowledged: acknowledged as u64 })
         })

@@ -375,7 +375,7 @@ fn queued<C: DeliverySql + DeviceSql>(conn: &mut C, device: DeviceId, limit: u32
     let names = Names::from_columns(if senders.is_empty() { Vec::new() } else { conn.devices_by_id(&senders)? })?;
     let message = |(id, sender, kind, group_id, message, at): QueuedColumns| {
         Ok(QueuedMessage {
-            id,
+            id: u64::try_from(id).map_err(StoreError::fatal)?,
             kind: kind.parse().map_err(StoreError::fatal)?,
             group_id: Base64Bytes(group_id),
             from: names.of(sender)?,

@@ -26,7 +26,7 @@ async fn a_restored_backup_is_whole_after_one_refresh(#[values(Database::Postgre
     assert_eq!(alice.local_counts().unwrap()[&KeyPackageStatus::Spent], 10);
     is_settled(&server, &alice).await;
     let mut group = bob.create_group(b"others").unwrap();
-    let invitation = bob.invite(&mut group, &"alice".parse().unwrap()).await.unwrap();
+    let invitation = bob.prepare_invitation(&mut group, &"alice".parse().unwrap()).await.unwrap();
     assert_eq!(alice.join(&invitation.welcome).unwrap().members().count(), 2);
 }
 
@@ -47,7 +47,7 @@ async fn what_was_uploaded_after_the_backup_is_withdrawn(#[values(Database::Post
     is_settled(&server, &alice).await;
     let bob = Owner::of(&server, "bob").await;
     let mut group = bob.create_group(b"friends").unwrap();
-    let invitation = bob.invite(&mut group, &"alice".parse().unwrap()).await.unwrap();
+    let invitation = bob.prepare_invitation(&mut group, &"alice".parse().unwrap()).await.unwrap();
     alice.join(&invitation.welcome).unwrap();
 }
 

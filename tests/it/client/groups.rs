@@ -20,7 +20,7 @@ async fn one_adds_the_other_to_a_group(#[values(Database::Postgres, Database::Sq
     let (alice, bob) = (Owner::of(&server, "alice").await, Owner::of(&server, "bob").await);
 
     let mut group = alice.create_group(b"friends").unwrap();
-    let invitation = alice.invite(&mut group, &"bob".parse().unwrap()).await.unwrap();
+    let invitation = alice.prepare_invitation(&mut group, &"bob".parse().unwrap()).await.unwrap();
     let used = &invitation.added[0].keypackage_ref;
     let hash = hash_ref(used.as_bytes());
     let total = |bob: &MlsClient| bob.local_counts().unwrap().into_values().sum::<usize>();
@@ -56,13 +56,13 @@ async fn who_cannot_be_invited_is_named_and_the_group_stays_as_it_was(
     let server = TestServer::start(db).await;
     let (alice, bob) = (Owner::of(&server, "alice").await, Owner::of(&server, "bob").await);
     let mut group = alice.create_group(b"friends").unwrap();
-    let error: Error = alice.invite(&mut group, &"nobody".parse().unwrap()).await.unwrap_err();
+    let error: Error = alice.prepare_invitation(&mut group, &"nobody".parse().unwrap()).await.unwrap_err();
     assert!(error.to_string().contains("nobody"), "{error}");
 
     let user = "bob".parse().unwrap();
-    alice.invite(&mut group, &user).await.unwrap();
+    alice.prepare_invitation(&mut group, &user).await.unwrap();
     // A member cannot be added again: what was reserved for it goes back.
-    alice.invite(&mut group, &user).await.unwrap_err();
+    alice.prepare_invitation(&mut group, &user).await.unwrap_err();
     let status = bob.status().await.unwrap();
     assert_eq!((status.reserved, status.spent, status.lapsed), (0, 1, 1));
     assert!(group.pending_commit().is_none());

@@ -231,7 +231,7 @@ async fn a_last_resort_that_was_used_is_replaced_and_the_old_one_can_still_be_jo
     let (alice, bob) = (Owner::of(&server, "alice").await, Owner::of(&server, "bob").await);
     reserved(&bob, "alice", 32).await;
     let mut group = bob.create_group(b"friends").unwrap();
-    let invitation = bob.invite(&mut group, &"alice".parse().unwrap()).await.unwrap();
+    let invitation = bob.prepare_invitation(&mut group, &"alice".parse().unwrap()).await.unwrap();
     assert!(invitation.added[0].last_resort);
     let report = alice.refresh().await.unwrap();
     assert_eq!((report.generated, report.uploaded), (33, 33));

@@ -20,7 +20,7 @@ async fn a_rotation_replaces_the_pool_and_keeps_invitations_under_way(
     let user = "alice".parse().unwrap();
     // One invitation is out, and another begins: its KeyPackage is reserved.
     let mut group = bob.create_group(b"out").unwrap();
-    let out = bob.invite(&mut group, &user).await.unwrap();
+    let out = bob.prepare_invitation(&mut group, &user).await.unwrap();
     let held = bob.reserve(&user, None, None, None).await.unwrap().reservations.remove(0);
 
     let report = alice.rotate(&|_| ()).await.unwrap();
@@ -43,7 +43,7 @@ async fn a_rotation_replaces_the_pool_and_keeps_invitations_under_way(
     assert_eq!(signer.signature_scheme(), CIPHERSUITE.signature_algorithm());
     // A new invitation is of the new key.
     let mut group = bob.create_group(b"new").unwrap();
-    let new = bob.invite(&mut group, &user).await.unwrap();
+    let new = bob.prepare_invitation(&mut group, &user).await.unwrap();
     let joined = alice.join(&new.welcome).unwrap();
     let leaf = joined.own_leaf_node().unwrap().signature_key().as_slice().to_vec();
     assert_eq!(leaf, alice.identity().signer(CIPHERSUITE).unwrap().to_public_vec());

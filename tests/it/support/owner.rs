@@ -6,7 +6,7 @@ use std::{
 
 use jiff::SignedDuration;
 use keypool_client::{
-    CIPHERSUITE, KeyPackagePoolConfig, ManualClock, MlsClient, NewDevice, RefreshReport, Result, Settings,
+    CIPHERSUITE, KeyPackagePoolConfig, ManualClock, MlsClient, NewDevice, RefreshReport, Result, Settings, What,
 };
 use tempfile::TempDir;
 
@@ -58,6 +58,34 @@ impl Owner {
         let settings = settings(&clock, pool);
         let (client, report) = MlsClient::init(directory.path(), new, settings, &|_| ()).await.unwrap();
         (Self { client, clock, directory }, report)
+    }
+
+    /// A further device of the same user.
+    pub async fn further(&self, server: &TestServer, device: &str) -> Self {
+        let user_token = self.client.identity().token().cloned();
+        let user = self.client.identity().user().as_str();
+        let new = NewDevice { device: device.parse().unwrap(), user_token, ..new_device(&server.base, user) };
+        Self::with(server, &new, KeyPackagePoolConfig::default()).await.0
+    }
+
+    /// Its name in full.
+    pub fn name(&self) -> String {
+        self.client.identity().identity()
+    }
+
+    /// Takes its queue in, and answers what came of it.
+    pub async fn hears(&self) -> Vec<What> {
+        let incoming = self.client.membership().receive(0).await.unwrap();
+        self.client.membership().done(&incoming).unwrap();
+        incoming.into_iter().map(|one| one.what).collect()
+    }
+
+    /// What was said to it, each with who said it.
+    pub async fn texts(&self) -> Vec<(String, String)> {
+        let heard = self.hears().await.into_iter();
+        heard
+            .filter_map(|what| if let What::Text { sender, text } = what { Some((sender, text)) } else { None })
+            .collect()
     }
 
     pub fn directory(&self) -> &Path {

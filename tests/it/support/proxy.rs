@@ -6,6 +6,7 @@ use std::{
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
+    sync::{OwnedRwLockWriteGuard, RwLock},
 };
 
 /// What goes wrong with a request.
@@ -19,12 +20,16 @@ pub enum Fault {
     Busy(u64),
 }
 
-/// Something between a client and its server that loses things as it is told. Requests are noted as they come.
+/// Something between a client and its server that loses things as it is told. Requests are noted when they are done.
 #[derive(Clone, Debug)]
 pub struct Proxy {
     pub base: String,
     faults: Arc<Mutex<VecDeque<Fault>>>,
+    /// What goes wrong with every request that begins so.
+    failing: Arc<Mutex<Option<(String, Fault)>>>,
     seen: Arc<Mutex<Vec<String>>>,
+    /// While it is held, nothing passes.
+    gate: Arc<RwLock<()>>,
 }
 
 impl Proxy {
@@ -33,7 +38,9 @@ impl Proxy {
         let proxy = Self {
             base: format!("http://{}", listener.local_addr().unwrap()),
             faults: Arc::default(),
+            failing: Arc::default(),
             seen: Arc::default(),
+            gate: Arc::default(),
         };
         let (server, its) = (base.strip_prefix("http://").unwrap().to_owned(), proxy.clone());
         tokio::spawn(async move {
@@ -50,6 +57,21 @@ impl Proxy {
         self.faults.lock().unwrap().extend(faults);
     }
 
+    /// What goes wrong with the next request that begins so; those after it go well.
+    pub fn fail_on(&self, beginning: &str, fault: Fault) {
+        *self.failing.lock().unwrap() = Some((beginning.to_owned(), fault));
+    }
+
+    /// Lets no request pass for as long as the answer of this is kept.
+    pub async fn held(&self) -> OwnedRwLockWriteGuard<()> {
+        Arc::clone(&self.gate).write_owned().await
+    }
+
+    /// The requests since they were asked for last, which stay.
+    pub fn passed(&self) -> Vec<String> {
+        self.seen.lock().unwrap().clone()
+    }
+
     /// The requests since this was asked last, each with its method, path and headers.
     pub fn seen(&self) -> Vec<String> {
         std::mem::take(&mut *self.seen.lock().unwrap())
@@ -59,20 +81,23 @@ impl Proxy {
     async fn pass(&self, mut client: TcpStream, server: &str) {
         let Some(request) = message(&mut client).await else { return };
         let head = String::from_utf8_lossy(&request).split("\r\n\r\n").next().unwrap().to_owned();
-        self.seen.lock().unwrap().push(head);
-        let fault = self.faults.lock().unwrap().pop_front();
+        let _passes = self.gate.read().await;
+        let fails = self.failing.lock().unwrap().take_if(|(beginning, _)| head.starts_with(beginning.as_str()));
+        let fault = fails.map(|(_, fault)| fault).or_else(|| self.faults.lock().unwrap().pop_front());
         match fault {
-            Some(Fault::Lost) => {}
+            Some(Fault::Lost) => self.seen.lock().unwrap().push(head),
             Some(Fault::Busy(seconds)) => {
                 let answer = format!(
                     "HTTP/1.1 503 Service Unavailable\r\nRetry-After: {seconds}\r\nContent-Length: 4\r\nConnection: close\r\n\r\nbusy"
                 );
+                self.seen.lock().unwrap().push(head);
                 let _ = client.write_all(answer.as_bytes()).await;
             }
             None | Some(Fault::LostAnswer) => {
                 let mut to_server = TcpStream::connect(server).await.unwrap();
                 to_server.write_all(&request).await.unwrap();
                 let answer = message(&mut to_server).await;
+                self.seen.lock().unwrap().push(head);
                 if let (None, Some(answer)) = (fault, answer) {
                     let text = String::from_utf8_lossy(&answer);
                     let end = text.find("\r\n").unwrap();

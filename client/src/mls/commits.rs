@@ -1,0 +1,300 @@
+//! Commits through the server's fence: a Commit counts here when the server has said so, and not before.
+
+use std::collections::BTreeSet;
+
+use jiff::Timestamp;
+use keypool_openapi::{
+    Base64Bytes, CommitRequest, DeviceOf, GroupId, MissingDevice, ProblemType, Reservation, ReserveRequest, UserName,
+};
+use openmls::prelude::{LeafNodeIndex, LeafNodeParameters, MlsGroup, MlsMessageOut};
+use tracing::{info, warn};
+
+use super::{
+    MlsMembership,
+    membership::{encode, release, reserved_key_package},
+};
+use crate::error::{Error, Result};
+
+/// How often a Commit that lost its epoch to another one is made anew.
+const ATTEMPTS: u32 = 16;
+
+/// What a Commit changes.
+#[derive(Clone, Copy, Debug)]
+enum Change<'c> {
+    Add(&'c [Reservation]),
+    Remove(&'c [LeafNodeIndex]),
+    /// New keys of this device's, and what others have proposed.
+    Update,
+}
+
+/// What came of inviting users to a group.
+#[derive(Clone, Debug, serde::Serialize)]
+pub struct Invited {
+    /// The devices that were added.
+    pub added: Vec<DeviceOf>,
+    /// The devices that were not, and the users who have none.
+    pub missing: Vec<MissingDevice>,
+}
+
+/// Why a Commit was given up.
+enum Refusal {
+    /// A reservation is another's by now.
+    Lapsed(keypool_openapi::ReservationId, Error),
+    Other(Error),
+}
+
+impl From<Error> for Refusal {
+    fn from(error: Error) -> Self {
+        Self::Other(error)
+    }
+}
+
+impl MlsMembership<'_> {
+    /// Adds all devices of some users to a group: reserves a KeyPackage of each, and commits. The Commit, the spending
+    /// and the Welcome happen together on the server, or not at all.
+    ///
+    /// Where another Commit came first, it is taken in and the addition is made anew, with the same reservations; one
+    /// that went to another since is replaced by a fresh one. Where the answer does not come, the Commit is kept, and the
+    /// next call on any group finds out what became of it.
+    pub async fn invite(&self, group_id: &[u8], users: &[UserName]) -> Result<Invited> {
+        self.settle().await?;
+        let group = self.load_group(group_id)?;
+        let mut request = ReserveRequest {
+            ciphersuite: Some(group.ciphersuite().into()),
+            group_id: Some(Base64Bytes(group_id.to_vec())),
+            ..ReserveRequest::of_all(users.to_vec())
+        };
+        drop(group);
+        let answer = self.connection.api().reserve_key_package(&request).await?;
+        let (mut held, mut missing) = (answer.reservations, answer.missing);
+        for _ in 0..ATTEMPTS {
+            self.spare_members(group_id, &mut held).await?;
+            if held.is_empty() {
+                break;
+            }
+            match self.commit(group_id, Change::Add(&held)).await {
+                Ok(()) => break,
+                Err(Refusal::Lapsed(id, error)) => {
+                    let Some(at) = held.iter().position(|one| one.reservation_id == id) else { return Err(error) };
+                    let gone = held.remove(at);
+                    info!(device = %gone.device, "a reservation went to another; reserving a fresh KeyPackage");
+                    request = ReserveRequest {
+                        device: Some(gone.device),
+                        ciphersuite: request.ciphersuite,
+                        group_id: request.group_id,
+                        ..ReserveRequest::of(gone.user)
+                    };
+                    match self.connection.api().reserve_key_package(&request).await {
+                        Ok(answer) => {
+                            held.extend(answer.reservations);
+                            missing.extend(answer.missing);
+                        }
+                        Err(error) => {
+                            release(self.connection.api(), &held).await;
+                            return Err(error);
+                        }
+                    }
+                }
+                // What is under way may still be accepted: its reservations are not given back.
+                Err(Refusal::Other(error)) if error.is_retryable() => return Err(error),
+                Err(Refusal::Other(error)) => {
+                    release(self.connection.api(), &held).await;
+                    return Err(error);
+                }
+            }
+        }
+        let added = held.into_iter().map(|one| DeviceOf { user: one.user, device: one.device }).collect();
+        self.tell_name(group_id).await;
+        Ok(Invited { added, missing })
+    }
+
+    /// Removes all devices of a user from a group.
+    pub async fn remove(&self, group_id: &[u8], user: &UserName) -> Result<Vec<DeviceOf>> {
+        self.settle().await?;
+        let (leaves, devices): (Vec<_>, Vec<_>) = members_of(&self.load_group(group_id)?)
+            .into_iter()
+            .filter(|(_, device)| device.user == *user && *device != self.own_name())
+            .unzip();
+        if leaves.is_empty() {
+            return Err(Error::NotAMember { user: user.clone(), group: self.name_of(group_id)? });
+        }
+        self.commit(group_id, Change::Remove(&leaves)).await.map_err(Refusal::into_error)?;
+        Ok(devices)
+    }
+
+    /// Replaces this device's keys in a group, and commits to what others have proposed: after that, whoever had stolen
+    /// the old keys is locked out (RFC 9420, section 16.6).
+    pub async fn update_keys(&self, group_id: &[u8]) -> Result<()> {
+        self.settle().await?;
+        self.commit(group_id, Change::Update).await.map_err(Refusal::into_error)
+    }
+
+    /// Finds out what became of Commits whose answer did not come: sends each again, which changes nothing where it was
+    /// accepted before, and merges or clears it.
+    pub async fn settle(&self) -> Result<()> {
+        for (group_id, request) in self.store.pending_commits()? {
+            let request: CommitRequest = serde_json::from_str(&request)
+                .map_err(|error| Error::Damaged(format!("a pending Commit cannot be read: {error}")))?;
+            match self.connection.api().commit(&group_path(&group_id)?, &request).await {
+                Ok(_) => self.accept(&group_id)?,
+                Err(error) if error.is_retryable() => return Err(error),
+                Err(error) => {
+                    warn!(%error, "a Commit whose answer had not come was refused");
+                    self.reject(&group_id)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Commits, again where another Commit came first.
+    async fn commit(&self, group_id: &[u8], change: Change<'_>) -> Result<(), Refusal> {
+        let mut last = None;
+        for _ in 0..ATTEMPTS {
+            let request = self.stage_request(group_id, change)?;
+            let error = match self.connection.api().commit(&group_path(group_id)?, &request).await {
+                Ok(answer) => {
+                    for missed in &answer.undelivered {
+                        warn!(user = %missed.user, device = %missed.device, reason = %missed.reason, "not delivered");
+                    }
+                    return Ok(self.accept(group_id)?);
+                }
+                Err(error) => error,
+            };
+            match (error.problem(), error.reservation_id()) {
+                (Some(ProblemType::StaleEpoch), _) => {
+                    self.reject(group_id)?;
+                    // What came first is in the queue.
+                    self.take_in(0).await?;
+                    last = Some(error);
+                }
+                (_, Some(id)) => {
+                    self.reject(group_id)?;
+                    return Err(Refusal::Lapsed(id, error));
+                }
+                _ if error.is_retryable() => return Err(error.into()),
+                _ => {
+                    self.reject(group_id)?;
+                    return Err(error.into());
+                }
+            }
+        }
+        Err(last.unwrap_or_else(|| Error::UnknownGroup(hex::encode(group_id))).into())
+    }
+
+    /// Makes the Commit, and keeps the request that carries it, in one transaction.
+    fn stage_request(&self, group_id: &[u8], change: Change<'_>) -> Result<CommitRequest> {
+        let mut group = self.load_group(group_id)?;
+        let (provider, signer) = (self.store.provider(), self.identity.signer_in(self.store, &group)?);
+        let recipients = members_of(&group).into_iter().map(|(_, device)| device);
+        let recipients: Vec<_> = recipients.filter(|device| *device != self.own_name()).collect();
+        let failed = |error| Error::mls("commit to the group")(error);
+        let key_packages = match change {
+            Change::Add(held) => {
+                held.iter().map(|one| reserved_key_package(one, &one.user, &provider)).collect::<Result<Vec<_>>>()?
+            }
+            _ => Vec::new(),
+        };
+        self.store.transaction(|| {
+            let (commit, welcome): (MlsMessageOut, Option<MlsMessageOut>) = match change {
+                Change::Add(_) => {
+                    let (commit, welcome, _) =
+                        group.add_members(&provider, &signer, &key_packages).map_err(|error| failed(error.into()))?;
+                    (commit, Some(welcome))
+                }
+                Change::Remove(leaves) => {
+                    let (commit, welcome, _) =
+                        group.remove_members(&provider, &signer, leaves).map_err(|error| failed(error.into()))?;
+                    (commit, welcome)
+                }
+                Change::Update => {
+                    let bundle = group
+                        .self_update(&provider, &signer, LeafNodeParameters::default())
+                        .map_err(|error| failed(error.into()))?;
+                    (bundle.into_commit(), None)
+                }
+            };
+            let reservations = match change {
+                Change::Add(held) => held.iter().map(|one| one.reservation_id).collect(),
+                _ => Vec::new(),
+            };
+            let request = CommitRequest {
+                commit: Base64Bytes(encode(&commit)?),
+                welcome: welcome.as_ref().map(|welcome| encode(welcome).map(Base64Bytes)).transpose()?,
+                reservations,
+                recipients: recipients.clone(),
+            };
+            let json = serde_json::to_string(&request)
+                .map_err(|error| Error::Damaged(format!("a Commit cannot be written: {error}")))?;
+            self.store.put_pending_commit(group_id, &json)?;
+            Ok(request)
+        })
+    }
+
+    /// The pending Commit counts.
+    fn accept(&self, group_id: &[u8]) -> Result<()> {
+        let mut group = self.load_group(group_id)?;
+        self.store.transaction(|| {
+            group
+                .merge_pending_commit(&self.store.provider())
+                .map_err(|error| Error::mls("merge the Commit")(error.into()))?;
+            self.store.delete_pending_commit(group_id)
+        })
+    }
+
+    /// The pending Commit does not count.
+    fn reject(&self, group_id: &[u8]) -> Result<()> {
+        let mut group = self.load_group(group_id)?;
+        self.store.transaction(|| {
+            self.clear(&mut group)?;
+            self.store.delete_pending_commit(group_id)
+        })
+    }
+
+    /// Gives back what was reserved of devices that are in the group already.
+    async fn spare_members(&self, group_id: &[u8], held: &mut Vec<Reservation>) -> Result<()> {
+        let members: BTreeSet<_> =
+            members_of(&self.load_group(group_id)?).into_iter().map(|(_, device)| device).collect();
+        let is_member =
+            |one: &Reservation| members.contains(&DeviceOf { user: one.user.clone(), device: one.device.clone() });
+        let (spared, rest): (Vec<_>, Vec<_>) = std::mem::take(held).into_iter().partition(is_member);
+        *held = rest;
+        release(self.connection.api(), &spared).await;
+        Ok(())
+    }
+
+    pub(super) fn own_name(&self) -> DeviceOf {
+        DeviceOf { user: self.identity.user().clone(), device: self.identity.device().clone() }
+    }
+
+    pub(super) fn clock(&self) -> Timestamp {
+        self.connection.now()
+    }
+}
+
+impl Refusal {
+    fn into_error(self) -> Error {
+        match self {
+            Self::Lapsed(_, error) | Self::Other(error) => error,
+        }
+    }
+}
+
+/// The devices in a group, by their leaves. A member whose credential is no `user/device` gets nothing from here.
+pub(super) fn members_of(group: &MlsGroup) -> Vec<(LeafNodeIndex, DeviceOf)> {
+    let member = |member: openmls::prelude::Member| {
+        let name = String::from_utf8(member.credential.serialized_content().to_vec()).ok()?;
+        Some((member.index, device_of(&name)?))
+    };
+    group.members().filter_map(member).collect()
+}
+
+/// The device that a credential names.
+pub(super) fn device_of(identity: &str) -> Option<DeviceOf> {
+    let (user, device) = identity.split_once('/')?;
+    Some(DeviceOf { user: user.parse().ok()?, device: device.parse().ok()? })
+}
+
+pub(super) fn group_path(group_id: &[u8]) -> Result<GroupId> {
+    GroupId::new(group_id.to_vec()).map_err(|error| Error::Damaged(error.to_string()))
+}

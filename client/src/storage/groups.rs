@@ -1,0 +1,111 @@
+//! What is known of the groups that this device is in, of Commits whose fate is open, and of what came and was not dealt
+//! with yet.
+
+use jiff::Timestamp;
+use rusqlite::{OptionalExtension, params};
+
+use super::LocalStore;
+use crate::error::{Error, Result};
+
+/// A group that this device is in.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct GroupRow {
+    pub(crate) group_id: Vec<u8>,
+    /// The name that its members gave it; `None` until it came.
+    pub(crate) name: Option<String>,
+    pub(crate) joined_at: Timestamp,
+}
+
+impl LocalStore {
+    /// Notes a group, or, where it is known, its new name.
+    pub(crate) fn put_group(&self, group_id: &[u8], name: Option<&str>, now: Timestamp) -> Result<()> {
+        self.connection
+            .execute(
+                "INSERT INTO device_groups (group_id, name, joined_at) VALUES (?1, ?2, ?3)
+                 ON CONFLICT (group_id) DO UPDATE SET name = coalesce(excluded.name, name)",
+                params![group_id, name, now.as_second()],
+            )
+            .map_err(Error::storage("note a group"))?;
+        Ok(())
+    }
+
+    /// The groups, those that were joined first at the front.
+    pub(crate) fn groups(&self) -> Result<Vec<GroupRow>> {
+        let rows: Vec<(Vec<u8>, Option<String>, i64)> = self
+            .connection
+            .prepare_cached("SELECT group_id, name, joined_at FROM device_groups ORDER BY joined_at, group_id")
+            .and_then(|mut select| select.query_map([], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?.collect())
+            .map_err(Error::storage("read the groups"))?;
+        let row = |(group_id, name, joined_at)| {
+            let joined_at = Timestamp::from_second(joined_at)
+                .map_err(|_| Error::Damaged(format!("a group was joined at {joined_at}")))?;
+            Ok(GroupRow { group_id, name, joined_at })
+        };
+        rows.into_iter().map(row).collect()
+    }
+
+    /// Forgets a group and what was to become of it.
+    pub(crate) fn delete_group(&self, group_id: &[u8]) -> Result<()> {
+        self.connection
+            .execute("DELETE FROM device_groups WHERE group_id = ?1", [group_id])
+            .and_then(|_| self.connection.execute("DELETE FROM pending_commits WHERE group_id = ?1", [group_id]))
+            .map_err(Error::storage("forget a group"))?;
+        Ok(())
+    }
+
+    /// Keeps the request with the pending Commit of a group, before it is sent: until its answer is here, nobody knows
+    /// whether it counts.
+    pub(crate) fn put_pending_commit(&self, group_id: &[u8], request: &str) -> Result<()> {
+        self.connection
+            .execute("INSERT INTO pending_commits (group_id, request) VALUES (?1, ?2)", params![group_id, request])
+            .map_err(Error::storage("keep a pending Commit"))?;
+        Ok(())
+    }
+
+    /// The groups whose pending Commit was sent and not answered, each with its request.
+    pub(crate) fn pending_commits(&self) -> Result<Vec<(Vec<u8>, String)>> {
+        self.connection
+            .prepare_cached("SELECT group_id, request FROM pending_commits ORDER BY group_id")
+            .and_then(|mut select| select.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?.collect())
+            .map_err(Error::storage("read the pending Commits"))
+    }
+
+    pub(crate) fn delete_pending_commit(&self, group_id: &[u8]) -> Result<()> {
+        self.connection
+            .execute("DELETE FROM pending_commits WHERE group_id = ?1", [group_id])
+            .map_err(Error::storage("settle a pending Commit"))?;
+        Ok(())
+    }
+
+    /// Whether something from the queue was taken in already.
+    pub(crate) fn is_in_inbox(&self, id: u64) -> Result<bool> {
+        self.connection
+            .query_row("SELECT 1 FROM inbox WHERE id = ?1", [id.cast_signed()], |_| Ok(()))
+            .optional()
+            .map(|found| found.is_some())
+            .map_err(Error::storage("look into the inbox"))
+    }
+
+    /// Keeps what something from the queue came to.
+    pub(crate) fn put_in_inbox(&self, id: u64, incoming: &str) -> Result<()> {
+        self.connection
+            .execute("INSERT INTO inbox (id, incoming) VALUES (?1, ?2)", params![id.cast_signed(), incoming])
+            .map_err(Error::storage("write into the inbox"))?;
+        Ok(())
+    }
+
+    /// What has come and was not dealt with yet, the oldest first.
+    pub(crate) fn inbox(&self) -> Result<Vec<String>> {
+        self.connection
+            .prepare_cached("SELECT incoming FROM inbox ORDER BY id")
+            .and_then(|mut select| select.query_map([], |row| row.get(0))?.collect())
+            .map_err(Error::storage("read the inbox"))
+    }
+
+    pub(crate) fn delete_from_inbox(&self, id: u64) -> Result<()> {
+        self.connection
+            .execute("DELETE FROM inbox WHERE id = ?1", [id.cast_signed()])
+            .map_err(Error::storage("take something out of the inbox"))?;
+        Ok(())
+    }
+}
