@@ -22,9 +22,11 @@ use crate::{
     mls::CIPHERSUITE,
     storage::LocalStore,
 };
+use chat::ChatArgs;
 use groups::{GroupCommand, ReceiveArgs, SendArgs};
 use output::Output;
 
+mod chat;
 mod groups;
 mod output;
 mod tables;
@@ -120,6 +122,11 @@ enum Command {
     /// Make, change and list groups
     #[command(subcommand)]
     Group(GroupCommand),
+    /// Talk in a group, with a pool that is looked after meanwhile
+    ///
+    /// What comes is shown as it comes. /help lists what else can be done.
+    #[command(after_help = "Example: keypool chat friends")]
+    Chat(ChatArgs),
     /// Send a message to a group
     #[command(after_help = "Example: keypool send friends 'hello, everybody'")]
     Send(SendArgs),
@@ -288,6 +295,7 @@ async fn with_device(command: Command, client: &mut MlsClient, output: &Output) 
             output.spent(&client.spend(reservation_id, group.as_bytes()).await?);
         }
         Command::Group(command) => groups::group(command, client, output).await?,
+        Command::Chat(args) => chat::run_client_loop(args, client, output).await?,
         Command::Send(args) => groups::send(args, client, output).await?,
         Command::Receive(args) => groups::receive(&args, client, output).await?,
         Command::Release { reservation_id } => output.released(&client.release(reservation_id).await?),

@@ -2,6 +2,7 @@
 
 mod backup;
 mod calls;
+mod chat;
 mod command;
 mod crash;
 mod delivery;

@@ -28,6 +28,11 @@ impl Output {
         Self { json }
     }
 
+    /// Whether a program reads it.
+    pub(super) fn is_json(&self) -> bool {
+        self.json
+    }
+
     pub(super) fn initialised(&self, identity: &DeviceIdentity, report: &RefreshReport) {
         self.answer(report, || {
             format!("{} is registered at {}.\n{}", identity.identity(), identity.server(), refresh_text(report))
@@ -95,23 +100,7 @@ impl Output {
     }
 
     pub(super) fn invited(&self, group: &Group, invited: &Invited) {
-        self.answer(invited, || {
-            let mut text = match invited.added.as_slice() {
-                [] => format!("Nobody was added to {}.", group.name),
-                added => format!("{} added to {}.", names(added), group.name),
-            };
-            for missing in &invited.missing {
-                let device = missing.device.as_ref().map_or_else(String::new, |device| format!("/{device}"));
-                let _ = write!(
-                    text,
-                    "\n{}: {}{device} was not added: {}. When that device has refreshed its pool, invite again.",
-                    painted("warning", AnsiColor::Yellow),
-                    missing.user,
-                    missing.reason
-                );
-            }
-            text
-        });
+        self.answer(invited, || invited_text(group, invited));
     }
 
     pub(super) fn removed(&self, group: &Group, devices: &[DeviceOf]) {
@@ -123,26 +112,7 @@ impl Output {
     }
 
     pub(super) fn received(&self, groups: &[Group], incoming: &[Incoming]) {
-        let line = |one: &Incoming| {
-            let group =
-                groups.iter().find(|group| group.id == one.group).map_or(one.group.as_str(), |group| &group.name);
-            // What others wrote is not for the terminal to obey.
-            let clean = |text: &str| text.chars().filter(|c| !c.is_control()).collect::<String>();
-            let what = match &one.what {
-                What::Text { sender, text } => format!("{}: {}", clean(sender), clean(text)),
-                What::Joined { by } => format!("{} added this device", name(by)),
-                What::Changed => "the group changed".to_owned(),
-                What::Removed => "this device is no longer in the group".to_owned(),
-                What::Unreadable { device } => {
-                    format!("{} could not open the invitation; invite {} again", name(device), device.user)
-                }
-                What::KeysGone { by } => {
-                    format!("an invitation by {} was for keys that are gone; they were told", name(by))
-                }
-                What::Ignored { why } => format!("passed over: {}", clean(why)),
-            };
-            format!("{} [{}] {what}", one.sent_at, clean(group))
-        };
+        let line = |one: &Incoming| format!("{} [{}] {}", one.sent_at, group_name(groups, one), what_text(&one.what));
         self.answer(&incoming, || match incoming {
             [] => "Nothing came.".to_owned(),
             incoming => incoming.iter().map(line).collect::<Vec<_>>().join("\n"),
@@ -179,13 +149,7 @@ impl Output {
     }
 
     pub(super) fn error(&self, error: &Error) {
-        let mut message = error.to_string();
-        let mut cause = error.source();
-        while let Some(inner) = cause {
-            // Writing to a String cannot fail.
-            let _ = write!(message, ": {inner}");
-            cause = inner.source();
-        }
+        let message = with_causes(error);
         let code = match error {
             Error::Refused { code, .. } => Some(code),
             _ => None,
@@ -244,11 +208,70 @@ impl Output {
     }
 }
 
+/// An error with its causes.
+fn with_causes(error: &Error) -> String {
+    let mut message = error.to_string();
+    let mut cause = error.source();
+    while let Some(inner) = cause {
+        // Writing to a String cannot fail.
+        let _ = write!(message, ": {inner}");
+        cause = inner.source();
+    }
+    message
+}
+
+/// What failed, in one line.
+pub(super) fn error_line(what: &str, error: &Error) -> String {
+    format!("{}: {what}: {}", painted("error", AnsiColor::Red), clean(&with_causes(error)))
+}
+
+/// What others wrote, without what a terminal would obey.
+pub(super) fn clean(text: &str) -> String {
+    text.chars().filter(|c| !c.is_control()).collect()
+}
+
+/// The name of the group that something is about.
+pub(super) fn group_name(groups: &[Group], one: &Incoming) -> String {
+    clean(groups.iter().find(|group| group.id == one.group).map_or(one.group.as_str(), |group| &group.name))
+}
+
+pub(super) fn what_text(what: &What) -> String {
+    match what {
+        What::Text { sender, text } => format!("{}: {}", painted(&clean(sender), AnsiColor::Cyan), clean(text)),
+        What::Joined { by } => format!("{} added this device", name(by)),
+        What::Changed => "the group changed".to_owned(),
+        What::Removed => "this device is no longer in the group".to_owned(),
+        What::Unreadable { device } => {
+            format!("{} could not open the invitation; invite {} again", name(device), device.user)
+        }
+        What::KeysGone { by } => format!("an invitation by {} was for keys that are gone; they were told", name(by)),
+        What::Ignored { why } => format!("passed over: {}", clean(why)),
+    }
+}
+
+pub(super) fn invited_text(group: &Group, invited: &Invited) -> String {
+    let mut text = match invited.added.as_slice() {
+        [] => format!("Nobody was added to {}.", clean(&group.name)),
+        added => format!("{} added to {}.", names(added), clean(&group.name)),
+    };
+    for missing in &invited.missing {
+        let device = missing.device.as_ref().map_or_else(String::new, |device| format!("/{device}"));
+        let _ = write!(
+            text,
+            "\n{}: {}{device} was not added: {}. When that device has refreshed its pool, invite again.",
+            painted("warning", AnsiColor::Yellow),
+            missing.user,
+            missing.reason
+        );
+    }
+    text
+}
+
 fn name(DeviceOf { user, device }: &DeviceOf) -> String {
     format!("{user}/{device}")
 }
 
-fn names(devices: &[DeviceOf]) -> String {
+pub(super) fn names(devices: &[DeviceOf]) -> String {
     devices.iter().map(name).collect::<Vec<_>>().join(", ")
 }
 
@@ -258,7 +281,7 @@ fn painted(text: &str, colour: AnsiColor) -> String {
     format!("{style}{text}{style:#}")
 }
 
-fn refresh_text(report: &RefreshReport) -> String {
+pub(super) fn refresh_text(report: &RefreshReport) -> String {
     let mut text = if report.changed_nothing() {
         "Nothing to do.".to_owned()
     } else {
@@ -301,7 +324,7 @@ fn status_text(status: &PoolStatus) -> String {
 }
 
 /// A bar of the fresh KeyPackages in a full pool.
-fn bar(status: &PoolStatus) -> String {
+pub(super) fn bar(status: &PoolStatus) -> String {
     let full = status.fresh.saturating_add(status.recommended_upload).max(1);
     let width = u64::try_from(BAR_WIDTH).unwrap_or(u64::MAX);
     let filled = usize::try_from(status.fresh.saturating_mul(width) / full).unwrap_or(BAR_WIDTH).min(BAR_WIDTH);
@@ -317,7 +340,7 @@ fn colour(health: Health) -> AnsiColor {
     }
 }
 
-fn health_text(status: &PoolStatus) -> String {
+pub(super) fn health_text(status: &PoolStatus) -> String {
     let fresh = status.fresh;
     let text = match status.health {
         Health::Good => format!("The pool is in good health: {fresh} fresh KeyPackages."),

@@ -330,3 +330,30 @@ async fn what_came_is_told_until_it_is_dealt_with_and_taken_in_once(
     assert_eq!(bob.texts().await.len(), 1);
     assert_eq!(bob.texts().await, []);
 }
+
+#[rstest]
+#[tokio::test]
+async fn five_people_talk_for_two_hundred_messages_and_refresh_as_they_go(
+    #[values(Database::Postgres, Database::Sqlite)] db: Database,
+) {
+    let server = start(db).await;
+    let (group, owners) = group_of(&server, &["alice", "bob", "carol", "dave", "erin"]).await;
+    let mut heard = vec![Vec::new(); owners.len()];
+    for number in 0..200 {
+        let speaker = number % owners.len();
+        owners[speaker].membership().send(&group.group_id, &number.to_string()).await.unwrap();
+        if number % 10 == 9 {
+            for (owner, heard) in owners.iter().zip(&mut heard) {
+                heard.extend(owner.texts().await.into_iter().map(|(_, text)| text));
+                let report = owner.refresh().await.unwrap();
+                assert!(report.pool.fresh >= 8, "{report:?}");
+            }
+            // Keys change on the way.
+            owners[speaker].membership().update_keys(&group.group_id).await.unwrap();
+        }
+    }
+    for (index, heard) in heard.into_iter().enumerate() {
+        let others: Vec<_> = (0..200).filter(|number| number % owners.len() != index).map(|n| n.to_string()).collect();
+        assert_eq!(heard, others, "{}", owners[index].name());
+    }
+}

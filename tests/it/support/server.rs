@@ -187,10 +187,13 @@ impl ServerProcess {
 
     /// The same with other settings, or its output elsewhere.
     pub fn spawn_with(place: &Place, change: impl FnOnce(&mut Command)) -> Self {
-        let address = format!("127.0.0.1:{}", free_port());
+        Self::spawn_at(place, &format!("127.0.0.1:{}", free_port()), change)
+    }
+
+    fn spawn_at(place: &Place, address: &str, change: impl FnOnce(&mut Command)) -> Self {
         let mut command = Command::new(binary("keypool-server"));
         without_settings(&mut command)
-            .env("KEYPOOL_LISTEN", &address)
+            .env("KEYPOOL_LISTEN", address)
             .env("KEYPOOL_DATABASE_URL", &place.url)
             .env("KEYPOOL_LIMITS", "off")
             .env("KEYPOOL_LOG", "warn")
@@ -206,6 +209,13 @@ impl ServerProcess {
 
     pub async fn start_with(place: &Place, change: impl FnOnce(&mut Command)) -> Self {
         let mut server = Self::spawn_with(place, change);
+        server.ready().await;
+        server
+    }
+
+    /// Starts one where another was.
+    pub async fn start_at(place: &Place, address: &str) -> Self {
+        let mut server = Self::spawn_at(place, address, |_| {});
         server.ready().await;
         server
     }

@@ -1,0 +1,374 @@
+//! The chat: one task that waits for a line, a message or the refresh timer, whichever comes first.
+
+use std::{
+    borrow::Cow,
+    collections::VecDeque,
+    io::{self, IsTerminal as _, Write as _},
+    sync::mpsc::SyncSender,
+    time::Duration,
+};
+
+use anstream::adapter::strip_str;
+use clap::Args;
+use jiff::tz::TimeZone;
+use keypool_openapi::UserName;
+use reedline::{ExternalPrinter, Prompt, PromptEditMode, PromptHistorySearch, Reedline, Signal};
+use tokio::{
+    sync::mpsc,
+    time::{Instant, Interval, MissedTickBehavior, interval_at},
+};
+
+use super::output::{self, Output};
+use crate::{
+    client::MlsClient,
+    error::{Error, Result},
+    mls::{Group, Incoming, What},
+};
+
+/// How long a request waits on the server for a message.
+const WAIT: u32 = 30;
+
+/// How many lines wait to be shown at most.
+const ROOM: usize = 1_000;
+
+const QUIT: &str = "/quit";
+
+/// How long the loop waits before it asks a server again that it could not reach.
+const PAUSE: Duration = Duration::from_secs(2);
+
+const HELP: &str = "\
+/invite USER…   add all devices of users
+/remove USER    remove all devices of a user
+/members        who is here
+/groups         the groups that this device is in
+/switch GROUP   talk in another group
+/status         how this device's KeyPackage pool is doing
+/refresh        bring the pool in order now
+/leave          leave the group
+/help           this
+/quit           end; so does Ctrl-D
+Anything else is said to the group.";
+
+/// Where to talk, and how often the pool is looked after.
+#[derive(Debug, Args)]
+pub(super) struct ChatArgs {
+    /// The group, by its name or the beginning of its id
+    group: String,
+    /// Bring the pool in order after so many messages
+    #[arg(long, value_name = "NUMBER", default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..))]
+    refresh_messages: u32,
+    /// Bring the pool in order after so many seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = clap::value_parser!(u64).range(1..))]
+    refresh_seconds: u64,
+}
+
+/// Where lines come from, and where what is shown goes without disturbing the line that is being typed.
+struct Terminal {
+    lines: mpsc::UnboundedReceiver<String>,
+    shown: Option<SyncSender<String>>,
+}
+
+impl Terminal {
+    /// With an editor on a terminal; line by line from a pipe.
+    fn open() -> Self {
+        let (send, lines) = mpsc::unbounded_channel();
+        if !io::stdin().is_terminal() {
+            std::thread::spawn(move || {
+                for line in io::stdin().lines() {
+                    if line.map_or(true, |line| send.send(line).is_err()) {
+                        return;
+                    }
+                }
+            });
+            return Self { lines, shown: None };
+        }
+        let printer = ExternalPrinter::new(ROOM);
+        let shown = printer.sender();
+        // Its history is in memory only: what is said is nothing for a file in clear.
+        let mut editor =
+            Reedline::create().with_external_printer(printer).with_ansi_colors(has_colours()).use_bracketed_paste(true);
+        // Reading a terminal blocks; the thread ends with the program, or with Ctrl-D.
+        std::thread::spawn(move || {
+            while let Ok(Signal::Success(line)) = editor.read_line(&Sign) {
+                // Whoever ends it must not find the terminal in the middle of a line.
+                let is_last = line.trim() == QUIT;
+                if send.send(line).is_err() || is_last {
+                    return;
+                }
+            }
+        });
+        Self { lines, shown: Some(shown) }
+    }
+
+    fn show(&self, text: &str) {
+        let text = if has_colours() { text.to_owned() } else { strip_str(text).to_string() };
+        let is_shown = self.shown.as_ref().is_some_and(|shown| shown.try_send(text.clone()).is_ok());
+        if !is_shown {
+            // A closed terminal has nobody to be told.
+            let _ = writeln!(anstream::stdout(), "{text}");
+        }
+    }
+}
+
+fn has_colours() -> bool {
+    anstream::AutoStream::choice(&io::stdout()) != anstream::ColorChoice::Never
+}
+
+/// What stands before the line that is typed.
+struct Sign;
+
+impl Prompt for Sign {
+    fn render_prompt_left(&self) -> Cow<'_, str> {
+        "".into()
+    }
+
+    fn render_prompt_right(&self) -> Cow<'_, str> {
+        "".into()
+    }
+
+    fn render_prompt_indicator(&self, _: PromptEditMode) -> Cow<'_, str> {
+        "> ".into()
+    }
+
+    fn render_prompt_multiline_indicator(&self) -> Cow<'_, str> {
+        "  ".into()
+    }
+
+    fn render_prompt_history_search_indicator(&self, search: PromptHistorySearch) -> Cow<'_, str> {
+        format!("looking for {}: ", search.term).into()
+    }
+}
+
+/// A conversation in a group.
+struct Chat<'c> {
+    client: &'c MlsClient,
+    group: Group,
+    terminal: Terminal,
+    /// What was typed and could not be sent yet.
+    unsent: VecDeque<String>,
+    messages_since_refresh: u32,
+    args: ChatArgs,
+    timer: Interval,
+}
+
+/// Talks in a group until the user has enough. Nothing that fails ends it: it is told in one line.
+pub(super) async fn run_client_loop(args: ChatArgs, client: &MlsClient, output: &Output) -> Result<()> {
+    if output.is_json() {
+        return Err(Error::Usage("a chat is for people: programs use `keypool send` and `keypool receive`".to_owned()));
+    }
+    let group = client.membership().find_group(&args.group)?;
+    let every = Duration::from_secs(args.refresh_seconds);
+    let mut timer = interval_at(Instant::now(), every);
+    timer.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let terminal = Terminal::open();
+    let (unsent, messages_since_refresh) = (VecDeque::new(), 0);
+    let mut chat = Chat { client, group, terminal, unsent, messages_since_refresh, args, timer };
+    chat.terminal.show(&format!("This is {}. /help says what can be done here.", chat.group.name));
+    chat.run().await;
+    Ok(())
+}
+
+/// What the loop woke up for.
+enum Event {
+    Line(Option<String>),
+    Came(Result<Vec<Incoming>>),
+    Timer,
+}
+
+impl Chat<'_> {
+    async fn run(&mut self) {
+        loop {
+            let membership = self.client.membership();
+            // A receive that is cut off loses nothing: what it took in is in the store.
+            let event = tokio::select! {
+                biased;
+                line = self.terminal.lines.recv() => Event::Line(line),
+                _ = self.timer.tick() => Event::Timer,
+                came = membership.receive(WAIT) => Event::Came(came),
+            };
+            match event {
+                Event::Line(None) => return,
+                Event::Line(Some(line)) => {
+                    if self.typed(line.trim()).await {
+                        return;
+                    }
+                }
+                Event::Timer => {
+                    self.flush().await;
+                    self.refresh().await;
+                }
+                Event::Came(Ok(incoming)) => self.came(&incoming).await,
+                Event::Came(Err(error)) => {
+                    self.tell_error("cannot receive", &error);
+                    self.pause().await;
+                }
+            }
+            if self.messages_since_refresh >= self.args.refresh_messages {
+                self.refresh().await;
+            }
+        }
+    }
+
+    /// Waits before the next try, but not for somebody who types.
+    async fn pause(&mut self) {
+        if self.terminal.lines.is_empty() {
+            tokio::time::sleep(PAUSE).await;
+        }
+    }
+
+    /// Deals with a line. Answers whether it was the last.
+    async fn typed(&mut self, line: &str) -> bool {
+        let mut words = line.split_whitespace();
+        let outcome = match (words.next(), words.collect::<Vec<_>>().as_slice()) {
+            (None, _) => Ok(()),
+            (Some(QUIT), _) => return true,
+            (Some("/help"), _) => {
+                self.terminal.show(HELP);
+                Ok(())
+            }
+            (Some("/members"), _) => self.members(),
+            (Some("/groups"), _) => self.groups(),
+            (Some("/switch"), [name]) => self.switch(name),
+            (Some("/invite"), users @ [_, ..]) => self.invite(users).await,
+            (Some("/remove"), [user]) => self.remove(user).await,
+            (Some("/status"), _) => self.status().await,
+            (Some("/refresh"), _) => {
+                self.refresh_loudly().await;
+                Ok(())
+            }
+            (Some("/leave"), _) => self.leave().await,
+            (Some(command), _) if command.starts_with('/') => {
+                self.terminal
+                    .show(&format!("{command} is not what can be done here, or lacks something. /help has all."));
+                Ok(())
+            }
+            _ => {
+                self.unsent.push_back(line.to_owned());
+                self.flush().await;
+                Ok(())
+            }
+        };
+        if let Err(error) = outcome {
+            self.tell_error("that did not work", &error);
+        }
+        false
+    }
+
+    /// Sends what was typed, in order. What cannot be sent now is sent later.
+    async fn flush(&mut self) {
+        while let Some(text) = self.unsent.front() {
+            match self.client.membership().send(&self.group.group_id, text).await {
+                Ok(()) => {
+                    self.unsent.pop_front();
+                    self.messages_since_refresh += 1;
+                }
+                Err(error) if error.is_retryable() => {
+                    let waiting = self.unsent.len();
+                    self.tell_error(&format!("{waiting} not sent yet, and will be"), &error);
+                    return;
+                }
+                Err(error) => {
+                    self.unsent.pop_front();
+                    self.tell_error("not sent", &error);
+                }
+            }
+        }
+    }
+
+    /// Shows what came, and only then says that it is dealt with.
+    async fn came(&mut self, incoming: &[Incoming]) {
+        let groups = self.client.membership().groups().unwrap_or_default();
+        for one in incoming {
+            if matches!(one.what, What::Text { .. }) {
+                self.messages_since_refresh += 1;
+            }
+            if matches!(one.what, What::Ignored { .. } | What::Changed) {
+                continue;
+            }
+            let time = one.sent_at.to_zoned_datetime(TimeZone::system()).strftime("%H:%M").to_string();
+            let is_here = one.group == self.group.id;
+            let place = if is_here { String::new() } else { format!(" [{}]", output::group_name(&groups, one)) };
+            self.terminal.show(&format!("{time}{place} {}", output::what_text(&one.what)));
+        }
+        if let Err(error) = self.client.membership().done(incoming) {
+            self.tell_error("what came may be shown again", &error);
+        }
+        if !incoming.is_empty() {
+            self.flush().await;
+        }
+    }
+
+    fn members(&mut self) -> Result<()> {
+        let members = self.client.membership().members(&self.group.group_id)?;
+        self.terminal.show(&output::names(&members));
+        Ok(())
+    }
+
+    fn groups(&mut self) -> Result<()> {
+        let groups = self.client.membership().groups()?;
+        let names: Vec<_> = groups.into_iter().map(|group| output::clean(&group.name)).collect();
+        self.terminal.show(&names.join(", "));
+        Ok(())
+    }
+
+    fn switch(&mut self, name: &str) -> Result<()> {
+        self.group = self.client.membership().find_group(name)?;
+        self.terminal.show(&format!("This is {}.", output::clean(&self.group.name)));
+        Ok(())
+    }
+
+    async fn invite(&mut self, users: &[&str]) -> Result<()> {
+        let users = users.iter().map(|name| user(name)).collect::<Result<Vec<_>>>()?;
+        let invited = self.client.membership().invite(&self.group.group_id, &users).await?;
+        self.terminal.show(&output::invited_text(&self.group, &invited));
+        Ok(())
+    }
+
+    async fn remove(&mut self, name: &str) -> Result<()> {
+        let removed = self.client.membership().remove(&self.group.group_id, &user(name)?).await?;
+        self.terminal.show(&format!("{} removed.", output::names(&removed)));
+        Ok(())
+    }
+
+    async fn status(&mut self) -> Result<()> {
+        let status = self.client.status().await?;
+        self.terminal.show(&format!("{}\n{}", output::bar(&status), output::health_text(&status)));
+        Ok(())
+    }
+
+    async fn leave(&mut self) -> Result<()> {
+        self.client.membership().leave(&self.group.group_id).await?;
+        self.terminal.show("The others are asked to let this device go.");
+        Ok(())
+    }
+
+    /// Brings the pool in order, and says nothing unless something is wrong.
+    async fn refresh(&mut self) {
+        self.messages_since_refresh = 0;
+        self.timer.reset();
+        match self.client.refresh_key_packages(&|_| {}).await {
+            Ok(report) if report.changed_nothing() => {}
+            Ok(report) => tracing::info!(?report, "refreshed the pool"),
+            Err(error) => self.tell_error("the pool could not be refreshed", &error),
+        }
+    }
+
+    async fn refresh_loudly(&mut self) {
+        self.messages_since_refresh = 0;
+        self.timer.reset();
+        match self.client.refresh_key_packages(&|_| {}).await {
+            Ok(report) => self.terminal.show(&output::refresh_text(&report)),
+            Err(error) => self.tell_error("the pool could not be refreshed", &error),
+        }
+    }
+
+    /// One line.
+    fn tell_error(&mut self, what: &str, error: &Error) {
+        tracing::warn!(%error, what);
+        self.terminal.show(&output::error_line(what, error));
+    }
+}
+
+fn user(name: &str) -> Result<UserName> {
+    name.parse().map_err(|error: keypool_openapi::InvalidId| Error::Usage(error.to_string()))
+}

@@ -1,0 +1,228 @@
+//! `keypool chat` in a real terminal: what a person types, and what they see.
+
+use std::{
+    path::{Path, PathBuf},
+    process::Command,
+    time::{Duration, Instant},
+};
+
+use rstest::rstest;
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::support::{Database, Http, PATIENCE, ServerProcess, binary, without_settings};
+
+/// A person with a device of their own.
+struct Person {
+    directory: TempDir,
+}
+
+impl Person {
+    fn of(base: &str, user: &str) -> Self {
+        let person = Self { directory: tempfile::tempdir().unwrap() };
+        person.runs(&["init", "--server", base, "--user", user, "--device", "laptop"]);
+        person
+    }
+
+    fn data(&self) -> &Path {
+        self.directory.path()
+    }
+
+    fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(binary("keypool"));
+        without_settings(&mut command).env("TERM", "xterm").env("NO_COLOR", "1");
+        command.arg("--data-dir").arg(self.data()).args(args);
+        command
+    }
+
+    /// Runs a command to its end, and answers what it printed as JSON.
+    fn runs(&self, args: &[&str]) -> Value {
+        let output = self.command(args).arg("--json").output().unwrap();
+        assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
+        serde_json::from_slice(&output.stdout).unwrap()
+    }
+
+    /// Sits down and chats.
+    fn chats(&self, more: &[&str]) -> Screen {
+        let args = [&["chat", "friends"], more].concat().join(" ");
+        let keypool = binary("keypool");
+        let command = format!(
+            "env -u KEYPOOL_DATA_DIR NO_COLOR=1 {} --data-dir {} {args}; echo ended with $?; sleep 3600",
+            keypool.display(),
+            self.data().display()
+        );
+        let screen = Screen { socket: self.data().join("tmux") };
+        screen.tmux(&["new-session", "-d", "-x", "120", "-y", "50", &command]);
+        screen.sees("This is friends.");
+        screen
+    }
+}
+
+/// A terminal: tmux with a socket of its own.
+struct Screen {
+    socket: PathBuf,
+}
+
+impl Screen {
+    fn tmux(&self, args: &[&str]) -> String {
+        let mut tmux = Command::new("tmux");
+        let output = tmux.env_remove("TMUX").arg("-f").arg("/dev/null").arg("-S").arg(&self.socket).args(args).output();
+        let output = output.expect("install tmux with `sudo apt-get install tmux`");
+        assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    fn types(&self, line: &str) {
+        self.tmux(&["send-keys", "-l", line]);
+        self.tmux(&["send-keys", "Enter"]);
+    }
+
+    /// Waits until it is to be seen.
+    #[track_caller]
+    fn sees(&self, text: &str) {
+        let patience = Instant::now() + PATIENCE;
+        loop {
+            let shown = self.tmux(&["capture-pane", "-p", "-S", "-1000"]);
+            if shown.contains(text) {
+                return;
+            }
+            assert!(Instant::now() < patience, "{text:?} is not to be seen:\n{shown}");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    fn quits(self) {
+        self.types("/quit");
+        self.sees("ended with 0");
+    }
+}
+
+impl Drop for Screen {
+    fn drop(&mut self) {
+        let _ = Command::new("tmux").arg("-S").arg(&self.socket).arg("kill-server").output();
+    }
+}
+
+/// Alice and Bob in a group, both of whom chat.
+fn two_people(base: &str) -> (Person, Person) {
+    let (alice, bob) = (Person::of(base, "alice"), Person::of(base, "bob"));
+    alice.runs(&["group", "create", "friends"]);
+    alice.runs(&["group", "invite", "friends", "bob"]);
+    let came = bob.runs(&["receive"]);
+    assert_eq!(came[0]["type"], "joined", "{came}");
+    (alice, bob)
+}
+
+async fn blocking(test: impl FnOnce() + Send + 'static) {
+    tokio::task::spawn_blocking(test).await.unwrap();
+}
+
+#[rstest]
+#[tokio::test(flavor = "multi_thread")]
+async fn two_people_talk_on_their_terminals(#[values(Database::Postgres, Database::Sqlite)] db: Database) {
+    let place = db.fresh();
+    let server = ServerProcess::start(&place).await;
+    let base = server.base.clone();
+    blocking(move || {
+        let (alice, bob) = two_people(&base);
+        let carol = Person::of(&base, "carol");
+        let (alices, bobs) = (alice.chats(&[]), bob.chats(&[]));
+        alices.types("hello, bob");
+        bobs.sees("alice/laptop: hello, bob");
+        bobs.types("hi");
+        alices.sees("bob/laptop: hi");
+        bobs.types("/members");
+        bobs.sees("alice/laptop, bob/laptop");
+        bobs.types("/invite carol");
+        bobs.sees("carol/laptop added to friends.");
+        carol.runs(&["receive"]);
+        let carols = carol.chats(&[]);
+        carols.types("carol is here");
+        alices.sees("carol/laptop: carol is here");
+        bobs.sees("carol/laptop: carol is here");
+        alices.types("/invite nobody");
+        alices.sees("error: that did not work");
+        alices.types("/fly");
+        alices.sees("/fly is not what can be done here");
+        alices.types("/help");
+        alices.sees("Anything else is said to the group.");
+        alices.types("/status");
+        alices.sees("32/32 fresh");
+        alices.types("/refresh");
+        alices.sees("in good health");
+        alices.types("/groups");
+        alices.sees("friends");
+        alices.types("/switch enemies");
+        alices.sees("there is no group");
+        alices.types("/remove carol");
+        alices.sees("carol/laptop removed.");
+        carols.sees("no longer in the group");
+        alices.types("/leave");
+        alices.sees("asked to let this device go");
+        alices.sees("no longer in the group");
+        alices.quits();
+        bobs.quits();
+        carols.quits();
+        assert_eq!(bob.runs(&["group", "members", "friends"]).as_array().unwrap().len(), 1);
+    })
+    .await;
+}
+
+#[rstest]
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pool_of_one_is_filled_while_its_owner_chats(#[values(Database::Postgres, Database::Sqlite)] db: Database) {
+    let place = db.fresh();
+    let server = ServerProcess::start(&place).await;
+    let base = server.base.clone();
+    let (token, screen) = tokio::task::spawn_blocking(move || {
+        let (alice, _bob) = two_people(&base);
+        let inventory = alice.runs(&["inventory"]);
+        let fresh = inventory.as_array().unwrap().iter().filter(|item| item["last_resort"] == false);
+        let refs: Vec<_> = fresh.map(|item| item["keypackage_ref"].as_str().unwrap().to_owned()).collect();
+        let all_but_one: Vec<_> = refs[1..].iter().map(String::as_str).collect();
+        alice.runs(&[&["revoke"], all_but_one.as_slice()].concat());
+        let token = alice.runs(&["token"])["token"].as_str().unwrap().to_owned();
+        assert_eq!(alice.runs(&["status"])["fresh"], 1);
+        let screen = alice.chats(&["--refresh-seconds", "1"]);
+        (token, (alice, screen))
+    })
+    .await
+    .unwrap();
+    let alice = Http::new(&server.base).with_token(&token);
+    let patience = Instant::now() + PATIENCE;
+    while alice.status().await["fresh"] != 32 {
+        assert!(Instant::now() < patience, "the pool is not filled");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    blocking(move || screen.1.quits()).await;
+}
+
+#[rstest]
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_is_away_ends_no_chat_and_loses_no_message(
+    #[values(Database::Postgres, Database::Sqlite)] db: Database,
+) {
+    let place = db.fresh();
+    let server = ServerProcess::start(&place).await;
+    let (base, address) = (server.base.clone(), server.address().to_owned());
+    let (people, alices, bobs) = tokio::task::spawn_blocking(move || {
+        let (alice, bob) = two_people(&base);
+        let (alices, bobs) = (alice.chats(&[]), bob.chats(&[]));
+        ((alice, bob), alices, bobs)
+    })
+    .await
+    .unwrap();
+    server.kill();
+    alices.types("are you there?");
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    let _server = ServerProcess::start_at(&place, &address).await;
+    blocking(move || {
+        bobs.sees("alice/laptop: are you there?");
+        bobs.types("always");
+        alices.sees("bob/laptop: always");
+        alices.quits();
+        bobs.quits();
+        drop(people);
+    })
+    .await;
+}
