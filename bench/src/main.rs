@@ -5,6 +5,7 @@ use clap::{Parser, Subcommand};
 
 mod client;
 mod report;
+mod wake;
 
 const EXAMPLES: &str = "\
 Example: cargo run --release --package keypool-bench -- client --rounds 15
@@ -30,12 +31,27 @@ enum Command {
         #[arg(long, value_name = "NUMBER", default_value_t = 15, value_parser = clap::value_parser!(u32).range(1..))]
         rounds: u32,
     },
+    /// Send a message by one server, and see how long it takes to wake who waits at another of the same database
+    Wake {
+        /// The server that the message is sent by
+        #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:8080")]
+        server: String,
+        /// The server that the receiver waits at
+        #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:8081")]
+        other: String,
+        /// How many messages
+        #[arg(long, value_name = "NUMBER", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..))]
+        rounds: u32,
+    },
 }
 
 fn main() -> anyhow::Result<()> {
     let cli = Cli::parse();
-    let comparisons = match cli.command {
-        Command::Client { rounds } => client::measure(rounds)?,
-    };
-    report::print(&comparisons, cli.json)
+    match cli.command {
+        Command::Client { rounds } => report::print(&client::measure(rounds)?, cli.json),
+        Command::Wake { server, other, rounds } => {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            report::print_waits(&runtime.block_on(wake::measure(&server, &other, rounds))?, cli.json)
+        }
+    }
 }

@@ -41,6 +41,41 @@ impl Comparison {
     }
 }
 
+/// How long something took, over and over.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct Waits {
+    /// The median, in milliseconds.
+    pub median_ms: f64,
+    /// The longest, in milliseconds.
+    pub longest_ms: f64,
+    /// How often it was measured.
+    pub rounds: usize,
+}
+
+impl Waits {
+    pub fn of(waits: &[Duration]) -> Self {
+        let milliseconds: Vec<_> = waits.iter().map(|wait| wait.as_secs_f64() * 1e3).collect();
+        Self {
+            median_ms: median(milliseconds.iter().copied()),
+            longest_ms: milliseconds.iter().copied().fold(0.0, f64::max),
+            rounds: waits.len(),
+        }
+    }
+}
+
+pub(crate) fn print_waits(waits: &Waits, json: bool) -> anyhow::Result<()> {
+    let text = if json {
+        serde_json::to_string_pretty(waits)?
+    } else {
+        let Waits { median_ms, longest_ms, rounds } = waits;
+        format!(
+            "woken {median_ms:.1} ms after the answer to who sent it (median of {rounds}), at most {longest_ms:.1} ms"
+        )
+    };
+    writeln!(io::stdout(), "{text}")?;
+    Ok(())
+}
+
 fn median(values: impl Iterator<Item = f64>) -> f64 {
     let mut values: Vec<_> = values.collect();
     values.sort_by(f64::total_cmp);

@@ -14,7 +14,7 @@ use keypool_server::config::Limits;
 use rand::RngExt as _;
 use rstest::rstest;
 
-use crate::support::{Database, Owner, TestServer, binary, example, without_settings};
+use crate::support::{Database, Device, Owner, TestServer, binary, example, without_settings};
 
 /// On each of the two databases.
 const KILLS: usize = 100;
@@ -134,4 +134,50 @@ async fn a_client_that_is_killed_at_any_moment_loses_nothing(
             }
         }
     }
+}
+
+/// On each of the two databases.
+const INVITATIONS: usize = 40;
+
+/// An invitation that is cut off anywhere is either complete or has not happened: in the group, spent, and with a Welcome
+/// in the queue, or none of these.
+#[rstest]
+#[tokio::test]
+async fn an_invitation_that_is_killed_at_any_moment_is_whole_or_nothing(
+    #[values(Database::Postgres, Database::Sqlite)] db: Database,
+) {
+    let server = TestServer::start_with(db, |config| config.limits = Limits::Off).await;
+    let place = tempfile::tempdir().unwrap();
+    let alice = place.path().join("alice");
+    let run = |args: &[&str]| assert!(keypool(&alice, args).stdout(Stdio::null()).status().unwrap().success());
+    run(&["init", "--server", &server.base, "--user", "alice"]);
+    run(&["group", "create", "friends"]);
+    let guest = async |name: String| {
+        let guest = server.anyone().registered(&name, "phone").await;
+        guest.uploaded(&[Device::new(&name, "phone").key_package()]).await;
+        guest
+    };
+    guest("first".to_owned()).await;
+    let whole = killed_after(keypool(&alice, &["group", "invite", "friends", "first"]), Duration::from_mins(1)).await;
+    let (mut added, mut expected) = (0, 2);
+    for round in 0..INVITATIONS {
+        let name = format!("guest-{round}");
+        let guest = guest(name.clone()).await;
+        killed_after(keypool(&alice, &["group", "invite", "friends", &name]), moment(whole)).await;
+        let client = MlsClient::open(&alice).unwrap();
+        client.membership().settle().await.unwrap();
+        let group = client.membership().find_group("friends").unwrap();
+        let members = client.membership().members(&group.group_id).unwrap();
+        let is_in = members.iter().any(|member| member.user.as_str() == name);
+        let spent = guest.status().await["spent"].as_u64().unwrap();
+        let queued = guest.get("/messages").await.ok();
+        let welcomes = queued["messages"].as_array().unwrap().iter().filter(|one| one["kind"] == "welcome").count();
+        assert_eq!((is_in, spent, welcomes), (is_in, u64::from(is_in), usize::from(is_in)), "round {round}");
+        expected += usize::from(is_in);
+        assert_eq!(members.len(), expected);
+        added += usize::from(is_in);
+        // And the next one works.
+        client.membership().update_keys(&group.group_id).await.unwrap();
+    }
+    println!("{added} of {INVITATIONS} happened");
 }

@@ -184,9 +184,12 @@ async fn near_the_end(db: Database) -> (TestServer, Owner, SignedDuration) {
     let lifetime = DAY * 30;
     let then = crate::support::now() - lifetime + SignedDuration::from_mins(30);
     let server = TestServer::start_then(db, then, |config| config.limits = Limits::Off).await;
-    let pool = KeyPackagePoolConfig { lifetime: Duration::from_hours(30 * 24), ..KeyPackagePoolConfig::default() };
-    let (alice, _) = Owner::with(&server, &new_device(&server.base, "alice"), pool).await;
+    let (alice, _) = Owner::with(&server, &new_device(&server.base, "alice"), for_a_month()).await;
     (server, alice, lifetime)
+}
+
+fn for_a_month() -> KeyPackagePoolConfig {
+    KeyPackagePoolConfig { lifetime: Duration::from_hours(30 * 24), ..KeyPackagePoolConfig::default() }
 }
 
 #[rstest]
@@ -205,6 +208,23 @@ async fn what_expires_is_replaced_and_removed_a_day_later(
     alice.advance(DAY);
     assert_eq!(alice.refresh().await.unwrap().removed, 33);
     is_settled(&server, &alice).await;
+}
+
+#[rstest]
+#[tokio::test]
+async fn an_invitation_under_way_over_the_end_of_its_package_still_joins(
+    #[values(Database::Postgres, Database::Sqlite)] db: Database,
+) {
+    let (server, alice, lifetime) = near_the_end(db).await;
+    let (bob, _) = Owner::with(&server, &new_device(&server.base, "bob"), for_a_month()).await;
+    let group = bob.membership().create_named_group("friends").unwrap();
+    bob.membership().invite(&group.group_id, &["alice".parse().unwrap()]).await.unwrap();
+    server.advance(lifetime);
+    alice.advance(lifetime);
+    let report = alice.refresh().await.unwrap();
+    assert_eq!(report.pool.fresh, 32);
+    alice.hears().await;
+    assert_eq!(alice.membership().members(&group.group_id).unwrap().len(), 2);
 }
 
 #[rstest]
