@@ -5,7 +5,8 @@ use utoipa::{IntoParams, ToSchema};
 
 use crate::{
     Base64Bytes, DeviceName, DeviceOf, MAX_ACKNOWLEDGED, MAX_RECIPIENTS, ReservationId, UserName, bounded,
-    ids::group_id_schema, whole_numbers,
+    ids::{group_id_schema, proof_schema},
+    whole_numbers,
 };
 
 /// A Commit, with the Welcome for those that it adds.
@@ -17,6 +18,17 @@ pub struct CommitRequest {
     /// The Welcome, an `MLSMessage`, which goes to the devices whose KeyPackages are spent.
     #[serde(default)]
     pub welcome: Option<Base64Bytes>,
+    /// That the caller is in the group: what `next_proof_digest` of the Commit before is the SHA-256 of. Left out where
+    /// that had none.
+    #[serde(default)]
+    #[schema(schema_with = proof_schema)]
+    pub proof: Option<Base64Bytes>,
+    /// The SHA-256 of the `proof` that the next Commit has to show: of something that only members of the next epoch can
+    /// know, such as 32 bytes of its exporter (RFC 9420, section 8.5). Left out, anybody who knows the group's id could
+    /// take its next epoch.
+    #[serde(default)]
+    #[schema(schema_with = proof_schema)]
+    pub next_proof_digest: Option<Base64Bytes>,
     /// The reservations whose KeyPackages are in the Commit, up to 1000. All are spent, or nothing happens.
     #[serde(default, deserialize_with = "bounded::<_, _, MAX_RECIPIENTS>")]
     #[schema(max_items = 1000)]

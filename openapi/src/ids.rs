@@ -293,6 +293,15 @@ pub(crate) fn group_id_schema() -> utoipa::openapi::schema::Object {
     schema
 }
 
+/// The schema of 32 bytes that may be left out.
+pub(crate) fn proof_schema() -> utoipa::openapi::schema::Object {
+    let mut schema = optional_group_id_schema();
+    schema.pattern = Some("^[A-Za-z0-9+/]{42}[AEIMQUYcgkosw048]=$".to_owned());
+    (schema.min_length, schema.max_length) = (Some(44), Some(44));
+    schema.description = Some("32 bytes.".to_owned());
+    schema
+}
+
 /// The same, where it may be left out.
 pub(crate) fn optional_group_id_schema() -> utoipa::openapi::schema::Object {
     use utoipa::openapi::schema::{SchemaType, Type};

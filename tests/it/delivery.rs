@@ -6,6 +6,7 @@ use jiff::SignedDuration;
 use keypool_openapi::ProblemType;
 use rstest::rstest;
 use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
 
 use crate::support::{Answer, Database, Device, Http, Party, TestServer, decode, encode};
 
@@ -233,6 +234,33 @@ async fn a_reservation_that_went_to_another_fails_the_commit_as_a_whole(
     assert_eq!(carol.status().await["spent"], 1);
     let others = add(&mallory, &mut Device::new("mallory", "phone").founds("x"), &[&for_carol], &[]).await;
     others.is_problem(403, ProblemType::NotYourReservation);
+}
+
+#[rstest]
+#[tokio::test]
+async fn who_cannot_show_what_the_commit_before_asked_for_takes_no_epoch(
+    #[values(Database::Postgres, Database::Sqlite)] db: Database,
+) {
+    let server = TestServer::start(db).await;
+    let (alice, at_alice) = registered(&server, "alice", 0).await;
+    let (bob, _) = registered(&server, "bob", 0).await;
+    let mut party = at_alice.founds("friends");
+    let path = format!("/groups/{}/commits", party.path());
+    let asked = encode(&Sha256::digest([7; 32]));
+    let first = json!({"commit": encode(&party.updates()), "next_proof_digest": asked});
+    alice.post(&path, &first).await.ok();
+    party.merges();
+    let commit = encode(&party.updates());
+    for (proof, status) in [(json!(null), 403), (json!(encode(&[8; 32])), 403), (json!(encode(&[7; 31])), 400)] {
+        let answer = bob.post(&path, &json!({"commit": commit, "proof": proof, "recipients": named(&["alice"])})).await;
+        assert_eq!(answer.status, status, "{}", answer.text);
+    }
+    assert_eq!(queue(&alice).await, [] as [Value; 0]);
+    assert_eq!(alice.post(&path, &first).await.ok()["epoch"], 1, "a repetition needs no proof");
+    assert_eq!(alice.post(&path, &json!({"commit": commit, "proof": encode(&[7; 32])})).await.ok()["epoch"], 2);
+    // That one asked for nothing.
+    party.merges();
+    assert_eq!(update(&alice, &mut party, &[]).await.ok()["epoch"], 3);
 }
 
 #[rstest]

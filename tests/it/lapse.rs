@@ -353,3 +353,28 @@ async fn what_was_waited_for_may_be_gone() {
     another.run("COMMIT");
     assert_eq!(waits.await.unwrap()["last_resort"], true);
 }
+
+/// The end of a KeyPackage and of its reservation may be one second, or the reservation may outlive it: it has expired,
+/// swept or not.
+#[rstest]
+#[tokio::test]
+async fn what_expires_while_it_is_held_has_expired(
+    #[values(Database::Postgres, Database::Sqlite)] db: Database,
+    #[values(OnLapse::Release, OnLapse::Retire)] on_lapse: OnLapse,
+    #[values(60, 90)] ttl: u64,
+) {
+    let scene = scene(db, 0, |config| {
+        config.on_lapse = on_lapse;
+        config.min_remaining = std::time::Duration::ZERO;
+    });
+    let Scene { server, alice, device, bob } = scene.await;
+    let device = device.valid_until(server.now() + MINUTE);
+    alice.uploaded(&[device.key_package()]).await;
+    bob.post("/keypackages/reserve", &json!({"target_user": "alice", "ttl": ttl})).await.ok();
+    server.advance(MINUTE);
+    for _ in 0..2 {
+        bob.reserve("alice").await.is_problem(404, ProblemType::PoolExpired);
+        assert_eq!(counts(&alice).await, [0, 0, 0, 0, 0, 1]);
+        server.sweep().await;
+    }
+}

@@ -7,6 +7,8 @@ use keypool_openapi::{
     Base64Bytes, CommitRequest, DeviceOf, GroupId, MissingDevice, ProblemType, Reservation, ReserveRequest, UserName,
 };
 use openmls::prelude::{LeafNodeIndex, LeafNodeParameters, MlsGroup, MlsMessageOut};
+use openmls_traits::OpenMlsProvider as _;
+use sha2::{Digest, Sha256};
 use tracing::{info, warn};
 
 use super::{
@@ -17,6 +19,10 @@ use crate::error::{Error, Result};
 
 /// How often a Commit that lost its epoch to another one is made anew.
 const ATTEMPTS: u32 = 16;
+
+/// What members of an epoch show for being so: a secret of its exporter (RFC 9420, section 8.5).
+const PROOF_LABEL: &str = "keypool commit proof";
+const PROOF_LENGTH: usize = 32;
 
 /// What a Commit changes.
 #[derive(Clone, Copy, Debug)]
@@ -195,6 +201,9 @@ impl MlsMembership<'_> {
             }
             _ => Vec::new(),
         };
+        let proof = group
+            .export_secret(provider.crypto(), PROOF_LABEL, &[], PROOF_LENGTH)
+            .map_err(|error| failed(error.into()))?;
         self.store.transaction(|| {
             let (commit, welcome): (MlsMessageOut, Option<MlsMessageOut>) = match change {
                 Change::Add(_) => {
@@ -218,9 +227,16 @@ impl MlsMembership<'_> {
                 Change::Add(held) => held.iter().map(|one| one.reservation_id).collect(),
                 _ => Vec::new(),
             };
+            // What the next Commit has to show: only members of the next epoch can derive it.
+            let pending = group.pending_commit().ok_or_else(|| Error::Damaged("a Commit is not pending".to_owned()))?;
+            let next_proof = pending
+                .export_secret(provider.crypto(), PROOF_LABEL, &[], PROOF_LENGTH)
+                .map_err(|error| failed(error.into()))?;
             let request = CommitRequest {
                 commit: Base64Bytes(encode(&commit)?),
                 welcome: welcome.as_ref().map(|welcome| encode(welcome).map(Base64Bytes)).transpose()?,
+                proof: Some(Base64Bytes(proof)),
+                next_proof_digest: Some(Base64Bytes(Sha256::digest(next_proof).to_vec())),
                 reservations,
                 recipients: recipients.clone(),
             };

@@ -96,7 +96,7 @@ impl<'a> MlsConnection<'a> {
     ) -> Result<RefreshReport> {
         let mut report = RefreshReport::new(self.api.get_key_package_status().await?);
         let (here, there) = (self.clock.now(), report.pool.at);
-        let skew = here.duration_since(there);
+        let skew = SignedDuration::from_secs(here.as_second().saturating_sub(there.as_second()));
         if skew.abs() > SKEW {
             report.warnings.push(Warning::ClockSkew { seconds: skew.as_secs() });
         }

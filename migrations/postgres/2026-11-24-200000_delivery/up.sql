@@ -4,6 +4,8 @@ CREATE TABLE commits (
   epoch BIGINT NOT NULL,
   -- SHA-256 of the Commit: a repetition is told from another one.
   digest BYTEA NOT NULL,
+  -- SHA-256 of what the next Commit has to show, which only members can know; NULL where it may come from anybody.
+  proof_digest BYTEA,
   at BIGINT NOT NULL,
   PRIMARY KEY (group_id, epoch)
 );

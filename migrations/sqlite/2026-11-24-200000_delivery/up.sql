@@ -4,6 +4,8 @@ CREATE TABLE commits (
   epoch INTEGER NOT NULL,
   -- SHA-256 of the Commit: a repetition is told from another one.
   digest BLOB NOT NULL,
+  -- SHA-256 of what the next Commit has to show, which only members can know; NULL where it may come from anybody.
+  proof_digest BLOB,
   at INTEGER NOT NULL,
   PRIMARY KEY (group_id, epoch)
 ) STRICT;

@@ -31,6 +31,8 @@ impl Pool {
         request: CommitRequest,
     ) -> Result<CommitResponse, Failure> {
         let epoch = commit_epoch(&request, &group_id)?;
+        let next_proof_digest = request.next_proof_digest.as_ref().map(|digest| sha256(&digest.0)).transpose()?;
+        request.proof.as_ref().map(|proof| sha256(&proof.0)).transpose()?;
         self.block(move |pool, now| {
             let expires_at = after(now.as_second(), pool.policy.message_retention)?;
             let want = Commit {
@@ -38,6 +40,8 @@ impl Pool {
                 digest: Sha256::digest(&request.commit.0).into(),
                 welcome: request.welcome.map(|welcome| welcome.0),
                 reservations: request.reservations,
+                proof_digest: request.proof.map(|proof| Sha256::digest(&proof.0).into()),
+                next_proof_digest,
                 post: Post {
                     by: caller.id,
                     group_id: group_id.as_bytes().to_vec(),
@@ -162,6 +166,14 @@ fn commit_epoch(request: &CommitRequest, group_id: &GroupId) -> Result<i64, Fail
         .ok_or_else(|| malformed(format!("Epoch {epoch} is past all that a group can reach: make a new group.")))
 }
 
+/// 32 bytes.
+fn sha256(bytes: &[u8]) -> Result<[u8; 32], Failure> {
+    let length = bytes.len();
+    bytes
+        .try_into()
+        .map_err(|_| malformed(format!("A `proof` and a `next_proof_digest` have 32 bytes, and not {length}.")))
+}
+
 fn malformed(detail: impl Into<String>) -> Failure {
     Failure::new(ProblemType::MalformedRequest, detail)
 }
@@ -204,6 +216,13 @@ fn not_accepted(error: CommitError, group_id: &GroupId, made_in: i64) -> Failure
                 ),
             )
         },
+        CommitError::NotAMember => Failure::new(
+            ProblemType::Forbidden,
+            format!(
+                "The Commit before asked for a `proof` that only members of the group {group_id} can know, and this one \
+                 does not show it. Nothing was spent or delivered."
+            ),
+        ),
         CommitError::Reservation(id, error) => {
             let failure = lost_reservation(error, &id);
             Failure {

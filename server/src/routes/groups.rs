@@ -11,6 +11,8 @@ use crate::{auth::Signed, pool::Pool, problem::Failure};
 /// members, and the Welcome for the devices that it adds. Where another Commit took the epoch before, or a reservation
 /// cannot be spent, nothing of it happens: clear the Commit, and make another. Merge it only after this has answered 200.
 ///
+/// A Commit can ask the next one for a `proof` that only members can know, so that nobody else takes an epoch.
+///
 /// The first Commit of a group says in which epoch the group is. Repeating a Commit that was accepted is answered the
 /// same, and delivers nothing twice: ask so when an answer got lost. The server reads the group, the epoch and the kind
 /// of a message, and keeps no members.

@@ -53,6 +53,10 @@ pub struct Commit {
     pub welcome: Option<Vec<u8>>,
     /// What it spends.
     pub reservations: Vec<ReservationId>,
+    /// The SHA-256 of what it shows for being a member's.
+    pub proof_digest: Option<[u8; 32]>,
+    /// The SHA-256 of what the next one has to show.
+    pub next_proof_digest: Option<[u8; 32]>,
 }
 
 /// What came of a post.
@@ -69,6 +73,8 @@ pub struct Delivered {
 pub enum CommitError {
     /// The group is in this epoch, and not in the Commit's.
     Stale(i64),
+    /// It does not show what the Commit before asked for.
+    NotAMember,
     /// A reservation cannot be spent.
     Reservation(ReservationId, SpendError),
     /// The database failed.
@@ -122,11 +128,12 @@ type HeldColumns = (i64, i64, String, i64, Vec<u8>);
 
 statements! {
     pub(super) trait DeliverySql {
-        fn newest_commit(conn, group_id: &[u8]) -> QueryResult<Option<i64>> {
+        /// Its epoch, and what the next one has to show.
+        fn newest_commit(conn, group_id: &[u8]) -> QueryResult<Option<(i64, Option<Vec<u8>>)>> {
             commits::table
                 .filter(commits::group_id.eq(group_id))
                 .order(commits::epoch.desc())
-                .select(commits::epoch)
+                .select((commits::epoch, commits::proof_digest))
                 .first(conn)
                 .optional()
         }
@@ -142,6 +149,7 @@ statements! {
                     commits::group_id.eq(commit.post.group_id.as_slice()),
                     commits::epoch.eq(commit.epoch),
                     commits::digest.eq(commit.digest.as_slice()),
+                    commits::proof_digest.eq(commit.next_proof_digest.as_ref().map(<[u8; 32]>::as_slice)),
                     commits::at.eq(now),
                 ))
                 .on_conflict_do_nothing()
@@ -327,10 +335,15 @@ where
     C: DeliverySql + DeviceSql + SpendingSql + AuditSql + Announce,
 {
     let (group_id, second) = (&want.post.group_id, now.as_second());
-    let epoch = conn.newest_commit(group_id)?.map_or(want.epoch, |newest| newest.saturating_add(1));
+    let newest = conn.newest_commit(group_id)?;
+    let epoch = newest.as_ref().map_or(want.epoch, |(newest, _)| newest.saturating_add(1));
+    let is_asked = newest.and_then(|(_, asked)| asked);
+    if epoch == want.epoch && is_asked.is_some_and(|asked| want.proof_digest.is_none_or(|shown| shown != *asked)) {
+        return Err(CommitError::NotAMember);
+    }
     if epoch != want.epoch || !conn.add_commit(want, second)? {
         let is_repeated = conn.commit_digest(group_id, want.epoch)?.is_some_and(|known| known == want.digest);
-        let newest = conn.newest_commit(group_id)?.unwrap_or(epoch);
+        let newest = conn.newest_commit(group_id)?.map_or(epoch, |(newest, _)| newest);
         return if is_repeated { Ok(Delivered::default()) } else { Err(CommitError::Stale(newest.saturating_add(1))) };
     }
     // In one order, whoever commits: so two that spend the same never wait for each other.

@@ -99,11 +99,15 @@ statements! {
         }
 
         /// What stands in the pool but was not to be had, or has expired there: ciphersuites, and how long each lives.
-        fn leftovers(conn, claim: &Claim<'_>) -> QueryResult<Vec<(i32, i64)>> {
-            let expired = key_packages::state.eq(State::Expired.as_ref());
+        fn leftovers(conn, claim: &Claim<'_>, now: i64) -> QueryResult<Vec<(i32, i64)>> {
+            let expired = || key_packages::state.eq(State::Expired.as_ref());
+            let idle = key_packages::reserved_until.is_null().or(key_packages::reserved_until.le(claim.returned_by));
+            // What expired while it was held, or in the very second in which that ended, has expired and is not retired.
+            let ended = key_packages::not_after.le(now);
+            let ended = ended.and(key_packages::reserved_until.ge(key_packages::not_after.nullable()));
             key_packages::table
-                .filter(key_packages::device_id.eq(claim.owner).and(key_packages::live.or(expired)))
-                .filter(key_packages::reserved_until.is_null().or(key_packages::reserved_until.le(claim.returned_by)))
+                .filter(key_packages::device_id.eq(claim.owner).and(key_packages::live.or(expired())))
+                .filter(expired().or(idle).or(ended))
                 .select((key_packages::ciphersuite, key_packages::not_after))
                 .distinct()
                 .load(conn)
@@ -221,7 +225,7 @@ where
         returned_by: view.returned_by(),
     };
     let Some((handed_out, last_resort)) = pick(conn, &claim)? else {
-        reserved.missing.push(miss(owner, &claim, &conn.leftovers(&claim)?)?);
+        reserved.missing.push(miss(owner, &claim, &conn.leftovers(&claim, view.now.as_second())?)?);
         return Ok(());
     };
     let (keypackage_ref, bytes, ciphersuite, not_after) = handed_out;

@@ -89,6 +89,7 @@ diesel::table! {
         group_id -> Binary,
         epoch -> BigInt,
         digest -> Binary,
+        proof_digest -> Nullable<Binary>,
         at -> BigInt,
     }
 }

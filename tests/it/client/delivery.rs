@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use futures_util::future::join_all;
 use jiff::SignedDuration;
 use keypool_client::{Error, Group, KeyPackagePoolConfig, What};
@@ -9,7 +10,7 @@ use keypool_openapi::{ProblemType, UserName};
 use keypool_server::config::Limits;
 use rstest::rstest;
 
-use crate::support::{Database, Fault, Owner, Proxy, TestServer, new_device};
+use crate::support::{Database, Device, Fault, Owner, Proxy, TestServer, encode, new_device};
 
 async fn start(db: Database) -> TestServer {
     TestServer::start_with(db, |config| config.limits = Limits::Off).await
@@ -177,7 +178,7 @@ async fn a_package_that_went_to_another_is_replaced_and_nobody_is_harmed(
     let gate = proxy.held().await;
     server.advance(SignedDuration::from_secs(60));
     let taken = carol.reserve(&user("bob"), None, None, None).await.unwrap().reservations.remove(0);
-    bob.http().uploaded(&[crate::support::Device::new("bob", "laptop").key_package()]).await;
+    bob.http().uploaded(&[Device::new("bob", "laptop").key_package()]).await;
     drop(gate);
     let invited = held.await.unwrap();
     assert_eq!(invited.added.len(), 1);
@@ -263,6 +264,16 @@ async fn who_was_away_for_fifty_commits_catches_up_and_who_was_removed_reads_not
     alice.membership().send(&group.group_id, "secret").await.unwrap();
     assert_eq!(carol.hears().await, [What::Removed]);
     assert_eq!(bob.texts().await.len(), 1);
+    // She cannot take the group's epochs away, either: a Commit of hers is of an old epoch or cannot show the new one's proof.
+    let path = format!("/groups/{}/commits", URL_SAFE_NO_PAD.encode(&group.group_id));
+    let mut forged = Device::new("carol", "laptop").founds_id(&group.group_id);
+    while forged.epoch() < epoch(alice, &group) {
+        forged.updates();
+        forged.merges();
+    }
+    let body = serde_json::json!({"commit": encode(&forged.updates()), "recipients": []});
+    carol.http().post(&path, &body).await.is_problem(403, ProblemType::Forbidden);
+    alice.membership().update_keys(&group.group_id).await.unwrap();
     // Even if she is sent it, she has no keys for it.
     let absent = alice.membership().remove(&group.group_id, &user("carol")).await.unwrap_err();
     assert!(matches!(absent, Error::NotAMember { .. }), "{absent}");

@@ -21,8 +21,13 @@ fn message(bytes: &[u8]) -> MlsMessageBodyIn {
 impl Device {
     /// Makes a group with this device as its only member.
     pub fn founds(self, name: &str) -> Party {
+        self.founds_id(name.as_bytes())
+    }
+
+    /// The same, by the bytes of its id.
+    pub fn founds_id(self, id: &[u8]) -> Party {
         let config = MlsGroupCreateConfig::builder().use_ratchet_tree_extension(true).build();
-        let id = GroupId::from_slice(name.as_bytes());
+        let id = GroupId::from_slice(id);
         let group = MlsGroup::new_with_group_id(&self.provider, &self.signer, &config, id, self.credential()).unwrap();
         Party { device: self, group }
     }

@@ -261,6 +261,8 @@ fn commit() -> CommitRequest {
     CommitRequest {
         commit: message(),
         welcome: Some(message()),
+        proof: Some(Base64Bytes(vec![1; 32])),
+        next_proof_digest: Some(Base64Bytes(vec![2; 32])),
         reservations: vec![reservation_id()],
         recipients: vec![named("bob", "phone")],
     }
