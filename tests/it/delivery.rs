@@ -325,6 +325,27 @@ async fn a_queue_is_in_order_and_kept_until_it_is_acknowledged(
 
 #[rstest]
 #[tokio::test]
+async fn a_page_is_no_larger_than_a_client_can_take(#[values(Database::Postgres, Database::Sqlite)] db: Database) {
+    let server = TestServer::start(db).await;
+    let (alice, at_alice) = registered(&server, "alice", 0).await;
+    let (bob, _) = registered(&server, "bob", 0).await;
+    let mut party = at_alice.founds("friends");
+    update(&alice, &mut party, &[]).await.ok();
+    party.merges();
+    let large = "x".repeat(900 * 1024);
+    for _ in 0..6 {
+        say(&alice, &mut party, &large, &["bob"]).await.ok();
+    }
+    let page = queue(&bob).await;
+    assert_eq!(page.len(), 4, "four and no more are under 4 MiB");
+    ack(&bob, &page.iter().collect::<Vec<_>>()).await;
+    assert_eq!(queue(&bob).await.len(), 2);
+    let too_large = say(&alice, &mut party, &"x".repeat(1024 * 1024), &["bob"]).await;
+    too_large.is_problem(413, ProblemType::PayloadTooLarge);
+}
+
+#[rstest]
+#[tokio::test]
 async fn who_waits_is_woken_at_once_by_whichever_server(#[values(Database::Postgres, Database::Sqlite)] db: Database) {
     let server = TestServer::start(db).await;
     let (alice, at_alice) = registered(&server, "alice", 0).await;

@@ -4,7 +4,8 @@ use std::collections::BTreeSet;
 
 use jiff::Timestamp;
 use keypool_openapi::{
-    Base64Bytes, CommitRequest, DeviceOf, GroupId, MissingDevice, ProblemType, Reservation, ReserveRequest, UserName,
+    Base64Bytes, CommitRequest, DeviceOf, GroupId, MissingDevice, ProblemType, Reservation, ReservationId,
+    ReserveRequest, UserName,
 };
 use openmls::prelude::{LeafNodeIndex, LeafNodeParameters, MlsGroup, MlsMessageOut};
 use openmls_traits::OpenMlsProvider as _;
@@ -45,7 +46,7 @@ pub struct Invited {
 /// Why a Commit was given up.
 enum Refusal {
     /// A reservation is another's by now.
-    Lapsed(keypool_openapi::ReservationId, Error),
+    Lapsed(ReservationId, Error),
     Other(Error),
 }
 
@@ -64,54 +65,67 @@ impl MlsMembership<'_> {
     /// next call on any group finds out what became of it.
     pub async fn invite(&self, group_id: &[u8], users: &[UserName]) -> Result<Invited> {
         self.settle().await?;
-        let group = self.load_group(group_id)?;
-        let mut request = ReserveRequest {
-            ciphersuite: Some(group.ciphersuite().into()),
+        let request = ReserveRequest {
+            ciphersuite: Some(self.load_group(group_id)?.ciphersuite().into()),
             group_id: Some(Base64Bytes(group_id.to_vec())),
             ..ReserveRequest::of_all(users.to_vec())
         };
-        drop(group);
         let answer = self.connection.api().reserve_key_package(&request).await?;
         let (mut held, mut missing) = (answer.reservations, answer.missing);
-        for _ in 0..ATTEMPTS {
+        let mut replaced = 0;
+        loop {
             self.spare_members(group_id, &mut held).await?;
             if held.is_empty() {
                 break;
             }
             match self.commit(group_id, Change::Add(&held)).await {
                 Ok(()) => break,
-                Err(Refusal::Lapsed(id, error)) => {
-                    let Some(at) = held.iter().position(|one| one.reservation_id == id) else { return Err(error) };
-                    let gone = held.remove(at);
-                    info!(device = %gone.device, "a reservation went to another; reserving a fresh KeyPackage");
-                    request = ReserveRequest {
-                        device: Some(gone.device),
-                        ciphersuite: request.ciphersuite,
-                        group_id: request.group_id,
-                        ..ReserveRequest::of(gone.user)
-                    };
-                    match self.connection.api().reserve_key_package(&request).await {
-                        Ok(answer) => {
-                            held.extend(answer.reservations);
-                            missing.extend(answer.missing);
-                        }
-                        Err(error) => {
-                            release(self.connection.api(), &held).await;
-                            return Err(error);
-                        }
-                    }
+                Err(Refusal::Lapsed(id, _))
+                    if replaced < ATTEMPTS && held.iter().any(|one| one.reservation_id == id) =>
+                {
+                    replaced += 1;
+                    let more = self.replacement(group_id, &mut held, id).await?;
+                    missing.extend(more);
                 }
                 // What is under way may still be accepted: its reservations are not given back.
-                Err(Refusal::Other(error)) if error.is_retryable() => return Err(error),
-                Err(Refusal::Other(error)) => {
+                Err(refusal) if !refusal.is_final() => return Err(refusal.into_error()),
+                Err(refusal) => {
                     release(self.connection.api(), &held).await;
-                    return Err(error);
+                    return Err(refusal.into_error());
                 }
             }
         }
         let added = held.into_iter().map(|one| DeviceOf { user: one.user, device: one.device }).collect();
         self.tell_name(group_id).await;
         Ok(Invited { added, missing })
+    }
+
+    /// Reserves a fresh KeyPackage of the device whose reservation went to another. On an error, all is given back.
+    async fn replacement(
+        &self,
+        group_id: &[u8],
+        held: &mut Vec<Reservation>,
+        lapsed: ReservationId,
+    ) -> Result<Vec<MissingDevice>> {
+        let Some(at) = held.iter().position(|one| one.reservation_id == lapsed) else { return Ok(Vec::new()) };
+        let gone = held.remove(at);
+        info!(device = %gone.device, "a reservation went to another; reserving a fresh KeyPackage");
+        let request = ReserveRequest {
+            device: Some(gone.device),
+            ciphersuite: Some(gone.ciphersuite),
+            group_id: Some(Base64Bytes(group_id.to_vec())),
+            ..ReserveRequest::of(gone.user)
+        };
+        match self.connection.api().reserve_key_package(&request).await {
+            Ok(answer) => {
+                held.extend(answer.reservations);
+                Ok(answer.missing)
+            }
+            Err(error) => {
+                release(self.connection.api(), held).await;
+                Err(error)
+            }
+        }
     }
 
     /// Removes all devices of a user from a group.
@@ -143,11 +157,11 @@ impl MlsMembership<'_> {
                 .map_err(|error| Error::Damaged(format!("a pending Commit cannot be read: {error}")))?;
             match self.connection.api().commit(&group_path(&group_id)?, &request).await {
                 Ok(_) => self.accept(&group_id)?,
-                Err(error) if error.is_retryable() => return Err(error),
-                Err(error) => {
+                Err(error) if is_final(&error) => {
                     warn!(%error, "a Commit whose answer had not come was refused");
                     self.reject(&group_id)?;
                 }
+                Err(error) => return Err(error),
             }
         }
         Ok(())
@@ -178,11 +192,12 @@ impl MlsMembership<'_> {
                     self.reject(group_id)?;
                     return Err(Refusal::Lapsed(id, error));
                 }
-                _ if error.is_retryable() => return Err(error.into()),
-                _ => {
+                _ if is_final(&error) => {
                     self.reject(group_id)?;
                     return Err(error.into());
                 }
+                // A try before this one may have been accepted: it is settled later.
+                _ => return Err(error.into()),
             }
         }
         Err(last.unwrap_or_else(|| Error::UnknownGroup(hex::encode(group_id))).into())
@@ -288,7 +303,38 @@ impl MlsMembership<'_> {
     }
 }
 
+/// Whether the server has said that it will never take this Commit. Of anything else, such as a token that is no longer
+/// valid, nobody knows whether an earlier try was accepted.
+fn is_final(error: &Error) -> bool {
+    use ProblemType as P;
+    matches!(
+        error.problem(),
+        Some(
+            P::StaleEpoch
+                | P::ReservationLapsed
+                | P::AlreadySpent
+                | P::NotYourReservation
+                | P::UnknownReservation
+                | P::Forbidden
+                | P::MalformedRequest
+                | P::PayloadTooLarge
+        )
+    )
+}
+
 impl Refusal {
+    /// Whether nothing of the Commit is under way any more.
+    fn is_final(&self) -> bool {
+        match self {
+            Self::Lapsed(..) => true,
+            // What failed here was never sent.
+            Self::Other(error) => {
+                is_final(error)
+                    || !matches!(error, Error::Refused { .. } | Error::Unreachable { .. } | Error::Answer { .. })
+            }
+        }
+    }
+
     fn into_error(self) -> Error {
         match self {
             Self::Lapsed(_, error) | Self::Other(error) => error,

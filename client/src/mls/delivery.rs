@@ -154,7 +154,10 @@ impl MlsMembership<'_> {
         self.settle().await?;
         let wait = if self.store.inbox()?.is_empty() { wait } else { 0 };
         self.take_in(wait).await?;
-        self.commit_to_proposals().await?;
+        if let Err(error) = self.commit_to_proposals().await {
+            // Another member may do it, and what came is told all the same.
+            warn!(error = said(&error), "could not commit to what others proposed");
+        }
         let read = |json: String| {
             serde_json::from_str(&json).map_err(|error| Error::Damaged(format!("the inbox cannot be read: {error}")))
         };

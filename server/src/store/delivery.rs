@@ -23,6 +23,15 @@ use super::{
 };
 use crate::config::Config;
 
+/// How many bytes of messages are fetched at once, but for a first one that is larger.
+const PAGE_BYTES: i64 = 4 * 1024 * 1024;
+
+#[diesel::declare_sql_function]
+extern "SQL" {
+    /// The bytes of a binary.
+    fn length(bytes: diesel::sql_types::Binary) -> diesel::sql_types::Integer;
+}
+
 /// Something to be queued.
 #[derive(Clone, Debug)]
 pub struct Post {
@@ -173,12 +182,23 @@ statements! {
             diesel::insert_into(deliveries::table).values(new).execute(conn)
         }
 
-        fn queued(conn, device: i64, limit: i64) -> QueryResult<Vec<QueuedColumns>> {
+        /// The oldest deliveries, each with how many bytes it has.
+        fn queue_sizes(conn, device: i64, limit: i64) -> QueryResult<Vec<(i64, i32)>> {
             deliveries::table
                 .inner_join(envelopes::table)
                 .filter(deliveries::device_id.eq(device))
                 .order(deliveries::id.asc())
                 .limit(limit)
+                .select((deliveries::id, length(envelopes::message)))
+                .load(conn)
+        }
+
+        /// The deliveries up to this one.
+        fn queued(conn, device: i64, last: i64) -> QueryResult<Vec<QueuedColumns>> {
+            deliveries::table
+                .inner_join(envelopes::table)
+                .filter(deliveries::device_id.eq(device).and(deliveries::id.le(last)))
+                .order(deliveries::id.asc())
                 .select((
                     deliveries::id,
                     envelopes::sender,
@@ -383,7 +403,17 @@ where
 }
 
 fn queued<C: DeliverySql + DeviceSql>(conn: &mut C, device: DeviceId, limit: u32) -> Result<Queued, StoreError> {
-    let rows = conn.queued(device.0, i64::from(limit))?;
+    let (mut last, mut bytes) = (None, 0);
+    for (id, size) in conn.queue_sizes(device.0, i64::from(limit))? {
+        bytes += i64::from(size);
+        // The first one is had however large it is.
+        if last.is_some() && bytes > PAGE_BYTES {
+            break;
+        }
+        last = Some(id);
+    }
+    let Some(last) = last else { return Ok(Queued(Vec::new())) };
+    let rows = conn.queued(device.0, last)?;
     let senders: Vec<_> = rows.iter().map(|row| row.1).collect();
     let names = Names::from_columns(if senders.is_empty() { Vec::new() } else { conn.devices_by_id(&senders)? })?;
     let message = |(id, sender, kind, group_id, message, at): QueuedColumns| {
