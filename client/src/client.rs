@@ -31,7 +31,7 @@ pub struct NewDevice {
     pub device: DeviceName,
     /// The token of another device of the user; needed for all but the user's first device.
     pub user_token: Option<SecretString>,
-    /// The ciphersuites to have a pool of, [`crate::CIPHERSUITE`] at least for groups made here.
+    /// The ciphersuites to have a pool of. Groups made here are of the first by number.
     pub ciphersuites: Vec<Ciphersuite>,
 }
 

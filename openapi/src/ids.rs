@@ -298,7 +298,7 @@ pub(crate) fn proof_schema() -> utoipa::openapi::schema::Object {
     let mut schema = optional_group_id_schema();
     schema.pattern = Some("^[A-Za-z0-9+/]{42}[AEIMQUYcgkosw048]=$".to_owned());
     (schema.min_length, schema.max_length) = (Some(44), Some(44));
-    schema.description = Some("32 bytes.".to_owned());
+    schema.description = Some("32 bytes, or none where the call can do without.".to_owned());
     schema.example = Some("AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE=".into());
     schema
 }

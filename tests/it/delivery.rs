@@ -388,6 +388,12 @@ async fn whom_it_cannot_reach_is_named_and_the_rest_has_it(
     let missing = |user: &str, reason: &str| json!({"user": user, "device": "phone", "reason": reason});
     assert_eq!(answer["undelivered"], json!([missing("nobody", "unknown-device"), missing("bob", "queue-full")]));
     assert_eq!((queue(&bob).await.len(), queue(&carol).await.len()), (2, 1));
+    // A Welcome costs a KeyPackage, and is never left out.
+    bob.uploaded(&[Device::new("bob", "phone").key_package()]).await;
+    party.merges();
+    let reservation = alice.reserved("bob").await;
+    assert_eq!(add(&alice, &mut party, &[&reservation], &[]).await.ok()["undelivered"], json!([]));
+    assert_eq!(queue(&bob).await.len(), 3);
 }
 
 #[rstest]

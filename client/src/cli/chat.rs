@@ -144,8 +144,8 @@ struct Chat<'c> {
     client: &'c MlsClient,
     group: Group,
     terminal: Terminal,
-    /// What was typed and could not be sent yet.
-    unsent: VecDeque<String>,
+    /// What was typed and could not be sent yet, with the group that it is for.
+    unsent: VecDeque<(Vec<u8>, String)>,
     messages_since_refresh: u32,
     args: ChatArgs,
     timer: Interval,
@@ -243,7 +243,7 @@ impl Chat<'_> {
                 Ok(())
             }
             _ => {
-                self.unsent.push_back(line.to_owned());
+                self.unsent.push_back((self.group.group_id.clone(), line.to_owned()));
                 self.flush().await;
                 Ok(())
             }
@@ -256,8 +256,8 @@ impl Chat<'_> {
 
     /// Sends what was typed, in order. What cannot be sent now is sent later.
     async fn flush(&mut self) {
-        while let Some(text) = self.unsent.front() {
-            match self.client.membership().send(&self.group.group_id, text).await {
+        while let Some((group_id, text)) = self.unsent.front() {
+            match self.client.membership().send(group_id, text).await {
                 Ok(()) => {
                     self.unsent.pop_front();
                     self.messages_since_refresh += 1;

@@ -113,9 +113,11 @@ impl<'a> MlsMembership<'a> {
 
     /// Makes a group with this device as its only member.
     pub fn create_group(&self, group_id: &[u8]) -> Result<MlsGroup> {
+        // The first of its own: 1, which every client has, unless this device was made without.
+        let ciphersuite = self.identity.ciphersuites().first().copied().unwrap_or(CIPHERSUITE);
         let now = u64::try_from(self.connection.now().as_second()).unwrap_or(0);
         let config = MlsGroupCreateConfig::builder()
-            .ciphersuite(CIPHERSUITE)
+            .ciphersuite(ciphersuite)
             .max_past_epochs(PAST_EPOCHS)
             .use_ratchet_tree_extension(true)
             .lifetime(Lifetime::init(now.saturating_sub(60 * 60), now.saturating_add(LEAF_LIFETIME)))
@@ -123,10 +125,10 @@ impl<'a> MlsMembership<'a> {
         self.store.transaction(|| {
             MlsGroup::new_with_group_id(
                 &self.store.provider(),
-                self.identity.signer(CIPHERSUITE)?,
+                self.identity.signer(ciphersuite)?,
                 &config,
                 GroupId::from_slice(group_id),
-                self.identity.credential(CIPHERSUITE)?,
+                self.identity.credential(ciphersuite)?,
             )
             .map_err(|error| Error::mls("create the group")(error.into()))
         })

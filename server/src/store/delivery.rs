@@ -380,7 +380,8 @@ where
     let mut delivered = queue(conn, envelope(&want.post, MessageKind::Commit, second), &members, capacity)?;
     if let Some(welcome) = &want.welcome {
         let welcome = NewEnvelope { message: welcome, ..envelope(&want.post, MessageKind::Welcome, second) };
-        let welcomed = queue(conn, welcome, &joining, capacity)?;
+        // However full its queue is: each costs a KeyPackage of the device's own, and without it that were wasted.
+        let welcomed = queue(conn, welcome, &joining, u32::MAX)?;
         delivered.to.extend(welcomed.to);
         delivered.undelivered.extend(welcomed.undelivered);
     }
