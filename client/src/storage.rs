@@ -1,5 +1,5 @@
 use std::{
-    fs::{DirBuilder, File, OpenOptions, TryLockError},
+    fs::{self, DirBuilder, File, OpenOptions, TryLockError},
     io::{self, Read as _},
     path::{Path, PathBuf},
 };
@@ -61,13 +61,14 @@ impl LocalStore {
         make_directory(directory)?;
         let lock = lock(directory)?;
         let path = directory.join(FILE);
+        if matches!(beginning(&path)?, Beginning::Nothing) {
+            create(directory, &path, passphrase)?;
+        }
         private_file(&path)?;
         let mut connection = Connection::open(&path).map_err(Error::storage("open the database"))?;
         unlock(&connection, &path, passphrase)?;
         configure(&connection).map_err(Error::storage("set up the connection"))?;
-        SqliteStorage::<&mut Connection>::new(&mut connection)
-            .run_migrations()
-            .map_err(|error| Error::Migration(Box::new(error)))?;
+        migrate_openmls(&mut connection)?;
         schema::migrate(&connection)?;
         Ok(Self { connection, directory: directory.to_owned(), _lock: lock })
     }
@@ -194,6 +195,32 @@ impl LocalStore {
             .query_row("SELECT count(*) FROM openmls_key_packages", [], |row| row.get(0))
             .map_err(Error::storage("count the private keys"))
     }
+}
+
+/// Makes the database with OpenMLS's tables under another name, and puts it in its place when it is whole: a migration of
+/// OpenMLS and the note that it was done are two transactions, and a crash between them could never be mended.
+fn create(directory: &Path, path: &Path, passphrase: Option<&SecretString>) -> Result<()> {
+    let new = directory.join("keypool.db.new");
+    for left_over in [new.clone(), directory.join("keypool.db.new-journal")] {
+        match fs::remove_file(&left_over) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(file_error("remove", &left_over)(error));
+            }
+            _ => {}
+        }
+    }
+    private_file(&new)?;
+    let mut connection = Connection::open(&new).map_err(Error::storage("make the database"))?;
+    unlock(&connection, &new, passphrase)?;
+    migrate_openmls(&mut connection)?;
+    connection.close().map_err(|(_, error)| Error::storage("make the database")(error))?;
+    fs::rename(&new, path).map_err(file_error("put the database at", path))
+}
+
+fn migrate_openmls(connection: &mut Connection) -> Result<()> {
+    SqliteStorage::<&mut Connection>::new(connection)
+        .run_migrations()
+        .map_err(|error| Error::Migration(Box::new(error)))
 }
 
 /// How a file begins.
@@ -363,15 +390,29 @@ mod tests {
 
         let parent = tempfile::tempdir().unwrap();
         let directory = parent.path().join("new/er");
-        std::fs::create_dir_all(&directory).unwrap();
-        std::fs::write(directory.join("keypool.db"), b"").unwrap();
-        std::fs::set_permissions(directory.join("keypool.db"), std::fs::Permissions::from_mode(0o644)).unwrap();
+        fs::create_dir_all(&directory).unwrap();
+        fs::write(directory.join("keypool.db"), b"").unwrap();
+        fs::set_permissions(directory.join("keypool.db"), fs::Permissions::from_mode(0o644)).unwrap();
         let store = LocalStore::open(&directory).unwrap();
         store.transaction(|| store.set_token(&"keypool_x".into())).unwrap();
-        for entry in std::fs::read_dir(&directory).unwrap() {
+        for entry in fs::read_dir(&directory).unwrap() {
             let entry = entry.unwrap();
             assert_eq!(entry.metadata().unwrap().permissions().mode() & 0o777, 0o600, "{:?}", entry.file_name());
         }
+    }
+
+    /// What a crash in the middle of making the database leaves behind.
+    #[test]
+    fn a_database_that_was_not_finished_is_made_anew() {
+        let directory = tempfile::tempdir().unwrap();
+        let half = Connection::open(directory.path().join("keypool.db.new")).unwrap();
+        half.execute_batch("CREATE TABLE openmls_key_packages (half INTEGER)").unwrap();
+        drop(half);
+        fs::write(directory.path().join("keypool.db.new-journal"), b"left over").unwrap();
+        let store = LocalStore::open(directory.path()).unwrap();
+        assert_eq!(store.count_keys().unwrap(), 0);
+        let files: Vec<_> = fs::read_dir(directory.path()).unwrap().map(|file| file.unwrap().file_name()).collect();
+        assert!(!files.iter().any(|name| name.to_string_lossy().contains(".new")), "{files:?}");
     }
 
     #[test]
@@ -391,8 +432,8 @@ mod tests {
             signature_keys: Vec::new(),
         };
         store.transaction(|| store.insert_identity(&row)).unwrap();
-        for file in std::fs::read_dir(directory.path()).unwrap() {
-            let bytes = std::fs::read(file.unwrap().path()).unwrap();
+        for file in fs::read_dir(directory.path()).unwrap() {
+            let bytes = fs::read(file.unwrap().path()).unwrap();
             assert!(!bytes.windows(12).any(|window| window == b"in-the-clear"));
         }
         drop(store);

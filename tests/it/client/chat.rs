@@ -214,7 +214,8 @@ async fn a_server_that_is_away_ends_no_chat_and_loses_no_message(
     .unwrap();
     server.kill();
     alices.types("are you there?");
-    tokio::time::sleep(Duration::from_secs(3)).await;
+    // Longer than a call is tried for: the message has to wait in the chat.
+    tokio::time::sleep(Duration::from_secs(62)).await;
     let _server = ServerProcess::start_at(&place, &address).await;
     blocking(move || {
         bobs.sees("alice/laptop: are you there?");
