@@ -14,6 +14,14 @@ impl<C: Clock + ?Sized> Clock for Arc<C> {
     }
 }
 
+/// Clocks that differ by more than this are worth a word: others may refuse what this device signs.
+pub(crate) const SKEW: SignedDuration = SignedDuration::from_mins(1);
+
+/// How far ahead this machine's clock is of the server's, which tells whole seconds.
+pub(crate) fn skew(here: Timestamp, there: Timestamp) -> SignedDuration {
+    SignedDuration::from_secs(here.as_second().saturating_sub(there.as_second()))
+}
+
 /// The machine's clock.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct SystemClock;

@@ -8,12 +8,10 @@ use serde::Serialize;
 
 use crate::{
     client::MlsClient,
+    clock::{SKEW, skew},
     error::{Error, Result},
     storage::KeyPackageStatus,
 };
-
-/// Clocks that differ by more than this make others refuse what this device signs.
-const SKEW: SignedDuration = SignedDuration::from_mins(1);
 
 /// How a check went.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -54,14 +52,8 @@ impl Check {
     }
 
     fn of_error(name: &'static str, error: &Error) -> Self {
-        let mut found = error.to_string();
-        let mut cause = std::error::Error::source(error);
-        while let Some(inner) = cause {
-            found = format!("{found}: {inner}");
-            cause = inner.source();
-        }
         let advice = error.hint().unwrap_or("see the error");
-        Self::failure(name, found, advice)
+        Self::failure(name, error.with_causes(), advice)
     }
 }
 
@@ -186,7 +178,7 @@ fn versions(server: &str) -> Check {
 }
 
 fn clocks(here: Timestamp, there: Timestamp) -> Check {
-    let skew = SignedDuration::from_secs(here.as_second().saturating_sub(there.as_second()));
+    let skew = skew(here, there);
     let found = format!("this machine's clock is {} s {} the server's", skew.as_secs().unsigned_abs(), side(skew));
     if skew.abs() <= SKEW {
         Check::ok("clock", found)

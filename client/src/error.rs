@@ -217,6 +217,18 @@ impl Error {
         }
     }
 
+    /// The message with those of its causes, in one line.
+    #[must_use]
+    pub fn with_causes(&self) -> String {
+        let mut text = self.to_string();
+        let mut cause = std::error::Error::source(self);
+        while let Some(inner) = cause {
+            text = format!("{text}: {inner}");
+            cause = inner.source();
+        }
+        text
+    }
+
     /// The reservation for which the server refused a Commit.
     #[must_use]
     pub fn reservation_id(&self) -> Option<ReservationId> {

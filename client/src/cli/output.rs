@@ -1,4 +1,4 @@
-use std::{error::Error as _, fmt::Write as _, io::Write as _};
+use std::{fmt::Write as _, io::Write as _};
 
 use clap::builder::styling::{AnsiColor, Style};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -149,7 +149,7 @@ impl Output {
     }
 
     pub(super) fn error(&self, error: &Error) {
-        let message = with_causes(error);
+        let message = error.with_causes();
         let code = match error {
             Error::Refused { code, .. } => Some(code),
             _ => None,
@@ -208,21 +208,9 @@ impl Output {
     }
 }
 
-/// An error with its causes.
-fn with_causes(error: &Error) -> String {
-    let mut message = error.to_string();
-    let mut cause = error.source();
-    while let Some(inner) = cause {
-        // Writing to a String cannot fail.
-        let _ = write!(message, ": {inner}");
-        cause = inner.source();
-    }
-    message
-}
-
 /// What failed, in one line.
 pub(super) fn error_line(what: &str, error: &Error) -> String {
-    format!("{}: {what}: {}", painted("error", AnsiColor::Red), clean(&with_causes(error)))
+    format!("{}: {what}: {}", painted("error", AnsiColor::Red), clean(&error.with_causes()))
 }
 
 /// What others wrote, without what a terminal would obey.

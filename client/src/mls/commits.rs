@@ -207,8 +207,7 @@ impl MlsMembership<'_> {
     fn stage_request(&self, group_id: &[u8], change: Change<'_>) -> Result<CommitRequest> {
         let mut group = self.load_group(group_id)?;
         let (provider, signer) = (self.store.provider(), self.identity.signer_in(self.store, &group)?);
-        let recipients = members_of(&group).into_iter().map(|(_, device)| device);
-        let recipients: Vec<_> = recipients.filter(|device| *device != self.own_name()).collect();
+        let recipients = self.others_in(&group);
         let failed = |error| Error::mls("commit to the group")(error);
         let key_packages = match change {
             Change::Add(held) => {
@@ -292,6 +291,12 @@ impl MlsMembership<'_> {
         *held = rest;
         release(self.connection.api(), &spared).await;
         Ok(())
+    }
+
+    /// The devices in a group, but for this one.
+    pub(super) fn others_in(&self, group: &MlsGroup) -> Vec<DeviceOf> {
+        let own = self.own_name();
+        members_of(group).into_iter().map(|(_, device)| device).filter(|device| *device != own).collect()
     }
 
     pub(super) fn own_name(&self) -> DeviceOf {

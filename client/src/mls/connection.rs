@@ -8,18 +8,15 @@ use tracing::{info, warn};
 
 use super::{
     DeviceIdentity, KeyPackagePool, KeyPackagePoolConfig, Progress, RefreshReport, Rejection, Warning,
-    keypackage_pool::GRACE,
+    keypackage_pool::give_up,
     reconciliation::{Reconciliation, reconcile},
 };
 use crate::{
     api::ApiClient,
-    clock::Clock,
+    clock::{Clock, SKEW, skew},
     error::{Error, Result},
     storage::{KeyPackageMetadata, KeyPackageStatus, LocalStore},
 };
-
-/// Clocks that differ by more than this are worth a word.
-const SKEW: SignedDuration = SignedDuration::from_mins(1);
 
 /// Foreign KeyPackages in the pool once are a restored backup; twice within this span they are another client.
 const RESTORE_SPAN: SignedDuration = SignedDuration::from_hours(30 * 24);
@@ -96,7 +93,7 @@ impl<'a> MlsConnection<'a> {
     ) -> Result<RefreshReport> {
         let mut report = RefreshReport::new(self.api.get_key_package_status().await?);
         let (here, there) = (self.clock.now(), report.pool.at);
-        let skew = SignedDuration::from_secs(here.as_second().saturating_sub(there.as_second()));
+        let skew = skew(here, there);
         if skew.abs() > SKEW {
             report.warnings.push(Warning::ClockSkew { seconds: skew.as_secs() });
         }
@@ -236,11 +233,6 @@ impl<'a> MlsConnection<'a> {
     }
 }
 
-/// Notes that the server does not hand a KeyPackage out any more. Its keys stay for a day.
-fn give_up(store: &LocalStore, keypackage_ref: &KeyPackageRef, now: Timestamp) -> Result<()> {
-    store.mark_failed(keypackage_ref, Some(now.saturating_add(GRACE).unwrap_or(Timestamp::MAX)), now)
-}
-
 /// Writes down what the server said of each KeyPackage of an upload, in one transaction.
 fn record(store: &LocalStore, batch: &[(KeyPackageRef, Vec<u8>)], answer: &UploadResponse) -> Result<Vec<Rejection>> {
     let now = answer.pool.at;
@@ -293,6 +285,7 @@ mod tests {
     use keypool_openapi::RejectionReason;
 
     use super::*;
+    use crate::mls::keypackage_pool::GRACE;
 
     #[test]
     fn a_package_that_may_have_been_handed_out_keeps_its_keys() {

@@ -100,9 +100,7 @@ impl MlsMembership<'_> {
 
     async fn send_content(&self, group_id: &[u8], content: &Content) -> Result<()> {
         let mut group = self.load_group(group_id)?;
-        let own = self.own_name();
-        let members = members_of(&group).into_iter().map(|(_, device)| device);
-        let recipients: Vec<_> = members.filter(|device| *device != own).collect();
+        let recipients = self.others_in(&group);
         if recipients.is_empty() {
             return Ok(());
         }
@@ -128,9 +126,7 @@ impl MlsMembership<'_> {
     pub async fn leave(&self, group_id: &[u8]) -> Result<()> {
         self.settle().await?;
         let mut group = self.load_group(group_id)?;
-        let own = self.own_name();
-        let members = members_of(&group).into_iter().map(|(_, device)| device);
-        let recipients: Vec<_> = members.filter(|device| *device != own).collect();
+        let recipients = self.others_in(&group);
         if recipients.is_empty() {
             return self.forget_group(&mut group);
         }
@@ -156,7 +152,7 @@ impl MlsMembership<'_> {
         self.take_in(wait).await?;
         if let Err(error) = self.commit_to_proposals().await {
             // Another member may do it, and what came is told all the same.
-            warn!(error = said(&error), "could not commit to what others proposed");
+            warn!(error = error.with_causes(), "could not commit to what others proposed");
         }
         let read = |json: String| {
             serde_json::from_str(&json).map_err(|error| Error::Damaged(format!("the inbox cannot be read: {error}")))
@@ -203,9 +199,9 @@ impl MlsMembership<'_> {
             Err(error @ Error::Mls { .. }) => {
                 let what = match message.kind {
                     MessageKind::Welcome => What::KeysGone { by: message.from.clone() },
-                    _ => What::Ignored { why: said(&error) },
+                    _ => What::Ignored { why: error.with_causes() },
                 };
-                warn!(id = message.id, error = said(&error), "a message could not be taken in");
+                warn!(id = message.id, error = error.with_causes(), "a message could not be taken in");
                 self.store.transaction(|| self.note(message, &what))?;
                 Ok(Some(what))
             }
@@ -339,17 +335,6 @@ fn provider_storage<'p>(provider: &'p super::Provider<'p>) -> &'p super::SqliteS
     use openmls_traits::OpenMlsProvider as _;
 
     provider.storage()
-}
-
-/// An error with its causes, in one line.
-fn said(error: &Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = std::error::Error::source(error);
-    while let Some(inner) = cause {
-        text = format!("{text}: {inner}");
-        cause = inner.source();
-    }
-    text
 }
 
 #[cfg(test)]

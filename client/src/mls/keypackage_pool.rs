@@ -291,6 +291,11 @@ impl<'a> KeyPackagePool<'a> {
     }
 }
 
+/// Notes that the server does not hand a KeyPackage out any more. Its keys stay for a day.
+pub(crate) fn give_up(store: &LocalStore, keypackage_ref: &KeyPackageRef, now: Timestamp) -> Result<()> {
+    store.mark_failed(keypackage_ref, Some(now.saturating_add(GRACE).unwrap_or(Timestamp::MAX)), now)
+}
+
 /// SHA-256 over the sorted refs, in lower-case hex, as the server has it in its status.
 fn digest<'r>(refs: impl Iterator<Item = &'r KeyPackageRef>) -> String {
     let mut refs: Vec<_> = refs.collect();

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use jiff::Timestamp;
 use keypool_openapi::{InventoryItem, KeyPackageRef, State};
 
-use super::keypackage_pool::{GRACE, KeyPackagePool};
+use super::keypackage_pool::{KeyPackagePool, give_up};
 use crate::{
     error::Result,
     storage::{KeyPackageMetadata, KeyPackageStatus, LocalStore, ReservationInfo, Spending},
@@ -96,10 +96,7 @@ fn follow(store: &LocalStore, row: &KeyPackageMetadata, item: &InventoryItem, no
             let (by, group_id, at) = (item.reserved_by.clone(), item.group_id.clone(), item.spent_at);
             store.mark_spent(&row.keypackage_ref, &Spending { by, group_id, at }, now)?;
         }
-        KeyPackageStatus::Failed => {
-            let keep_until = now.saturating_add(GRACE).unwrap_or(Timestamp::MAX);
-            store.mark_failed(&row.keypackage_ref, Some(keep_until), now)?;
-        }
+        KeyPackageStatus::Failed => give_up(store, &row.keypackage_ref, now)?,
         _ => store.update_pool_metadata_status(&row.keypackage_ref, next, now)?,
     }
     Ok(true)
@@ -113,8 +110,7 @@ fn lost(store: &LocalStore, row: &KeyPackageMetadata, now: Timestamp) -> Result<
             store.update_pool_metadata_status(keypackage_ref, KeyPackageStatus::Created, now)?;
         }
         KeyPackageStatus::Uploaded | KeyPackageStatus::Available | KeyPackageStatus::Reserved => {
-            let keep_until = now.saturating_add(GRACE).unwrap_or(Timestamp::MAX);
-            store.mark_failed(keypackage_ref, Some(keep_until), now)?;
+            give_up(store, keypackage_ref, now)?;
         }
         _ => return Ok(false),
     }

@@ -3,7 +3,7 @@ use keypool_openapi::{Base64Bytes, DeviceOf};
 use tempfile::TempDir;
 
 use super::*;
-use crate::mls::{CIPHERSUITE, DeviceIdentity, KeyPackagePoolConfig};
+use crate::mls::{CIPHERSUITE, DeviceIdentity, KeyPackagePoolConfig, keypackage_pool::GRACE};
 
 struct Device {
     _directory: TempDir,
