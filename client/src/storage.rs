@@ -153,6 +153,20 @@ impl LocalStore {
         Ok(())
     }
 
+    /// When the server's database was restored, in seconds, as far as this device has heeded it.
+    pub(crate) fn fence(&self) -> Result<Option<i64>> {
+        self.connection
+            .query_row("SELECT fenced_at FROM device_identity", [], |row| row.get(0))
+            .map_err(Error::storage("read when the server was restored"))
+    }
+
+    pub(crate) fn note_fence(&self, fenced_at: Option<i64>) -> Result<()> {
+        self.connection
+            .execute("UPDATE device_identity SET fenced_at = ?1", [fenced_at])
+            .map_err(Error::storage("note when the server was restored"))?;
+        Ok(())
+    }
+
     /// Notes that the pool on the server had KeyPackages that were not generated here.
     pub(crate) fn note_foreign(&self, now: Timestamp) -> Result<()> {
         self.connection

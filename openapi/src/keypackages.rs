@@ -186,6 +186,12 @@ pub struct PoolStatus {
     /// When the device last uploaded something that was accepted.
     #[schema(value_type = Option<String>, format = DateTime)]
     pub last_upload: Option<Timestamp>,
+    /// When everything in the pools but last resorts was withdrawn, because the server's database had been restored from
+    /// a backup. A client that finds another time here than before must not upload again what it had uploaded until
+    /// then: it may have been handed out.
+    #[serde(default)]
+    #[schema(value_type = Option<String>, format = DateTime)]
+    pub fenced_at: Option<Timestamp>,
     /// The last resort, over all ciphersuites.
     pub last_resort: LastResortStatus,
     /// The worst health of the ciphersuites.

@@ -66,9 +66,10 @@ impl Server {
         let metrics = Arc::new(Metrics::new()?);
         let its_metrics = Arc::clone(&metrics);
         let pool = web::block(move || -> anyhow::Result<_> {
-            let store =
-                Store::connect(&config, its_metrics).with_context(|| format!("cannot open {}", config.database_url))?;
+            let store = Store::connect(&config, its_metrics, Arc::clone(&clock));
+            let store = store.with_context(|| format!("cannot open {}", config.database_url))?;
             let (kind, pool) = (store.kind(), Pool::new(store, clock, &config)?);
+            pool.resume(&config)?;
             pool.listen(&config)?;
             Ok((kind, pool))
         });

@@ -30,6 +30,8 @@ pub struct Config {
     pub database_url: DatabaseUrl,
     /// Connections to the database.
     pub database_connections: u32,
+    /// What a server does that finds its database restored from a backup, or promoted.
+    pub on_restore: OnRestore,
     /// A PEM file with the certificate chain: with `tls_key`, the server speaks HTTPS alone.
     pub tls_certificate: Option<PathBuf>,
     /// A PEM file with the private key of `tls_certificate`.
@@ -121,6 +123,7 @@ impl Default for Config {
             listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 8080)),
             database_url: DatabaseUrl("sqlite://keypool.db".to_owned()),
             database_connections: 16,
+            on_restore: OnRestore::Fence,
             tls_certificate: None,
             tls_key: None,
             shutdown_delay: Duration::from_secs(2),
@@ -190,6 +193,16 @@ pub enum OnLapse {
     Release,
     /// It is never handed out again (RFC 9420, section 16.8).
     Retire,
+}
+
+/// What becomes of the pools when the database is not the one that was served before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum OnRestore {
+    /// All that may have been handed out since the backup is withdrawn, and every device fills its pool anew.
+    Fence,
+    /// Nothing: the operator knows that no transaction was lost.
+    Trust,
 }
 
 /// Whether requests are limited.

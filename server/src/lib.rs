@@ -9,6 +9,7 @@ pub mod auth;
 mod bell;
 pub mod clock;
 pub mod config;
+mod generation;
 pub mod key_package;
 mod limits;
 pub mod metrics;

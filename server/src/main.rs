@@ -63,6 +63,13 @@ enum Command {
         #[arg(long, value_name = "DURATION", default_value = "1day", value_parser = humantime::parse_duration)]
         valid_for: Duration,
     },
+    /// Withdraw all that may have been handed out, because the database was restored from a backup
+    ///
+    /// A backup has as available what was reserved and spent after it was made. A server does this by itself when it finds
+    /// its PostgreSQL restored from a dump, recovered to a point in time or promoted, or its SQLite file behind the
+    /// generation file beside it. Use it after every other kind of restore, before you start the servers: a snapshot of a
+    /// volume or a machine does not look restored. Last resorts stay; each device fills its pool anew at its next refresh.
+    Fence,
     /// Print every setting as it results from flags, KEYPOOL_* variables, file and defaults
     ///
     /// The output is a TOML file that --config reads, but for secrets, which stand as ***. What is wrong with a setting
@@ -94,6 +101,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Serve => serve(config()?),
         Command::Migrate => migrate(&config()?),
         Command::Enrol { user, valid_for } => enrol(&config()?, &user, valid_for),
+        Command::Fence => fence(&config()?),
         Command::Config => say(&settings(&config()?)?),
         Command::Openapi => say(&app::openapi_json(&config()?)?),
         Command::Healthcheck => actix_web::rt::System::new().block_on(healthcheck(config()?)),
@@ -108,7 +116,7 @@ fn migrate(config: &Config) -> anyhow::Result<()> {
 
 /// The database, with its schema up to date.
 fn open(config: &Config) -> anyhow::Result<Store> {
-    let store = Store::connect(config, Arc::new(Metrics::new()?));
+    let store = Store::connect(config, Arc::new(Metrics::new()?), Arc::new(SystemClock));
     store.with_context(|| format!("cannot open {}", config.database_url))
 }
 
@@ -118,6 +126,15 @@ fn enrol(config: &Config, user: &UserName, valid_for: Duration) -> anyhow::Resul
         now.checked_add(valid_for).context("the token would outlast time itself: choose a shorter time")?;
     open(config)?.enrol(user, &token.hash(), now, expires_at)?;
     say(&format!("{}\n", token.reveal()))
+}
+
+fn fence(config: &Config) -> anyhow::Result<()> {
+    start_log(config)?;
+    let withdrawn = open(config)?.fence(SystemClock.now())?;
+    say(&format!(
+        "{} is fenced: {withdrawn} KeyPackages are withdrawn; each device fills its pool anew at its next refresh\n",
+        config.database_url
+    ))
 }
 
 fn serve(config: Config) -> anyhow::Result<()> {

@@ -18,11 +18,12 @@ use crate::{
     auth::{AdminHash, Token, TokenCache, jwt::JwtVerifier},
     bell::Bell,
     clock::Clock,
-    config::{Config, OnLapse, Registration},
+    config::{Config, OnLapse, OnRestore, Registration},
+    generation::GenerationFile,
     key_package::Rules,
     limits::Limits,
     problem::Failure,
-    store::{DeviceRow, Heard, Store, UploadLimits, View},
+    store::{DeviceRow, Heard, Store, StoreError, UploadLimits, View},
     sweeper,
 };
 
@@ -62,6 +63,8 @@ pub struct Pool {
     bell: Arc<Bell>,
     /// One place for each request that may wait for the database.
     places: Arc<Semaphore>,
+    /// Where it is kept how far the database has come, if it does not tell by itself that it was restored.
+    generation: Option<GenerationFile>,
 }
 
 impl Pool {
@@ -109,6 +112,7 @@ impl Pool {
             provider: provider.map(Arc::new),
             bell: Arc::default(),
             places: Arc::new(Semaphore::new(config.max_waiting_requests as usize)),
+            generation: GenerationFile::of(config),
         })
     }
 
@@ -141,6 +145,29 @@ impl Pool {
             )
         })?;
         Ok(result?)
+    }
+
+    /// Takes up the database: one that was restored from a backup is fenced, unless the operator has it trusted. Blocks.
+    ///
+    /// # Errors
+    /// When the database or its generation file cannot be read or written.
+    pub(crate) fn resume(&self, config: &Config) -> anyhow::Result<()> {
+        let Some(file) = &self.generation else { return Ok(()) };
+        let trust = config.on_restore == OnRestore::Trust;
+        file.write(self.store.resume(file.read()?, trust, self.clock.now())?)
+    }
+
+    /// Moves the generation of the database on, so that a backup that is made now is told from what comes after it.
+    pub(crate) async fn raise_generation(&self) -> Result<(), Failure> {
+        let Some(file) = self.generation.clone() else { return Ok(()) };
+        self.block(move |pool, _| {
+            let generation = pool.store.raise_generation()?;
+            file.write(generation).unwrap_or_else(|error| {
+                tracing::warn!("{error:#}: a restored backup would not be noticed");
+            });
+            Ok::<_, StoreError>(())
+        })
+        .await
     }
 
     /// Hears of messages that came by other servers of the same database, for as long as this pool is there.

@@ -23,6 +23,7 @@ mod problems;
 mod process;
 mod race;
 mod readme;
+mod restore;
 mod support;
 mod targets;
 mod trail;

@@ -231,8 +231,9 @@ async fn what_was_there_outlives_going_up_and_down(#[values(Database::Postgres, 
     drop(server);
 
     // All the way down to the first version again.
-    step_down(&mut database);
-    step_down(&mut database);
+    for _ in 1..fs::read_dir(steps("sqlite")).unwrap().count() {
+        step_down(&mut database);
+    }
     assert_refuses(&mut database, &["nonsense", "retired"]);
     assert_eq!(database.number("SELECT count(*) AS n FROM audit_events"), trail);
     assert_eq!(database.number("SELECT count(*) AS n FROM key_packages"), packages);

@@ -8,7 +8,7 @@ use tracing::{info, warn};
 
 use super::{
     DeviceIdentity, KeyPackagePool, KeyPackagePoolConfig, Progress, RefreshReport, Rejection, Warning,
-    keypackage_pool::give_up,
+    keypackage_pool::{GRACE, give_up},
     reconciliation::{Reconciliation, reconcile},
 };
 use crate::{
@@ -76,12 +76,13 @@ impl<'a> MlsConnection<'a> {
     ///
     /// 1. Asks the server how the pool is doing.
     /// 2. Removes here what ended a day ago.
-    /// 3. Where the two sides differ, reads the server's inventory, takes over what it says, and withdraws there what has
+    /// 3. Where the server was restored from a backup, gives up all that may have been handed out since.
+    /// 4. Where the two sides differ, reads the server's inventory, takes over what it says, and withdraws there what has
     ///    no keys here.
-    /// 4. Uploads again what never arrived.
-    /// 5. Fills the pool up to its target where fresh KeyPackages are below the low watermark, or, with `fill`, wherever
+    /// 5. Uploads again what never arrived.
+    /// 6. Fills the pool up to its target where fresh KeyPackages are below the low watermark, or, with `fill`, wherever
     ///    it stands; and replaces the last resort if it was used or is near its end.
-    /// 6. Withdraws what a rotation of the signature key has superseded.
+    /// 7. Withdraws what a rotation of the signature key has superseded.
     ///
     /// Ends are judged by whichever clock is behind, the server's or this machine's, so that a clock that jumps ahead
     /// deletes nothing; lifetimes begin by the server's.
@@ -98,6 +99,7 @@ impl<'a> MlsConnection<'a> {
             report.warnings.push(Warning::ClockSkew { seconds: skew.as_secs() });
         }
         report.removed = self.pool().cleanup_expired(here.min(there))?;
+        self.heed_fence(&mut report)?;
         self.agree(&mut report).await?;
         self.upload_unconfirmed(&mut report, &|_| {}).await?;
         self.replenish(identity, fill, &mut report, progress).await?;
@@ -140,6 +142,31 @@ impl<'a> MlsConnection<'a> {
     #[must_use]
     pub fn pool(&self) -> KeyPackagePool<'a> {
         KeyPackagePool::new(self.store, self.config)
+    }
+
+    /// Where the server's database was restored, it does not know what it handed out since the backup: nothing that it
+    /// may have had is offered again. Its keys stay until a Welcome for it is out of the question. A last resort is
+    /// anybody's at any time, and stays as it is.
+    fn heed_fence(&self, report: &mut RefreshReport) -> Result<()> {
+        let fenced_at = report.pool.fenced_at.map(Timestamp::as_second);
+        if self.store.fence()? == fenced_at {
+            return Ok(());
+        }
+        let given_up = self.store.transaction(|| {
+            let mut given_up = 0;
+            for row in self.store.metadata()?.into_iter().filter(|row| row.status.is_live() && !row.last_resort) {
+                let until = row.not_after.saturating_add(GRACE).unwrap_or(Timestamp::MAX);
+                self.store.mark_failed(&row.keypackage_ref, Some(until), report.pool.at)?;
+                given_up += 1;
+            }
+            self.store.note_fence(fenced_at)?;
+            Ok(given_up)
+        })?;
+        if given_up > 0 {
+            report.reconciled += given_up;
+            report.warnings.push(Warning::ServerRestored { given_up });
+        }
+        Ok(())
     }
 
     /// Brings the two sides to agree: the server is right about who holds and who spent what, and this side about which

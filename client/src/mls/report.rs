@@ -30,6 +30,12 @@ pub enum Warning {
         /// How many.
         count: usize,
     },
+    /// The server's database was restored from a backup. What had been uploaded is given up, for it may have been handed
+    /// out since the backup, and its keys stay for Welcomes that are under way.
+    ServerRestored {
+        /// How many were given up.
+        given_up: usize,
+    },
     /// A user takes a lot of this device's KeyPackages.
     Draining {
         /// Who.
@@ -52,6 +58,11 @@ impl fmt::Display for Warning {
                 f,
                 "{count} KeyPackages on the server were not generated here, and are withdrawn: either this data \
                  directory was restored from a backup, or another client works on a copy of it; stop that one"
+            ),
+            Self::ServerRestored { given_up } => write!(
+                f,
+                "the server was restored from a backup: {given_up} KeyPackages that somebody may have by now are given up \
+                 and made anew; messages that were sent since the backup and did not arrive are lost"
             ),
             Self::Draining { user, handed_out } => write!(
                 f,

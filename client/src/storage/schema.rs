@@ -5,7 +5,7 @@ use rusqlite::Connection;
 use crate::error::{Error, Result};
 
 /// One entry a version; `PRAGMA user_version` counts those that ran. What is written here is never changed.
-pub(super) const MIGRATIONS: [&str; 3] = [
+pub(super) const MIGRATIONS: [&str; 4] = [
     "
     CREATE TABLE keypackage_pool_metadata (
         ref         BLOB    NOT NULL PRIMARY KEY,
@@ -75,6 +75,10 @@ pub(super) const MIGRATIONS: [&str; 3] = [
         id       INTEGER NOT NULL PRIMARY KEY,
         incoming TEXT    NOT NULL
     ) STRICT;
+    ",
+    "
+    -- When the server's database was restored from a backup, as far as this device has heeded it.
+    ALTER TABLE device_identity ADD COLUMN fenced_at INTEGER;
     ",
 ];
 

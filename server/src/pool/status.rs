@@ -54,6 +54,7 @@ pub(super) fn summarise(device: &DeviceRow, contents: &PoolContents, watermarks:
         total: sum(|s| s.total),
         expiring_soon: sum(|s| s.expiring_soon),
         last_upload: contents.last_upload,
+        fenced_at: contents.fenced_at,
         last_resort: LastResortStatus {
             present: ciphersuites.iter().any(|s| s.last_resort.present),
             uses: sum(|s| s.last_resort.uses),

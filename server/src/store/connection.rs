@@ -13,7 +13,11 @@ use diesel::{
 use diesel_migrations::{EmbeddedMigrations, MigrationHarness, embed_migrations};
 
 use super::{StoreError, postgres, sqlite};
-use crate::{config::Config, metrics::Metrics};
+use crate::{
+    clock::Clock,
+    config::{Config, OnRestore},
+    metrics::Metrics,
+};
 
 /// How long a request waits for a connection before it is answered `unavailable`.
 const CONNECTION_TIMEOUT: Duration = Duration::from_secs(2);
@@ -96,18 +100,20 @@ pub(super) use with_conn;
 
 impl Store {
     /// Connects to the database that the configuration names, and brings its schema up to date. Safe when several
-    /// servers start at once.
+    /// servers start at once. A `PostgreSQL` that was restored or promoted is fenced, here and at every connection that
+    /// is made later, unless the operator has it trusted.
     ///
     /// # Errors
     /// When the database cannot be reached or opened, or a migration fails.
-    pub fn connect(config: &Config, metrics: Arc<Metrics>) -> Result<Self, StoreError> {
+    pub fn connect(config: &Config, metrics: Arc<Metrics>, clock: Arc<dyn Clock>) -> Result<Self, StoreError> {
         let url = config.database_url.expose();
         let pools = if let Some(path) = url.strip_prefix("sqlite://") {
             sqlite::migrate(path)?;
             Pools::Sqlite { writer: sqlite::pool(path, 1)?, readers: sqlite::pool(path, config.database_connections)? }
         } else {
             postgres::migrate(url)?;
-            Pools::Postgres(postgres::pool(url, config.database_connections)?)
+            let trust = config.on_restore == OnRestore::Trust;
+            Pools::Postgres(postgres::pool(url, config.database_connections, clock, trust)?)
         };
         Ok(Self { pools, metrics })
     }

@@ -16,6 +16,7 @@ use super::{
     audit::AuditSql,
     connection::{Pools, Retry, with_conn},
     devices::DeviceSql,
+    lineage::LineageSql,
     postgres,
     rows::{DeviceColumns, DeviceId, DeviceRow, Names, statements, timestamp},
     schema::{commits, deliveries, envelopes},
@@ -130,6 +131,9 @@ pub(super) struct NewDelivery {
     envelope_id: i64,
 }
 
+/// Its epoch, what the next one has to show, and when it came.
+type NewestCommit = (i64, Option<Vec<u8>>, i64);
+
 type QueuedColumns = (i64, i64, String, Vec<u8>, Vec<u8>, i64);
 
 /// A delivery, its envelope, and whether that is a Welcome, of whom, about which group.
@@ -137,12 +141,11 @@ type HeldColumns = (i64, i64, String, i64, Vec<u8>);
 
 statements! {
     pub(super) trait DeliverySql {
-        /// Its epoch, and what the next one has to show.
-        fn newest_commit(conn, group_id: &[u8]) -> QueryResult<Option<(i64, Option<Vec<u8>>)>> {
+        fn newest_commit(conn, group_id: &[u8]) -> QueryResult<Option<NewestCommit>> {
             commits::table
                 .filter(commits::group_id.eq(group_id))
                 .order(commits::epoch.desc())
-                .select((commits::epoch, commits::proof_digest))
+                .select((commits::epoch, commits::proof_digest, commits::at))
                 .first(conn)
                 .optional()
         }
@@ -349,21 +352,30 @@ fn envelope(post: &Post, kind: MessageKind, now: i64) -> NewEnvelope<'_> {
     }
 }
 
+/// The epoch whose Commit is due, and what it has to show.
+///
+/// Commits that came after a backup are lost with a restore. So the first one after it may be of any later epoch, and
+/// what it has to show was lost as well.
+fn due<C: DeliverySql + LineageSql>(conn: &mut C, want: &Commit) -> QueryResult<(i64, Option<Vec<u8>>)> {
+    let Some((newest, asked, at)) = conn.newest_commit(&want.post.group_id)? else { return Ok((want.epoch, None)) };
+    let next = newest.saturating_add(1);
+    let is_gap = want.epoch > next && conn.fenced_at()?.is_some_and(|fenced_at| at <= fenced_at);
+    Ok(if is_gap { (want.epoch, None) } else { (next, asked) })
+}
+
 /// Everything of a Commit, or nothing. A Commit that was accepted before is accepted again, and changes nothing.
 fn commit<C>(conn: &mut C, want: &Commit, now: Timestamp) -> Result<Delivered, CommitError>
 where
-    C: DeliverySql + DeviceSql + SpendingSql + AuditSql + Announce,
+    C: DeliverySql + DeviceSql + SpendingSql + AuditSql + LineageSql + Announce,
 {
     let (group_id, second) = (&want.post.group_id, now.as_second());
-    let newest = conn.newest_commit(group_id)?;
-    let epoch = newest.as_ref().map_or(want.epoch, |(newest, _)| newest.saturating_add(1));
-    let is_asked = newest.and_then(|(_, asked)| asked);
+    let (epoch, is_asked) = due(conn, want)?;
     if epoch == want.epoch && is_asked.is_some_and(|asked| want.proof_digest.is_none_or(|shown| shown != *asked)) {
         return Err(CommitError::NotAMember);
     }
     if epoch != want.epoch || !conn.add_commit(want, second)? {
         let is_repeated = conn.commit_digest(group_id, want.epoch)?.is_some_and(|known| known == want.digest);
-        let newest = conn.newest_commit(group_id)?.map_or(epoch, |(newest, _)| newest);
+        let newest = conn.newest_commit(group_id)?.map_or(epoch, |(newest, ..)| newest);
         return if is_repeated { Ok(Delivered::default()) } else { Err(CommitError::Stale(newest.saturating_add(1))) };
     }
     // In one order, whoever commits: so two that spend the same never wait for each other.

@@ -2,6 +2,7 @@
 
 use std::{
     ops::ControlFlow,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -17,10 +18,12 @@ use super::{
     connection::{self, POSTGRES_MIGRATIONS},
     delivery::{Announce, Heard},
     key_packages::HoldDevice,
+    lineage::{Lineage, SKIPPED, is_recognised, recognise},
     rows::DeviceId,
-    schema::devices,
+    schema::{devices, lineage},
     sweep::batches,
 };
+use crate::clock::Clock;
 
 /// Names the advisory lock under which a server migrates, so that several may start at once.
 const MIGRATION_LOCK: i64 = 0x6b65_7970_6f6f_6c31;
@@ -40,22 +43,66 @@ const LISTENER_CHECK: Duration = Duration::from_secs(10);
 /// How long the listener waits before it connects again.
 const LISTENER_PAUSE: Duration = Duration::from_secs(1);
 
-#[derive(Debug)]
-struct Session;
+/// What libpq is told where the URL does not say otherwise: a database that is gone without a word is given up after so
+/// many seconds, or milliseconds, and not after the two hours that TCP takes.
+const DEFAULTS: [(&str, &str); 3] =
+    [("connect_timeout", "5"), ("keepalives_idle", "10"), ("tcp_user_timeout", "15000")];
 
-impl CustomizeConnection<PgConnection, diesel::r2d2::Error> for Session {
-    fn on_acquire(&self, conn: &mut PgConnection) -> Result<(), diesel::r2d2::Error> {
-        use diesel::connection::SimpleConnection;
-        conn.batch_execute(SESSION).map_err(diesel::r2d2::Error::QueryError)
+/// How every connection begins.
+struct Session {
+    clock: Arc<dyn Clock>,
+    /// Whether a database that was restored is taken as it is.
+    trust: bool,
+}
+
+impl std::fmt::Debug for Session {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Session").field("trust", &self.trust).finish_non_exhaustive()
     }
 }
 
-pub(super) fn pool(url: &str, size: u32) -> Result<Pool<ConnectionManager<PgConnection>>, StoreError> {
-    connection::pool(ConnectionManager::new(url), size, Session)
+impl CustomizeConnection<PgConnection, diesel::r2d2::Error> for Session {
+    fn on_acquire(&self, conn: &mut PgConnection) -> Result<(), diesel::r2d2::Error> {
+        self.begin(conn).map_err(diesel::r2d2::Error::QueryError)
+    }
+}
+
+impl Session {
+    /// After a failover or a restore every connection is new: here it is seen, before anything is asked of it.
+    fn begin(&self, conn: &mut PgConnection) -> QueryResult<()> {
+        use diesel::connection::SimpleConnection;
+        conn.batch_execute(SESSION)?;
+        if is_recognised(conn)? {
+            return Ok(());
+        }
+        transaction(conn, &mut |conn| recognise(conn, self.trust, self.clock.now()))
+    }
+}
+
+pub(super) fn pool(
+    url: &str,
+    size: u32,
+    clock: Arc<dyn Clock>,
+    trust: bool,
+) -> Result<Pool<ConnectionManager<PgConnection>>, StoreError> {
+    connection::pool(ConnectionManager::new(with_defaults(url)), size, Session { clock, trust })
+}
+
+/// The URL, with the defaults for what it does not say.
+fn with_defaults(url: &str) -> String {
+    let mut url = url.to_owned();
+    for (name, value) in DEFAULTS {
+        let parameters = url.split_once('?').map_or("", |(_, parameters)| parameters);
+        if parameters.split('&').all(|one| one.split('=').next() != Some(name)) {
+            let separator = if url.contains('?') { '&' } else { '?' };
+            url.extend([separator.to_string().as_str(), name, "=", value]);
+        }
+    }
+    url
 }
 
 pub(super) fn migrate(url: &str) -> Result<(), StoreError> {
-    let mut conn = PgConnection::establish(url).map_err(StoreError::transient)?;
+    let mut conn = PgConnection::establish(&with_defaults(url)).map_err(StoreError::transient)?;
     // The lock is the session's: it ends with this connection, whatever happens.
     diesel::sql_query("SELECT pg_advisory_lock($1)")
         .bind::<diesel::sql_types::BigInt, _>(MIGRATION_LOCK)
@@ -104,7 +151,7 @@ pub(super) fn listen(url: String, hear: impl Fn(Heard) -> ControlFlow<()> + Send
 }
 
 fn listen_once(url: &str, hear: &impl Fn(Heard) -> ControlFlow<()>) -> Result<(), StoreError> {
-    let mut conn = PgConnection::establish(url).map_err(StoreError::transient)?;
+    let mut conn = PgConnection::establish(&with_defaults(url)).map_err(StoreError::transient)?;
     diesel::sql_query(format!("LISTEN {CHANNEL}")).execute(&mut conn)?;
     let mut last_seen = Instant::now();
     // What came while nobody listened.
@@ -128,6 +175,52 @@ fn listen_once(url: &str, hear: &impl Fn(Heard) -> ControlFlow<()>) -> Result<()
     Ok(())
 }
 
+/// The cluster, the table as a dump recreates it, and the timeline that a promotion or a recovery to a point in time
+/// begins.
+const ORIGIN: &str = "SELECT concat_ws('/', system_identifier, 'lineage'::regclass::oid, \
+                      left(pg_walfile_name(pg_current_wal_lsn()), 8)) AS origin FROM pg_control_system()";
+
+#[derive(QueryableByName)]
+struct Origin {
+    #[diesel(sql_type = diesel::sql_types::Text)]
+    origin: String,
+}
+
+impl Lineage for PgConnection {
+    fn origin(&mut self) -> QueryResult<Option<String>> {
+        match diesel::sql_query(ORIGIN).get_result::<Origin>(self) {
+            Ok(Origin { origin }) => Ok(Some(origin)),
+            // A database that only speaks the protocol, or keeps this from its users.
+            Err(error) if says_nothing(&error) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn hold_lineage(&mut self) -> QueryResult<(String, i64, Option<i64>)> {
+        lineage::table.select((lineage::origin, lineage::generation, lineage::fenced_at)).for_update().first(self)
+    }
+
+    fn hold_pools(&mut self) -> QueryResult<()> {
+        diesel::sql_query("SET LOCAL statement_timeout = 0").execute(self)?;
+        diesel::sql_query("LOCK TABLE key_packages IN SHARE ROW EXCLUSIVE MODE").execute(self).map(drop)
+    }
+
+    fn skip_deliveries(&mut self) -> QueryResult<()> {
+        let sequence = "pg_get_serial_sequence('deliveries', 'id')::regclass";
+        diesel::sql_query(format!("SELECT setval({sequence}, nextval({sequence}) + $1)"))
+            .bind::<diesel::sql_types::BigInt, _>(SKIPPED)
+            .execute(self)
+            .map(drop)
+    }
+}
+
+fn says_nothing(error: &diesel::result::Error) -> bool {
+    let diesel::result::Error::DatabaseError(_, info) = error else { return false };
+    ["does not exist", "unknown function", "permission denied", "not supported", "unsupported"]
+        .iter()
+        .any(|symptom| info.message().contains(symptom))
+}
+
 impl HoldDevice for PgConnection {
     fn hold_device(&mut self, owner: i64) -> QueryResult<bool> {
         let found = devices::table.find(owner).filter(devices::removed_at.is_null()).select(devices::id);
@@ -137,3 +230,20 @@ impl HoldDevice for PgConnection {
 
 claims!(PgConnection, [.for_update().skip_locked()], [.for_update()]);
 batches!(PgConnection, .for_update().skip_locked());
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_url_says_goes_over_the_defaults() {
+        assert_eq!(
+            with_defaults("postgres://a@b/c"),
+            "postgres://a@b/c?connect_timeout=5&keepalives_idle=10&tcp_user_timeout=15000"
+        );
+        assert_eq!(
+            with_defaults("postgres://b/c?sslmode=require&connect_timeout=1"),
+            "postgres://b/c?sslmode=require&connect_timeout=1&keepalives_idle=10&tcp_user_timeout=15000"
+        );
+    }
+}

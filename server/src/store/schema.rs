@@ -114,6 +114,16 @@ diesel::table! {
     }
 }
 
+diesel::table! {
+    lineage (id) {
+        id -> Integer,
+        origin -> Text,
+        generation -> BigInt,
+        fenced_at -> Nullable<BigInt>,
+    }
+}
+
 diesel::joinable!(deliveries -> envelopes (envelope_id));
 diesel::allow_tables_to_appear_in_same_query!(users, devices, key_packages, hpke_keys, audit_events);
 diesel::allow_tables_to_appear_in_same_query!(deliveries, envelopes);
+diesel::allow_tables_to_appear_in_same_query!(devices, lineage);

@@ -13,7 +13,8 @@ use super::{
     connection::{self, SQLITE_MIGRATIONS},
     delivery::Announce,
     key_packages::HoldDevice,
-    schema::devices,
+    lineage::{Lineage, SKIPPED},
+    schema::{devices, lineage},
     sweep::batches,
 };
 
@@ -53,6 +54,30 @@ impl Announce for SqliteConnection {
     /// The one server of the database knows by itself.
     fn announce(&mut self, _: &[i64]) -> QueryResult<()> {
         Ok(())
+    }
+}
+
+impl Lineage for SqliteConnection {
+    /// A file is the same wherever it was copied to: its generation file tells.
+    fn origin(&mut self) -> QueryResult<Option<String>> {
+        Ok(None)
+    }
+
+    fn hold_lineage(&mut self) -> QueryResult<(String, i64, Option<i64>)> {
+        lineage::table.select((lineage::origin, lineage::generation, lineage::fenced_at)).first(self)
+    }
+
+    fn hold_pools(&mut self) -> QueryResult<()> {
+        // The transaction is the only writer already.
+        Ok(())
+    }
+
+    fn skip_deliveries(&mut self) -> QueryResult<()> {
+        // The row is there from the first delivery on.
+        diesel::sql_query("UPDATE sqlite_sequence SET seq = seq + ? WHERE name = 'deliveries'")
+            .bind::<diesel::sql_types::BigInt, _>(SKIPPED)
+            .execute(self)
+            .map(drop)
     }
 }
 

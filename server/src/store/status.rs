@@ -12,7 +12,7 @@ use super::{
     connection::with_conn,
     devices::DeviceSql,
     rows::{DeviceId, Names, count, statements, suite, timestamp},
-    schema::{devices, key_packages},
+    schema::{devices, key_packages, lineage},
 };
 
 /// What a device has in its pool.
@@ -26,6 +26,8 @@ pub struct PoolContents {
     pub handed_out: Vec<(UserName, u64)>,
     /// When something was last accepted.
     pub last_upload: Option<Timestamp>,
+    /// When everything was withdrawn, because the database had been restored.
+    pub fenced_at: Option<Timestamp>,
 }
 
 /// A KeyPackage that is available or reserved.
@@ -84,8 +86,10 @@ statements! {
                 .load(conn)
         }
 
-        fn last_upload(conn, owner: i64) -> QueryResult<Option<i64>> {
-            devices::table.find(owner).select(devices::last_upload).first(conn)
+        /// Its last upload, and the last fence.
+        fn last_upload(conn, owner: i64) -> QueryResult<(Option<i64>, Option<i64>)> {
+            let fenced_at = lineage::table.select(lineage::fenced_at).single_value();
+            devices::table.find(owner).select((devices::last_upload, fenced_at)).first(conn)
         }
     }
 }
@@ -119,6 +123,7 @@ fn contents<C: StatusSql + AuditSql + DeviceSql>(
     let live = conn.live(owner)?;
     let last_resorts: Vec<_> = live.iter().filter(|row| row.5).map(|row| row.0.clone()).collect();
     let uses = if last_resorts.is_empty() { Vec::new() } else { conn.last_resort_uses(owner, &last_resorts)? };
+    let (last_upload, fenced_at) = conn.last_upload(owner)?;
     let uses_of = |keypackage_ref: &[u8]| uses.iter().find(|(used, _)| used == keypackage_ref).map_or(0, |(_, n)| *n);
     Ok(PoolContents {
         live: live
@@ -141,7 +146,8 @@ fn contents<C: StatusSql + AuditSql + DeviceSql>(
             .map(|(number, state, n)| Ok((suite(number)?, state.parse().map_err(StoreError::fatal)?, count(n)?)))
             .collect::<Result<_, StoreError>>()?,
         handed_out: handed_out(conn, owner, since)?,
-        last_upload: conn.last_upload(owner)?.map(timestamp).transpose()?,
+        last_upload: last_upload.map(timestamp).transpose()?,
+        fenced_at: fenced_at.map(timestamp).transpose()?,
     })
 }
 

@@ -39,6 +39,7 @@ impl Model {
             total: sum(|s| s.total),
             expiring_soon: sum(|s| s.expiring_soon),
             last_upload: self.last_upload[owner].map(time),
+            fenced_at: None,
             last_resort: LastResortStatus {
                 present: all.iter().any(|s| s.last_resort.present),
                 uses: sum(|s| s.last_resort.uses),

@@ -2,9 +2,9 @@ use diesel::{
     Connection, PgConnection, QueryResult, QueryableByName, RunQueryDsl, SqliteConnection,
     connection::SimpleConnection, sql_types::BigInt,
 };
-use tempfile::TempDir;
+use tempfile::{NamedTempFile, TempDir};
 
-use super::postgres;
+use super::postgres::{self, program, run};
 
 /// Which database a test runs on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,6 +24,33 @@ impl Place {
     /// A database that something else keeps.
     pub fn at(url: String) -> Self {
         Self { url, _directory: None }
+    }
+}
+
+impl Place {
+    /// A backup, as an operator makes it of a database that is in use.
+    pub fn backup(&self) -> NamedTempFile {
+        let file = NamedTempFile::new().unwrap();
+        if self.url.starts_with("sqlite://") {
+            self.open().run(&format!("VACUUM INTO '{}'", file.path().display()));
+        } else {
+            run(program("pg_dump").args(["--format=custom", "--dbname", &self.url, "--file"]).arg(file.path()));
+        }
+        file
+    }
+
+    /// The database is lost, and comes back from its backup.
+    pub fn restored(self, backup: &NamedTempFile) -> Self {
+        let Some(path) = self.url.strip_prefix("sqlite://") else {
+            let new = Database::Postgres.fresh();
+            run(program("pg_restore").args(["--dbname", &new.url]).arg(backup.path()));
+            return new;
+        };
+        for leftover in [format!("{path}-wal"), format!("{path}-shm")] {
+            let _ = std::fs::remove_file(leftover);
+        }
+        std::fs::copy(backup.path(), path).unwrap();
+        self
     }
 }
 

@@ -4,13 +4,13 @@ use std::{
     sync::Arc,
 };
 
-use jiff::SignedDuration;
+use jiff::{SignedDuration, Timestamp};
 use keypool_client::{
     CIPHERSUITE, KeyPackagePoolConfig, ManualClock, MlsClient, NewDevice, RefreshReport, Result, Settings, What,
 };
 use tempfile::TempDir;
 
-use super::{Http, TestServer};
+use super::{Http, TestServer, now};
 
 /// A device with the client library: its data directory, and a clock that stands still until the test moves it.
 #[derive(Debug)]
@@ -51,10 +51,19 @@ impl Owner {
         Self::with(server, &new_device(&server.base, user), KeyPackagePoolConfig::default()).await.0
     }
 
+    /// The same with a server that goes by the real time.
+    pub async fn at(base: &str, user: &str) -> Self {
+        Self::then(now(), &new_device(base, user), KeyPackagePoolConfig::default()).await.0
+    }
+
     /// A device as it is asked for, with what its first refresh reported.
     pub async fn with(server: &TestServer, new: &NewDevice, pool: KeyPackagePoolConfig) -> (Self, RefreshReport) {
+        Self::then(server.now(), new, pool).await
+    }
+
+    async fn then(now: Timestamp, new: &NewDevice, pool: KeyPackagePoolConfig) -> (Self, RefreshReport) {
         let directory = tempfile::tempdir().unwrap();
-        let clock = Arc::new(ManualClock::new(server.now()));
+        let clock = Arc::new(ManualClock::new(now));
         let settings = settings(&clock, pool);
         let (client, report) = MlsClient::init(directory.path(), new, settings, &|_| ()).await.unwrap();
         (Self { client, clock, directory }, report)

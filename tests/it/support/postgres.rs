@@ -63,6 +63,14 @@ impl Postgres {
         run(control(&self.programs, &self.directory.join("data")).args(["-w", "-m", mode, "stop"]));
     }
 
+    /// Has it begin a new timeline, as a standby does that takes over. It is stopped before, and goes on.
+    pub fn promote(&self) {
+        let data = self.directory.join("data");
+        fs::write(data.join("standby.signal"), "").unwrap();
+        self.go_on();
+        run(control(&self.programs, &data).args(["-w", "promote"]));
+    }
+
     /// Starts it again after a stop, with what it had.
     pub fn go_on(&self) {
         let log = self.directory.join("log");
@@ -80,6 +88,11 @@ pub fn fresh_database() -> String {
     let admin = admin.get_or_insert_with(|| PgConnection::establish(&server.url("postgres")).unwrap());
     diesel::sql_query(format!("CREATE DATABASE {name}")).execute(admin).unwrap();
     server.url(&name)
+}
+
+/// One of PostgreSQL's programs.
+pub fn program(name: &str) -> Command {
+    Command::new(programs().join(name))
 }
 
 fn watchdog(programs: &Path, directory: &Path) -> Child {
@@ -120,7 +133,7 @@ fn is_root() -> bool {
     Command::new("id").arg("-u").output().is_ok_and(|id| id.stdout == b"0\n")
 }
 
-fn run(command: &mut Command) {
+pub fn run(command: &mut Command) {
     // To a file and not to a pipe, which the server that pg_ctl starts would hold open.
     let said = tempfile::NamedTempFile::new().unwrap();
     let (out, err) = (said.reopen().unwrap(), said.reopen().unwrap());
@@ -129,7 +142,7 @@ fn run(command: &mut Command) {
     assert!(ok, "{command:?}: {status:?}\n{}", fs::read_to_string(said.path()).unwrap());
 }
 
-/// Where `initdb` and `pg_ctl` are.
+/// Where `initdb` and the others are.
 fn programs() -> PathBuf {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let by_pg_config = Command::new("pg_config").arg("--bindir").output().ok();
@@ -143,6 +156,8 @@ fn programs() -> PathBuf {
     std::env::split_paths(&path)
         .chain(by_pg_config)
         .chain(debian.into_iter().rev())
-        .find(|directory| directory.join("initdb").is_file() && directory.join("pg_ctl").is_file())
+        // Behind a link, the others are where it leads to.
+        .filter_map(|directory| Some(directory.join("initdb").canonicalize().ok()?.parent()?.to_owned()))
+        .find(|directory| ["pg_ctl", "pg_dump", "pg_restore"].iter().all(|name| directory.join(name).is_file()))
         .expect(REMEDY)
 }

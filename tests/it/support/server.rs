@@ -145,7 +145,7 @@ impl TestServer {
     pub fn enrol(&self, user: &str, lasts: SignedDuration) -> String {
         let config = Config { database_url: self.place.url.clone().into(), ..Config::default() };
         let token = Token::enrolment().unwrap();
-        let store = Store::connect(&config, Arc::new(Metrics::new().unwrap())).unwrap();
+        let store = Store::connect(&config, Arc::new(Metrics::new().unwrap()), self.clock.clone()).unwrap();
         store.enrol(&user.parse().unwrap(), &token.hash(), self.now(), self.now() + lasts).unwrap();
         token.reveal().to_owned()
     }

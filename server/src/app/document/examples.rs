@@ -212,6 +212,7 @@ fn status() -> PoolStatus {
         total: suite.total,
         expiring_soon: suite.expiring_soon,
         last_upload: Some(time(0)),
+        fenced_at: None,
         last_resort,
         health: suite.health,
         recommended_upload: suite.recommended_upload,

@@ -1,0 +1,64 @@
+# keypool-server, with the keypool command beside it: two programs, the C library, certificates, and nothing else.
+
+FROM rust:1-slim-bookworm AS build
+# What OpenSSL is built with, for PostgreSQL over TLS and for encrypted client files.
+RUN apt-get update \
+ && apt-get install -y --no-install-recommends make perl \
+ && rm -rf /var/lib/apt/lists/*
+WORKDIR /keypool
+ENV CARGO_PROFILE_RELEASE_STRIP=symbols CARGO_TARGET_DIR=/target
+
+# The dependencies, in a layer of their own: it is built anew when a manifest changes, not when the code does. Each
+# program is built by itself, else the server would get the client's SQLCipher in place of SQLite.
+COPY Cargo.toml Cargo.lock ./
+COPY bench/Cargo.toml bench/
+COPY client/Cargo.toml client/
+COPY openapi/Cargo.toml openapi/
+COPY server/Cargo.toml server/
+COPY tests/Cargo.toml tests/
+RUN mkdir -p bench/src client/src openapi/src server/src tests/src tests/it \
+ && touch client/src/lib.rs openapi/src/lib.rs server/src/lib.rs tests/it/main.rs \
+ && for member in bench client server tests; do echo 'fn main() {}' >$member/src/main.rs; done \
+ && cargo build --locked --release --package keypool-server \
+ && cargo build --locked --release --package keypool-client \
+ && cargo clean --release --package keypool-server --package keypool-client --package keypool-openapi
+
+COPY migrations migrations
+COPY openapi openapi
+COPY server server
+RUN cargo build --locked --release --package keypool-server
+COPY client client
+RUN cargo build --locked --release --package keypool-client
+
+FROM debian:bookworm-slim AS root
+RUN apt-get update \
+ && apt-get install -y --no-install-recommends ca-certificates \
+ && rm -rf /var/lib/apt/lists/*
+COPY --from=build /target/release/keypool-server /target/release/keypool /root/usr/local/bin/
+# What the programs link to, where the loader looks for it.
+RUN ldd /root/usr/local/bin/* | grep -o '/lib[^ ]*' | sort -u \
+  | while read -r library; do cp --dereference --parents "$library" /root; done \
+ && cp --parents /etc/ssl/certs/ca-certificates.crt /root \
+ && echo 'hosts: files dns' >/root/etc/nsswitch.conf \
+ && echo 'keypool:x:10001:10001::/data:/nonexistent' >/root/etc/passwd \
+ && echo 'keypool:x:10001:' >/root/etc/group \
+ && install --directory --mode 1777 /root/tmp \
+ && install --directory --owner 10001 --group 10001 --mode 0700 /root/data
+COPY LICENSE-APACHE LICENSE-MIT LICENSES-THIRD-PARTY.txt /root/usr/share/doc/keypool/
+
+FROM scratch
+LABEL org.opencontainers.image.title="Keypool" \
+      org.opencontainers.image.description="The KeyPackage directory of an MLS (RFC 9420) messenger" \
+      org.opencontainers.image.licenses="MIT OR Apache-2.0"
+COPY --from=root /root/ /
+ENV PATH=/usr/local/bin \
+    SSL_CERT_FILE=/etc/ssl/certs/ca-certificates.crt \
+    KEYPOOL_LISTEN=0.0.0.0:8080 \
+    KEYPOOL_DATABASE_URL=sqlite:///data/keypool.db
+USER 10001:10001
+WORKDIR /data
+VOLUME /data
+EXPOSE 8080
+STOPSIGNAL SIGTERM
+HEALTHCHECK --interval=5s --timeout=5s --start-period=30s CMD ["keypool-server", "healthcheck"]
+CMD ["keypool-server"]
