@@ -57,7 +57,6 @@ ENV PATH=/usr/local/bin \
     KEYPOOL_DATABASE_URL=sqlite:///data/keypool.db
 USER 10001:10001
 WORKDIR /data
-VOLUME /data
 EXPOSE 8080
 STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=5s --timeout=5s --start-period=30s CMD ["keypool-server", "healthcheck"]

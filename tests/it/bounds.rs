@@ -11,7 +11,7 @@ use reqwest::Method;
 use rstest::rstest;
 use serde_json::json;
 
-use crate::support::{Database, Device, Http, TestServer};
+use crate::support::{Anywhere, Device, Http, TestServer};
 
 /// Sends a request's head and nothing of its body, and reads the status of the answer.
 fn status_of_a_head(caller: &Http, path: &str, length: u64) -> String {
@@ -33,7 +33,7 @@ fn status_of_a_head(caller: &Http, path: &str, length: u64) -> String {
 
 #[rstest]
 #[tokio::test]
-async fn a_large_body_is_refused_by_its_length_alone(#[values(Database::Postgres, Database::Sqlite)] db: Database) {
+async fn a_large_body_is_refused_by_its_length_alone(#[values(Anywhere::Postgres, Anywhere::Sqlite)] db: Anywhere) {
     let server = TestServer::start(db).await;
     let alice = server.anyone().registered("alice", "laptop").await;
     let small = 128 * 1024;
@@ -52,7 +52,7 @@ async fn a_large_body_is_refused_by_its_length_alone(#[values(Database::Postgres
 
 #[rstest]
 #[tokio::test]
-async fn a_body_just_within_its_bounds_is_read(#[values(Database::Postgres, Database::Sqlite)] db: Database) {
+async fn a_body_just_within_its_bounds_is_read(#[values(Anywhere::Postgres, Anywhere::Sqlite)] db: Anywhere) {
     let server = TestServer::start(db).await;
     let alice = server.anyone().registered("alice", "laptop").await;
     let body = |bytes: usize| {
@@ -74,7 +74,7 @@ async fn a_body_just_within_its_bounds_is_read(#[values(Database::Postgres, Data
 
 #[rstest]
 #[tokio::test]
-async fn deep_and_long_json_is_refused(#[values(Database::Postgres, Database::Sqlite)] db: Database) {
+async fn deep_and_long_json_is_refused(#[values(Anywhere::Postgres, Anywhere::Sqlite)] db: Anywhere) {
     let server = TestServer::start(db).await;
     let alice = server.anyone().registered("alice", "laptop").await;
     let deep = |open: &str, close: &str| format!("{}{}", open.repeat(20_000), close.repeat(20_000));

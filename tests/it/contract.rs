@@ -8,19 +8,7 @@ use rstest::rstest;
 use serde_json::{Value, json};
 use strum::IntoEnumIterator;
 
-use crate::support::{Database, Device, Http, Place, ServerProcess, encode, tools};
-
-const ADMIN_TOKEN: &str = "the operator's token of these tests";
-
-/// A server with its database, which goes when it is dropped.
-async fn server(db: Database) -> (ServerProcess, Place) {
-    let place = db.fresh();
-    let server = ServerProcess::start_with(&place, |command| {
-        command.env("KEYPOOL_ADMIN_TOKEN", ADMIN_TOKEN);
-    })
-    .await;
-    (server, place)
-}
+use crate::support::{ADMIN_TOKEN, Anywhere, Database, Device, Http, Running, encode, tools};
 
 /// Where a generated client goes; what was there is gone.
 fn workshop(name: &str) -> tempfile::TempDir {
@@ -33,7 +21,7 @@ fn key_packages(user: &str) -> String {
 }
 
 /// Writes the document that a running server publishes.
-async fn published(server: &ServerProcess, directory: &Path) -> String {
+async fn published(server: &Running, directory: &Path) -> String {
     let document = Http::new(&server.base).get("/openapi.json").await;
     let path = directory.join("openapi.json");
     fs::write(&path, document.text).unwrap();
@@ -42,7 +30,7 @@ async fn published(server: &ServerProcess, directory: &Path) -> String {
 
 #[tokio::test]
 async fn the_document_is_valid() {
-    let ((server, _place), directory) = (server(Database::Sqlite).await, workshop("valid"));
+    let (server, directory) = (Running::start(Database::Sqlite).await, workshop("valid"));
     let document = published(&server, directory.path()).await;
     let said = tools::run(tools::python("openapi-spec-validator").arg(&document), "the document has to be mended");
     assert!(said.contains("OK"), "{said}");
@@ -54,7 +42,7 @@ async fn the_document_is_valid() {
 
 #[tokio::test]
 async fn a_python_client_generated_from_it_works() {
-    let ((server, _place), directory) = (server(Database::Sqlite).await, workshop("python"));
+    let (server, directory) = (Running::start(Database::Sqlite).await, workshop("python"));
     let document = published(&server, directory.path()).await;
     let client = directory.path().join("keypool_client");
     let mut generate = tools::python("openapi-python-client");
@@ -72,7 +60,7 @@ async fn a_python_client_generated_from_it_works() {
 
 #[tokio::test]
 async fn a_typescript_client_generated_from_it_works() {
-    let ((server, _place), directory) = (server(Database::Sqlite).await, workshop("typescript"));
+    let (server, directory) = (Running::start(Database::Sqlite).await, workshop("typescript"));
     let document = published(&server, directory.path()).await;
     let packages = tools::node();
     for (from, to) in [
@@ -98,7 +86,7 @@ async fn a_typescript_client_generated_from_it_works() {
 
 /// Who is there when schemathesis begins: a device to reserve from, the one that makes the requests, and others to end.
 /// Answers the first two, which hooks.py keeps alive.
-async fn scene(server: &ServerProcess, directory: &Path) -> (Http, Http) {
+async fn scene(server: &Running, directory: &Path) -> (Http, Http) {
     let anyone = Http::new(&server.base);
     let alice = anyone.registered("alice", "laptop").await;
     let device = Device::new("alice", "laptop");
@@ -132,8 +120,8 @@ async fn scene(server: &ServerProcess, directory: &Path) -> (Http, Http) {
 /// fault of the server's, no status and no body that the document does not have.
 #[rstest]
 #[tokio::test]
-async fn the_server_does_what_the_document_says(#[values(Database::Postgres, Database::Sqlite)] db: Database) {
-    let ((server, _place), directory) = (server(db).await, workshop("schemathesis"));
+async fn the_server_does_what_the_document_says(#[values(Anywhere::Postgres, Anywhere::Sqlite)] db: Anywhere) {
+    let (server, directory) = (Running::start(db).await, workshop("schemathesis"));
     let (alice, runner) = scene(&server, directory.path()).await;
     fs::copy(tools::contract().join("schemathesis.toml"), directory.path().join("schemathesis.toml")).unwrap();
     let published = format!("{}/openapi.json", server.base);

@@ -8,7 +8,7 @@ use rstest::rstest;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
-use crate::support::{Answer, Database, Device, Http, Party, TestServer, decode, encode};
+use crate::support::{Answer, Anywhere, Database, Device, Http, Party, TestServer, decode, encode};
 
 /// A user with one device, which is registered and has so many KeyPackages on the server.
 async fn registered(server: &TestServer, user: &str, packages: usize) -> (Http, Device) {
@@ -95,7 +95,7 @@ async fn an_addition_goes_all_the_way(#[values(Database::Postgres, Database::Sql
 /// The wrong group id is only the beginning: each of these is refused, and nothing happens.
 #[rstest]
 #[tokio::test]
-async fn what_is_not_what_it_should_be_is_refused(#[values(Database::Postgres, Database::Sqlite)] db: Database) {
+async fn what_is_not_what_it_should_be_is_refused(#[values(Anywhere::Postgres, Anywhere::Sqlite)] db: Anywhere) {
     let server = TestServer::start(db).await;
     let (alice, at_alice) = registered(&server, "alice", 0).await;
     let (_bob, at_bob) = registered(&server, "bob", 1).await;
@@ -143,7 +143,7 @@ async fn what_is_not_what_it_should_be_is_refused(#[values(Database::Postgres, D
 #[rstest]
 #[tokio::test]
 async fn the_first_commit_of_an_epoch_wins_and_the_other_has_done_nothing(
-    #[values(Database::Postgres, Database::Sqlite)] db: Database,
+    #[values(Anywhere::Postgres, Anywhere::Sqlite)] db: Anywhere,
 ) {
     let server = TestServer::start(db).await;
     let (alice, at_alice) = registered(&server, "alice", 0).await;
@@ -176,7 +176,7 @@ async fn the_first_commit_of_an_epoch_wins_and_the_other_has_done_nothing(
 
 #[rstest]
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn of_many_at_once_one_commit_wins(#[values(Database::Postgres, Database::Sqlite)] db: Database) {
+async fn of_many_at_once_one_commit_wins(#[values(Anywhere::Postgres, Anywhere::Sqlite)] db: Anywhere) {
     let server = TestServer::start(db).await;
     let (alice, _) = registered(&server, "alice", 0).await;
     let (bob, _) = registered(&server, "bob", 0).await;
@@ -239,7 +239,7 @@ async fn a_reservation_that_went_to_another_fails_the_commit_as_a_whole(
 #[rstest]
 #[tokio::test]
 async fn who_cannot_show_what_the_commit_before_asked_for_takes_no_epoch(
-    #[values(Database::Postgres, Database::Sqlite)] db: Database,
+    #[values(Anywhere::Postgres, Anywhere::Sqlite)] db: Anywhere,
 ) {
     let server = TestServer::start(db).await;
     let (alice, at_alice) = registered(&server, "alice", 0).await;
@@ -266,7 +266,7 @@ async fn who_cannot_show_what_the_commit_before_asked_for_takes_no_epoch(
 #[rstest]
 #[tokio::test]
 async fn a_commit_whose_answer_was_lost_can_be_asked_for_again(
-    #[values(Database::Postgres, Database::Sqlite)] db: Database,
+    #[values(Anywhere::Postgres, Anywhere::Sqlite)] db: Anywhere,
 ) {
     let server = TestServer::start(db).await;
     let (alice, at_alice) = registered(&server, "alice", 0).await;
@@ -325,7 +325,7 @@ async fn a_queue_is_in_order_and_kept_until_it_is_acknowledged(
 
 #[rstest]
 #[tokio::test]
-async fn a_page_is_no_larger_than_a_client_can_take(#[values(Database::Postgres, Database::Sqlite)] db: Database) {
+async fn a_page_is_no_larger_than_a_client_can_take(#[values(Anywhere::Postgres, Anywhere::Sqlite)] db: Anywhere) {
     let server = TestServer::start(db).await;
     let (alice, at_alice) = registered(&server, "alice", 0).await;
     let (bob, _) = registered(&server, "bob", 0).await;
@@ -425,7 +425,7 @@ async fn what_nobody_fetches_is_kept_for_its_time_and_no_longer(
 #[rstest]
 #[tokio::test]
 async fn a_welcome_that_cannot_be_opened_is_told_to_who_sent_it(
-    #[values(Database::Postgres, Database::Sqlite)] db: Database,
+    #[values(Anywhere::Postgres, Anywhere::Sqlite)] db: Anywhere,
 ) {
     let server = TestServer::start(db).await;
     let (alice, at_alice) = registered(&server, "alice", 0).await;
@@ -452,7 +452,7 @@ async fn a_welcome_that_cannot_be_opened_is_told_to_who_sent_it(
 #[rstest]
 #[tokio::test]
 async fn a_device_of_the_same_name_has_none_of_the_old_ones_messages(
-    #[values(Database::Postgres, Database::Sqlite)] db: Database,
+    #[values(Anywhere::Postgres, Anywhere::Sqlite)] db: Anywhere,
 ) {
     let server = TestServer::start(db).await;
     let (alice, at_alice) = registered(&server, "alice", 0).await;

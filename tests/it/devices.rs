@@ -4,11 +4,11 @@ use keypool_openapi::ProblemType;
 use rstest::rstest;
 use serde_json::json;
 
-use crate::support::{Database, TestServer};
+use crate::support::{Anywhere, TestServer};
 
 #[rstest]
 #[tokio::test]
-async fn a_device_is_registered_once(#[values(Database::Postgres, Database::Sqlite)] db: Database) {
+async fn a_device_is_registered_once(#[values(Anywhere::Postgres, Anywhere::Sqlite)] db: Anywhere) {
     let server = TestServer::start(db).await;
     let answer = server.anyone().register("alice", "laptop").await;
     assert_eq!(answer.status, 201, "{}", answer.text);
@@ -21,7 +21,7 @@ async fn a_device_is_registered_once(#[values(Database::Postgres, Database::Sqli
 
 #[rstest]
 #[tokio::test]
-async fn a_further_device_needs_a_token_of_its_user(#[values(Database::Postgres, Database::Sqlite)] db: Database) {
+async fn a_further_device_needs_a_token_of_its_user(#[values(Anywhere::Postgres, Anywhere::Sqlite)] db: Anywhere) {
     let server = TestServer::start(db).await;
     let alice = server.anyone().registered("alice", "laptop").await;
     let mallory = server.anyone().registered("mallory", "phone").await;
@@ -36,7 +36,7 @@ async fn a_further_device_needs_a_token_of_its_user(#[values(Database::Postgres,
 
 #[rstest]
 #[tokio::test]
-async fn every_call_but_registration_needs_a_valid_token(#[values(Database::Postgres, Database::Sqlite)] db: Database) {
+async fn every_call_but_registration_needs_a_valid_token(#[values(Anywhere::Postgres, Anywhere::Sqlite)] db: Anywhere) {
     let server = TestServer::start(db).await;
     server.anyone().registered("alice", "laptop").await;
     let wrong = format!("keypool_{}", "A".repeat(43));

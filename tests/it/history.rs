@@ -3,7 +3,7 @@
 
 mod check;
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
 use jiff::Timestamp;
 use rand::{RngExt, SeedableRng, rngs::StdRng, seq::IndexedRandom};
@@ -11,7 +11,7 @@ use rstest::rstest;
 use serde_json::{Value, json};
 
 use self::check::{Done, History, Step};
-use crate::support::{Answer, Database, Device, Http, ServerProcess, group, hot_client, now};
+use crate::support::{Answer, Anywhere, Device, Http, Running, group, hot_client, now};
 
 const CLIENTS: usize = 16;
 /// The first so many clients have pools that all reserve from.
@@ -34,7 +34,7 @@ struct Client {
 }
 
 impl Client {
-    async fn new(server: &ServerProcess, number: usize, seed: u64) -> Self {
+    async fn new(server: &Running, number: usize, seed: u64) -> Self {
         let user = format!("user-{number}");
         let http = Http::over(hot_client(), &server.base).registered(&user, "main").await;
         let device = (number < OWNERS).then(|| Device::new(&user, "main"));
@@ -133,9 +133,8 @@ async fn pages(http: &Http, path: &str, from: &str, items: &str) -> Vec<Value> {
 
 #[rstest]
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_sixteen_clients_saw_could_have_happened(#[values(Database::Postgres, Database::Sqlite)] db: Database) {
-    let place = db.fresh();
-    let server = Arc::new(ServerProcess::start(&place).await);
+async fn what_sixteen_clients_saw_could_have_happened(#[values(Anywhere::Postgres, Anywhere::Sqlite)] db: Anywhere) {
+    let server = Running::start(db).await;
     let seed = rand::random();
     println!("seed {seed}");
     let mut clients = Vec::new();

@@ -5,7 +5,7 @@ use keypool_openapi::ProblemType;
 use rstest::rstest;
 use serde_json::{Value, json};
 
-use crate::support::{Database, Device, Http, TestServer};
+use crate::support::{Anywhere, Database, Device, Http, TestServer};
 
 /// A key of a registration: 32 characters.
 const KEY: &str = "67e5504410b1426f9247bb680e5fe0c8";
@@ -158,7 +158,7 @@ fn token(answer: &Value) -> &str {
 #[rstest]
 #[tokio::test]
 async fn a_registration_is_repeated_until_its_token_is_used(
-    #[values(Database::Postgres, Database::Sqlite)] db: Database,
+    #[values(Anywhere::Postgres, Anywhere::Sqlite)] db: Anywhere,
 ) {
     let server = TestServer::start(db).await;
     let anyone = server.anyone().with_key(KEY);
@@ -197,7 +197,7 @@ async fn a_registration_is_repeated_within_the_window(#[values(Database::Postgre
 #[rstest]
 #[tokio::test]
 async fn whoever_could_guess_the_key_could_have_the_token(
-    #[values(Database::Postgres, Database::Sqlite)] db: Database,
+    #[values(Anywhere::Postgres, Anywhere::Sqlite)] db: Anywhere,
 ) {
     let server = TestServer::start(db).await;
     let short = server.anyone().with_key(&KEY[..31]);
@@ -208,7 +208,7 @@ async fn whoever_could_guess_the_key_could_have_the_token(
 #[rstest]
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn registrations_at_once_make_one_device_with_one_token(
-    #[values(Database::Postgres, Database::Sqlite)] db: Database,
+    #[values(Anywhere::Postgres, Anywhere::Sqlite)] db: Anywhere,
 ) {
     let server = TestServer::start(db).await;
     let tasks: Vec<_> = (0..8)

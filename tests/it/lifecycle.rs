@@ -6,7 +6,7 @@ use openmls::prelude::Ciphersuite;
 use rstest::rstest;
 use serde_json::{Value, json};
 
-use crate::support::{Database, Device, Http, TestServer};
+use crate::support::{Anywhere, Database, Device, Http, TestServer, Where};
 
 const SUITE_3: Ciphersuite = Ciphersuite::MLS_128_DHKEMX25519_CHACHA20POLY1305_SHA256_Ed25519;
 
@@ -17,7 +17,7 @@ struct Scene {
     bob: Http,
 }
 
-async fn scene(db: Database, packages: usize) -> Scene {
+async fn scene(db: impl Into<Where>, packages: usize) -> Scene {
     let server = TestServer::start(db).await;
     let alice = server.anyone().registered("alice", "laptop").await;
     let bob = server.anyone().registered("bob", "phone").await;
@@ -101,7 +101,7 @@ async fn a_late_spend_holds_unless_somebody_else_has_it(#[values(Database::Postg
 
 #[rstest]
 #[tokio::test]
-async fn a_release_may_be_repeated(#[values(Database::Postgres, Database::Sqlite)] db: Database) {
+async fn a_release_may_be_repeated(#[values(Anywhere::Postgres, Anywhere::Sqlite)] db: Anywhere) {
     let Scene { server: _server, alice, bob, .. } = scene(db, 1).await;
     let reservation = bob.reserved("alice").await;
     for _ in 0..2 {
@@ -131,7 +131,7 @@ async fn the_last_resort_is_never_used_up(#[values(Database::Postgres, Database:
 
 #[rstest]
 #[tokio::test]
-async fn each_device_gives_one_and_the_empty_are_named(#[values(Database::Postgres, Database::Sqlite)] db: Database) {
+async fn each_device_gives_one_and_the_empty_are_named(#[values(Anywhere::Postgres, Anywhere::Sqlite)] db: Anywhere) {
     let Scene { server: _server, alice, bob, .. } = scene(db, 2).await;
     let tablet = alice.registered("alice", "tablet").await;
     alice.registered("alice", "watch").await;
@@ -171,7 +171,7 @@ async fn what_ends_too_soon_is_not_handed_out(#[values(Database::Postgres, Datab
 
 #[rstest]
 #[tokio::test]
-async fn health_follows_the_fresh_ones(#[values(Database::Postgres, Database::Sqlite)] db: Database) {
+async fn health_follows_the_fresh_ones(#[values(Anywhere::Postgres, Anywhere::Sqlite)] db: Anywhere) {
     let Scene { server: _server, alice, device, .. } = scene(db, 0).await;
     for (upload, health, recommended) in [(0, "empty", 32), (7, "low", 25), (1, "good", 24)] {
         if upload > 0 {

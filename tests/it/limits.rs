@@ -6,7 +6,7 @@ use keypool_server::config::Limits;
 use rstest::rstest;
 use serde_json::{Value, json};
 
-use crate::support::{Answer, Database, Device, Http, TestServer, hot_client};
+use crate::support::{Answer, Anywhere, Database, Device, Http, TestServer, hot_client};
 
 /// Alice, whose last resort never runs out, and Bob.
 async fn with_a_last_resort(server: &TestServer) -> (Http, Http) {
@@ -148,7 +148,7 @@ async fn spend_all(bob: &Http, answer: &Value) -> usize {
 
 #[rstest]
 #[tokio::test]
-async fn a_group_of_two_hundred_is_made_as_it_comes(#[values(Database::Postgres, Database::Sqlite)] db: Database) {
+async fn a_group_of_two_hundred_is_made_as_it_comes(#[values(Anywhere::Postgres, Anywhere::Sqlite)] db: Anywhere) {
     let server = TestServer::start(db).await;
     let names = crowd(&server).await;
     let bob = Http::over(hot_client(), &server.base).registered("bob", "phone").await;

@@ -6,6 +6,7 @@
 mod access;
 mod bounds;
 mod client;
+mod containers;
 mod contract;
 mod crash;
 mod delivery;

@@ -6,11 +6,11 @@ use reqwest::Method;
 use rstest::rstest;
 use serde_json::json;
 
-use crate::support::{Database, TestServer};
+use crate::support::{Anywhere, TestServer};
 
 #[rstest]
 #[tokio::test]
-async fn what_cannot_be_read_is_a_problem(#[values(Database::Postgres, Database::Sqlite)] db: Database) {
+async fn what_cannot_be_read_is_a_problem(#[values(Anywhere::Postgres, Anywhere::Sqlite)] db: Anywhere) {
     let server = TestServer::start(db).await;
     let alice = server.anyone().registered("alice", "laptop").await;
     for body in ["{", r#"{"user":"a/b","device":"c"}"#, r#"{"user":"a"}"#, r#"{"user":"a","device":"b","admin":true}"#]
@@ -25,7 +25,7 @@ async fn what_cannot_be_read_is_a_problem(#[values(Database::Postgres, Database:
 
 #[rstest]
 #[tokio::test]
-async fn the_server_shows_how_it_is_and_what_it_offers(#[values(Database::Postgres, Database::Sqlite)] db: Database) {
+async fn the_server_shows_how_it_is_and_what_it_offers(#[values(Anywhere::Postgres, Anywhere::Sqlite)] db: Anywhere) {
     let server = TestServer::start(db).await;
     let anyone = server.anyone();
     for path in ["/healthz", "/readyz"] {

@@ -19,7 +19,8 @@ use tokio::{
 };
 
 use crate::support::{
-    Database, Device, Http, PATIENCE, ServerProcess, TestServer, binary, builder, encode, hot_client, without_settings,
+    Anywhere, Database, Device, Http, PATIENCE, ServerProcess, TestServer, binary, builder, encode, hot_client,
+    without_settings,
 };
 
 /// The name in the certificates of these tests: not the address that the server listens on.
@@ -222,7 +223,7 @@ async fn what_is_wrong_with_a_certificate_is_said() {
 
 #[rstest]
 #[tokio::test]
-async fn every_answer_carries_the_id_of_its_request(#[values(Database::Postgres, Database::Sqlite)] db: Database) {
+async fn every_answer_carries_the_id_of_its_request(#[values(Anywhere::Postgres, Anywhere::Sqlite)] db: Anywhere) {
     let server = TestServer::start(db).await;
     let client = hot_client();
     for (method, path, status) in [

@@ -6,7 +6,7 @@ use keypool_openapi::ProblemType;
 use keypool_server::config::Limits;
 use rstest::rstest;
 
-use crate::support::{Database, Device, Http, ServerProcess, TestServer, hot_client};
+use crate::support::{Anywhere, Database, Device, Http, ServerProcess, TestServer, hot_client};
 
 const PACKAGES: usize = 1_000;
 const TASKS: usize = 32;
@@ -57,7 +57,7 @@ async fn until_empty(bob: Http) -> Vec<String> {
 #[rstest]
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn never_reserves_twice(
-    #[values(Database::Postgres, Database::Sqlite)] db: Database,
+    #[values(Anywhere::Postgres, Anywhere::Sqlite)] db: Anywhere,
     #[values(false, true)] last_resort: bool,
 ) {
     let server = TestServer::start_with(db, |config| config.limits = Limits::Off).await;
@@ -72,7 +72,7 @@ async fn never_reserves_twice(
 
 #[rstest]
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn a_last_resort_is_for_all_at_once(#[values(Database::Postgres, Database::Sqlite)] db: Database) {
+async fn a_last_resort_is_for_all_at_once(#[values(Anywhere::Postgres, Anywhere::Sqlite)] db: Anywhere) {
     let server = TestServer::start_with(db, |config| config.limits = Limits::Off).await;
     let anyone = Http::over(hot_client(), &server.base);
     let alice = anyone.registered("alice", "laptop").await;

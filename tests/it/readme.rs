@@ -11,7 +11,7 @@ use std::{
 
 use keypool_server::config::{Config, ConfigFlags};
 
-fn repository() -> PathBuf {
+pub fn repository() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()
 }
 
@@ -19,29 +19,33 @@ fn readme() -> String {
     fs::read_to_string(repository().join("README.md")).unwrap()
 }
 
-/// The code blocks whose fence carries this line, joined in order.
-fn blocks(fence: &str) -> String {
-    let readme = readme();
+/// The README's code blocks whose fence carries this line, joined in order.
+pub fn blocks(fence: &str) -> String {
+    blocks_of(&readme(), fence)
+}
+
+/// The same of another text.
+pub fn blocks_of(text: &str, fence: &str) -> String {
     let mut found = String::new();
-    let mut lines = readme.lines();
+    let mut lines = text.lines();
     while let Some(line) = lines.next() {
         if line == fence {
             lines.by_ref().take_while(|line| *line != "```").for_each(|line| found.extend([line, "\n"]));
         }
     }
-    assert!(!found.is_empty(), "the README has no block {fence}");
+    assert!(!found.is_empty(), "there is no block {fence}");
     found
 }
 
 /// A directory that looks like a clone to the README's commands, and is deleted afterwards: cargo works on this
 /// repository, and all that the commands write stays in here.
-struct Clone {
+pub struct Clone {
     directory: tempfile::TempDir,
     path: String,
 }
 
 impl Clone {
-    fn new() -> Self {
+    pub fn new() -> Self {
         let directory = tempfile::tempdir().unwrap();
         let executable = std::env::current_exe().unwrap();
         let target = executable.ancestors().nth(3).unwrap();
@@ -61,7 +65,11 @@ impl Clone {
         Self { directory, path }
     }
 
-    fn shell(&self, script: &str) -> Command {
+    pub fn directory(&self) -> &Path {
+        self.directory.path()
+    }
+
+    pub fn shell(&self, script: &str) -> Command {
         let mut command = Command::new("bash");
         command.args(["-euo", "pipefail", "-c", script]).current_dir(self.directory.path()).env("PATH", &self.path);
         for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("KEYPOOL_")) {

@@ -165,9 +165,9 @@ async fn update(http: &Http, party: &mut Party) -> crate::support::Answer {
     let body = json!({"commit": encode(&party.updates()), "recipients": [{"user": "bob", "device": "phone"}]});
     let answer = http.post(&format!("/groups/{}/commits", party.path()), &body).await;
     if answer.status == 200 {
-        party.merges()
+        party.merges();
     } else {
-        party.clears()
+        party.clears();
     }
     answer
 }

@@ -1,5 +1,6 @@
 //! What the tests stand on: databases, servers, HTTP, and devices that make KeyPackages.
 
+pub mod compose;
 mod database;
 mod device;
 mod http;
@@ -10,11 +11,11 @@ mod proxy;
 mod server;
 pub mod tools;
 
-pub use database::{Database, Place, Raw};
+pub use database::{Anywhere, Database, Place, Raw, Where};
 pub use device::{Device, decode, encode, tampered, with_the_keys_of};
 pub use http::{Answer, Http, builder, group, hot_client};
 pub use owner::{Owner, copy, new_device};
 pub use party::Party;
 pub use postgres::Postgres;
 pub use proxy::{Fault, Proxy};
-pub use server::{PATIENCE, ServerProcess, TestServer, binary, example, now, without_settings};
+pub use server::{ADMIN_TOKEN, PATIENCE, Running, ServerProcess, TestServer, binary, example, now, without_settings};

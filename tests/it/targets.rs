@@ -7,7 +7,7 @@ use openmls::prelude::Ciphersuite;
 use rstest::rstest;
 use serde_json::{Value, json};
 
-use crate::support::{Answer, Database, Device, Http, TestServer, with_the_keys_of};
+use crate::support::{Answer, Anywhere, Database, Device, Http, TestServer, with_the_keys_of};
 
 const SUITE_3: Ciphersuite = Ciphersuite::MLS_128_DHKEMX25519_CHACHA20POLY1305_SHA256_Ed25519;
 
@@ -81,7 +81,7 @@ async fn of_a_hundred_users_those_who_can_be_are_reserved(
 
 #[rstest]
 #[tokio::test]
-async fn a_request_names_somebody_and_each_once(#[values(Database::Postgres, Database::Sqlite)] db: Database) {
+async fn a_request_names_somebody_and_each_once(#[values(Anywhere::Postgres, Anywhere::Sqlite)] db: Anywhere) {
     let server = TestServer::start(db).await;
     let (alice, bob) = two_suites(&server).await;
     for bad in [
@@ -138,7 +138,7 @@ async fn where_nothing_can_be_had_the_problem_says_why_of_each(
 
 #[rstest]
 #[tokio::test]
-async fn the_ciphersuite_can_be_chosen(#[values(Database::Postgres, Database::Sqlite)] db: Database) {
+async fn the_ciphersuite_can_be_chosen(#[values(Anywhere::Postgres, Anywhere::Sqlite)] db: Anywhere) {
     let server = TestServer::start(db).await;
     let (alice, bob) = two_suites(&server).await;
     for _ in 0..2 {
@@ -164,7 +164,7 @@ async fn the_ciphersuite_can_be_chosen(#[values(Database::Postgres, Database::Sq
 
 #[rstest]
 #[tokio::test]
-async fn each_ciphersuite_has_a_last_resort_of_its_own(#[values(Database::Postgres, Database::Sqlite)] db: Database) {
+async fn each_ciphersuite_has_a_last_resort_of_its_own(#[values(Anywhere::Postgres, Anywhere::Sqlite)] db: Anywhere) {
     let server = TestServer::start(db).await;
     let alice = server.anyone().registered("alice", "laptop").await;
     let bob = server.anyone().registered("bob", "phone").await;
@@ -193,7 +193,7 @@ async fn each_ciphersuite_has_a_last_resort_of_its_own(#[values(Database::Postgr
 #[rstest]
 #[tokio::test]
 async fn a_last_resort_that_was_replaced_never_comes_back(
-    #[values(Database::Postgres, Database::Sqlite)] db: Database,
+    #[values(Anywhere::Postgres, Anywhere::Sqlite)] db: Anywhere,
 ) {
     let server = TestServer::start(db).await;
     let alice = server.anyone().registered("alice", "laptop").await;
@@ -220,7 +220,7 @@ async fn a_last_resort_that_was_replaced_never_comes_back(
 
 #[rstest]
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn any_number_get_the_last_resort_at_once(#[values(Database::Postgres, Database::Sqlite)] db: Database) {
+async fn any_number_get_the_last_resort_at_once(#[values(Anywhere::Postgres, Anywhere::Sqlite)] db: Anywhere) {
     let server = TestServer::start(db).await;
     let alice = server.anyone().registered("alice", "laptop").await;
     alice.uploaded(&[Device::new("alice", "laptop").last_resort()]).await;

@@ -5,7 +5,7 @@ use rstest::rstest;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
-use crate::support::{Database, Device, Http, TestServer, group};
+use crate::support::{Anywhere, Database, Device, Http, TestServer, Where, group};
 
 struct Scene {
     server: TestServer,
@@ -14,7 +14,7 @@ struct Scene {
     bob: Http,
 }
 
-async fn scene(db: Database) -> Scene {
+async fn scene(db: impl Into<Where>) -> Scene {
     let server = TestServer::start(db).await;
     let alice = server.anyone().registered("alice", "laptop").await;
     let bob = server.anyone().registered("bob", "phone").await;
@@ -123,7 +123,7 @@ async fn withdrawing_expiring_and_the_last_resort_are_noted_too(
 
 #[rstest]
 #[tokio::test]
-async fn pages_have_no_gaps_and_nothing_twice(#[values(Database::Postgres, Database::Sqlite)] db: Database) {
+async fn pages_have_no_gaps_and_nothing_twice(#[values(Anywhere::Postgres, Anywhere::Sqlite)] db: Anywhere) {
     let Scene { server: _server, alice, device, bob } = scene(db).await;
     alice.uploaded(&device.key_packages(23)).await;
     bob.reserved("alice").await;

@@ -4,7 +4,7 @@ use keypool_openapi::ProblemType;
 use rstest::rstest;
 use serde_json::{Value, json};
 
-use crate::support::{Database, Device, Http, TestServer, encode, tampered, with_the_keys_of};
+use crate::support::{Anywhere, Database, Device, Http, TestServer, encode, tampered, with_the_keys_of};
 
 fn rejections(answer: &Value) -> Vec<(u64, &str)> {
     let rejected = answer["rejected"].as_array().unwrap();
@@ -18,7 +18,7 @@ async fn alice(server: &TestServer) -> (Http, Device) {
 #[rstest]
 #[tokio::test]
 async fn of_a_hundred_with_three_bad_ones_ninety_seven_are_taken(
-    #[values(Database::Postgres, Database::Sqlite)] db: Database,
+    #[values(Anywhere::Postgres, Anywhere::Sqlite)] db: Anywhere,
 ) {
     let server = TestServer::start(db).await;
     let (alice, device) = alice(&server).await;
@@ -35,7 +35,7 @@ async fn of_a_hundred_with_three_bad_ones_ninety_seven_are_taken(
 
 #[rstest]
 #[tokio::test]
-async fn any_byte_changed_is_rejected(#[values(Database::Postgres, Database::Sqlite)] db: Database) {
+async fn any_byte_changed_is_rejected(#[values(Anywhere::Postgres, Anywhere::Sqlite)] db: Anywhere) {
     let server = TestServer::start(db).await;
     let (alice, device) = alice(&server).await;
     let package = device.key_package();
@@ -50,7 +50,7 @@ async fn any_byte_changed_is_rejected(#[values(Database::Postgres, Database::Sql
 
 #[rstest]
 #[tokio::test]
-async fn what_comes_out_is_what_went_in(#[values(Database::Postgres, Database::Sqlite)] db: Database) {
+async fn what_comes_out_is_what_went_in(#[values(Anywhere::Postgres, Anywhere::Sqlite)] db: Anywhere) {
     let server = TestServer::start(db).await;
     let (alice, device) = alice(&server).await;
     let package = device.key_package();
@@ -68,7 +68,7 @@ async fn what_comes_out_is_what_went_in(#[values(Database::Postgres, Database::S
 
 #[rstest]
 #[tokio::test]
-async fn keys_are_used_once(#[values(Database::Postgres, Database::Sqlite)] db: Database) {
+async fn keys_are_used_once(#[values(Anywhere::Postgres, Anywhere::Sqlite)] db: Anywhere) {
     let server = TestServer::start(db).await;
     let (alice, device) = alice(&server).await;
     let package = device.key_package();

@@ -1,6 +1,7 @@
 //! `cargo test-all`: runs every test of the workspace, and says how many ran on which database.
 //!
-//! Arguments go to `cargo test`. Without any, a database that ran no test is a failure.
+//! Arguments go to `cargo test`. Without any, a database that ran no test is a failure. With `KEYPOOL_TEST_TARGET=compose`
+//! those tests run that can run against the containers of docker-compose.yml, and those that need them.
 
 use std::{
     env,
@@ -9,6 +10,10 @@ use std::{
 };
 
 use anyhow::Context;
+
+/// The tests that need nothing but HTTP, which are so named by the type of their argument, and those of containers alone.
+const CONTAINERS: &[&str] =
+    &["--package", "keypool-tests", "--test", "it", "--", "--include-ignored", "Anywhere__", "containers::"];
 
 /// Tests that ran, by what became of them.
 #[derive(Default)]
@@ -35,8 +40,10 @@ fn main() -> anyhow::Result<ExitCode> {
     let arguments: Vec<_> = env::args_os().skip(1).collect();
     let everything = arguments.is_empty();
     let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let of_containers = everything && env::var_os("KEYPOOL_TEST_TARGET").is_some();
     let mut tests = Command::new(cargo)
-        .args(["test", "--locked", "--workspace", "--no-fail-fast"])
+        .args(["test", "--locked", "--no-fail-fast"])
+        .args(if of_containers { CONTAINERS } else { &["--workspace"] })
         .args(arguments)
         .stdout(Stdio::piped())
         .spawn()
@@ -49,10 +56,10 @@ fn main() -> anyhow::Result<ExitCode> {
         writeln!(out, "{line}")?;
         let Some((name, passed)) = outcome(&line) else { continue };
         all.count(passed);
-        if name.contains("Database__Sqlite") {
+        if name.contains("__Sqlite") {
             sqlite.count(passed);
         }
-        if name.contains("Database__Postgres") {
+        if name.contains("__Postgres") {
             postgres.count(passed);
         }
     }

@@ -4,11 +4,11 @@ use keypool_client::{Error, KeyPackageStatus, Warning};
 use rstest::rstest;
 
 use super::refresh::is_settled;
-use crate::support::{Database, Owner, TestServer, copy};
+use crate::support::{Anywhere, Owner, TestServer, copy};
 
 #[rstest]
 #[tokio::test]
-async fn a_restored_backup_is_whole_after_one_refresh(#[values(Database::Postgres, Database::Sqlite)] db: Database) {
+async fn a_restored_backup_is_whole_after_one_refresh(#[values(Anywhere::Postgres, Anywhere::Sqlite)] db: Anywhere) {
     let server = TestServer::start(db).await;
     let (alice, bob) = (Owner::of(&server, "alice").await, Owner::of(&server, "bob").await);
     let backup = tempfile::tempdir().unwrap();
@@ -32,7 +32,7 @@ async fn a_restored_backup_is_whole_after_one_refresh(#[values(Database::Postgre
 
 #[rstest]
 #[tokio::test]
-async fn what_was_uploaded_after_the_backup_is_withdrawn(#[values(Database::Postgres, Database::Sqlite)] db: Database) {
+async fn what_was_uploaded_after_the_backup_is_withdrawn(#[values(Anywhere::Postgres, Anywhere::Sqlite)] db: Anywhere) {
     let server = TestServer::start(db).await;
     let alice = Owner::of(&server, "alice").await;
     let backup = tempfile::tempdir().unwrap();
@@ -54,7 +54,7 @@ async fn what_was_uploaded_after_the_backup_is_withdrawn(#[values(Database::Post
 #[rstest]
 #[tokio::test]
 async fn two_clients_on_one_backup_are_told_and_stop_fighting(
-    #[values(Database::Postgres, Database::Sqlite)] db: Database,
+    #[values(Anywhere::Postgres, Anywhere::Sqlite)] db: Anywhere,
 ) {
     let server = TestServer::start(db).await;
     let one = Owner::of(&server, "alice").await;

@@ -10,7 +10,7 @@ use rstest::rstest;
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::support::{Database, Owner, TestServer, binary, without_settings};
+use crate::support::{Anywhere, Owner, TestServer, binary, without_settings};
 
 struct Shell {
     directory: TempDir,
@@ -65,7 +65,7 @@ fn initialised(server: &TestServer, extra: &[&str]) -> Shell {
 
 #[rstest]
 #[tokio::test(flavor = "multi_thread")]
-async fn every_command_tells_people_and_programs(#[values(Database::Postgres, Database::Sqlite)] db: Database) {
+async fn every_command_tells_people_and_programs(#[values(Anywhere::Postgres, Anywhere::Sqlite)] db: Anywhere) {
     let server = TestServer::start(db).await;
     let (alice, bob) = (initialised(&server, &[]), Owner::of(&server, "bob").await);
     assert_eq!(alice.json(&["refresh"])["generated"], 0);
@@ -110,7 +110,7 @@ async fn every_command_tells_people_and_programs(#[values(Database::Postgres, Da
 
 #[rstest]
 #[tokio::test(flavor = "multi_thread")]
-async fn failures_say_what_to_do_and_how_they_may_end(#[values(Database::Postgres, Database::Sqlite)] db: Database) {
+async fn failures_say_what_to_do_and_how_they_may_end(#[values(Anywhere::Postgres, Anywhere::Sqlite)] db: Anywhere) {
     let server = TestServer::start(db).await;
     let nobody = Shell::new();
     let (code, said) = nobody.failure(&["status"]);
@@ -140,7 +140,7 @@ async fn failures_say_what_to_do_and_how_they_may_end(#[values(Database::Postgre
 
 #[rstest]
 #[tokio::test(flavor = "multi_thread")]
-async fn colours_are_for_terminals_alone(#[values(Database::Postgres, Database::Sqlite)] db: Database) {
+async fn colours_are_for_terminals_alone(#[values(Anywhere::Postgres, Anywhere::Sqlite)] db: Anywhere) {
     let server = TestServer::start(db).await;
     let alice = initialised(&server, &[]);
     let plain = alice.text(&["status"]);
@@ -167,7 +167,7 @@ async fn colours_are_for_terminals_alone(#[values(Database::Postgres, Database::
 
 #[rstest]
 #[tokio::test(flavor = "multi_thread")]
-async fn the_doctor_finds_what_is_wrong(#[values(Database::Postgres, Database::Sqlite)] db: Database) {
+async fn the_doctor_finds_what_is_wrong(#[values(Anywhere::Postgres, Anywhere::Sqlite)] db: Anywhere) {
     let server = TestServer::start(db).await;
     let alice = initialised(&server, &[]);
     let checks = alice.json(&["doctor"]);
@@ -203,7 +203,7 @@ fn set_mode(path: &Path, mode: u32) {
 
 #[rstest]
 #[tokio::test(flavor = "multi_thread")]
-async fn an_encrypted_device_needs_its_passphrase(#[values(Database::Postgres, Database::Sqlite)] db: Database) {
+async fn an_encrypted_device_needs_its_passphrase(#[values(Anywhere::Postgres, Anywhere::Sqlite)] db: Anywhere) {
     let server = TestServer::start(db).await;
     let shell = Shell::new();
     let file = shell.directory.path().join("passphrase");

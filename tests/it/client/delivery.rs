@@ -10,9 +10,9 @@ use keypool_openapi::{ProblemType, UserName};
 use keypool_server::config::Limits;
 use rstest::rstest;
 
-use crate::support::{Database, Device, Fault, Owner, Proxy, TestServer, encode, new_device};
+use crate::support::{Anywhere, Database, Device, Fault, Owner, Proxy, TestServer, Where, encode, new_device};
 
-async fn start(db: Database) -> TestServer {
+async fn start(db: impl Into<Where>) -> TestServer {
     TestServer::start_with(db, |config| config.limits = Limits::Off).await
 }
 
@@ -52,7 +52,7 @@ async fn group_of(server: &TestServer, users: &[&str]) -> (Group, Vec<Owner>) {
 
 #[rstest]
 #[tokio::test]
-async fn people_are_added_talk_and_leave(#[values(Database::Postgres, Database::Sqlite)] db: Database) {
+async fn people_are_added_talk_and_leave(#[values(Anywhere::Postgres, Anywhere::Sqlite)] db: Anywhere) {
     let server = start(db).await;
     let (alice, bob) = (Owner::of(&server, "alice").await, Owner::of(&server, "bob").await);
     let tablet = bob.further(&server, "tablet").await;
@@ -91,7 +91,7 @@ async fn people_are_added_talk_and_leave(#[values(Database::Postgres, Database::
 #[rstest]
 #[tokio::test]
 async fn eight_groups_invite_the_same_three_devices_at_once(
-    #[values(Database::Postgres, Database::Sqlite)] db: Database,
+    #[values(Anywhere::Postgres, Anywhere::Sqlite)] db: Anywhere,
 ) {
     const ROUNDS: usize = 20;
     let server = start(db).await;
@@ -126,7 +126,7 @@ async fn eight_groups_invite_the_same_three_devices_at_once(
 #[rstest]
 #[tokio::test]
 async fn two_members_invite_at_the_same_epoch_and_both_are_in(
-    #[values(Database::Postgres, Database::Sqlite)] db: Database,
+    #[values(Anywhere::Postgres, Anywhere::Sqlite)] db: Anywhere,
 ) {
     let server = start(db).await;
     let (group, owners) = group_of(&server, &["alice", "bob"]).await;
@@ -191,7 +191,7 @@ async fn a_package_that_went_to_another_is_replaced_and_nobody_is_harmed(
 #[rstest]
 #[tokio::test]
 async fn whoever_has_no_package_is_named_and_after_a_refresh_it_works(
-    #[values(Database::Postgres, Database::Sqlite)] db: Database,
+    #[values(Anywhere::Postgres, Anywhere::Sqlite)] db: Anywhere,
 ) {
     let server = start(db).await;
     let (alice, bob) = (Owner::of(&server, "alice").await, Owner::of(&server, "bob").await);
@@ -246,7 +246,7 @@ async fn a_commit_whose_answer_never_came_is_settled_after_a_restart(
 #[rstest]
 #[tokio::test]
 async fn who_was_away_for_fifty_commits_catches_up_and_who_was_removed_reads_nothing(
-    #[values(Database::Postgres, Database::Sqlite)] db: Database,
+    #[values(Anywhere::Postgres, Anywhere::Sqlite)] db: Anywhere,
 ) {
     let server = start(db).await;
     let (group, owners) = group_of(&server, &["alice", "bob", "carol"]).await;
@@ -284,7 +284,7 @@ async fn who_was_away_for_fifty_commits_catches_up_and_who_was_removed_reads_not
 #[rstest]
 #[tokio::test]
 async fn a_welcome_whose_keys_are_gone_is_told_and_blocks_nothing(
-    #[values(Database::Postgres, Database::Sqlite)] db: Database,
+    #[values(Anywhere::Postgres, Anywhere::Sqlite)] db: Anywhere,
 ) {
     let server = start(db).await;
     let (alice, bob) = (Owner::of(&server, "alice").await, Owner::of(&server, "bob").await);
@@ -345,7 +345,7 @@ async fn what_came_is_told_until_it_is_dealt_with_and_taken_in_once(
 #[rstest]
 #[tokio::test]
 async fn five_people_talk_for_two_hundred_messages_and_refresh_as_they_go(
-    #[values(Database::Postgres, Database::Sqlite)] db: Database,
+    #[values(Anywhere::Postgres, Anywhere::Sqlite)] db: Anywhere,
 ) {
     let server = start(db).await;
     let (group, owners) = group_of(&server, &["alice", "bob", "carol", "dave", "erin"]).await;

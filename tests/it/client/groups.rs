@@ -5,7 +5,7 @@ use openmls_traits::storage::StorageProvider as _;
 use rstest::rstest;
 use tls_codec::{Deserialize, Serialize, VLBytes};
 
-use crate::support::{Database, Owner, TestServer};
+use crate::support::{Anywhere, Owner, TestServer};
 
 /// A ref as OpenMLS has it.
 fn hash_ref(bytes: &[u8]) -> KeyPackageRef {
@@ -15,7 +15,7 @@ fn hash_ref(bytes: &[u8]) -> KeyPackageRef {
 
 #[rstest]
 #[tokio::test]
-async fn one_adds_the_other_to_a_group(#[values(Database::Postgres, Database::Sqlite)] db: Database) {
+async fn one_adds_the_other_to_a_group(#[values(Anywhere::Postgres, Anywhere::Sqlite)] db: Anywhere) {
     let server = TestServer::start(db).await;
     let (alice, bob) = (Owner::of(&server, "alice").await, Owner::of(&server, "bob").await);
 
@@ -51,7 +51,7 @@ async fn one_adds_the_other_to_a_group(#[values(Database::Postgres, Database::Sq
 #[rstest]
 #[tokio::test]
 async fn who_cannot_be_invited_is_named_and_the_group_stays_as_it_was(
-    #[values(Database::Postgres, Database::Sqlite)] db: Database,
+    #[values(Anywhere::Postgres, Anywhere::Sqlite)] db: Anywhere,
 ) {
     let server = TestServer::start(db).await;
     let (alice, bob) = (Owner::of(&server, "alice").await, Owner::of(&server, "bob").await);

@@ -6,7 +6,7 @@ use keypool_openapi::State;
 use rstest::rstest;
 
 use super::refresh::is_settled;
-use crate::support::{Database, Owner, TestServer};
+use crate::support::{Anywhere, Database, Owner, TestServer};
 
 #[rstest]
 #[tokio::test]
@@ -78,7 +78,7 @@ async fn what_was_held_at_the_rotation_is_withdrawn_when_it_lapses(
 #[rstest]
 #[tokio::test]
 async fn a_rotation_that_is_cut_off_is_finished_by_the_next_refresh(
-    #[values(Database::Postgres, Database::Sqlite)] db: Database,
+    #[values(Anywhere::Postgres, Anywhere::Sqlite)] db: Anywhere,
 ) {
     let server = TestServer::start(db).await;
     let mut alice = Owner::of(&server, "alice").await;

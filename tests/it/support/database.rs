@@ -4,13 +4,57 @@ use diesel::{
 };
 use tempfile::{NamedTempFile, TempDir};
 
-use super::postgres::{self, program, run};
+use super::{
+    compose,
+    postgres::{self, program, run},
+};
 
 /// Which database a test runs on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Database {
     Postgres,
     Sqlite,
+}
+
+/// Which database a test runs on that needs nothing but HTTP: so it runs against containers as well.
+#[derive(Clone, Copy, Debug)]
+pub enum Anywhere {
+    Postgres,
+    Sqlite,
+}
+
+/// Where a test has its server.
+#[derive(Clone, Copy, Debug)]
+pub enum Where {
+    /// Here, whatever the other tests run against.
+    Here(Database),
+    /// In containers, when the tests run against them.
+    Anywhere(Database),
+}
+
+impl From<Database> for Where {
+    fn from(database: Database) -> Self {
+        Self::Here(database)
+    }
+}
+
+impl From<Anywhere> for Where {
+    fn from(anywhere: Anywhere) -> Self {
+        Self::Anywhere(match anywhere {
+            Anywhere::Postgres => Database::Postgres,
+            Anywhere::Sqlite => Database::Sqlite,
+        })
+    }
+}
+
+impl Where {
+    /// The database of the server here, or `Err` with the one of the containers.
+    pub fn here(self) -> Result<Database, Database> {
+        match self {
+            Self::Anywhere(database) if compose::is_asked_for() => Err(database),
+            Self::Here(database) | Self::Anywhere(database) => Ok(database),
+        }
+    }
 }
 
 /// An empty database of one test's own.

@@ -134,12 +134,18 @@ fn is_root() -> bool {
 }
 
 pub fn run(command: &mut Command) {
-    // To a file and not to a pipe, which the server that pg_ctl starts would hold open.
-    let said = tempfile::NamedTempFile::new().unwrap();
-    let (out, err) = (said.reopen().unwrap(), said.reopen().unwrap());
-    let status = command.stdin(Stdio::null()).stdout(out).stderr(err).status();
+    output(command);
+}
+
+/// Runs a program that has to succeed, and answers what it printed.
+pub fn output(command: &mut Command) -> String {
+    // To files and not to pipes, which the server that pg_ctl starts would hold open.
+    let (out, err) = (tempfile::NamedTempFile::new().unwrap(), tempfile::NamedTempFile::new().unwrap());
+    let status = command.stdin(Stdio::null()).stdout(out.reopen().unwrap()).stderr(err.reopen().unwrap()).status();
     let ok = status.as_ref().is_ok_and(std::process::ExitStatus::success);
-    assert!(ok, "{command:?}: {status:?}\n{}", fs::read_to_string(said.path()).unwrap());
+    let said = fs::read_to_string(out.path()).unwrap();
+    assert!(ok, "{command:?}: {status:?}\n{said}\n{}", fs::read_to_string(err.path()).unwrap());
+    said
 }
 
 /// Where `initdb` and the others are.

@@ -20,7 +20,10 @@ use keypool_server::{
 };
 use tokio::sync::oneshot;
 
-use super::{Database, Http, Place, Raw};
+use super::{
+    Database, Http, Place, Raw, Where,
+    compose::{self, Lent},
+};
 
 /// How long a server may take to come up or down before a test gives up on it.
 pub const PATIENCE: Duration = Duration::from_mins(1);
@@ -30,9 +33,22 @@ pub fn now() -> Timestamp {
     SystemClock.now()
 }
 
-/// A server within the test's own process, whose time stands still until the test moves it.
+/// A server within the test's own process, whose time stands still until the test moves it. Where the tests run against
+/// containers, it stands for those, and has nothing but its address.
 pub struct TestServer {
     pub base: String,
+    serves: Serves,
+}
+
+enum Serves {
+    Here(Box<Here>),
+    /// Others may have them when this is dropped.
+    Containers {
+        _lent: Lent,
+    },
+}
+
+struct Here {
     clock: Arc<ManualClock>,
     pool: Pool,
     stop: Option<oneshot::Sender<()>>,
@@ -40,13 +56,32 @@ pub struct TestServer {
 }
 
 impl TestServer {
-    pub async fn start(database: Database) -> Self {
-        Self::start_with(database, |_| {}).await
+    pub async fn start(place: impl Into<Where>) -> Self {
+        Self::start_with(place, |_| {}).await
     }
 
-    pub async fn start_with(database: Database, change: impl FnOnce(&mut Config)) -> Self {
-        let place = tokio::task::spawn_blocking(move || database.fresh()).await.unwrap();
-        Self::start_at(Arc::new(place), change).await
+    /// Containers have the settings that docker-compose.yml gives them, without limits.
+    pub async fn start_with(place: impl Into<Where>, change: impl FnOnce(&mut Config)) -> Self {
+        match place.into().here() {
+            Ok(database) => {
+                let place = tokio::task::spawn_blocking(move || database.fresh()).await.unwrap();
+                Self::start_at(Arc::new(place), change).await
+            }
+            Err(database) => {
+                let lent = compose::lend(database).await;
+                Self { base: lent.base.clone(), serves: Serves::Containers { _lent: lent } }
+            }
+        }
+    }
+
+    #[track_caller]
+    fn here(&self) -> &Here {
+        match &self.serves {
+            Serves::Here(here) => here,
+            Serves::Containers { .. } => {
+                panic!("containers do not do this: the test has to say Database, not Anywhere")
+            }
+        }
     }
 
     /// Starts on a database that is there already.
@@ -62,7 +97,8 @@ impl TestServer {
 
     /// A further server of the same database, and of the same time.
     pub async fn beside(&self, change: impl FnOnce(&mut Config)) -> Self {
-        Self::run(Arc::clone(&self.place), Arc::clone(&self.clock), change).await
+        let here = self.here();
+        Self::run(Arc::clone(&here.place), Arc::clone(&here.clock), change).await
     }
 
     async fn run(place: Arc<Place>, clock: Arc<ManualClock>, change: impl FnOnce(&mut Config)) -> Self {
@@ -88,7 +124,8 @@ impl TestServer {
             });
         });
         let (address, pool) = starting.await.expect("the server did not start");
-        let server = Self { base: format!("http://{address}"), clock, pool, stop: Some(stop), place };
+        let here = Here { clock, pool, stop: Some(stop), place };
+        let server = Self { base: format!("http://{address}"), serves: Serves::Here(Box::new(here)) };
         server.settled().await;
         server
     }
@@ -104,17 +141,20 @@ impl TestServer {
 
     /// Moves the server's time on.
     pub fn advance(&self, span: SignedDuration) {
-        self.clock.advance(span);
+        self.here().clock.advance(span);
     }
 
     /// Has the server tidy up, as it does by itself every now and then.
     pub async fn sweep(&self) -> Report {
-        self.pool.sweep().await.unwrap()
+        self.here().pool.sweep().await.unwrap()
     }
 
     /// The server's time.
     pub fn now(&self) -> Timestamp {
-        self.clock.now()
+        match &self.serves {
+            Serves::Here(here) => here.clock.now(),
+            Serves::Containers { .. } => now(),
+        }
     }
 
     /// The same in whole seconds, as it answers times that it has kept.
@@ -124,7 +164,7 @@ impl TestServer {
 
     /// Stops, and leaves its database.
     pub fn stopped_at(self) -> Arc<Place> {
-        Arc::clone(&self.place)
+        Arc::clone(&self.here().place)
     }
 
     /// Waits until some request waits for something.
@@ -138,24 +178,26 @@ impl TestServer {
 
     /// Its database, behind its back.
     pub fn database(&self) -> Raw {
-        self.place.open()
+        self.here().place.open()
     }
 
     /// Notes an enrolment token of a user, as the operator does it, and answers the token.
     pub fn enrol(&self, user: &str, lasts: SignedDuration) -> String {
-        let config = Config { database_url: self.place.url.clone().into(), ..Config::default() };
+        let config = Config { database_url: self.here().place.url.clone().into(), ..Config::default() };
         let token = Token::enrolment().unwrap();
-        let store = Store::connect(&config, Arc::new(Metrics::new().unwrap()), self.clock.clone()).unwrap();
+        let store = Store::connect(&config, Arc::new(Metrics::new().unwrap()), self.here().clock.clone()).unwrap();
         store.enrol(&user.parse().unwrap(), &token.hash(), self.now(), self.now() + lasts).unwrap();
         token.reveal().to_owned()
     }
 
-    /// How many requests of clients it has answered.
-    pub async fn requests(&self) -> u64 {
+    /// How many requests of clients it has answered; of containers, nobody knows.
+    pub async fn requests(&self) -> Option<u64> {
+        let Serves::Here(_) = &self.serves else { return None };
         let metrics = self.anyone().get("/metrics").await.text;
         let of_clients =
             |line: &&str| line.starts_with("keypool_http_requests_total") && !line.contains(r#"route="/metrics""#);
-        metrics.lines().filter(of_clients).map(|line| line.rsplit_once(' ').unwrap().1.parse::<u64>().unwrap()).sum()
+        let count = |line: &str| line.rsplit_once(' ').unwrap().1.parse::<u64>().unwrap();
+        Some(metrics.lines().filter(of_clients).map(count).sum())
     }
 
     /// Someone without a token.
@@ -164,7 +206,7 @@ impl TestServer {
     }
 }
 
-impl Drop for TestServer {
+impl Drop for Here {
     fn drop(&mut self) {
         if let Some(stop) = self.stop.take() {
             let _ = stop.send(());
@@ -172,7 +214,35 @@ impl Drop for TestServer {
     }
 }
 
-/// The server as users run it: a process.
+/// The operator's token of servers that have one.
+pub const ADMIN_TOKEN: &str = "the operator's token of these tests";
+
+/// The server as users run it, a process or containers, with a database of its own.
+pub struct Running {
+    pub base: String,
+    _serves: (Option<(ServerProcess, Place)>, Option<Lent>),
+}
+
+impl Running {
+    pub async fn start(place: impl Into<Where>) -> Self {
+        match place.into().here() {
+            Ok(database) => {
+                let place = tokio::task::spawn_blocking(move || database.fresh()).await.unwrap();
+                let server = ServerProcess::start_with(&place, |command| {
+                    command.env("KEYPOOL_ADMIN_TOKEN", ADMIN_TOKEN);
+                })
+                .await;
+                Self { base: server.base.clone(), _serves: (Some((server, place)), None) }
+            }
+            Err(database) => {
+                let lent = compose::lend(database).await;
+                Self { base: lent.base.clone(), _serves: (None, Some(lent)) }
+            }
+        }
+    }
+}
+
+/// The server as a process.
 #[derive(Debug)]
 pub struct ServerProcess {
     pub base: String,

@@ -1,0 +1,53 @@
+//! `docker compose up` and then the README, to the letter.
+
+use std::{fs, os::unix::fs::PermissionsExt, os::unix::fs::symlink, path::Path, process::Stdio};
+
+use crate::{
+    readme::{Clone, blocks, repository},
+    support::compose::is_plugin,
+};
+
+/// The README says `docker compose`; where only its older program is there, that is what it means.
+const OLDER: &str =
+    "#!/bin/sh\nif [ \"$1\" = compose ]; then shift; exec docker-compose \"$@\"; fi\nexec /usr/bin/docker \"$@\"\n";
+
+/// What `docker compose` finds in a clone.
+fn prepare(clone: &Clone) {
+    for name in ["docker-compose.yml", "deploy"] {
+        symlink(repository().join(name), clone.directory().join(name)).unwrap();
+    }
+    if !is_plugin() {
+        let shim = clone.directory().join("shims/docker");
+        fs::write(&shim, OLDER).unwrap();
+        fs::set_permissions(shim, fs::Permissions::from_mode(0o755)).unwrap();
+    }
+}
+
+/// Takes the deployment down again.
+struct Down<'a>(&'a Clone);
+
+impl Drop for Down<'_> {
+    fn drop(&mut self) {
+        let _ = self.0.shell("docker compose down --volumes --timeout 1").status();
+    }
+}
+
+fn run(clone: &Clone, script: &str) -> String {
+    let output = clone.shell(script).stdin(Stdio::null()).output().unwrap();
+    let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{out}\n{err}");
+    out.into_owned()
+}
+
+#[test]
+#[ignore = "needs containers"]
+fn the_quick_start_works_against_containers_as_it_is_written() {
+    let clone = Clone::new();
+    prepare(&clone);
+    let _down = Down(&clone);
+    let said = run(&clone, &blocks("```sh compose"));
+    assert!(said.contains("zoe/main"), "the command in the image shows no pool of Zoe's: {said}");
+    let said = run(&clone, &blocks("```sh quickstart"));
+    assert!(said.contains(r#""state":"spent""#), "{said}");
+    assert!(Path::new(&clone.directory().join("alice")).exists());
+}
