@@ -8,17 +8,24 @@ use std::{
 };
 
 use jiff::Timestamp;
+use keypool_openapi::MissingReason;
 use prometheus::{
     Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
     Result, TextEncoder,
     core::{Collector, MetricVec, MetricVecBuilder},
 };
+use strum::IntoEnumIterator;
 
 /// The bounds of the histograms, in seconds: from a lookup in memory to a long poll.
 const SECONDS: &[f64] = &[0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0];
 
 /// The label `status` of a request whose client went away before it was answered.
 const ABORTED: &str = "aborted";
+
+/// The outcomes of a wish that was fulfilled.
+pub const RESERVED: &str = "reserved";
+/// See [`RESERVED`].
+pub const LAST_RESORT: &str = "last-resort";
 
 /// The metrics of one server.
 #[derive(Debug)]
@@ -102,7 +109,20 @@ impl Metrics {
         for metric in metrics.all() {
             metrics.registry.register(metric)?;
         }
+        #[cfg(target_os = "linux")]
+        metrics.registry.register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))?;
+        metrics.begin();
         Ok(metrics)
+    }
+
+    /// What can be named beforehand is there from the start: a rate over what appears later misses its beginning.
+    fn begin(&self) {
+        let outcomes = [RESERVED, LAST_RESORT].into_iter().chain(MissingReason::iter().map(<&str>::from));
+        outcomes.for_each(|outcome| self.reserved(outcome, 0));
+        ["lapsed", "expired", "forgotten"].into_iter().for_each(|kind| self.swept(kind, 0));
+        for name in ["upload", "reserve", "spend", "release", "commit"] {
+            child(&self.retries, name, |counter| counter.inc_by(0));
+        }
     }
 
     fn all(&self) -> [Box<dyn Collector>; 11] {

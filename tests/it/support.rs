@@ -16,6 +16,8 @@ pub use device::{Device, decode, encode, tampered, with_the_keys_of};
 pub use http::{Answer, Http, builder, group, hot_client};
 pub use owner::{Owner, copy, new_device};
 pub use party::Party;
-pub use postgres::Postgres;
+pub use postgres::{Postgres, output};
 pub use proxy::{Fault, Proxy};
-pub use server::{ADMIN_TOKEN, PATIENCE, Running, ServerProcess, TestServer, binary, example, now, without_settings};
+pub use server::{
+    ADMIN_TOKEN, PATIENCE, Running, ServerProcess, TestServer, binary, example, now, target, without_settings,
+};

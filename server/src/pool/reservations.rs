@@ -13,7 +13,7 @@ use uuid::Uuid;
 use super::{Pool, after};
 use crate::{
     limits::seconds,
-    metrics::Metrics,
+    metrics::{LAST_RESORT, Metrics, RESERVED},
     problem::{About, Failure},
     store::{DeviceRow, IdempotencyKey, Release, Reserve, ReserveError, Spend, SpendError},
 };
@@ -189,8 +189,8 @@ fn digest(request: &ReserveRequest) -> Result<[u8; 32], Failure> {
 
 fn count(metrics: &Metrics, reserved: &ReserveResponse) {
     let last_resorts = reserved.reservations.iter().filter(|reservation| reservation.last_resort).count();
-    metrics.reserved("last-resort", last_resorts as u64);
-    metrics.reserved("reserved", (reserved.reservations.len() - last_resorts) as u64);
+    metrics.reserved(LAST_RESORT, last_resorts as u64);
+    metrics.reserved(RESERVED, (reserved.reservations.len() - last_resorts) as u64);
     for missing in &reserved.missing {
         metrics.reserved(missing.reason.into(), 1);
     }

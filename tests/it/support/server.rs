@@ -261,7 +261,11 @@ impl ServerProcess {
     }
 
     fn spawn_at(place: &Place, address: &str, change: impl FnOnce(&mut Command)) -> Self {
-        let mut command = Command::new(binary("keypool-server"));
+        Self::spawn_program(&binary("keypool-server"), place, address, change)
+    }
+
+    fn spawn_program(program: &Path, place: &Place, address: &str, change: impl FnOnce(&mut Command)) -> Self {
+        let mut command = Command::new(program);
         without_settings(&mut command)
             .env("KEYPOOL_LISTEN", address)
             .env("KEYPOOL_DATABASE_URL", &place.url)
@@ -279,6 +283,13 @@ impl ServerProcess {
 
     pub async fn start_with(place: &Place, change: impl FnOnce(&mut Command)) -> Self {
         let mut server = Self::spawn_with(place, change);
+        server.ready().await;
+        server
+    }
+
+    /// Starts another program than this workspace's server.
+    pub async fn start_program(program: &Path, place: &Place) -> Self {
+        let mut server = Self::spawn_program(program, place, &format!("127.0.0.1:{}", free_port()), |_| {});
         server.ready().await;
         server
     }

@@ -1,0 +1,144 @@
+//! What stands in docker-compose.yml and in deploy/, as far as it can be checked without containers.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    process::Command,
+};
+
+use promql_parser::parser::{Expr, parse};
+use rstest::rstest;
+use serde_json::Value;
+
+use crate::{
+    readme::repository,
+    support::{Database, Device, TestServer},
+};
+
+fn read(path: &str) -> String {
+    fs::read_to_string(repository().join(path)).unwrap()
+}
+
+/// The metrics of a query, each with the labels that it goes by.
+fn selected(expr: &Expr, found: &mut BTreeMap<String, BTreeSet<String>>) {
+    match expr {
+        Expr::VectorSelector(selector) => {
+            let labels = selector.matchers.matchers.iter().map(|matcher| matcher.name.clone());
+            found.entry(selector.name.clone().unwrap()).or_default().extend(labels);
+        }
+        Expr::MatrixSelector(selector) => selected(&Expr::VectorSelector(selector.vs.clone()), found),
+        Expr::Aggregate(aggregate) => selected(&aggregate.expr, found),
+        Expr::Unary(unary) => selected(&unary.expr, found),
+        Expr::Binary(binary) => [&binary.lhs, &binary.rhs].into_iter().for_each(|side| selected(side, found)),
+        Expr::Paren(paren) => selected(&paren.expr, found),
+        Expr::Subquery(subquery) => selected(&subquery.expr, found),
+        Expr::Call(call) => call.args.args.iter().for_each(|one| selected(one, found)),
+        Expr::NumberLiteral(_) | Expr::StringLiteral(_) | Expr::Extension(_) => {}
+    }
+}
+
+/// Every query of the dashboard and of the alerts.
+fn queries() -> Vec<String> {
+    let dashboard: Value = serde_json::from_str(&read("deploy/grafana/dashboards/keypool.json")).unwrap();
+    let panels = dashboard["panels"].as_array().unwrap().iter();
+    let of_panels = panels.flat_map(|panel| panel["targets"].as_array().unwrap());
+    let mut queries: Vec<_> = of_panels.map(|target| target["expr"].as_str().unwrap().to_owned()).collect();
+    let alerts = read("deploy/prometheus/alerts.yml");
+    let of_alerts: Vec<_> = alerts.lines().filter_map(|line| line.trim().strip_prefix("expr: ")).collect();
+    assert_eq!(of_alerts.len(), alerts.matches("- alert: ").count());
+    queries.extend(of_alerts.into_iter().map(str::to_owned));
+    queries
+}
+
+#[rstest]
+#[tokio::test]
+async fn every_panel_and_every_alert_asks_for_metrics_that_there_are(
+    #[values(Database::Postgres, Database::Sqlite)] db: Database,
+) {
+    let server = TestServer::start(db).await;
+    let (alice, bob) =
+        (server.anyone().registered("alice", "laptop").await, server.anyone().registered("bob", "phone").await);
+    alice.uploaded(&[Device::new("alice", "laptop").key_package()]).await;
+    bob.reserved("alice").await;
+    let metrics = server.anyone().get("/metrics").await.text;
+    // By name, the labels that its series have; those of Prometheus itself come with the scrape.
+    let mut known: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::from([("up", BTreeSet::new())]);
+    for line in metrics.lines().filter(|line| !line.starts_with('#')) {
+        let (name, labels) = line.split_once(['{', ' ']).unwrap();
+        let labels = labels.split("=\"").map(|label| label.rsplit([',', '"', '{']).next().unwrap());
+        known.entry(name).or_default().extend(labels);
+    }
+    for query in queries() {
+        let mut found = BTreeMap::new();
+        selected(&parse(&query).unwrap_or_else(|error| panic!("{query}: {error}")), &mut found);
+        assert!(!found.is_empty(), "{query}");
+        for (name, labels) in found {
+            let there = known.get(name.as_str()).unwrap_or_else(|| panic!("{query}: there is no {name}"));
+            for label in labels.iter().filter(|label| !["job", "instance"].contains(&label.as_str())) {
+                assert!(there.contains(label.as_str()), "{query}: {name} has no label {label}: {there:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn what_can_be_set_in_env_is_what_compose_takes_with_its_defaults() {
+    let compose = read("docker-compose.yml");
+    let mut taken = BTreeMap::new();
+    for part in compose.split("${").skip(1) {
+        // The header speaks of `${…}`.
+        let Some((name, default)) = part.split_once('}').unwrap().0.split_once(":-") else { continue };
+        let before = taken.insert(name, default);
+        assert!(before.is_none_or(|before| before == default), "{name} has two defaults");
+    }
+    let example = read(".env.example");
+    let listed: BTreeMap<_, _> =
+        example.lines().filter(|line| !line.starts_with('#')).filter_map(|line| line.split_once('=')).collect();
+    assert_eq!(taken, listed);
+}
+
+/// Of the crates that the two programs are made of, all are in the text that goes with the image, and no others.
+#[test]
+fn the_licenses_of_the_image_are_current() {
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let packages = ["--package", "keypool-server", "--package", "keypool-client"];
+    let tree = Command::new(cargo)
+        .args(["tree", "--locked", "--edges", "normal", "--prefix", "none", "--target", "x86_64-unknown-linux-gnu"])
+        .args(packages)
+        .current_dir(repository())
+        .output()
+        .unwrap();
+    let tree = String::from_utf8(tree.stdout).unwrap();
+    let used: BTreeSet<_> = tree
+        .lines()
+        .filter_map(|line| line.split_once(" v"))
+        .map(|(name, rest)| format!("{name} {}", rest.split(' ').next().unwrap()))
+        .filter(|one| !one.starts_with("keypool-"))
+        .collect();
+    let (text, lock) = (read("LICENSES-THIRD-PARTY.txt"), read("Cargo.lock"));
+    let header = text.split("=====").next().unwrap();
+    let listed: BTreeSet<_> = header
+        .lines()
+        .filter_map(|line| line.strip_prefix("* ")?.split_once(": "))
+        .map(|(one, _)| one.to_owned())
+        .collect();
+    let how = "cargo about generate --locked --workspace about.hbs > LICENSES-THIRD-PARTY.txt";
+    let missing: Vec<_> = used.difference(&listed).collect();
+    assert!(missing.is_empty() && used.len() > 100, "{missing:?} are not in LICENSES-THIRD-PARTY.txt: {how}");
+    for one in &listed {
+        let (name, version) = one.split_once(' ').unwrap();
+        assert!(
+            lock.contains(&format!("name = \"{name}\"\nversion = \"{version}\"\n")),
+            "{one} is not used any more: {how}"
+        );
+    }
+}
+
+/// Every alert is explained to whoever it wakes.
+#[test]
+fn the_operations_page_explains_every_alert() {
+    let (alerts, page) = (read("deploy/prometheus/alerts.yml"), read("docs/operations.md"));
+    for name in alerts.lines().filter_map(|line| line.trim().strip_prefix("- alert: ")) {
+        assert!(page.contains(&format!("`{name}`")), "docs/operations.md does not explain {name}");
+    }
+}

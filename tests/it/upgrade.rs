@@ -1,0 +1,109 @@
+//! A new version starts beside the old one, which goes on: the schema is expanded first, and contracted a version later.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    sync::OnceLock,
+};
+
+use rstest::rstest;
+
+use crate::{
+    readme::repository,
+    support::{Database, Device, Http, ServerProcess, output, target},
+};
+
+/// The server as it was before the newest migration, built out of the repository's history.
+fn previous() -> &'static Path {
+    static BUILT: OnceLock<PathBuf> = OnceLock::new();
+    BUILT.get_or_init(build)
+}
+
+fn build() -> PathBuf {
+    let history = |args: &[&str]| output(Command::new("git").args(args).current_dir(repository()));
+    let newest = history(&["log", "-1", "--format=%H", "--diff-filter=A", "--", "migrations/postgres"]);
+    let newest = newest.trim();
+    assert!(!newest.is_empty(), "the history is not whole: git fetch --unshallow");
+    let directory = target().join("previous").join(newest);
+    if !directory.exists() {
+        let new = directory.with_extension("new");
+        let _ = fs::remove_dir_all(&new);
+        fs::create_dir_all(&new).unwrap();
+        let archive = format!("git archive '{newest}^' | tar -x -C '{}'", new.display());
+        output(Command::new("bash").args(["-euo", "pipefail", "-c", &archive]).current_dir(repository()));
+        set_apart(&new);
+        fs::rename(&new, &directory).unwrap();
+    }
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    // With the client, so that the dependencies are those that are built already.
+    let packages = ["--package", "keypool-server", "--package", "keypool-client"];
+    let status = Command::new(cargo)
+        .args(["build", "--quiet", "--locked", "--bin", "keypool-server-previous"])
+        .args(packages)
+        .current_dir(&directory)
+        .env("CARGO_TARGET_DIR", target())
+        .stdin(Stdio::null())
+        .status();
+    assert!(status.unwrap().success(), "the previous server cannot be built in {}", directory.display());
+    target().join("debug/keypool-server-previous")
+}
+
+/// Gives what the program is made of another version, and it another name: so nothing of it takes the place of today's in
+/// the target directory that the two share.
+fn set_apart(directory: &Path) {
+    let change = |file: &str, change: &dyn Fn(String) -> String| {
+        let path = directory.join(file);
+        fs::write(&path, change(fs::read_to_string(&path).unwrap())).unwrap();
+    };
+    let version = concat!("version = \"", env!("CARGO_PKG_VERSION"), "\"");
+    let other = "version = \"0.0.0-previous\"";
+    change("Cargo.toml", &|text| text.replacen(version, other, 1));
+    change("Cargo.lock", &|text| {
+        let mut parts = text.split("name = \"keypool-");
+        let first = parts.next().unwrap().to_owned();
+        parts.fold(first, |text, part| text + "name = \"keypool-" + &part.replacen(version, other, 1))
+    });
+    let program = "[[bin]]\nname = \"keypool-server-previous\"\npath = \"src/main.rs\"\n\n[dependencies]";
+    change("server/Cargo.toml", &|text| text.replacen("[dependencies]", program, 1));
+}
+
+/// That Bob can reserve and spend at one server what Alice has uploaded at another.
+async fn work_together(alice: &Http, bob: &Http) {
+    alice.uploaded(&[Device::new("alice", "laptop").key_package()]).await;
+    let reservation = bob.reserved("alice").await;
+    bob.spend(&reservation, "friends").await.ok();
+    let released = bob.reserved("alice").await;
+    bob.release(&released).await.ok();
+}
+
+#[rstest]
+#[tokio::test]
+async fn the_server_of_the_schema_before_serves_on_beside_the_new_one(
+    #[values(Database::Postgres, Database::Sqlite)] db: Database,
+) {
+    let program = tokio::task::spawn_blocking(previous).await.unwrap();
+    let place = tokio::task::spawn_blocking(move || db.fresh()).await.unwrap();
+    let old = ServerProcess::start_program(program, &place).await;
+    let (alice, bob) = (
+        Http::new(&old.base).registered("alice", "laptop").await,
+        Http::new(&old.base).registered("bob", "phone").await,
+    );
+    let device = Device::new("alice", "laptop");
+    alice.uploaded(&device.key_packages(10)).await;
+    alice.uploaded(&[device.last_resort()]).await;
+    work_together(&alice, &bob).await;
+
+    // The new one migrates while the old one serves.
+    let new = ServerProcess::start(&place).await;
+    work_together(&alice, &bob).await;
+    work_together(&alice.at(&new.base), &bob).await;
+    work_together(&alice, &bob.at(&new.base)).await;
+    // The old one is started on the new schema, as when an upgrade is taken back half-way.
+    let again = ServerProcess::start_program(program, &place).await;
+    work_together(&alice.at(&again.base), &bob.at(&new.base)).await;
+    drop((old, again));
+    work_together(&alice.at(&new.base), &bob.at(&new.base)).await;
+    let status = alice.at(&new.base).status().await;
+    assert_eq!((&status["spent"], &status["fenced_at"]), (&6.into(), &serde_json::Value::Null));
+}
