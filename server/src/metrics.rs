@@ -119,7 +119,9 @@ impl Metrics {
     fn begin(&self) {
         let outcomes = [RESERVED, LAST_RESORT].into_iter().chain(MissingReason::iter().map(<&str>::from));
         outcomes.for_each(|outcome| self.reserved(outcome, 0));
-        ["lapsed", "expired", "forgotten"].into_iter().for_each(|kind| self.swept(kind, 0));
+        for kind in ["lapsed", "expired", "forgotten"] {
+            self.swept(kind, 0);
+        }
         for name in ["upload", "reserve", "spend", "release", "commit"] {
             child(&self.retries, name, |counter| counter.inc_by(0));
         }

@@ -6,6 +6,7 @@
 
 mod audit;
 mod claims;
+mod commits;
 mod connection;
 mod delivery;
 mod devices;
@@ -26,8 +27,9 @@ mod view;
 
 use std::fmt;
 
+pub use commits::{Commit, CommitError};
 pub use connection::Store;
-pub use delivery::{Commit, CommitError, Delivered, Heard, Post, Queued};
+pub use delivery::{Delivered, Heard, Post, Queued};
 pub use devices::{Grant, NewDevice, RegisterError, Removed};
 pub use idempotency::IdempotencyKey;
 pub use key_packages::{UploadLimits, UploadOutcome};

@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
+    path::Path,
     process::Command,
 };
 
@@ -97,6 +98,31 @@ fn what_can_be_set_in_env_is_what_compose_takes_with_its_defaults() {
     assert_eq!(taken, listed);
 }
 
+/// The texts of all `tracing::warn!` under a folder.
+fn warnings(folder: &Path) -> Vec<String> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            found.extend(warnings(&path));
+        } else {
+            let text = fs::read_to_string(&path).unwrap();
+            for call in text.split("tracing::warn!(").skip(1) {
+                // The text is the last of the arguments.
+                let quotes = || call.match_indices('"').map(|(at, _)| at);
+                let ends = |at: &usize| {
+                    let rest = call[at + 1..].trim_start();
+                    [");", "),\n", ")\n"].iter().any(|end| rest.starts_with(end))
+                };
+                let end = quotes().find(ends).unwrap();
+                let begin = quotes().take_while(|at| *at < end).fold(0, |_, at| at);
+                found.push(call[begin + 1..end].to_owned());
+            }
+        }
+    }
+    found
+}
+
 /// Of the crates that the two programs are made of, all are in the text that goes with the image, and no others.
 #[test]
 fn the_licenses_of_the_image_are_current() {
@@ -134,11 +160,17 @@ fn the_licenses_of_the_image_are_current() {
     }
 }
 
-/// Every alert is explained to whoever it wakes.
+/// Every alert is explained to whoever it wakes, and every warning to who reads it.
 #[test]
-fn the_operations_page_explains_every_alert() {
+fn the_operations_page_explains_every_alert_and_every_warning() {
     let (alerts, page) = (read("deploy/prometheus/alerts.yml"), read("docs/operations.md"));
     for name in alerts.lines().filter_map(|line| line.trim().strip_prefix("- alert: ")) {
         assert!(page.contains(&format!("`{name}`")), "docs/operations.md does not explain {name}");
+    }
+    let warnings = warnings(&repository().join("server/src"));
+    assert!(warnings.len() >= 10, "{warnings:?}");
+    for line in warnings {
+        let words = line.split(['{', ':', ';', '\\']).map(str::trim).find(|part| part.len() > 8).unwrap();
+        assert!(page.contains(words), "docs/operations.md does not explain the warning: {line}");
     }
 }

@@ -1,4 +1,4 @@
-//! Commits and messages: one Commit an epoch, and a queue for each device.
+//! Messages: a queue for each device.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -7,20 +7,16 @@ use std::{
 
 use diesel::prelude::*;
 use jiff::Timestamp;
-use keypool_openapi::{
-    Base64Bytes, DeviceOf, MessageKind, QueuedMessage, ReservationId, Undelivered, UndeliveredReason,
-};
+use keypool_openapi::{Base64Bytes, DeviceOf, MessageKind, QueuedMessage, Undelivered, UndeliveredReason};
 
 use super::{
     Store, StoreError,
-    audit::AuditSql,
-    connection::{Pools, Retry, with_conn},
+    commits::CommitSql,
+    connection::{Pools, with_conn},
     devices::DeviceSql,
-    lineage::LineageSql,
     postgres,
     rows::{DeviceColumns, DeviceId, DeviceRow, Names, statements, timestamp},
-    schema::{commits, deliveries, envelopes},
-    spending::{Spend, SpendError, SpendingSql, spend},
+    schema::{deliveries, envelopes},
 };
 use crate::config::Config;
 
@@ -50,25 +46,6 @@ pub struct Post {
     pub capacity: u32,
 }
 
-/// A Commit, with what it spends and what it brings to whom.
-#[derive(Clone, Debug)]
-pub struct Commit {
-    /// The Commit itself, and whom it goes to.
-    pub post: Post,
-    /// The epoch that it was made in.
-    pub epoch: i64,
-    /// Its SHA-256.
-    pub digest: [u8; 32],
-    /// The Welcome, for the owners of the reservations.
-    pub welcome: Option<Vec<u8>>,
-    /// What it spends.
-    pub reservations: Vec<ReservationId>,
-    /// The SHA-256 of what it shows for being a member's.
-    pub proof_digest: Option<[u8; 32]>,
-    /// The SHA-256 of what the next one has to show.
-    pub next_proof_digest: Option<[u8; 32]>,
-}
-
 /// What came of a post.
 #[derive(Clone, Debug, Default)]
 pub struct Delivered {
@@ -78,37 +55,6 @@ pub struct Delivered {
     pub undelivered: Vec<Undelivered>,
 }
 
-/// Why a Commit was not accepted. Nothing has changed then.
-#[derive(Debug)]
-pub enum CommitError {
-    /// The group is in this epoch, and not in the Commit's.
-    Stale(i64),
-    /// It does not show what the Commit before asked for.
-    NotAMember,
-    /// A reservation cannot be spent.
-    Reservation(ReservationId, SpendError),
-    /// The database failed.
-    Store(StoreError),
-}
-
-impl From<StoreError> for CommitError {
-    fn from(error: StoreError) -> Self {
-        Self::Store(error)
-    }
-}
-
-impl From<diesel::result::Error> for CommitError {
-    fn from(error: diesel::result::Error) -> Self {
-        Self::Store(error.into())
-    }
-}
-
-impl Retry for CommitError {
-    fn lost_to_another(&self) -> bool {
-        matches!(self, Self::Store(error) if error.lost_to_another())
-    }
-}
-
 /// What waits for a device.
 #[derive(Clone, Debug)]
 pub struct Queued(pub Vec<QueuedMessage>);
@@ -116,12 +62,12 @@ pub struct Queued(pub Vec<QueuedMessage>);
 #[derive(Clone, Copy, Insertable)]
 #[diesel(table_name = envelopes, treat_none_as_default_value = false)]
 pub(super) struct NewEnvelope<'a> {
-    sender: i64,
-    kind: &'static str,
-    group_id: &'a [u8],
-    message: &'a [u8],
-    at: i64,
-    expires_at: i64,
+    pub sender: i64,
+    pub kind: &'static str,
+    pub group_id: &'a [u8],
+    pub message: &'a [u8],
+    pub at: i64,
+    pub expires_at: i64,
 }
 
 #[derive(Insertable)]
@@ -131,9 +77,6 @@ pub(super) struct NewDelivery {
     envelope_id: i64,
 }
 
-/// Its epoch, what the next one has to show, and when it came.
-type NewestCommit = (i64, Option<Vec<u8>>, i64);
-
 type QueuedColumns = (i64, i64, String, Vec<u8>, Vec<u8>, i64);
 
 /// A delivery, its envelope, and whether that is a Welcome, of whom, about which group.
@@ -141,34 +84,6 @@ type HeldColumns = (i64, i64, String, i64, Vec<u8>);
 
 statements! {
     pub(super) trait DeliverySql {
-        fn newest_commit(conn, group_id: &[u8]) -> QueryResult<Option<NewestCommit>> {
-            commits::table
-                .filter(commits::group_id.eq(group_id))
-                .order(commits::epoch.desc())
-                .select((commits::epoch, commits::proof_digest, commits::at))
-                .first(conn)
-                .optional()
-        }
-
-        fn commit_digest(conn, group_id: &[u8], epoch: i64) -> QueryResult<Option<Vec<u8>>> {
-            commits::table.find((group_id, epoch)).select(commits::digest).first(conn).optional()
-        }
-
-        /// Whether it is the first of its epoch. One that runs at the same time is waited for.
-        fn add_commit(conn, commit: &Commit, now: i64) -> QueryResult<bool> {
-            diesel::insert_into(commits::table)
-                .values((
-                    commits::group_id.eq(commit.post.group_id.as_slice()),
-                    commits::epoch.eq(commit.epoch),
-                    commits::digest.eq(commit.digest.as_slice()),
-                    commits::proof_digest.eq(commit.next_proof_digest.as_ref().map(<[u8; 32]>::as_slice)),
-                    commits::at.eq(now),
-                ))
-                .on_conflict_do_nothing()
-                .execute(conn)
-                .map(|rows| rows == 1)
-        }
-
         fn queue_lengths(conn, devices: &[i64]) -> QueryResult<Vec<(i64, i64)>> {
             deliveries::table
                 .filter(deliveries::device_id.eq_any(devices))
@@ -252,22 +167,6 @@ statements! {
             diesel::delete(envelopes::table.filter(envelopes::id.eq_any(ids))).execute(conn)
         }
 
-        /// Commits from before then that are not their group's newest.
-        fn old_commits(conn, before: i64, limit: i64) -> QueryResult<Vec<(Vec<u8>, i64)>> {
-            let newer = diesel::alias!(commits as newer);
-            let has_newer = newer
-                .filter(newer.field(commits::group_id).eq(commits::group_id))
-                .filter(newer.field(commits::epoch).gt(commits::epoch));
-            commits::table
-                .filter(commits::at.le(before).and(diesel::dsl::exists(has_newer)))
-                .limit(limit)
-                .select((commits::group_id, commits::epoch))
-                .load(conn)
-        }
-
-        fn remove_commit(conn, group_id: &[u8], epoch: i64) -> QueryResult<usize> {
-            diesel::delete(commits::table.find((group_id, epoch))).execute(conn)
-        }
     }
 }
 
@@ -286,7 +185,7 @@ pub enum Heard {
 }
 
 /// The numbers of the recipients that there are, and which are not.
-fn found<C: DeviceSql>(conn: &mut C, post: &Post) -> Result<(BTreeSet<i64>, Vec<Undelivered>), StoreError> {
+pub(super) fn found<C: DeviceSql>(conn: &mut C, post: &Post) -> Result<(BTreeSet<i64>, Vec<Undelivered>), StoreError> {
     let users: BTreeSet<_> = post.recipients.iter().map(|one| one.user.as_str()).collect();
     let users: Vec<_> = users.into_iter().collect();
     let rows: Vec<DeviceColumns> = if users.is_empty() { Vec::new() } else { conn.devices_of(&users)? };
@@ -310,7 +209,7 @@ fn found<C: DeviceSql>(conn: &mut C, post: &Post) -> Result<(BTreeSet<i64>, Vec<
 }
 
 /// Queues one thing for devices, but for those whose queues are full.
-fn queue<C: DeliverySql + DeviceSql + Announce>(
+pub(super) fn queue<C: DeliverySql + DeviceSql + Announce>(
     conn: &mut C,
     envelope: NewEnvelope<'_>,
     devices: &BTreeSet<i64>,
@@ -341,7 +240,7 @@ fn queue<C: DeliverySql + DeviceSql + Announce>(
     Ok(Delivered { to: to.into_iter().map(DeviceId).collect(), undelivered })
 }
 
-fn envelope(post: &Post, kind: MessageKind, now: i64) -> NewEnvelope<'_> {
+pub(super) fn envelope(post: &Post, kind: MessageKind, now: i64) -> NewEnvelope<'_> {
     NewEnvelope {
         sender: post.by.0,
         kind: kind.into(),
@@ -352,59 +251,10 @@ fn envelope(post: &Post, kind: MessageKind, now: i64) -> NewEnvelope<'_> {
     }
 }
 
-/// The epoch whose Commit is due, and what it has to show.
-///
-/// Commits that came after a backup are lost with a restore. So the first one after it may be of any later epoch, and
-/// what it has to show was lost as well.
-fn due<C: DeliverySql + LineageSql>(conn: &mut C, want: &Commit) -> QueryResult<(i64, Option<Vec<u8>>)> {
-    let Some((newest, asked, at)) = conn.newest_commit(&want.post.group_id)? else { return Ok((want.epoch, None)) };
-    let next = newest.saturating_add(1);
-    let is_gap = want.epoch > next && conn.fenced_at()?.is_some_and(|fenced_at| at <= fenced_at);
-    Ok(if is_gap { (want.epoch, None) } else { (next, asked) })
-}
-
-/// Everything of a Commit, or nothing. A Commit that was accepted before is accepted again, and changes nothing.
-fn commit<C>(conn: &mut C, want: &Commit, now: Timestamp) -> Result<Delivered, CommitError>
-where
-    C: DeliverySql + DeviceSql + SpendingSql + AuditSql + LineageSql + Announce,
-{
-    let (group_id, second) = (&want.post.group_id, now.as_second());
-    let (epoch, is_asked) = due(conn, want)?;
-    if epoch == want.epoch && is_asked.is_some_and(|asked| want.proof_digest.is_none_or(|shown| shown != *asked)) {
-        return Err(CommitError::NotAMember);
-    }
-    if epoch != want.epoch || !conn.add_commit(want, second)? {
-        let is_repeated = conn.commit_digest(group_id, want.epoch)?.is_some_and(|known| known == want.digest);
-        let newest = conn.newest_commit(group_id)?.map_or(epoch, |(newest, ..)| newest);
-        return if is_repeated { Ok(Delivered::default()) } else { Err(CommitError::Stale(newest.saturating_add(1))) };
-    }
-    // In one order, whoever commits: so two that spend the same never wait for each other.
-    let mut reservations = want.reservations.clone();
-    reservations.sort_unstable_by_key(|one| (one.owner, one.nonce));
-    reservations.dedup();
-    for reservation in &reservations {
-        let one = Spend { reservation: *reservation, by: want.post.by, group_id: group_id.clone() };
-        spend(conn, &one, now)?.map_err(|error| CommitError::Reservation(*reservation, error))?;
-    }
-    let (members, mut undelivered) = found(conn, &want.post)?;
-    let joining: BTreeSet<_> = reservations.iter().map(|reservation| reservation.owner).collect();
-    let capacity = want.post.capacity;
-    let mut delivered = queue(conn, envelope(&want.post, MessageKind::Commit, second), &members, capacity)?;
-    if let Some(welcome) = &want.welcome {
-        let welcome = NewEnvelope { message: welcome, ..envelope(&want.post, MessageKind::Welcome, second) };
-        // However full its queue is: each costs a KeyPackage of the device's own, and without it that were wasted.
-        let welcomed = queue(conn, welcome, &joining, u32::MAX)?;
-        delivered.to.extend(welcomed.to);
-        delivered.undelivered.extend(welcomed.undelivered);
-    }
-    undelivered.append(&mut delivered.undelivered);
-    Ok(Delivered { undelivered, ..delivered })
-}
-
 /// Queues a message; `None` where the group is unknown.
 fn post<C>(conn: &mut C, want: &Post, now: Timestamp) -> Result<Option<Delivered>, StoreError>
 where
-    C: DeliverySql + DeviceSql + Announce,
+    C: CommitSql + DeliverySql + DeviceSql + Announce,
 {
     if conn.newest_commit(&want.group_id)?.is_none() {
         return Ok(None);
@@ -487,14 +337,6 @@ impl Store {
             Pools::Sqlite { .. } => Ok(()),
             Pools::Postgres(_) => postgres::listen(config.database_url.expose().to_owned(), hear),
         }
-    }
-
-    /// Accepts a Commit, spends what it uses, and queues it with its Welcome: all of it, or nothing.
-    ///
-    /// # Errors
-    /// See [`CommitError`]. Nothing has changed then.
-    pub fn commit(&self, want: &Commit, now: Timestamp) -> Result<Delivered, CommitError> {
-        with_conn!(self, write "commit", |conn| commit(conn, want, now))
     }
 
     /// Queues a message; `None` where the group is unknown.

@@ -1,9 +1,15 @@
 //! `docker compose up` and then the README, to the letter.
 
-use std::{fs, os::unix::fs::PermissionsExt, os::unix::fs::symlink, path::Path, process::Stdio};
+use std::{
+    fs,
+    os::unix::fs::{PermissionsExt, symlink},
+    process::Stdio,
+};
+
+use serde_json::Value;
 
 use crate::{
-    readme::{Clone, blocks, repository},
+    readme::{Clone, blocks, blocks_of, repository},
     support::compose::is_plugin,
 };
 
@@ -32,8 +38,10 @@ impl Drop for Down<'_> {
     }
 }
 
+/// Runs what the README's or the page's reader runs, after the README's own `export PATH`.
 fn run(clone: &Clone, script: &str) -> String {
-    let output = clone.shell(script).stdin(Stdio::null()).output().unwrap();
+    let script = format!("export PATH=\"$PWD/target/debug:$PATH\"\n{script}");
+    let output = clone.shell(&script).stdin(Stdio::null()).output().unwrap();
     let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert!(output.status.success(), "{out}\n{err}");
     out.into_owned()
@@ -49,5 +57,17 @@ fn the_quick_start_works_against_containers_as_it_is_written() {
     assert!(said.contains("zoe/main"), "the command in the image shows no pool of Zoe's: {said}");
     let said = run(&clone, &blocks("```sh quickstart"));
     assert!(said.contains(r#""state":"spent""#), "{said}");
-    assert!(Path::new(&clone.directory().join("alice")).exists());
+    assert!(clone.directory().join("alice").exists());
+
+    // And the operator's page: what is spent after the backup is not handed out after the restore.
+    let page = fs::read_to_string(repository().join("docs/operations.md")).unwrap();
+    run(&clone, &blocks_of(&page, "```sh backup"));
+    let spend = "RESERVATION=$(keypool --data-dir bob --json reserve alice | sed -n 's/.*\"reservation_id\": \"\\(.*\\)\",/\\1/p')\n\
+                 keypool --data-dir bob spend \"$RESERVATION\" --group friends";
+    run(&clone, spend);
+    run(&clone, &blocks_of(&page, "```sh restore"));
+    // Where the proxy does not see a server yet, the command waits and asks again.
+    let refreshed: Value = serde_json::from_str(&run(&clone, "keypool --data-dir alice --json refresh")).unwrap();
+    assert_eq!(refreshed["warnings"][0]["type"], "server-restored", "{refreshed}");
+    assert_eq!(refreshed["pool"]["fresh"], 32, "{refreshed}");
 }

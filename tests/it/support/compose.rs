@@ -96,9 +96,7 @@ impl Compose {
     /// Runs SQL in its PostgreSQL, and answers what that printed.
     pub fn sql(&self, sql: &str) -> String {
         let container = self.containers("postgres").remove(0);
-        let password = format!("PGPASSWORD={PASSWORD}");
-        let psql = ["exec", "-e", &password, &container, "psql", "-U", "keypool", "-d", "keypool", "-qAt", "-c", sql];
-        docker(&psql)
+        docker(&["exec", &container, "psql", "-U", "keypool", "-d", "keypool", "-qAt", "-c", sql])
     }
 
     /// Its SQLite, as it stands in the directory that is its volume.

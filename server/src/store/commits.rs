@@ -1,0 +1,180 @@
+//! The commit fence: one Commit an epoch, with all that it spends and brings.
+
+use std::collections::BTreeSet;
+
+use diesel::prelude::*;
+use jiff::Timestamp;
+use keypool_openapi::{MessageKind, ReservationId};
+
+use super::{
+    Store, StoreError,
+    audit::AuditSql,
+    connection::{Retry, with_conn},
+    delivery::{Announce, Delivered, DeliverySql, NewEnvelope, Post, envelope, found, queue},
+    devices::DeviceSql,
+    lineage::LineageSql,
+    rows::statements,
+    schema::commits,
+    spending::{Spend, SpendError, SpendingSql, spend},
+};
+
+/// A Commit, with what it spends and what it brings to whom.
+#[derive(Clone, Debug)]
+pub struct Commit {
+    /// The Commit itself, and whom it goes to.
+    pub post: Post,
+    /// The epoch that it was made in.
+    pub epoch: i64,
+    /// Its SHA-256.
+    pub digest: [u8; 32],
+    /// The Welcome, for the owners of the reservations.
+    pub welcome: Option<Vec<u8>>,
+    /// What it spends.
+    pub reservations: Vec<ReservationId>,
+    /// The SHA-256 of what it shows for being a member's.
+    pub proof_digest: Option<[u8; 32]>,
+    /// The SHA-256 of what the next one has to show.
+    pub next_proof_digest: Option<[u8; 32]>,
+}
+
+/// Why a Commit was not accepted. Nothing has changed then.
+#[derive(Debug)]
+pub enum CommitError {
+    /// The group is in this epoch, and not in the Commit's.
+    Stale(i64),
+    /// It does not show what the Commit before asked for.
+    NotAMember,
+    /// A reservation cannot be spent.
+    Reservation(ReservationId, SpendError),
+    /// The database failed.
+    Store(StoreError),
+}
+
+impl From<StoreError> for CommitError {
+    fn from(error: StoreError) -> Self {
+        Self::Store(error)
+    }
+}
+
+impl From<diesel::result::Error> for CommitError {
+    fn from(error: diesel::result::Error) -> Self {
+        Self::Store(error.into())
+    }
+}
+
+impl Retry for CommitError {
+    fn lost_to_another(&self) -> bool {
+        matches!(self, Self::Store(error) if error.lost_to_another())
+    }
+}
+
+/// Its epoch, what the next one has to show, and when it came.
+type NewestCommit = (i64, Option<Vec<u8>>, i64);
+
+statements! {
+    pub(super) trait CommitSql {
+        fn newest_commit(conn, group_id: &[u8]) -> QueryResult<Option<NewestCommit>> {
+            commits::table
+                .filter(commits::group_id.eq(group_id))
+                .order(commits::epoch.desc())
+                .select((commits::epoch, commits::proof_digest, commits::at))
+                .first(conn)
+                .optional()
+        }
+
+        fn commit_digest(conn, group_id: &[u8], epoch: i64) -> QueryResult<Option<Vec<u8>>> {
+            commits::table.find((group_id, epoch)).select(commits::digest).first(conn).optional()
+        }
+
+        /// Whether it is the first of its epoch. One that runs at the same time is waited for.
+        fn add_commit(conn, commit: &Commit, now: i64) -> QueryResult<bool> {
+            diesel::insert_into(commits::table)
+                .values((
+                    commits::group_id.eq(commit.post.group_id.as_slice()),
+                    commits::epoch.eq(commit.epoch),
+                    commits::digest.eq(commit.digest.as_slice()),
+                    commits::proof_digest.eq(commit.next_proof_digest.as_ref().map(<[u8; 32]>::as_slice)),
+                    commits::at.eq(now),
+                ))
+                .on_conflict_do_nothing()
+                .execute(conn)
+                .map(|rows| rows == 1)
+        }
+
+        /// Commits from before then that are not their group's newest.
+        fn old_commits(conn, before: i64, limit: i64) -> QueryResult<Vec<(Vec<u8>, i64)>> {
+            let newer = diesel::alias!(commits as newer);
+            let has_newer = newer
+                .filter(newer.field(commits::group_id).eq(commits::group_id))
+                .filter(newer.field(commits::epoch).gt(commits::epoch));
+            commits::table
+                .filter(commits::at.le(before).and(diesel::dsl::exists(has_newer)))
+                .limit(limit)
+                .select((commits::group_id, commits::epoch))
+                .load(conn)
+        }
+
+        fn remove_commit(conn, group_id: &[u8], epoch: i64) -> QueryResult<usize> {
+            diesel::delete(commits::table.find((group_id, epoch))).execute(conn)
+        }
+    }
+}
+
+/// The epoch whose Commit is due, and what it has to show.
+///
+/// Commits that came after a backup are lost with a restore. So the first one after it may be of any later epoch, and
+/// what it has to show was lost as well.
+fn due<C: CommitSql + LineageSql>(conn: &mut C, want: &Commit) -> QueryResult<(i64, Option<Vec<u8>>)> {
+    let Some((newest, asked, at)) = conn.newest_commit(&want.post.group_id)? else { return Ok((want.epoch, None)) };
+    let next = newest.saturating_add(1);
+    let is_gap = want.epoch > next && conn.fenced_at()?.is_some_and(|fenced_at| at <= fenced_at);
+    Ok(if is_gap { (want.epoch, None) } else { (next, asked) })
+}
+
+/// Everything of a Commit, or nothing. A Commit that was accepted before is accepted again, and changes nothing.
+fn commit<C>(conn: &mut C, want: &Commit, now: Timestamp) -> Result<Delivered, CommitError>
+where
+    C: CommitSql + DeliverySql + DeviceSql + SpendingSql + AuditSql + LineageSql + Announce,
+{
+    let (group_id, second) = (&want.post.group_id, now.as_second());
+    let (epoch, is_asked) = due(conn, want)?;
+    if epoch == want.epoch && is_asked.is_some_and(|asked| want.proof_digest.is_none_or(|shown| shown != *asked)) {
+        return Err(CommitError::NotAMember);
+    }
+    if epoch != want.epoch || !conn.add_commit(want, second)? {
+        let is_repeated = conn.commit_digest(group_id, want.epoch)?.is_some_and(|known| known == want.digest);
+        let newest = conn.newest_commit(group_id)?.map_or(epoch, |(newest, ..)| newest);
+        return if is_repeated { Ok(Delivered::default()) } else { Err(CommitError::Stale(newest.saturating_add(1))) };
+    }
+    // In one order, whoever commits: so two that spend the same never wait for each other.
+    let mut reservations = want.reservations.clone();
+    reservations.sort_unstable_by_key(|one| (one.owner, one.nonce));
+    reservations.dedup();
+    for reservation in &reservations {
+        let one = Spend { reservation: *reservation, by: want.post.by, group_id: group_id.clone() };
+        spend(conn, &one, now)?.map_err(|error| CommitError::Reservation(*reservation, error))?;
+    }
+    let (members, mut undelivered) = found(conn, &want.post)?;
+    let joining: BTreeSet<_> = reservations.iter().map(|reservation| reservation.owner).collect();
+    let capacity = want.post.capacity;
+    let mut delivered = queue(conn, envelope(&want.post, MessageKind::Commit, second), &members, capacity)?;
+    if let Some(welcome) = &want.welcome {
+        let welcome = NewEnvelope { message: welcome, ..envelope(&want.post, MessageKind::Welcome, second) };
+        // However full its queue is: each costs a KeyPackage of the device's own, and without it that were wasted.
+        let welcomed = queue(conn, welcome, &joining, u32::MAX)?;
+        delivered.to.extend(welcomed.to);
+        delivered.undelivered.extend(welcomed.undelivered);
+    }
+    undelivered.append(&mut delivered.undelivered);
+    Ok(Delivered { undelivered, ..delivered })
+}
+
+impl Store {
+    /// Accepts a Commit, spends what it uses, and queues it with its Welcome: all of it, or nothing.
+    ///
+    /// # Errors
+    /// See [`CommitError`]. Nothing has changed then.
+    pub fn commit(&self, want: &Commit, now: Timestamp) -> Result<Delivered, CommitError> {
+        with_conn!(self, write "commit", |conn| commit(conn, want, now))
+    }
+}
