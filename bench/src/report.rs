@@ -76,10 +76,21 @@ pub(crate) fn print_waits(waits: &Waits, json: bool) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn median(values: impl Iterator<Item = f64>) -> f64 {
+pub(crate) fn median(values: impl Iterator<Item = f64>) -> f64 {
     let mut values: Vec<_> = values.collect();
     values.sort_by(f64::total_cmp);
     values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
+}
+
+/// Prints what was found as JSON, or as the text that people read.
+pub(crate) fn print_findings<T: Serialize>(
+    findings: &T,
+    json: bool,
+    text: impl FnOnce(&T) -> String,
+) -> anyhow::Result<()> {
+    let text = if json { serde_json::to_string_pretty(findings)? } else { text(findings) };
+    writeln!(io::stdout(), "{text}")?;
+    Ok(())
 }
 
 pub(crate) fn print(comparisons: &[Comparison], json: bool) -> anyhow::Result<()> {

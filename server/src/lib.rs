@@ -8,6 +8,7 @@ pub mod app;
 pub mod auth;
 mod bell;
 pub mod clock;
+mod coalesce;
 pub mod config;
 mod generation;
 pub mod key_package;

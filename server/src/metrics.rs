@@ -19,6 +19,9 @@ use strum::IntoEnumIterator;
 /// The bounds of the histograms, in seconds: from a lookup in memory to a long poll.
 const SECONDS: &[f64] = &[0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0];
 
+/// The bounds of the histogram of batches.
+const BATCHES: &[f64] = &[1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0];
+
 /// The label `status` of a request whose client went away before it was answered.
 const ABORTED: &str = "aborted";
 
@@ -37,6 +40,8 @@ pub struct Metrics {
     reservations: IntCounterVec,
     retries: IntCounterVec,
     connection_wait: Histogram,
+    batch_size: HistogramVec,
+    batch_wait: HistogramVec,
     shed: IntCounter,
     pool_packages: IntGaugeVec,
     swept: IntCounterVec,
@@ -81,6 +86,18 @@ impl Metrics {
                 "connection_wait_seconds",
                 "Time that a request waited for a connection to the database.",
             ))?,
+            batch_size: HistogramVec::new(
+                HistogramOpts::from(opts(
+                    "batch_size",
+                    "Requests that shared a statement and a commit, by what they did.",
+                ))
+                .buckets(BATCHES.to_vec()),
+                &["name"],
+            )?,
+            batch_wait: HistogramVec::new(
+                histogram("batch_wait_seconds", "Time that a request waited for those before it, by what it does."),
+                &["name"],
+            )?,
             shed: IntCounter::with_opts(opts(
                 "shed_requests_total",
                 "Requests that were refused because too many waited for the database.",
@@ -127,7 +144,7 @@ impl Metrics {
         }
     }
 
-    fn all(&self) -> [Box<dyn Collector>; 11] {
+    fn all(&self) -> [Box<dyn Collector>; 13] {
         [
             Box::new(self.requests.clone()),
             Box::new(self.request_seconds.clone()),
@@ -135,6 +152,8 @@ impl Metrics {
             Box::new(self.reservations.clone()),
             Box::new(self.retries.clone()),
             Box::new(self.connection_wait.clone()),
+            Box::new(self.batch_size.clone()),
+            Box::new(self.batch_wait.clone()),
             Box::new(self.shed.clone()),
             Box::new(self.pool_packages.clone()),
             Box::new(self.swept.clone()),
@@ -170,6 +189,18 @@ impl Metrics {
     /// A request waited so long for a connection.
     pub fn waited(&self, wait: Duration) {
         self.connection_wait.observe(wait.as_secs_f64());
+    }
+
+    /// So many requests share a statement and a commit.
+    pub fn batch(&self, name: &'static str, size: usize) {
+        child(&self.batch_size, name, |histogram| {
+            histogram.observe(f64::from(u32::try_from(size).unwrap_or(u32::MAX)))
+        });
+    }
+
+    /// A request waited so long for those before it.
+    pub fn coalesced(&self, name: &'static str, wait: Duration) {
+        child(&self.batch_wait, name, |histogram| histogram.observe(wait.as_secs_f64()));
     }
 
     /// A request was refused because too many waited.

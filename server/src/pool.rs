@@ -3,6 +3,7 @@
 mod delivery;
 mod devices;
 mod inventory;
+mod queues;
 mod reservations;
 mod status;
 mod upload;
@@ -13,6 +14,8 @@ use actix_web::web;
 use jiff::{SignedDuration, Timestamp};
 use keypool_openapi::ProblemType;
 use tokio::sync::Semaphore;
+
+use queues::Queues;
 
 use crate::{
     auth::{AdminHash, Token, TokenCache, jwt::JwtVerifier},
@@ -61,6 +64,8 @@ pub struct Pool {
     provider: Option<Arc<JwtVerifier>>,
     /// Wakes the requests that wait for a message.
     bell: Arc<Bell>,
+    /// Where what is asked for most waits to be done together.
+    queues: Queues,
     /// One place for each request that may wait for the database.
     places: Arc<Semaphore>,
     /// Where it is kept how far the database has come, if it does not tell by itself that it was restored.
@@ -103,9 +108,11 @@ impl Pool {
             queue_capacity: config.queue_capacity,
             health: status::Watermarks { target: config.pool_target.into(), low: config.low_watermark.into() },
         };
+        let queues = Queues::start(&store, &clock, policy.retire, config.max_waiting_requests as usize)?;
         Ok(Self {
             store,
             clock,
+            queues,
             policy: Arc::new(policy),
             tokens: TokenCache::new(config.token_cache),
             limits: Arc::new(limits),
@@ -127,10 +134,7 @@ impl Pool {
         E: Send + 'static,
         Failure: From<E>,
     {
-        let place = Arc::clone(&self.places).try_acquire_owned().map_err(|_| {
-            self.store.metrics().shed();
-            Failure::new(ProblemType::Unavailable, "Too many requests wait for the database. Try again in a moment.")
-        })?;
+        let place = Arc::clone(&self.places).try_acquire_owned().map_err(|_| self.overloaded())?;
         let (pool, request) = (self.clone(), tracing::Span::current());
         let result = web::block(move || {
             let _request = request.entered();
@@ -138,13 +142,19 @@ impl Pool {
             let _place = place;
             verb(&pool, pool.clock.now())
         });
-        let result = result.await.map_err(|_| {
-            Failure::new(
-                ProblemType::Unavailable,
-                "The server did not finish the request: it is stopping, or its log shows a fault. Try again.",
-            )
-        })?;
-        Ok(result?)
+        Ok(result.await.map_err(|_| Self::not_finished())??)
+    }
+
+    fn overloaded(&self) -> Failure {
+        self.store.metrics().shed();
+        Failure::new(ProblemType::Unavailable, "Too many requests wait for the database. Try again in a moment.")
+    }
+
+    fn not_finished() -> Failure {
+        Failure::new(
+            ProblemType::Unavailable,
+            "The server did not finish the request: it is stopping, or its log shows a fault. Try again.",
+        )
     }
 
     /// Takes up the database: one that was restored from a backup is fenced, unless the operator has it trusted. Blocks.
@@ -235,6 +245,11 @@ impl Pool {
     pub async fn census(&self) -> Result<(), Failure> {
         self.block(|pool, _| sweeper::census(&pool.store)).await
     }
+}
+
+/// The time as the database keeps it: what is repeated is answered the same.
+fn whole_second(time: Timestamp) -> Timestamp {
+    Timestamp::from_second(time.as_second()).unwrap_or(time)
 }
 
 /// A whole second, as the database keeps times.

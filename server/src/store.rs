@@ -23,6 +23,7 @@ mod spending;
 mod sqlite;
 mod status;
 mod sweep;
+mod together;
 mod view;
 
 use std::fmt;

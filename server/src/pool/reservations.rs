@@ -37,31 +37,28 @@ impl Pool {
         // The request itself was counted already.
         self.limits.request(&caller.user, users.len() - 1)?;
         let (users, refused) = self.within_limits(&caller.user, users)?;
-        self.block(move |pool, now| {
-            let second = now.as_second();
-            let want = Reserve {
-                users,
-                refused,
-                device: request.device,
-                ciphersuite: request.ciphersuite,
-                group_id,
-                by: caller.id,
-                nonce: Uuid::new_v4(),
-                until: after(second, ttl)?,
-                usable_until: after(second, pool.policy.min_remaining)?,
-                most_held: pool.policy.max_live_reservations,
-                repeat: key.map(|key| pool.repeat(key, digest, second)).transpose()?,
-            };
-            match pool.store.reserve(std::slice::from_ref(&want), pool.view(now))?.pop() {
-                Some(Ok(reserved)) => {
-                    count(pool.store.metrics(), &reserved);
-                    answer(reserved)
-                }
-                Some(Err(error)) => Err(pool.refused(error, now)),
-                None => Err(Failure::new(ProblemType::Internal, "The database answered nothing. Try again.")),
+        let now = self.clock.now();
+        let second = now.as_second();
+        let want = Reserve {
+            users,
+            refused,
+            device: request.device,
+            ciphersuite: request.ciphersuite,
+            group_id,
+            by: caller.id,
+            nonce: Uuid::new_v4(),
+            until: after(second, ttl)?,
+            usable_until: after(second, self.policy.min_remaining)?,
+            most_held: self.policy.max_live_reservations,
+            repeat: key.map(|key| self.repeat(key, digest, second)).transpose()?,
+        };
+        match self.fulfil(want).await? {
+            Ok(reserved) => {
+                count(self.store.metrics(), &reserved);
+                answer(reserved)
             }
-        })
-        .await
+            Err(error) => Err(self.refused(error, now)),
+        }
     }
 
     /// The users that the caller may reserve of now, and those that it may not; a failure where that is all.
@@ -136,20 +133,8 @@ impl Pool {
     pub async fn spend(&self, caller: Arc<DeviceRow>, request: SpendRequest) -> Result<SpendResponse, Failure> {
         let id = request.reservation_id;
         let want = Spend { reservation: id, by: caller.id, group_id: group_id(request.group_id)? };
-        self.block(move |pool, now| {
-            // A whole second, as the database keeps it: repeated, the spend is answered the same.
-            let now = after(now.as_second(), Duration::ZERO)?;
-            match pool.store.spend(&[want], now)?.pop() {
-                Some(Ok(spent)) => Ok(SpendResponse {
-                    keypackage_ref: spent.keypackage_ref,
-                    state: spent.state,
-                    spent_at: spent.spent_at,
-                }),
-                Some(Err(error)) => Err(lost_reservation(error, &id)),
-                None => Err(lost_reservation(SpendError::Unknown, &id)),
-            }
-        })
-        .await
+        let spent = self.spend_one(want).await?.map_err(|error| lost_reservation(error, &id))?;
+        Ok(SpendResponse { keypackage_ref: spent.keypackage_ref, state: spent.state, spent_at: spent.spent_at })
     }
 
     /// Releases a reservation.

@@ -132,6 +132,18 @@ impl Store {
         &self.metrics
     }
 
+    /// The same, to keep.
+    #[must_use]
+    pub fn metrics_handle(&self) -> Arc<Metrics> {
+        Arc::clone(&self.metrics)
+    }
+
+    /// Whether several may write to it at once.
+    #[must_use]
+    pub fn is_shared(&self) -> bool {
+        matches!(self.pools, Pools::Postgres(_))
+    }
+
     /// The database's name, for people.
     #[must_use]
     pub fn kind(&self) -> &'static str {

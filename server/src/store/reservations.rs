@@ -14,11 +14,13 @@ use super::{
     Store, StoreError,
     audit::{AuditSql, Event},
     claims::{Claim, ClaimSql},
-    connection::with_conn,
+    connection::{self, Pools, with_conn},
     devices::DeviceSql,
     idempotency::{IdempotencyKey, IdempotencySql},
+    postgres,
     rows::{DeviceId, DeviceRow, HandedOut, count, statements, suite, timestamp},
     schema::key_packages,
+    together,
     view::View,
 };
 
@@ -96,6 +98,16 @@ statements! {
                 .filter(key_packages::reserved_until.gt(now))
                 .select((diesel::dsl::count_star(), diesel::dsl::min(key_packages::reserved_until)))
                 .first(conn)
+        }
+
+        /// How many reservations each of these devices holds.
+        fn held_by_each(conn, devices: &[i64], now: i64) -> QueryResult<Vec<(Option<i64>, i64)>> {
+            key_packages::table
+                .filter(key_packages::held.and(key_packages::reserved_by.eq_any(devices)))
+                .filter(key_packages::reserved_until.gt(now))
+                .group_by(key_packages::reserved_by)
+                .select((key_packages::reserved_by, diesel::dsl::count_star()))
+                .load(conn)
         }
 
         /// What stands in the pool but was not to be had, or has expired there: ciphersuites, and how long each lives.
@@ -310,6 +322,26 @@ impl Store {
         view: View,
     ) -> Result<Vec<Result<ReserveResponse, ReserveError>>, StoreError> {
         with_conn!(self, write "reserve", |conn| wants.iter().map(|want| reserve(conn, want, view)).collect())
+    }
+
+    /// The same for wishes of different callers, as fast as it goes; `None` for those that have to be fulfilled alone.
+    ///
+    /// # Errors
+    /// When the database fails. Nothing is reserved then.
+    pub fn reserve_together(
+        &self,
+        wants: &[Reserve],
+        view: View,
+    ) -> Result<Vec<Option<Result<ReserveResponse, ReserveError>>>, StoreError> {
+        match &self.pools {
+            // It has one writer: nobody is waited for.
+            Pools::Sqlite { .. } => Ok(self.reserve(wants, view)?.into_iter().map(Some).collect()),
+            Pools::Postgres(pool) => {
+                let body = |conn: &mut _| together::reserve(conn, wants, view.now);
+                let fulfilled = connection::write(pool, &self.metrics, "reserve", postgres::transaction, body)?;
+                Ok(fulfilled.into_iter().map(|one| one.map(Ok)).collect())
+            }
+        }
     }
 }
 

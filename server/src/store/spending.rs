@@ -7,9 +7,11 @@ use keypool_openapi::{Action, KeyPackageRef, ReservationId, State};
 use super::{
     Store, StoreError,
     audit::{AuditSql, Event},
-    connection::with_conn,
+    connection::{self, Pools, with_conn},
+    postgres,
     rows::{DeviceId, Ended, nonce_of, statements, timestamp},
     schema::key_packages,
+    together,
     view::View,
 };
 
@@ -231,6 +233,25 @@ impl Store {
     /// When the database fails. Nothing is spent then.
     pub fn spend(&self, spends: &[Spend], now: Timestamp) -> Result<Vec<Result<Spent, SpendError>>, StoreError> {
         with_conn!(self, write "spend", |conn| spends.iter().map(|one| spend(conn, one, now)).collect())
+    }
+
+    /// The same for reservations of different holders, as fast as it goes; `None` for those that have to be spent alone.
+    ///
+    /// # Errors
+    /// When the database fails. Nothing is spent then.
+    pub fn spend_together(
+        &self,
+        spends: &[Spend],
+        now: Timestamp,
+    ) -> Result<Vec<Option<Result<Spent, SpendError>>>, StoreError> {
+        match &self.pools {
+            Pools::Sqlite { .. } => Ok(self.spend(spends, now)?.into_iter().map(Some).collect()),
+            Pools::Postgres(pool) => {
+                let body = |conn: &mut _| together::spend(conn, spends, now);
+                let spent = connection::write(pool, &self.metrics, "spend", postgres::transaction, body)?;
+                Ok(spent.into_iter().map(|one| one.map(Ok)).collect())
+            }
+        }
     }
 
     /// Releases reservations, each on its own, in one transaction.

@@ -1,0 +1,96 @@
+//! What is asked for most, and done together with what else waits.
+
+use std::sync::Arc;
+
+use keypool_openapi::{ProblemType, ReserveResponse};
+
+use super::Pool;
+use crate::{
+    clock::Clock,
+    coalesce::{Coalescer, Judged, NotTaken},
+    problem::Failure,
+    store::{Reserve, ReserveError, Spend, SpendError, Spent, Store, StoreError, View},
+};
+
+/// Workers of each kind: enough that one fills its batch while another waits for the disk. SQLite has one writer.
+const WORKERS: usize = 3;
+
+type Outcome<T, E> = Result<Result<T, E>, Failure>;
+
+/// Where reservations and spends wait.
+#[derive(Clone)]
+pub(super) struct Queues {
+    reserve: Coalescer<Reserve, Outcome<ReserveResponse, ReserveError>>,
+    spend: Coalescer<Spend, Outcome<Spent, SpendError>>,
+}
+
+impl Queues {
+    /// Starts the workers, which go when the last clone of this is gone.
+    pub(super) fn start(store: &Store, clock: &Arc<dyn Clock>, retire: bool, room: usize) -> std::io::Result<Self> {
+        let (workers, metrics) = (if store.is_shared() { WORKERS } else { 1 }, store.metrics_handle());
+        let (its, time) = (store.clone(), Arc::clone(clock));
+        let reserve = Coalescer::start("reserve", (workers, room), &metrics, move |wants: &[Reserve]| {
+            outcomes(its.reserve_together(wants, View { now: time.now(), retire }), wants.len())
+        })?;
+        let (its, time) = (store.clone(), Arc::clone(clock));
+        let spend = Coalescer::start("spend", (workers, room), &metrics, move |spends: &[Spend]| {
+            outcomes(its.spend_together(spends, super::whole_second(time.now())), spends.len())
+        })?;
+        Ok(Self { reserve, spend })
+    }
+}
+
+/// What each of a batch is answered. Where the database is away, it is so for all of them; where it has failed in another
+/// way, each is done alone, so that one cannot spoil it for the others.
+fn outcomes<T, E>(batch: Result<Vec<Option<Result<T, E>>>, StoreError>, size: usize) -> Vec<Option<Outcome<T, E>>> {
+    match batch {
+        Ok(done) => done.into_iter().map(|one| one.map(Ok)).collect(),
+        Err(error) if error.transient => {
+            let failure = Failure::from(error);
+            (0..size).map(|_| Some(Err(Failure::new(failure.kind, failure.detail.clone())))).collect()
+        }
+        Err(error) => {
+            tracing::error!(%error, size, "a batch failed; each of it is tried alone");
+            (0..size).map(|_| None).collect()
+        }
+    }
+}
+
+impl Pool {
+    /// Fulfils a wish, with others or alone.
+    pub(super) async fn fulfil(&self, want: Reserve) -> Result<Result<ReserveResponse, ReserveError>, Failure> {
+        match self.submitted(&self.queues.reserve, want).await? {
+            Judged::Done(outcome) => outcome,
+            Judged::Alone(want) => {
+                let alone = self.block(move |pool, now| pool.store.reserve(&[want], pool.view(now))).await?;
+                alone.into_iter().next().ok_or_else(nothing)
+            }
+        }
+    }
+
+    /// Spends a reservation, with others or alone.
+    pub(super) async fn spend_one(&self, spend: Spend) -> Result<Result<Spent, SpendError>, Failure> {
+        match self.submitted(&self.queues.spend, spend).await? {
+            Judged::Done(outcome) => outcome,
+            Judged::Alone(spend) => {
+                let alone = self.block(move |pool, now| pool.store.spend(&[spend], super::whole_second(now))).await?;
+                alone.into_iter().next().ok_or_else(nothing)
+            }
+        }
+    }
+
+    async fn submitted<W, T>(&self, queue: &Coalescer<W, T>, want: W) -> Result<Judged<W, T>, Failure>
+    where
+        W: Send + 'static,
+        T: Send + 'static,
+    {
+        queue.submit(want).await.map_err(|reason| match reason {
+            NotTaken::Full => self.overloaded(),
+            NotTaken::Stopping => Self::not_finished(),
+        })
+    }
+}
+
+fn nothing() -> Failure {
+    Failure::new(ProblemType::Internal, "The database answered nothing. Try again.")
+}
