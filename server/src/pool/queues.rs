@@ -13,7 +13,7 @@ use crate::{
 };
 
 /// Workers of each kind: enough that one fills its batch while another waits for the disk. SQLite has one writer.
-const WORKERS: usize = 3;
+const WORKERS: usize = 2;
 
 type Outcome<T, E> = Result<Result<T, E>, Failure>;
 

@@ -28,8 +28,10 @@ use crate::clock::Clock;
 /// Names the advisory lock under which a server migrates, so that several may start at once.
 const MIGRATION_LOCK: i64 = 0x6b65_7970_6f6f_6c31;
 
-/// So that a stuck statement or a forgotten transaction cannot hold a connection for ever.
-const SESSION: &str = "SET statement_timeout = '30s'; SET idle_in_transaction_session_timeout = '30s'";
+/// So that a stuck statement or a forgotten transaction cannot hold a connection for ever; and a statement is planned once
+/// for each connection: all of them go by the keys that they are given, whatever those are.
+const SESSION: &str = "SET statement_timeout = '30s'; SET idle_in_transaction_session_timeout = '30s'; \
+                       SET plan_cache_mode = force_generic_plan";
 
 /// Where servers tell each other whose queues have something new.
 const CHANNEL: &str = "keypool_messages";
@@ -116,6 +118,14 @@ pub(super) fn transaction<T, E: From<diesel::result::Error>>(
     body: &mut dyn FnMut(&mut PgConnection) -> Result<T, E>,
 ) -> Result<T, E> {
     conn.transaction(|conn| body(conn))
+}
+
+/// Runs what is one statement, and so all or nothing by itself.
+pub(super) fn statement<T, E: From<diesel::result::Error>>(
+    conn: &mut PgConnection,
+    body: &mut dyn FnMut(&mut PgConnection) -> Result<T, E>,
+) -> Result<T, E> {
+    body(conn)
 }
 
 impl Announce for PgConnection {

@@ -338,7 +338,10 @@ impl Store {
             Pools::Sqlite { .. } => Ok(self.reserve(wants, view)?.into_iter().map(Some).collect()),
             Pools::Postgres(pool) => {
                 let body = |conn: &mut _| together::reserve(conn, wants, view.now);
-                let fulfilled = connection::write(pool, &self.metrics, "reserve", postgres::transaction, body)?;
+                // What no answer is kept of is one statement, which needs no transaction around it.
+                let is_one = wants.iter().all(|want| want.repeat.is_none());
+                let run = if is_one { postgres::statement } else { postgres::transaction };
+                let fulfilled = connection::write(pool, &self.metrics, "reserve", run, body)?;
                 Ok(fulfilled.into_iter().map(|one| one.map(Ok)).collect())
             }
         }

@@ -248,7 +248,7 @@ impl Store {
             Pools::Sqlite { .. } => Ok(self.spend(spends, now)?.into_iter().map(Some).collect()),
             Pools::Postgres(pool) => {
                 let body = |conn: &mut _| together::spend(conn, spends, now);
-                let spent = connection::write(pool, &self.metrics, "spend", postgres::transaction, body)?;
+                let spent = connection::write(pool, &self.metrics, "spend", postgres::statement, body)?;
                 Ok(spent.into_iter().map(|one| one.map(Ok)).collect())
             }
         }
