@@ -194,7 +194,7 @@ impl Metrics {
     /// So many requests share a statement and a commit.
     pub fn batch(&self, name: &'static str, size: usize) {
         child(&self.batch_size, name, |histogram| {
-            histogram.observe(f64::from(u32::try_from(size).unwrap_or(u32::MAX)))
+            histogram.observe(f64::from(u32::try_from(size).unwrap_or(u32::MAX)));
         });
     }
 

@@ -32,7 +32,7 @@ fn build() -> PathBuf {
         fs::create_dir_all(&new).unwrap();
         let archive = format!("git archive '{newest}^' | tar -x -C '{}'", new.display());
         output(Command::new("bash").args(["-euo", "pipefail", "-c", &archive]).current_dir(repository()));
-        set_apart(&new);
+        set_apart(&new, newest);
         fs::rename(&new, &directory).unwrap();
     }
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
@@ -50,19 +50,19 @@ fn build() -> PathBuf {
 }
 
 /// Gives what the program is made of another version, and it another name: so nothing of it takes the place of today's in
-/// the target directory that the two share.
-fn set_apart(directory: &Path) {
+/// the target directory that the two share, and of nothing that was built there of another commit.
+fn set_apart(directory: &Path, commit: &str) {
     let change = |file: &str, change: &dyn Fn(String) -> String| {
         let path = directory.join(file);
         fs::write(&path, change(fs::read_to_string(&path).unwrap())).unwrap();
     };
     let version = concat!("version = \"", env!("CARGO_PKG_VERSION"), "\"");
-    let other = "version = \"0.0.0-previous\"";
-    change("Cargo.toml", &|text| text.replacen(version, other, 1));
+    let other = format!("version = \"0.0.0-{}\"", &format!("before.{commit}")[..16]);
+    change("Cargo.toml", &|text| text.replacen(version, &other, 1));
     change("Cargo.lock", &|text| {
         let mut parts = text.split("name = \"keypool-");
         let first = parts.next().unwrap().to_owned();
-        parts.fold(first, |text, part| text + "name = \"keypool-" + &part.replacen(version, other, 1))
+        parts.fold(first, |text, part| text + "name = \"keypool-" + &part.replacen(version, &other, 1))
     });
     let program = "[[bin]]\nname = \"keypool-server-previous\"\npath = \"src/main.rs\"\n\n[dependencies]";
     change("server/Cargo.toml", &|text| text.replacen("[dependencies]", program, 1));
