@@ -28,6 +28,7 @@ mod readme;
 mod restore;
 mod support;
 mod targets;
+mod together;
 mod trail;
 mod upgrade;
 mod upload;

@@ -183,11 +183,15 @@ impl TestServer {
 
     /// Notes an enrolment token of a user, as the operator does it, and answers the token.
     pub fn enrol(&self, user: &str, lasts: SignedDuration) -> String {
-        let config = Config { database_url: self.here().place.url.clone().into(), ..Config::default() };
         let token = Token::enrolment().unwrap();
-        let store = Store::connect(&config, Arc::new(Metrics::new().unwrap()), self.here().clock.clone()).unwrap();
-        store.enrol(&user.parse().unwrap(), &token.hash(), self.now(), self.now() + lasts).unwrap();
+        self.store().enrol(&user.parse().unwrap(), &token.hash(), self.now(), self.now() + lasts).unwrap();
         token.reveal().to_owned()
+    }
+
+    /// A store on its database, for the verbs that no request reaches alone.
+    pub fn store(&self) -> Store {
+        let config = Config { database_url: self.here().place.url.clone().into(), ..Config::default() };
+        Store::connect(&config, Arc::new(Metrics::new().unwrap()), self.here().clock.clone()).unwrap()
     }
 
     /// How many requests of clients it has answered; of containers, nobody knows.

@@ -1,0 +1,187 @@
+//! What is done together is done as it would be alone, or left for that.
+
+use std::collections::BTreeSet;
+
+use jiff::SignedDuration;
+use keypool_openapi::{ReservationId, ReserveResponse};
+use keypool_server::store::{DeviceId, IdempotencyKey, Reserve, ReserveError, Spend, SpendError, Spent, Store, View};
+use rstest::rstest;
+use uuid::Uuid;
+
+use crate::support::{Database, Device, Http, TestServer};
+
+struct Scene {
+    server: TestServer,
+    store: Store,
+    bob: DeviceId,
+}
+
+/// What became of one wish; `None`: it has to be done alone.
+type Outcome = Option<Result<ReserveResponse, ReserveError>>;
+
+impl Scene {
+    /// Bob, and Alice's devices with so many KeyPackages each.
+    async fn new(db: Database, pools: &[(&str, usize)]) -> Self {
+        let server = TestServer::start(db).await;
+        let anyone = server.anyone();
+        anyone.registered("bob", "phone").await;
+        let mut first: Option<Http> = None;
+        for (device, packages) in pools {
+            let registrar = first.as_ref().unwrap_or(&anyone);
+            let http = registrar.registered("alice", device).await;
+            if *packages > 0 {
+                http.uploaded(&Device::new("alice", device).key_packages(*packages)).await;
+            }
+            first.get_or_insert(http);
+        }
+        let store = server.store();
+        let bob = DeviceId(server.database().number("SELECT id AS n FROM devices WHERE user_name = 'bob'"));
+        Self { server, store, bob }
+    }
+
+    fn want(&self) -> Reserve {
+        let now = self.server.now();
+        Reserve {
+            users: BTreeSet::from(["alice".parse().unwrap()]),
+            refused: Vec::new(),
+            device: None,
+            ciphersuite: None,
+            group_id: None,
+            by: self.bob,
+            nonce: Uuid::new_v4(),
+            until: now + SignedDuration::from_mins(1),
+            usable_until: now,
+            most_held: None,
+            repeat: None,
+        }
+    }
+
+    fn keyed(&self, key: u8) -> Reserve {
+        let until = self.server.now() + SignedDuration::from_hours(1);
+        Reserve { repeat: Some(IdempotencyKey { key: [key; 32], request: [9; 32], until }), ..self.want() }
+    }
+
+    fn view(&self) -> View {
+        View { now: self.server.now(), retire: false }
+    }
+
+    fn reserve(&self, wants: &[Reserve]) -> Vec<Outcome> {
+        self.store.reserve_together(wants, self.view()).unwrap()
+    }
+
+    /// How many rows there are.
+    fn count(&self, of: &str) -> i64 {
+        self.server.database().number(&format!("SELECT count(*) AS n FROM {of}"))
+    }
+}
+
+fn taken(outcome: &Outcome) -> usize {
+    outcome.as_ref().map_or(0, |outcome| outcome.as_ref().unwrap().reservations.len())
+}
+
+#[tokio::test]
+async fn wishes_that_meet_take_what_is_there_once() {
+    let scene = Scene::new(Database::Postgres, &[("laptop", 1)]).await;
+    let outcomes = scene.reserve(&[scene.want(), scene.want(), scene.want()]);
+    assert_eq!(outcomes.iter().filter(|one| one.is_some()).count(), 1, "{outcomes:?}");
+    assert_eq!(outcomes.iter().map(taken).sum::<usize>(), 1);
+    assert_eq!((scene.count("key_packages WHERE held"), scene.count("audit_events WHERE action = 'reserve'")), (1, 1));
+    // Nothing is left: that is for each to be told alone.
+    assert!(scene.reserve(&[scene.want()])[0].is_none());
+}
+
+#[rstest]
+#[tokio::test]
+async fn of_many_each_has_its_own(#[values(Database::Postgres, Database::Sqlite)] db: Database) {
+    let scene = Scene::new(db, &[("laptop", 90), ("phone", 90)]).await;
+    let wants: Vec<_> = (0..20).map(|_| scene.want()).collect();
+    let outcomes = scene.reserve(&wants);
+    let mut refs = BTreeSet::new();
+    for (want, outcome) in wants.iter().zip(&outcomes) {
+        // Where two met by chance, one of them is left for alone.
+        let Some(Ok(answer)) = outcome else { continue };
+        let devices: Vec<_> = answer.reservations.iter().map(|one| one.device.as_str()).collect();
+        assert_eq!(devices, ["laptop", "phone"]);
+        for one in &answer.reservations {
+            assert_eq!((one.reservation_id.nonce, one.expires_at), (want.nonce, want.until));
+            assert!(refs.insert(one.keypackage_ref.clone()), "{} is handed out twice", one.keypackage_ref);
+        }
+    }
+    assert!(refs.len() >= 20, "nearly all were left for alone");
+    assert_eq!(scene.count("key_packages WHERE held"), i64::try_from(refs.len()).unwrap());
+}
+
+#[tokio::test]
+async fn a_wish_is_fulfilled_as_a_whole_or_left_as_it_was() {
+    let scene = Scene::new(Database::Postgres, &[("laptop", 5), ("phone", 0)]).await;
+    let unknown =
+        Reserve { users: BTreeSet::from(["alice".parse().unwrap(), "nobody".parse().unwrap()]), ..scene.want() };
+    let one = Reserve { device: Some("laptop".parse().unwrap()), ..scene.want() };
+    // The first of those that meet at the same KeyPackage has it.
+    let outcomes = scene.reserve(&[one, scene.want(), unknown]);
+    assert_eq!(taken(&outcomes[0]), 1);
+    assert!(outcomes[1].is_none() && outcomes[2].is_none(), "{outcomes:?}");
+    assert_eq!(scene.count("key_packages WHERE held"), 1, "something was taken for a wish that was not fulfilled");
+}
+
+#[rstest]
+#[tokio::test]
+async fn an_answer_is_kept_for_its_key_alone(#[values(Database::Postgres, Database::Sqlite)] db: Database) {
+    let scene = Scene::new(db, &[("laptop", 50)]).await;
+    let Some(Ok(first)) = scene.reserve(&[scene.keyed(1)]).remove(0) else { panic!("it was left for alone") };
+    let alone = scene.store.reserve(&[scene.keyed(1)], scene.view()).unwrap().remove(0).unwrap();
+    assert_eq!(serde_json::to_value(&alone).unwrap(), serde_json::to_value(&first).unwrap());
+    assert_eq!(scene.count("idempotency_keys"), 1);
+}
+
+#[tokio::test]
+async fn a_key_that_is_known_or_comes_twice_is_looked_at_alone() {
+    let scene = Scene::new(Database::Postgres, &[("laptop", 50)]).await;
+    assert_eq!(taken(&scene.reserve(&[scene.keyed(1)])[0]), 1);
+    let outcomes = scene.reserve(&[scene.keyed(1), scene.keyed(2), scene.keyed(2)]);
+    assert!(outcomes.iter().all(Option::is_none), "{outcomes:?}");
+    assert_eq!((scene.count("key_packages WHERE held"), scene.count("idempotency_keys")), (1, 1));
+    // What is left for alone gives its key back.
+    let empty = Reserve { device: Some("tablet".parse().unwrap()), ..scene.keyed(3) };
+    assert!(scene.reserve(&[empty])[0].is_none());
+    assert_eq!(scene.count("idempotency_keys"), 1);
+}
+
+#[tokio::test]
+async fn who_may_soon_hold_too_much_is_counted_alone() {
+    let scene = Scene::new(Database::Postgres, &[("laptop", 50)]).await;
+    let capped = |most| Reserve { most_held: Some(most), ..scene.want() };
+    assert!(scene.reserve(&[capped(3)])[0].is_none());
+    assert_eq!(taken(&scene.reserve(&[capped(2_000)])[0]), 1);
+}
+
+/// Left for alone, or refused at once.
+fn is_refused(outcome: Option<&Result<Spent, SpendError>>, error: SpendError) -> bool {
+    outcome.is_none_or(|outcome| outcome.as_ref().is_err_and(|is| *is == error))
+}
+
+#[rstest]
+#[tokio::test]
+async fn spends_are_each_their_holders_own(#[values(Database::Postgres, Database::Sqlite)] db: Database) {
+    let scene = Scene::new(db, &[("laptop", 50)]).await;
+    let (mine, late) = (scene.want(), scene.want());
+    for want in [&mine, &late] {
+        scene.store.reserve(std::slice::from_ref(want), scene.view()).unwrap().remove(0).unwrap();
+    }
+    let owner = scene.server.database().number("SELECT id AS n FROM devices WHERE user_name = 'alice'");
+    let spend = |nonce, by| Spend { reservation: ReservationId { owner, nonce }, by, group_id: b"friends".to_vec() };
+    let now = scene.server.now() + SignedDuration::from_hours(1);
+    let spends = [spend(mine.nonce, scene.bob), spend(late.nonce, DeviceId(owner)), spend(Uuid::new_v4(), scene.bob)];
+    let outcomes = scene.store.spend_together(&spends, now).unwrap();
+    assert!(matches!(outcomes[0], Some(Ok(_))), "a late spend of what nobody else has holds: {outcomes:?}");
+    assert!(is_refused(outcomes[1].as_ref(), SpendError::NotYours));
+    assert!(is_refused(outcomes[2].as_ref(), SpendError::Unknown), "{outcomes:?}");
+    // Twice at the same moment it is spent once, and noted once.
+    let twice = [spend(late.nonce, scene.bob), spend(late.nonce, scene.bob)];
+    let outcomes = scene.store.spend_together(&twice, now).unwrap();
+    assert!(outcomes.iter().any(|one| matches!(one, Some(Ok(_)))), "{outcomes:?}");
+    assert_eq!(
+        (scene.count("key_packages WHERE state = 'spent'"), scene.count("audit_events WHERE action = 'spend'")),
+        (2, 2)
+    );
+}
