@@ -40,9 +40,10 @@ async fn the_document_is_valid() {
     assert!(!said.starts_with("0 "), "{said}");
 }
 
+#[rstest]
 #[tokio::test]
-async fn a_python_client_generated_from_it_works() {
-    let (server, directory) = (Running::start(Database::Sqlite).await, workshop("python"));
+async fn a_python_client_generated_from_it_works(#[values(Anywhere::Postgres, Anywhere::Sqlite)] db: Anywhere) {
+    let (server, directory) = (Running::start(db).await, workshop("python"));
     let document = published(&server, directory.path()).await;
     let client = directory.path().join("keypool_client");
     let mut generate = tools::python("openapi-python-client");
@@ -58,9 +59,10 @@ async fn a_python_client_generated_from_it_works() {
     assert!(said.contains("python: 7 KeyPackages, 1 spent"), "{said}");
 }
 
+#[rstest]
 #[tokio::test]
-async fn a_typescript_client_generated_from_it_works() {
-    let (server, directory) = (Running::start(Database::Sqlite).await, workshop("typescript"));
+async fn a_typescript_client_generated_from_it_works(#[values(Anywhere::Postgres, Anywhere::Sqlite)] db: Anywhere) {
+    let (server, directory) = (Running::start(db).await, workshop("typescript"));
     let document = published(&server, directory.path()).await;
     let packages = tools::node();
     for (from, to) in [

@@ -10,7 +10,7 @@ use rstest::rstest;
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::support::{Database, Http, PATIENCE, ServerProcess, binary, without_settings};
+use crate::support::{Anywhere, Database, Http, PATIENCE, Running, ServerProcess, binary, without_settings};
 
 /// A person with a device of their own.
 struct Person {
@@ -119,9 +119,8 @@ async fn blocking(test: impl FnOnce() + Send + 'static) {
 
 #[rstest]
 #[tokio::test(flavor = "multi_thread")]
-async fn two_people_talk_on_their_terminals(#[values(Database::Postgres, Database::Sqlite)] db: Database) {
-    let place = db.fresh();
-    let server = ServerProcess::start(&place).await;
+async fn two_people_talk_on_their_terminals(#[values(Anywhere::Postgres, Anywhere::Sqlite)] db: Anywhere) {
+    let server = Running::start(db).await;
     let base = server.base.clone();
     blocking(move || {
         let (alice, bob) = two_people(&base);
@@ -170,9 +169,8 @@ async fn two_people_talk_on_their_terminals(#[values(Database::Postgres, Databas
 
 #[rstest]
 #[tokio::test(flavor = "multi_thread")]
-async fn a_pool_of_one_is_filled_while_its_owner_chats(#[values(Database::Postgres, Database::Sqlite)] db: Database) {
-    let place = db.fresh();
-    let server = ServerProcess::start(&place).await;
+async fn a_pool_of_one_is_filled_while_its_owner_chats(#[values(Anywhere::Postgres, Anywhere::Sqlite)] db: Anywhere) {
+    let server = Running::start(db).await;
     let base = server.base.clone();
     let (token, screen) = tokio::task::spawn_blocking(move || {
         let (alice, _bob) = two_people(&base);
