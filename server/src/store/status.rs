@@ -51,9 +51,6 @@ pub struct LiveKeyPackage {
 
 type LiveColumns = (Vec<u8>, i32, i64, bool, Option<i64>, bool);
 
-/// The states that are the end.
-const ENDED: [&str; 4] = ["spent", "revoked", "expired", "retired"];
-
 statements! {
     pub(super) trait StatusSql {
         fn live(conn, owner: i64) -> QueryResult<Vec<LiveColumns>> {
@@ -72,10 +69,11 @@ statements! {
         }
 
         fn ended(conn, owner: i64) -> QueryResult<Vec<(i32, String, i64)>> {
+            let ended = [State::Spent, State::Revoked, State::Expired, State::Retired].map(<&str>::from);
             key_packages::table
                 // By their states, and not as those that are not live: there is an index over all of these, which a planner
                 // whose statistics are old takes for a short one.
-                .filter(key_packages::device_id.eq(owner).and(key_packages::state.eq_any(ENDED)))
+                .filter(key_packages::device_id.eq(owner).and(key_packages::state.eq_any(ended)))
                 .filter(diesel::dsl::not(key_packages::last_resort))
                 .group_by((key_packages::ciphersuite, key_packages::state))
                 .select((key_packages::ciphersuite, key_packages::state, diesel::dsl::count_star()))

@@ -50,6 +50,15 @@ macro_rules! statement {
     };
 }
 
+/// Binds arrays, which `unnest` makes the columns of a table.
+macro_rules! columns {
+    ($out:ident, $first:ty => $column:expr $(, $next:ty => $other:expr)* $(,)?) => {
+        $out.push_bind_param::<Array<$first>, _>(&$column)?;
+        $($out.push_sql(", ");
+        $out.push_bind_param::<Array<$next>, _>(&$other)?;)*
+    };
+}
+
 /// One row for each user of each wish: a column each.
 #[derive(Debug, Default)]
 struct Wishes<'a> {
@@ -75,25 +84,19 @@ type Taken = (i64, i64, String, String, Vec<u8>, Vec<u8>, i32, i64);
 // planner cannot know: CASE keeps it from reading and sorting all that an owner has, for fear of having to.
 statement!(Wishes, (BigInt, BigInt, Text, Text, Binary, Binary, Integer, BigInt), |this, out| {
     out.push_sql("WITH want AS MATERIALIZED (SELECT w.*, d.id AS owner, d.device_name AS owned FROM unnest(");
-    out.push_bind_param::<Array<BigInt>, _>(&this.wish)?;
-    out.push_sql(", ");
-    out.push_bind_param::<Array<Text>, _>(&this.user)?;
-    out.push_sql(", ");
-    out.push_bind_param::<Array<Nullable<Text>>, _>(&this.device)?;
-    out.push_sql(", ");
-    out.push_bind_param::<Array<Integer>, _>(&this.first_suite)?;
-    out.push_sql(", ");
-    out.push_bind_param::<Array<Integer>, _>(&this.last_suite)?;
-    out.push_sql(", ");
-    out.push_bind_param::<Array<Binary>, _>(&this.nonce)?;
-    out.push_sql(", ");
-    out.push_bind_param::<Array<BigInt>, _>(&this.actor)?;
-    out.push_sql(", ");
-    out.push_bind_param::<Array<BigInt>, _>(&this.until)?;
-    out.push_sql(", ");
-    out.push_bind_param::<Array<BigInt>, _>(&this.usable_until)?;
-    out.push_sql(", ");
-    out.push_bind_param::<Array<Nullable<Binary>>, _>(&this.group_id)?;
+    columns!(
+        out,
+        BigInt => this.wish,
+        Text => this.user,
+        Nullable<Text> => this.device,
+        Integer => this.first_suite,
+        Integer => this.last_suite,
+        Binary => this.nonce,
+        BigInt => this.actor,
+        BigInt => this.until,
+        BigInt => this.usable_until,
+        Nullable<Binary> => this.group_id,
+    );
     out.push_sql(
         ") AS w (wish, user_name, device_name, first_suite, last_suite, nonce, actor, until, usable_until, group_id) \
          LEFT JOIN devices d ON d.user_name = w.user_name AND d.removed_at IS NULL \
@@ -101,11 +104,13 @@ statement!(Wishes, (BigInt, BigInt, Text, Text, Binary, Binary, Integer, BigInt)
          pick AS MATERIALIZED (SELECT want.*, coalesce(after.keypackage_ref, before.keypackage_ref) AS ref FROM want \
          LEFT JOIN LATERAL (SELECT k.keypackage_ref FROM key_packages k WHERE k.device_id = want.owner AND k.fresh \
          AND CASE WHEN k.ciphersuite BETWEEN want.first_suite AND want.last_suite AND k.not_after >= want.usable_until \
-         THEN true ELSE false END AND k.keypackage_ref >= want.nonce ORDER BY k.keypackage_ref LIMIT 1 FOR UPDATE SKIP LOCKED) after ON true \
+         THEN true ELSE false END AND k.keypackage_ref >= want.nonce ORDER BY k.keypackage_ref LIMIT 1 \
+         FOR UPDATE SKIP LOCKED) after ON true \
          LEFT JOIN LATERAL (SELECT k.keypackage_ref FROM key_packages k WHERE after.keypackage_ref IS NULL \
          AND k.device_id = want.owner AND k.fresh \
          AND CASE WHEN k.ciphersuite BETWEEN want.first_suite AND want.last_suite AND k.not_after >= want.usable_until \
-         THEN true ELSE false END AND k.keypackage_ref < want.nonce ORDER BY k.keypackage_ref LIMIT 1 FOR UPDATE SKIP LOCKED) before ON true), \
+         THEN true ELSE false END AND k.keypackage_ref < want.nonce ORDER BY k.keypackage_ref LIMIT 1 \
+         FOR UPDATE SKIP LOCKED) before ON true), \
          ranked AS (SELECT pick.*, row_number() OVER (PARTITION BY ref ORDER BY wish) AS rank FROM pick), \
          whole AS (SELECT wish FROM ranked GROUP BY wish HAVING bool_and(ref IS NOT NULL AND rank = 1)), \
          taken AS (UPDATE key_packages k SET state = 'reserved', reservation = r.nonce, reserved_by = r.actor, \
@@ -133,14 +138,17 @@ struct Keys<'a> {
 }
 
 statement!(Keys, (BigInt, Binary), |this, out| {
-    out.push_sql("INSERT INTO idempotency_keys (device_id, key, request, answer, expires_at) SELECT caller, key, request, '', until FROM unnest(");
-    out.push_bind_param::<Array<BigInt>, _>(&this.caller)?;
-    out.push_sql(", ");
-    out.push_bind_param::<Array<Binary>, _>(&this.key)?;
-    out.push_sql(", ");
-    out.push_bind_param::<Array<Binary>, _>(&this.request)?;
-    out.push_sql(", ");
-    out.push_bind_param::<Array<BigInt>, _>(&this.until)?;
+    out.push_sql(
+        "INSERT INTO idempotency_keys (device_id, key, request, answer, expires_at) \
+         SELECT caller, key, request, '', until FROM unnest(",
+    );
+    columns!(
+        out,
+        BigInt => this.caller,
+        Binary => this.key,
+        Binary => this.request,
+        BigInt => this.until,
+    );
     out.push_sql(
         ") AS w (caller, key, request, until) ON CONFLICT (device_id, key) DO UPDATE \
          SET request = excluded.request, expires_at = excluded.expires_at WHERE idempotency_keys.expires_at <= ",
@@ -159,11 +167,12 @@ struct Answers<'a> {
 
 statement!(Answers, (BigInt,), |this, out| {
     out.push_sql("UPDATE idempotency_keys k SET answer = w.answer FROM unnest(");
-    out.push_bind_param::<Array<BigInt>, _>(&this.caller)?;
-    out.push_sql(", ");
-    out.push_bind_param::<Array<Binary>, _>(&this.key)?;
-    out.push_sql(", ");
-    out.push_bind_param::<Array<Binary>, _>(&this.answer)?;
+    columns!(
+        out,
+        BigInt => this.caller,
+        Binary => this.key,
+        Binary => this.answer,
+    );
     out.push_sql(") AS w (caller, key, answer) WHERE k.device_id = w.caller AND k.key = w.key");
 });
 
@@ -181,15 +190,14 @@ struct Spends<'a> {
 // As for one alone, a late spend marks what nobody else has reserved since. What another transaction holds is passed over.
 statement!(Spends, (BigInt, Binary), |this, out| {
     out.push_sql("WITH held AS MATERIALIZED (SELECT w.*, k.keypackage_ref AS ref FROM unnest(");
-    out.push_bind_param::<Array<BigInt>, _>(&this.spend)?;
-    out.push_sql(", ");
-    out.push_bind_param::<Array<BigInt>, _>(&this.owner)?;
-    out.push_sql(", ");
-    out.push_bind_param::<Array<Binary>, _>(&this.nonce)?;
-    out.push_sql(", ");
-    out.push_bind_param::<Array<BigInt>, _>(&this.actor)?;
-    out.push_sql(", ");
-    out.push_bind_param::<Array<Binary>, _>(&this.group_id)?;
+    columns!(
+        out,
+        BigInt => this.spend,
+        BigInt => this.owner,
+        Binary => this.nonce,
+        BigInt => this.actor,
+        Binary => this.group_id,
+    );
     out.push_sql(
         ") AS w (spend, owner, nonce, actor, group_id) CROSS JOIN LATERAL (SELECT k.keypackage_ref FROM key_packages k \
          WHERE k.device_id = w.owner AND k.reservation = w.nonce AND k.reserved_by = w.actor \

@@ -119,13 +119,8 @@ pub fn is_plugin() -> bool {
 
 /// `docker compose`, or `docker-compose` where that is what is installed.
 fn compose(project: &str, port: u16, data: &Path) -> Command {
-    static IS_PLUGIN: OnceLock<bool> = OnceLock::new();
-    let is_plugin = IS_PLUGIN
-        .get_or_init(|| Command::new("docker").args(["compose", "version"]).output().expect(REMEDY).status.success());
-    let mut command = if *is_plugin { Command::new("docker") } else { Command::new("docker-compose") };
-    if *is_plugin {
-        command.arg("compose");
-    }
+    let mut command = Command::new(if is_plugin() { "docker" } else { "docker-compose" });
+    command.args(is_plugin().then_some("compose"));
     command
         .args(["--project-name", project])
         .current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap())
