@@ -124,6 +124,14 @@ async fn a_wish_is_fulfilled_as_a_whole_or_left_as_it_was() {
     assert_eq!(scene.count("key_packages WHERE held"), 1, "something was taken for a wish that was not fulfilled");
 }
 
+#[tokio::test]
+async fn who_loses_one_device_to_another_wish_has_none_of_them() {
+    let scene = Scene::new(Database::Postgres, &[("laptop", 1), ("phone", 50)]).await;
+    let outcomes = scene.reserve(&[scene.want(), scene.want()]);
+    assert_eq!(outcomes.iter().map(taken).collect::<Vec<_>>(), [2, 0], "{outcomes:?}");
+    assert_eq!(scene.count("key_packages WHERE held"), 2);
+}
+
 #[rstest]
 #[tokio::test]
 async fn an_answer_is_kept_for_its_key_alone(#[values(Database::Postgres, Database::Sqlite)] db: Database) {
