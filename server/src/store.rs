@@ -15,6 +15,7 @@ mod inventory;
 mod key_packages;
 mod lineage;
 mod postgres;
+mod proven;
 mod reservations;
 mod revocation;
 mod rows;

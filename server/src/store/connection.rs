@@ -7,12 +7,16 @@ use std::{
 
 use diesel::{
     connection::{Connection, LoadConnection},
-    r2d2::{ConnectionManager, Pool, PooledConnection, R2D2Connection},
+    r2d2::{Pool, PooledConnection, R2D2Connection},
     result::{DatabaseErrorKind, Error},
 };
 use diesel_migrations::{EmbeddedMigrations, MigrationHarness, embed_migrations};
 
-use super::{StoreError, postgres, sqlite};
+use super::{
+    StoreError, postgres,
+    proven::{Connector, Glance},
+    sqlite,
+};
 use crate::{
     clock::Clock,
     config::{Config, OnRestore},
@@ -57,11 +61,11 @@ pub struct Store {
 
 #[derive(Clone)]
 pub(super) enum Pools {
-    Postgres(Pool<ConnectionManager<diesel::PgConnection>>),
+    Postgres(Pool<Connector<diesel::PgConnection>>),
     /// SQLite has one writer at a time: writers queue for the one connection here instead of colliding in the file.
     Sqlite {
-        writer: Pool<ConnectionManager<diesel::SqliteConnection>>,
-        readers: Pool<ConnectionManager<diesel::SqliteConnection>>,
+        writer: Pool<Connector<diesel::SqliteConnection>>,
+        readers: Pool<Connector<diesel::SqliteConnection>>,
     },
 }
 
@@ -154,18 +158,16 @@ impl Store {
     }
 }
 
-pub(super) fn pool<C: R2D2Connection + 'static>(
-    manager: ConnectionManager<C>,
+pub(super) fn pool<C: R2D2Connection + Glance + 'static>(
+    connector: Connector<C>,
     size: u32,
-    setup: impl diesel::r2d2::CustomizeConnection<C, diesel::r2d2::Error> + 'static,
-) -> Result<Pool<ConnectionManager<C>>, StoreError> {
+) -> Result<Pool<Connector<C>>, StoreError> {
     Pool::builder()
         .max_size(size)
         .min_idle(Some(1))
         .connection_timeout(CONNECTION_TIMEOUT)
         .test_on_check_out(true)
-        .connection_customizer(Box::new(setup))
-        .build(manager)
+        .build(connector)
         .map_err(StoreError::transient)
 }
 
@@ -182,10 +184,10 @@ pub(super) fn migrate<C: MigrationHarness<DB>, DB: diesel::backend::Backend>(
     Ok(())
 }
 
-fn connection<C: R2D2Connection + 'static>(
-    pool: &Pool<ConnectionManager<C>>,
+fn connection<C: R2D2Connection + Glance + 'static>(
+    pool: &Pool<Connector<C>>,
     metrics: &Metrics,
-) -> Result<PooledConnection<ConnectionManager<C>>, StoreError> {
+) -> Result<PooledConnection<Connector<C>>, StoreError> {
     let begun = Instant::now();
     let conn = pool.get();
     metrics.waited(begun.elapsed());
@@ -194,20 +196,22 @@ fn connection<C: R2D2Connection + 'static>(
 
 /// Runs a write transaction, again if it lost to another one.
 pub(super) fn write<C, T, E>(
-    pool: &Pool<ConnectionManager<C>>,
+    pool: &Pool<Connector<C>>,
     metrics: &Metrics,
     name: &'static str,
     transaction: impl Fn(&mut C, &mut dyn FnMut(&mut C) -> Result<T, E>) -> Result<T, E>,
     mut body: impl FnMut(&mut C) -> Result<T, E>,
 ) -> Result<T, E>
 where
-    C: R2D2Connection + 'static,
+    C: R2D2Connection + Glance + 'static,
     E: From<Error> + From<StoreError> + Retry,
 {
-    let mut conn = connection(pool, metrics)?;
+    let mut proven = connection(pool, metrics)?;
     let mut attempt = 1;
     loop {
-        match transaction(&mut conn, &mut body) {
+        let result = transaction(&mut proven.conn, &mut body);
+        proven.at = result.is_ok().then(Instant::now);
+        match result {
             Err(error) if attempt < ATTEMPTS && error.lost_to_another() => {
                 tracing::debug!(name, attempt, "transaction lost to another one; trying again");
                 metrics.retried(name);
@@ -220,16 +224,18 @@ where
 
 /// Runs reads, each seeing the database as it is then.
 pub(super) fn read<C, T, E>(
-    pool: &Pool<ConnectionManager<C>>,
+    pool: &Pool<Connector<C>>,
     metrics: &Metrics,
     body: impl FnOnce(&mut C) -> Result<T, E>,
 ) -> Result<T, StoreError>
 where
-    C: R2D2Connection + LoadConnection + Connection + 'static,
+    C: R2D2Connection + Glance + LoadConnection + Connection + 'static,
     StoreError: From<E>,
 {
-    let mut conn = connection(pool, metrics)?;
-    Ok(body(&mut conn)?)
+    let mut proven = connection(pool, metrics)?;
+    let result = body(&mut proven.conn);
+    proven.at = result.is_ok().then(Instant::now);
+    Ok(result?)
 }
 
 /// Whether a failed transaction may work when it is simply run again.

@@ -6,11 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use diesel::{
-    Connection, PgConnection,
-    prelude::*,
-    r2d2::{ConnectionManager, CustomizeConnection, Pool},
-};
+use diesel::{Connection, PgConnection, connection::SimpleConnection, prelude::*, r2d2::Pool};
 
 use super::{
     StoreError,
@@ -19,6 +15,7 @@ use super::{
     delivery::{Announce, Heard},
     key_packages::HoldDevice,
     lineage::{Lineage, SKIPPED, is_recognised, recognise},
+    proven::{Connector, Glance},
     rows::DeviceId,
     schema::{devices, lineage},
     sweep::batches,
@@ -50,35 +47,14 @@ const LISTENER_PAUSE: Duration = Duration::from_secs(1);
 const DEFAULTS: [(&str, &str); 3] =
     [("connect_timeout", "5"), ("keepalives_idle", "10"), ("tcp_user_timeout", "15000")];
 
-/// How every connection begins.
-struct Session {
-    clock: Arc<dyn Clock>,
-    /// Whether a database that was restored is taken as it is.
-    trust: bool,
-}
-
-impl std::fmt::Debug for Session {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Session").field("trust", &self.trust).finish_non_exhaustive()
+/// How every connection begins. After a failover or a restore all of them are new: here it is seen, before anything is asked
+/// of one. `trust` takes a database that was restored as it is.
+fn begin(conn: &mut PgConnection, trust: bool, clock: &dyn Clock) -> QueryResult<()> {
+    conn.batch_execute(SESSION)?;
+    if is_recognised(conn)? {
+        return Ok(());
     }
-}
-
-impl CustomizeConnection<PgConnection, diesel::r2d2::Error> for Session {
-    fn on_acquire(&self, conn: &mut PgConnection) -> Result<(), diesel::r2d2::Error> {
-        self.begin(conn).map_err(diesel::r2d2::Error::QueryError)
-    }
-}
-
-impl Session {
-    /// After a failover or a restore every connection is new: here it is seen, before anything is asked of it.
-    fn begin(&self, conn: &mut PgConnection) -> QueryResult<()> {
-        use diesel::connection::SimpleConnection;
-        conn.batch_execute(SESSION)?;
-        if is_recognised(conn)? {
-            return Ok(());
-        }
-        transaction(conn, &mut |conn| recognise(conn, self.trust, self.clock.now()))
-    }
+    transaction(conn, &mut |conn| recognise(conn, trust, clock.now()))
 }
 
 pub(super) fn pool(
@@ -86,8 +62,15 @@ pub(super) fn pool(
     size: u32,
     clock: Arc<dyn Clock>,
     trust: bool,
-) -> Result<Pool<ConnectionManager<PgConnection>>, StoreError> {
-    connection::pool(ConnectionManager::new(with_defaults(url)), size, Session { clock, trust })
+) -> Result<Pool<Connector<PgConnection>>, StoreError> {
+    connection::pool(Connector::new(&with_defaults(url), move |conn| begin(conn, trust, &*clock)), size)
+}
+
+impl Glance for PgConnection {
+    fn has_hung_up(&mut self) -> bool {
+        // Reads what has come, which is the end where the database has closed the connection.
+        self.notifications_iter().any(|notification| notification.is_err())
+    }
 }
 
 /// The URL, with the defaults for what it does not say.

@@ -1,11 +1,6 @@
 //! What only SQLite does.
 
-use diesel::{
-    Connection, SqliteConnection,
-    connection::SimpleConnection,
-    prelude::*,
-    r2d2::{ConnectionManager, CustomizeConnection, Pool},
-};
+use diesel::{Connection, SqliteConnection, connection::SimpleConnection, prelude::*, r2d2::Pool};
 
 use super::{
     StoreError,
@@ -14,6 +9,7 @@ use super::{
     delivery::Announce,
     key_packages::HoldDevice,
     lineage::{Lineage, SKIPPED},
+    proven::{Connector, Glance},
     schema::{devices, lineage},
     sweep::batches,
 };
@@ -22,17 +18,15 @@ use super::{
 const SESSION: &str = "PRAGMA busy_timeout = 5000; PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; \
                        PRAGMA foreign_keys = ON; PRAGMA wal_autocheckpoint = 16000";
 
-#[derive(Debug)]
-struct Session;
-
-impl CustomizeConnection<SqliteConnection, diesel::r2d2::Error> for Session {
-    fn on_acquire(&self, conn: &mut SqliteConnection) -> Result<(), diesel::r2d2::Error> {
-        conn.batch_execute(SESSION).map_err(diesel::r2d2::Error::QueryError)
-    }
+pub(super) fn pool(path: &str, size: u32) -> Result<Pool<Connector<SqliteConnection>>, StoreError> {
+    connection::pool(Connector::new(path, |conn: &mut SqliteConnection| conn.batch_execute(SESSION)), size)
 }
 
-pub(super) fn pool(path: &str, size: u32) -> Result<Pool<ConnectionManager<SqliteConnection>>, StoreError> {
-    connection::pool(ConnectionManager::new(path), size, Session)
+impl Glance for SqliteConnection {
+    fn has_hung_up(&mut self) -> bool {
+        // It is this process.
+        false
+    }
 }
 
 pub(super) fn migrate(path: &str) -> Result<(), StoreError> {
