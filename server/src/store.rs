@@ -5,6 +5,7 @@
 //! come in as values.
 
 mod audit;
+mod by_hand;
 mod claims;
 mod commits;
 mod connection;

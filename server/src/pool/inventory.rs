@@ -12,7 +12,7 @@ use super::{Pool, devices::unknown_user, status};
 use crate::{
     auth::Reader,
     problem::Failure,
-    store::{DeviceRow, Revoked},
+    store::{DeviceId, DeviceRow, PoolContents, Revoked, StoreError},
 };
 
 /// The longest page of a list.
@@ -24,13 +24,17 @@ const LOW_POOLS_PAGE: u32 = 100;
 impl Pool {
     /// How the caller's pool is doing.
     pub async fn status(&self, caller: Arc<DeviceRow>) -> Result<PoolStatus, Failure> {
-        self.block(move |pool, now| pool.status_blocking(&caller, now)).await
+        let (contents, now) = self.look(caller.id).await?;
+        Ok(status::summarise(&caller, &contents, self.policy.health, self.view(now)))
     }
 
     pub(super) fn status_blocking(&self, caller: &DeviceRow, now: Timestamp) -> Result<PoolStatus, Failure> {
-        let since = now.saturating_sub(status::DRAIN_SPAN).unwrap_or(Timestamp::MIN);
-        let contents = self.store.contents(caller.id, since)?;
-        Ok(status::summarise(caller, &contents, self.policy.health, self.view(now)))
+        Ok(status::summarise(caller, &self.contents(caller.id, now)?, self.policy.health, self.view(now)))
+    }
+
+    pub(super) fn contents(&self, owner: DeviceId, now: Timestamp) -> Result<PoolContents, StoreError> {
+        let contents = self.store.contents(&[owner], status::draining_since(now))?;
+        Ok(contents.into_iter().next().unwrap_or_default())
     }
 
     /// A page of what the caller has in its pool.

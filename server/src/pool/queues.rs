@@ -2,14 +2,15 @@
 
 use std::sync::Arc;
 
+use jiff::Timestamp;
 use keypool_openapi::{ProblemType, ReserveResponse};
 
-use super::Pool;
+use super::{Pool, status};
 use crate::{
     clock::Clock,
     coalesce::{Coalescer, Judged, NotTaken},
     problem::Failure,
-    store::{Reserve, ReserveError, Spend, SpendError, Spent, Store, StoreError, View},
+    store::{DeviceId, PoolContents, Reserve, ReserveError, Spend, SpendError, Spent, Store, StoreError, View},
 };
 
 /// Workers of each kind: enough that one fills its batch while another waits for the disk. SQLite has one writer.
@@ -17,11 +18,15 @@ const WORKERS: usize = 2;
 
 type Outcome<T, E> = Result<Result<T, E>, Failure>;
 
+/// What a pool held, and when.
+type Seen = (PoolContents, Timestamp);
+
 /// Where reservations and spends wait.
 #[derive(Clone)]
 pub(super) struct Queues {
     reserve: Coalescer<Reserve, Outcome<ReserveResponse, ReserveError>>,
     spend: Coalescer<Spend, Outcome<Spent, SpendError>>,
+    status: Coalescer<DeviceId, Result<Seen, Failure>>,
 }
 
 impl Queues {
@@ -36,13 +41,19 @@ impl Queues {
         let spend = Coalescer::start("spend", (workers, room), &metrics, move |spends: &[Spend]| {
             outcomes(its.spend_together(spends, super::whole_second(time.now())), spends.len())
         })?;
-        Ok(Self { reserve, spend })
+        let (its, time) = (store.clone(), Arc::clone(clock));
+        let status = Coalescer::start("status", (workers, room), &metrics, move |owners: &[DeviceId]| {
+            let now = time.now();
+            let contents = its.contents(owners, status::draining_since(now));
+            outcomes(contents.map(|all| all.into_iter().map(|one| Some((one, now))).collect()), owners.len())
+        })?;
+        Ok(Self { reserve, spend, status })
     }
 }
 
 /// What each of a batch is answered. Where the database is away, it is so for all of them; where it has failed in another
 /// way, each is done alone, so that one cannot spoil it for the others.
-fn outcomes<T, E>(batch: Result<Vec<Option<Result<T, E>>>, StoreError>, size: usize) -> Vec<Option<Outcome<T, E>>> {
+fn outcomes<T>(batch: Result<Vec<Option<T>>, StoreError>, size: usize) -> Vec<Option<Result<T, Failure>>> {
     match batch {
         Ok(done) => done.into_iter().map(|one| one.map(Ok)).collect(),
         Err(error) if error.transient => {
@@ -75,6 +86,16 @@ impl Pool {
             Judged::Alone(spend) => {
                 let alone = self.block(move |pool, now| pool.store.spend(&[spend], super::whole_second(now))).await?;
                 alone.into_iter().next().ok_or_else(nothing)
+            }
+        }
+    }
+
+    /// What a device's pool holds, looked at with others or alone.
+    pub(super) async fn look(&self, owner: DeviceId) -> Result<Seen, Failure> {
+        match self.submitted(&self.queues.status, owner).await? {
+            Judged::Done(seen) => seen,
+            Judged::Alone(owner) => {
+                self.block(move |pool, now| Ok::<_, StoreError>((pool.contents(owner, now)?, now))).await
             }
         }
     }

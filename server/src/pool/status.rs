@@ -9,7 +9,7 @@ use sha2::{Digest, Sha256};
 use crate::store::{DeviceRow, LiveKeyPackage, PoolContents, View};
 
 /// Whoever was handed out half a pool within this span drains it.
-pub(super) const DRAIN_SPAN: SignedDuration = SignedDuration::from_hours(1);
+const DRAIN_SPAN: SignedDuration = SignedDuration::from_hours(1);
 
 /// What expires within this span counts as expiring soon.
 const SOON: SignedDuration = SignedDuration::from_hours(48);
@@ -21,6 +21,11 @@ pub(super) struct Watermarks {
     pub target: u64,
     /// Below this a pool is low.
     pub low: u64,
+}
+
+/// From when on what was handed out counts as draining.
+pub(super) fn draining_since(now: Timestamp) -> Timestamp {
+    now.saturating_sub(DRAIN_SPAN).unwrap_or(Timestamp::MIN)
 }
 
 pub(super) fn summarise(device: &DeviceRow, contents: &PoolContents, watermarks: Watermarks, view: View) -> PoolStatus {
@@ -103,11 +108,11 @@ fn count_live(suite: &mut SuiteStatus, package: &LiveKeyPackage, view: View) {
     }
 }
 
-fn draining(handed_out: &[(UserName, u64)], watermarks: Watermarks) -> Vec<Drain> {
+fn draining(handed_out: &BTreeMap<UserName, u64>, watermarks: Watermarks) -> Vec<Drain> {
     let much = (watermarks.target / 2).max(1);
     let mut draining: Vec<_> = handed_out
         .iter()
-        .filter(|(_, n)| *n >= much)
+        .filter(|(_, n)| **n >= much)
         .map(|(user, handed_out)| Drain { user: user.clone(), handed_out: *handed_out })
         .collect();
     draining.sort_by_key(|drain| Reverse(drain.handed_out));

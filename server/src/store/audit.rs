@@ -95,15 +95,6 @@ statements! {
                 .optional()
         }
 
-        fn last_resort_uses(conn, owner: i64, refs: &[Vec<u8>]) -> QueryResult<Vec<(Vec<u8>, i64)>> {
-            dsl::audit_events
-                .filter(dsl::device_id.eq(owner).and(dsl::last_resort))
-                .filter(dsl::keypackage_ref.eq_any(refs).and(dsl::action.eq(<&str>::from(Action::Reserve))))
-                .group_by(dsl::keypackage_ref)
-                .select((dsl::keypackage_ref, diesel::dsl::count_star()))
-                .load(conn)
-        }
-
         fn events_before(conn, owners: &[i64], before: i64, limit: i64) -> QueryResult<Vec<EventRow>> {
             dsl::audit_events
                 .filter(dsl::device_id.eq_any(owners).and(dsl::id.lt(before)))

@@ -1,18 +1,21 @@
 //! What a pool holds, for its owner.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use diesel::prelude::*;
+use diesel::{
+    pg::Pg,
+    prelude::*,
+    sql_types::{BigInt, Binary, Bool, Integer, Nullable, Text},
+    sqlite::Sqlite,
+};
 use jiff::Timestamp;
 use keypool_openapi::{KeyPackageRef, State, UserName};
 
 use super::{
     Store, StoreError,
-    audit::AuditSql,
+    by_hand::{columns, statement},
     connection::with_conn,
-    devices::DeviceSql,
-    rows::{DeviceId, Names, count, statements, suite, timestamp},
-    schema::{devices, key_packages, lineage},
+    rows::{DeviceId, count, suite, timestamp},
 };
 
 /// What a device has in its pool.
@@ -23,7 +26,7 @@ pub struct PoolContents {
     /// How many of each ciphersuite ended how; last resorts are left out.
     pub ended: Vec<(u16, State, u64)>,
     /// Whom the pool was handed out to lately, and how often.
-    pub handed_out: Vec<(UserName, u64)>,
+    pub handed_out: BTreeMap<UserName, u64>,
     /// When something was last accepted.
     pub last_upload: Option<Timestamp>,
     /// When everything was withdrawn, because the database had been restored.
@@ -49,117 +52,188 @@ pub struct LiveKeyPackage {
     pub uses: u64,
 }
 
-type LiveColumns = (Vec<u8>, i32, i64, bool, Option<i64>, bool);
+/// The pools of devices, and who was handed out KeyPackages of them since then. It is one statement, and so one moment.
+struct Pools<'a> {
+    owners: &'a [i64],
+    since: i64,
+}
 
-statements! {
-    pub(super) trait StatusSql {
-        fn live(conn, owner: i64) -> QueryResult<Vec<LiveColumns>> {
-            key_packages::table
-                .filter(key_packages::device_id.eq(owner).and(key_packages::live))
-                .select((
-                    key_packages::keypackage_ref,
-                    key_packages::ciphersuite,
-                    key_packages::not_after,
-                    key_packages::held,
-                    key_packages::reserved_until,
-                    key_packages::last_resort,
-                ))
-                .order(key_packages::keypackage_ref.asc())
-                .load(conn)
-        }
+/// The same of one device.
+struct PoolOf<'a> {
+    owner: &'a i64,
+    since: i64,
+}
 
-        fn ended(conn, owner: i64) -> QueryResult<Vec<(i32, String, i64)>> {
-            let ended = [State::Spent, State::Revoked, State::Expired, State::Retired].map(<&str>::from);
-            key_packages::table
-                // By their states, and not as those that are not live: there is an index over all of these, which a planner
-                // whose statistics are old takes for a short one.
-                .filter(key_packages::device_id.eq(owner).and(key_packages::state.eq_any(ended)))
-                .filter(diesel::dsl::not(key_packages::last_resort))
-                .group_by((key_packages::ciphersuite, key_packages::state))
-                .select((key_packages::ciphersuite, key_packages::state, diesel::dsl::count_star()))
-                .load(conn)
-        }
+/// What a group of KeyPackages has in common, how many they are, and the refs of those that are live, one after the other.
+/// A device that has none has one row all the same.
+#[derive(Queryable)]
+struct Group {
+    owner: i64,
+    last_upload: Option<i64>,
+    fenced_at: Option<i64>,
+    ciphersuite: Option<i32>,
+    state: Option<String>,
+    last_resort: Option<bool>,
+    not_after: Option<i64>,
+    reserved_until: Option<i64>,
+    user: Option<String>,
+    n: Option<i64>,
+    refs: Option<Vec<u8>>,
+    uses: Option<i64>,
+}
 
-        /// Which devices hold, or held since then, how many; released and spent ones included.
-        fn handed_out_since(conn, owner: i64, since: i64) -> QueryResult<Vec<(Option<i64>, i64)>> {
-            key_packages::table
-                .filter(key_packages::device_id.eq(owner).and(key_packages::reserved_until.gt(since)))
-                .group_by(key_packages::reserved_by)
-                .select((key_packages::reserved_by, diesel::dsl::count_star()))
-                .load(conn)
-        }
+type GroupColumns = (
+    BigInt,
+    Nullable<BigInt>,
+    Nullable<BigInt>,
+    Nullable<Integer>,
+    Nullable<Text>,
+    Nullable<Bool>,
+    Nullable<BigInt>,
+    Nullable<BigInt>,
+    Nullable<Text>,
+    Nullable<BigInt>,
+    Nullable<Binary>,
+    Nullable<BigInt>,
+);
 
-        /// Its last upload, and the last fence.
-        fn last_upload(conn, owner: i64) -> QueryResult<(Option<i64>, Option<i64>)> {
-            let fenced_at = lineage::table.select(lineage::fenced_at).single_value();
-            devices::table.find(owner).select((devices::last_upload, fenced_at)).first(conn)
-        }
+/// Around the groups. Names and uses are looked up for each of them by key, whatever the planner thinks of joins.
+const ABOUT: &str = "SELECT g.owner, d.last_upload, l.fenced_at, g.ciphersuite, g.state, g.last_resort, g.not_after, \
+                     g.reserved_until, (SELECT h.user_name FROM devices h WHERE h.id = g.holder), g.n, g.refs, \
+                     CASE WHEN g.last_resort THEN (SELECT count(*) FROM audit_events a WHERE a.device_id = g.owner \
+                     AND a.last_resort AND a.keypackage_ref = g.lone AND a.action = 'reserve') END FROM (";
+const OF_DEVICES: &str = ") g JOIN devices d ON d.id = g.owner CROSS JOIN lineage l";
+
+/// What is live is grouped by what time makes a difference to; a last resort stands for itself.
+const GROUPED: &str = "k.ciphersuite, k.state, k.last_resort, CASE WHEN k.live THEN k.not_after END AS not_after, \
+                       CASE WHEN k.live THEN k.reserved_until END AS reserved_until, \
+                       CASE WHEN k.last_resort THEN k.keypackage_ref END AS lone, CASE WHEN k.reserved_until > ";
+const COUNTED: &str = " THEN k.reserved_by END AS holder, count(k.keypackage_ref) AS n, ";
+
+statement!(Pools, GroupColumns, Pg, PgConnection => |this, out| {
+    out.push_sql(ABOUT);
+    out.push_sql("SELECT w.owner, k.* FROM unnest(");
+    columns!(out, BigInt => this.owners);
+    out.push_sql(") AS w (owner) LEFT JOIN LATERAL (SELECT ");
+    out.push_sql(GROUPED);
+    out.push_bind_param::<BigInt, _>(&this.since)?;
+    out.push_sql(COUNTED);
+    out.push_sql(
+        "string_agg(CASE WHEN k.live THEN k.keypackage_ref END, ''::bytea) AS refs FROM key_packages k \
+         WHERE k.device_id = w.owner GROUP BY 1, 2, 3, 4, 5, 6, 7) k ON true",
+    );
+    out.push_sql(OF_DEVICES);
+});
+
+// SQLite aggregates text only.
+statement!(PoolOf, GroupColumns, Sqlite, SqliteConnection => |this, out| {
+    out.push_sql(ABOUT);
+    out.push_sql("SELECT o.id AS owner, ");
+    out.push_sql(GROUPED);
+    out.push_bind_param::<BigInt, _>(&this.since)?;
+    out.push_sql(COUNTED);
+    out.push_sql(
+        "unhex(group_concat(hex(CASE WHEN k.live THEN k.keypackage_ref END), '')) AS refs FROM devices o \
+         LEFT JOIN key_packages k ON k.device_id = o.id WHERE o.id = ",
+    );
+    out.push_bind_param::<BigInt, _>(this.owner)?;
+    out.push_sql(" GROUP BY 1, 2, 3, 4, 5, 6, 7, 8");
+    out.push_sql(OF_DEVICES);
+});
+
+/// How each database says what pools hold.
+trait StatusSql {
+    fn groups(&mut self, owners: &[i64], since: i64) -> QueryResult<Vec<Group>>;
+}
+
+impl StatusSql for PgConnection {
+    fn groups(&mut self, owners: &[i64], since: i64) -> QueryResult<Vec<Group>> {
+        Pools { owners, since }.load(self)
     }
 }
 
-/// How many KeyPackages each user was handed out since then, over all their devices.
-fn handed_out<C: StatusSql + DeviceSql>(
-    conn: &mut C,
-    owner: i64,
-    since: i64,
-) -> Result<Vec<(UserName, u64)>, StoreError> {
-    let rows = conn.handed_out_since(owner, since)?;
-    if rows.is_empty() {
-        return Ok(Vec::new());
-    }
-    let devices: Vec<_> = rows.iter().filter_map(|(device, _)| *device).collect();
-    let names = Names::from_columns(conn.devices_by_id(&devices)?)?;
-    let mut users = BTreeMap::new();
-    for (device, n) in rows {
-        if let Some(device) = device {
-            *users.entry(names.of(device)?.user).or_default() += count(n)?;
+impl StatusSql for SqliteConnection {
+    /// One after the other: nothing is won by fewer statements where there is no way to the database.
+    fn groups(&mut self, owners: &[i64], since: i64) -> QueryResult<Vec<Group>> {
+        let mut groups = Vec::new();
+        for owner in owners {
+            groups.extend(PoolOf { owner, since }.load::<Group>(self)?);
         }
+        Ok(groups)
     }
-    Ok(users.into_iter().collect())
 }
 
-fn contents<C: StatusSql + AuditSql + DeviceSql>(
-    conn: &mut C,
-    owner: i64,
-    since: i64,
-) -> Result<PoolContents, StoreError> {
-    let live = conn.live(owner)?;
-    let last_resorts: Vec<_> = live.iter().filter(|row| row.5).map(|row| row.0.clone()).collect();
-    let uses = if last_resorts.is_empty() { Vec::new() } else { conn.last_resort_uses(owner, &last_resorts)? };
-    let (last_upload, fenced_at) = conn.last_upload(owner)?;
-    let uses_of = |keypackage_ref: &[u8]| uses.iter().find(|(used, _)| used == keypackage_ref).map_or(0, |(_, n)| *n);
-    Ok(PoolContents {
-        live: live
-            .into_iter()
-            .map(|(keypackage_ref, number, not_after, is_held, reserved_until, last_resort)| {
-                Ok(LiveKeyPackage {
-                    ciphersuite: suite(number)?,
-                    not_after: timestamp(not_after)?,
-                    is_held,
-                    reserved_until: reserved_until.map(timestamp).transpose()?,
-                    last_resort,
-                    uses: count(uses_of(&keypackage_ref))?,
-                    keypackage_ref: keypackage_ref.into(),
-                })
-            })
-            .collect::<Result<_, StoreError>>()?,
-        ended: conn
-            .ended(owner)?
-            .into_iter()
-            .map(|(number, state, n)| Ok((suite(number)?, state.parse().map_err(StoreError::fatal)?, count(n)?)))
-            .collect::<Result<_, StoreError>>()?,
-        handed_out: handed_out(conn, owner, since)?,
-        last_upload: last_upload.map(timestamp).transpose()?,
-        fenced_at: fenced_at.map(timestamp).transpose()?,
-    })
+impl PoolContents {
+    fn add(&mut self, group: Group) -> Result<(), StoreError> {
+        self.last_upload = group.last_upload.map(timestamp).transpose()?;
+        self.fenced_at = group.fenced_at.map(timestamp).transpose()?;
+        let (Some(number), Some(state), Some(n), Some(last_resort)) =
+            (group.ciphersuite, group.state, group.n, group.last_resort)
+        else {
+            return Ok(());
+        };
+        let (ciphersuite, state, n) = (suite(number)?, state.parse().map_err(StoreError::fatal)?, count(n)?);
+        if let Some(user) = group.user {
+            *self.handed_out.entry(user.try_into().map_err(StoreError::fatal)?).or_default() += n;
+        }
+        let Some(not_after) = group.not_after else {
+            if !last_resort {
+                self.ended.push((ciphersuite, state, n));
+            }
+            return Ok(());
+        };
+        let refs = group.refs.unwrap_or_default();
+        // Refs of one ciphersuite are equally long.
+        let length = usize::try_from(n).ok().and_then(|n| refs.len().checked_div(n)).filter(|length| *length > 0);
+        let length = length.ok_or_else(|| StoreError::fatal(anyhow::anyhow!("a KeyPackage has no ref")))?;
+        for keypackage_ref in refs.chunks_exact(length) {
+            self.live.push(LiveKeyPackage {
+                keypackage_ref: keypackage_ref.to_vec().into(),
+                ciphersuite,
+                not_after: timestamp(not_after)?,
+                is_held: state == State::Reserved,
+                reserved_until: group.reserved_until.map(timestamp).transpose()?,
+                last_resort,
+                uses: count(group.uses.unwrap_or_default())?,
+            });
+        }
+        Ok(())
+    }
+}
+
+fn contents<C: StatusSql>(conn: &mut C, owners: &[i64], since: i64) -> Result<Vec<PoolContents>, StoreError> {
+    // Two may ask for the same pool.
+    let distinct: BTreeSet<_> = owners.iter().copied().collect();
+    let mut pools: HashMap<i64, PoolContents> = HashMap::new();
+    for group in conn.groups(&Vec::from_iter(distinct), since)? {
+        pools.entry(group.owner).or_default().add(group)?;
+    }
+    Ok(owners.iter().map(|owner| pools.get(owner).cloned().unwrap_or_default()).collect())
 }
 
 impl Store {
-    /// What the device has in its pool, and whom it was handed out to since then.
+    /// What each of the devices has in its pool, and whom it was handed out to since then.
     ///
     /// # Errors
     /// When the database fails.
-    pub fn contents(&self, owner: DeviceId, since: Timestamp) -> Result<PoolContents, StoreError> {
-        with_conn!(self, read, |conn| contents(conn, owner.0, since.as_second()))
+    pub fn contents(&self, owners: &[DeviceId], since: Timestamp) -> Result<Vec<PoolContents>, StoreError> {
+        let owners: Vec<_> = owners.iter().map(|owner| owner.0).collect();
+        with_conn!(self, read, |conn| contents(conn, &owners, since.as_second()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use diesel::debug_query;
+
+    use super::*;
+
+    /// The statements as the databases get them: a change here is a change of what was measured.
+    #[test]
+    fn the_statements_are_those_that_were_measured() {
+        let pools = debug_query::<Pg, _>(&Pools { owners: &[1, 2], since: 3 }).to_string();
+        insta::assert_snapshot!("postgres_pools", pools);
+        let pool = debug_query::<Sqlite, _>(&PoolOf { owner: &1, since: 3 }).to_string();
+        insta::assert_snapshot!("sqlite_pool", pool);
     }
 }

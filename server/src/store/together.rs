@@ -9,14 +9,14 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use diesel::{
     pg::Pg,
     prelude::*,
-    query_builder::{AstPass, Query, QueryFragment, QueryId},
-    sql_types::{Array, BigInt, Binary, Integer, Nullable, Text},
+    sql_types::{BigInt, Binary, Integer, Nullable, Text},
 };
 use jiff::Timestamp;
 use keypool_openapi::{Base64Bytes, Reservation, ReservationId, ReserveResponse, State};
 
 use super::{
     StoreError,
+    by_hand::{columns, statement},
     idempotency::{IdempotencyKey, IdempotencySql},
     reservations::{ReservationSql, Reserve},
     rows::{nonce_of, suite, timestamp},
@@ -25,39 +25,6 @@ use super::{
 
 /// A device that may hold so few more reservations for each user that it names is counted exactly, alone.
 const NEAR: i64 = 16;
-
-/// A statement that is written by hand, and kept prepared all the same.
-macro_rules! statement {
-    ($name:ident, $row:ty, |$this:ident, $out:ident| $walk:block) => {
-        impl QueryId for $name<'_> {
-            type QueryId = $name<'static>;
-            const HAS_STATIC_QUERY_ID: bool = true;
-        }
-
-        impl Query for $name<'_> {
-            type SqlType = $row;
-        }
-
-        impl RunQueryDsl<PgConnection> for $name<'_> {}
-
-        impl QueryFragment<Pg> for $name<'_> {
-            fn walk_ast<'b>(&'b self, mut $out: AstPass<'_, 'b, Pg>) -> QueryResult<()> {
-                let $this = self;
-                $walk
-                Ok(())
-            }
-        }
-    };
-}
-
-/// Binds arrays, which `unnest` makes the columns of a table.
-macro_rules! columns {
-    ($out:ident, $first:ty => $column:expr $(, $next:ty => $other:expr)* $(,)?) => {
-        $out.push_bind_param::<Array<$first>, _>(&$column)?;
-        $($out.push_sql(", ");
-        $out.push_bind_param::<Array<$next>, _>(&$other)?;)*
-    };
-}
 
 /// One row for each user of each wish: a column each.
 #[derive(Debug, Default)]
@@ -82,7 +49,7 @@ type Taken = (i64, i64, String, String, Vec<u8>, Vec<u8>, i32, i64);
 // that is not held, or two wishes met at the same KeyPackage, nothing is taken for it. The search begins at the nonce and
 // goes around, as it does for one alone. Nearly everything has the right ciphersuite and lives long enough, which the
 // planner cannot know: CASE keeps it from reading and sorting all that an owner has, for fear of having to.
-statement!(Wishes, (BigInt, BigInt, Text, Text, Binary, Binary, Integer, BigInt), |this, out| {
+statement!(Wishes, (BigInt, BigInt, Text, Text, Binary, Binary, Integer, BigInt), Pg, PgConnection => |this, out| {
     out.push_sql("WITH want AS MATERIALIZED (SELECT w.*, d.id AS owner, d.device_name AS owned FROM unnest(");
     columns!(
         out,
@@ -137,7 +104,7 @@ struct Keys<'a> {
     now: i64,
 }
 
-statement!(Keys, (BigInt, Binary), |this, out| {
+statement!(Keys, (BigInt, Binary), Pg, PgConnection => |this, out| {
     out.push_sql(
         "INSERT INTO idempotency_keys (device_id, key, request, answer, expires_at) \
          SELECT caller, key, request, '', until FROM unnest(",
@@ -165,7 +132,7 @@ struct Answers<'a> {
     answer: Vec<Vec<u8>>,
 }
 
-statement!(Answers, (BigInt,), |this, out| {
+statement!(Answers, (BigInt,), Pg, PgConnection => |this, out| {
     out.push_sql("UPDATE idempotency_keys k SET answer = w.answer FROM unnest(");
     columns!(
         out,
@@ -188,7 +155,7 @@ struct Spends<'a> {
 }
 
 // As for one alone, a late spend marks what nobody else has reserved since. What another transaction holds is passed over.
-statement!(Spends, (BigInt, Binary), |this, out| {
+statement!(Spends, (BigInt, Binary), Pg, PgConnection => |this, out| {
     out.push_sql("WITH held AS MATERIALIZED (SELECT w.*, k.keypackage_ref AS ref FROM unnest(");
     columns!(
         out,

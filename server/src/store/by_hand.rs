@@ -1,0 +1,39 @@
+//! Statements that are written by hand, and kept prepared all the same.
+
+/// Makes a type a statement: what it answers, and what it is on each database.
+macro_rules! statement {
+    ($name:ident, $row:ty $(, $backend:ty, $conn:ty => |$this:ident, $out:ident| $walk:block)+ $(,)?) => {
+        impl diesel::query_builder::QueryId for $name<'_> {
+            type QueryId = $name<'static>;
+            const HAS_STATIC_QUERY_ID: bool = true;
+        }
+
+        impl diesel::query_builder::Query for $name<'_> {
+            type SqlType = $row;
+        }
+
+        $(impl diesel::RunQueryDsl<$conn> for $name<'_> {}
+
+        impl diesel::query_builder::QueryFragment<$backend> for $name<'_> {
+            fn walk_ast<'b>(
+                &'b self,
+                mut $out: diesel::query_builder::AstPass<'_, 'b, $backend>,
+            ) -> diesel::QueryResult<()> {
+                let $this = self;
+                $walk
+                Ok(())
+            }
+        })+
+    };
+}
+pub(super) use statement;
+
+/// Binds arrays, which `unnest` makes the columns of a table.
+macro_rules! columns {
+    ($out:ident, $first:ty => $column:expr $(, $next:ty => $other:expr)* $(,)?) => {
+        $out.push_bind_param::<diesel::sql_types::Array<$first>, _>(&$column)?;
+        $($out.push_sql(", ");
+        $out.push_bind_param::<diesel::sql_types::Array<$next>, _>(&$other)?;)*
+    };
+}
+pub(super) use columns;
