@@ -97,12 +97,13 @@ type GroupColumns = (
     Nullable<BigInt>,
 );
 
-/// Around the groups. Names and uses are looked up for each of them by key, whatever the planner thinks of joins.
-const ABOUT: &str = "SELECT g.owner, d.last_upload, l.fenced_at, g.ciphersuite, g.state, g.last_resort, g.not_after, \
-                     g.reserved_until, (SELECT h.user_name FROM devices h WHERE h.id = g.holder), g.n, g.refs, \
-                     CASE WHEN g.last_resort THEN (SELECT count(*) FROM audit_events a WHERE a.device_id = g.owner \
-                     AND a.last_resort AND a.keypackage_ref = g.lone AND a.action = 'reserve') END FROM (";
-const OF_DEVICES: &str = ") g JOIN devices d ON d.id = g.owner CROSS JOIN lineage l";
+/// Around the groups. What belongs to them is looked up by key, whatever the planner thinks of joins.
+const ABOUT: &str = "SELECT g.owner, (SELECT d.last_upload FROM devices d WHERE d.id = g.owner), \
+                     (SELECT l.fenced_at FROM lineage l WHERE l.id = 1), g.ciphersuite, g.state, g.last_resort, \
+                     g.not_after, g.reserved_until, (SELECT h.user_name FROM devices h WHERE h.id = g.holder), g.n, \
+                     g.refs, CASE WHEN g.last_resort THEN (SELECT count(*) FROM audit_events a \
+                     WHERE a.device_id = g.owner AND a.last_resort AND a.keypackage_ref = g.lone \
+                     AND a.action = 'reserve') END FROM (";
 
 /// What is live is grouped by what time makes a difference to; a last resort stands for itself.
 const GROUPED: &str = "k.ciphersuite, k.state, k.last_resort, CASE WHEN k.live THEN k.not_after END AS not_after, \
@@ -120,9 +121,8 @@ statement!(Pools, GroupColumns, Pg, PgConnection => |this, out| {
     out.push_sql(COUNTED);
     out.push_sql(
         "string_agg(CASE WHEN k.live THEN k.keypackage_ref END, ''::bytea) AS refs FROM key_packages k \
-         WHERE k.device_id = w.owner GROUP BY 1, 2, 3, 4, 5, 6, 7) k ON true",
+         WHERE k.device_id = w.owner GROUP BY 1, 2, 3, 4, 5, 6, 7) k ON true) g",
     );
-    out.push_sql(OF_DEVICES);
 });
 
 // SQLite aggregates text only.
@@ -137,8 +137,7 @@ statement!(PoolOf, GroupColumns, Sqlite, SqliteConnection => |this, out| {
          LEFT JOIN key_packages k ON k.device_id = o.id WHERE o.id = ",
     );
     out.push_bind_param::<BigInt, _>(this.owner)?;
-    out.push_sql(" GROUP BY 1, 2, 3, 4, 5, 6, 7, 8");
-    out.push_sql(OF_DEVICES);
+    out.push_sql(" GROUP BY 1, 2, 3, 4, 5, 6, 7, 8) g");
 });
 
 /// How each database says what pools hold.
