@@ -24,6 +24,7 @@ mod schema;
 mod spending;
 mod sqlite;
 mod status;
+mod storing;
 mod sweep;
 mod together;
 mod view;

@@ -6,6 +6,7 @@ use jiff::Timestamp;
 use keypool_openapi::{
     AcceptedKeyPackage, Base64Bytes, ProblemType, RejectedKeyPackage, RejectionReason, UploadRequest, UploadResponse,
 };
+use rayon::iter::{IntoParallelRefIterator, ParallelIterator};
 
 use super::Pool;
 use crate::{
@@ -34,8 +35,10 @@ impl Pool {
         now: Timestamp,
     ) -> Result<UploadResponse, Failure> {
         let (mut valid, mut indexes, mut rejected) = (Vec::new(), Vec::new(), Vec::new());
-        for (index, text) in packages.iter().enumerate() {
-            match self.validate(caller, text, now) {
+        // Over all cores, and over no more threads than there are cores, however many upload at the moment.
+        let judged: Vec<_> = packages.par_iter().map(|text| self.validate(caller, text, now)).collect();
+        for (index, judged) in judged.into_iter().enumerate() {
+            match judged {
                 Ok(package) => {
                     valid.push(package);
                     indexes.push(index);

@@ -9,8 +9,9 @@ use super::{
     Store, StoreError,
     audit::{AuditSql, Event},
     connection::with_conn,
-    rows::{DeviceId, Ended, NewHpkeKey, NewKeyPackage, statements},
+    rows::{DeviceId, Ended, statements},
     schema::{devices, hpke_keys, key_packages},
+    storing::StoringSql,
     view::{View, is_live},
 };
 use crate::key_package::ValidatedKeyPackage;
@@ -66,14 +67,6 @@ statements! {
                 .group_by(key_packages::ciphersuite)
                 .select((key_packages::ciphersuite, diesel::dsl::count_star()))
                 .load(conn)
-        }
-
-        fn insert_key_packages(conn, rows: &[NewKeyPackage<'_>]) -> QueryResult<usize> {
-            diesel::insert_into(key_packages::table).values(rows).on_conflict_do_nothing().execute(conn)
-        }
-
-        fn insert_keys(conn, rows: &[NewHpkeKey<'_>]) -> QueryResult<usize> {
-            diesel::insert_into(hpke_keys::table).values(rows).execute(conn)
         }
 
         fn retire_last_resort(conn, owner: i64, suite: i32, now: i64) -> QueryResult<Vec<Vec<u8>>> {
@@ -145,7 +138,7 @@ impl Judge {
     }
 }
 
-fn upload<C: UploadSql + AuditSql + HoldDevice>(
+fn upload<C: UploadSql + StoringSql + AuditSql + HoldDevice>(
     conn: &mut C,
     owner: DeviceId,
     packages: &[ValidatedKeyPackage],
@@ -186,7 +179,7 @@ fn known(
     Ok((keypackage_ref, (owner, view.state(state, not_after, reserved_until))))
 }
 
-fn put<C: UploadSql + AuditSql>(
+fn put<C: UploadSql + StoringSql + AuditSql>(
     conn: &mut C,
     owner: i64,
     packages: &[&ValidatedKeyPackage],
@@ -200,8 +193,7 @@ fn put<C: UploadSql + AuditSql>(
             conn.record(&[Event::plain((owner, &retired), Action::Revoke, Some(owner), true, now)])?;
         }
     }
-    let rows: Vec<_> = packages.iter().map(|package| row(owner, package)).collect();
-    if conn.insert_key_packages(&rows)? < rows.len() {
+    if conn.put(owner, packages, now)? < packages.len() {
         // Another device put the same KeyPackage in since we looked: look again, and refuse it.
         return Err(Error::DatabaseError(
             diesel::result::DatabaseErrorKind::SerializationFailure,
@@ -209,44 +201,7 @@ fn put<C: UploadSql + AuditSql>(
         )
         .into());
     }
-    let keys: Vec<_> = packages
-        .iter()
-        .flat_map(|package| [&package.init_key, &package.encryption_key].map(|key| (package, key)))
-        .map(|(package, key)| NewHpkeKey {
-            device_id: owner,
-            public_key: key,
-            keypackage_ref: package.keypackage_ref.as_bytes(),
-            not_after: package.not_after.as_second(),
-        })
-        .collect();
-    conn.insert_keys(&keys)?;
-    let events: Vec<_> = packages
-        .iter()
-        .map(|package| Event {
-            until: Some(package.not_after.as_second()),
-            ..Event::plain(
-                (owner, package.keypackage_ref.as_bytes()),
-                Action::Upload,
-                Some(owner),
-                package.last_resort,
-                now,
-            )
-        })
-        .collect();
-    conn.record(&events)?;
     Ok(())
-}
-
-fn row(owner: i64, package: &ValidatedKeyPackage) -> NewKeyPackage<'_> {
-    NewKeyPackage {
-        keypackage_ref: package.keypackage_ref.as_bytes(),
-        device_id: owner,
-        ciphersuite: i32::from(package.ciphersuite),
-        key_package: &package.bytes,
-        not_after: package.not_after.as_second(),
-        last_resort: package.last_resort,
-        state: State::Available.into(),
-    }
 }
 
 impl Store {

@@ -1,0 +1,142 @@
+//! What an upload adds: KeyPackages, the keys that may never come again, and the audit trail's word on each.
+
+use diesel::{
+    pg::Pg,
+    prelude::*,
+    sql_types::{BigInt, Binary, Bool, Integer},
+};
+use keypool_openapi::{Action, State};
+
+use super::{
+    audit::{AuditSql, Event},
+    by_hand::{columns, statement},
+    rows::{NewHpkeKey, NewKeyPackage},
+    schema::{hpke_keys, key_packages},
+};
+use crate::key_package::ValidatedKeyPackage;
+
+/// How each database takes them.
+pub(super) trait StoringSql {
+    /// Answers how many are new: where they are fewer than came, nothing else may be kept.
+    fn put(&mut self, owner: i64, packages: &[&ValidatedKeyPackage], now: i64) -> QueryResult<usize>;
+}
+
+/// The KeyPackages of an upload, a column each.
+#[derive(Debug, Default)]
+struct Put<'a> {
+    keypackage_ref: Vec<&'a [u8]>,
+    ciphersuite: Vec<i32>,
+    key_package: Vec<&'a [u8]>,
+    not_after: Vec<i64>,
+    last_resort: Vec<bool>,
+    init_key: Vec<&'a [u8]>,
+    encryption_key: Vec<&'a [u8]>,
+    owner: i64,
+    now: i64,
+}
+
+statement!(Put, Binary, Pg, PgConnection => |this, out| {
+    out.push_sql("WITH new AS MATERIALIZED (SELECT * FROM unnest(");
+    columns!(
+        out,
+        Binary => this.keypackage_ref,
+        Integer => this.ciphersuite,
+        Binary => this.key_package,
+        BigInt => this.not_after,
+        Bool => this.last_resort,
+        Binary => this.init_key,
+        Binary => this.encryption_key,
+    );
+    out.push_sql(
+        ") AS w (keypackage_ref, ciphersuite, key_package, not_after, last_resort, init_key, encryption_key)), \
+         stored AS (INSERT INTO key_packages (keypackage_ref, device_id, ciphersuite, key_package, not_after, \
+         last_resort, state) SELECT keypackage_ref, ",
+    );
+    out.push_bind_param::<BigInt, _>(&this.owner)?;
+    out.push_sql(
+        ", ciphersuite, key_package, not_after, last_resort, 'available' FROM new ON CONFLICT DO NOTHING \
+         RETURNING keypackage_ref), \
+         known AS (INSERT INTO hpke_keys (device_id, public_key, keypackage_ref, not_after) SELECT ",
+    );
+    out.push_bind_param::<BigInt, _>(&this.owner)?;
+    out.push_sql(
+        ", key, keypackage_ref, not_after FROM new CROSS JOIN LATERAL (VALUES (init_key), (encryption_key)) k (key)), \
+         noted AS (INSERT INTO audit_events (device_id, keypackage_ref, action, actor, last_resort, at, until) SELECT ",
+    );
+    out.push_bind_param::<BigInt, _>(&this.owner)?;
+    out.push_sql(", keypackage_ref, 'upload', ");
+    out.push_bind_param::<BigInt, _>(&this.owner)?;
+    out.push_sql(", last_resort, ");
+    out.push_bind_param::<BigInt, _>(&this.now)?;
+    out.push_sql(", not_after FROM new) SELECT keypackage_ref FROM stored");
+});
+
+impl StoringSql for PgConnection {
+    fn put(&mut self, owner: i64, packages: &[&ValidatedKeyPackage], now: i64) -> QueryResult<usize> {
+        let mut put = Put { owner, now, ..Put::default() };
+        for package in packages {
+            put.keypackage_ref.push(package.keypackage_ref.as_bytes());
+            put.ciphersuite.push(package.ciphersuite.into());
+            put.key_package.push(&package.bytes);
+            put.not_after.push(package.not_after.as_second());
+            put.last_resort.push(package.last_resort);
+            put.init_key.push(&package.init_key);
+            put.encryption_key.push(&package.encryption_key);
+        }
+        put.load::<Vec<u8>>(self).map(|stored| stored.len())
+    }
+}
+
+impl StoringSql for SqliteConnection {
+    fn put(&mut self, owner: i64, packages: &[&ValidatedKeyPackage], now: i64) -> QueryResult<usize> {
+        let rows: Vec<_> = packages.iter().map(|package| row(owner, package)).collect();
+        let stored = diesel::insert_into(key_packages::table).values(rows).on_conflict_do_nothing().execute(self)?;
+        let keys: Vec<_> = packages.iter().flat_map(|package| keys(owner, package)).collect();
+        diesel::insert_into(hpke_keys::table).values(keys).execute(self)?;
+        let events: Vec<_> = packages.iter().map(|package| event(owner, package, now)).collect();
+        self.record(&events)?;
+        Ok(stored)
+    }
+}
+
+fn row(owner: i64, package: &ValidatedKeyPackage) -> NewKeyPackage<'_> {
+    NewKeyPackage {
+        keypackage_ref: package.keypackage_ref.as_bytes(),
+        device_id: owner,
+        ciphersuite: i32::from(package.ciphersuite),
+        key_package: &package.bytes,
+        not_after: package.not_after.as_second(),
+        last_resort: package.last_resort,
+        state: State::Available.into(),
+    }
+}
+
+fn keys(owner: i64, package: &ValidatedKeyPackage) -> [NewHpkeKey<'_>; 2] {
+    [&package.init_key, &package.encryption_key].map(|key| NewHpkeKey {
+        device_id: owner,
+        public_key: key,
+        keypackage_ref: package.keypackage_ref.as_bytes(),
+        not_after: package.not_after.as_second(),
+    })
+}
+
+fn event(owner: i64, package: &ValidatedKeyPackage, now: i64) -> Event<'_> {
+    let of = (owner, package.keypackage_ref.as_bytes());
+    Event {
+        until: Some(package.not_after.as_second()),
+        ..Event::plain(of, Action::Upload, Some(owner), package.last_resort, now)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use diesel::debug_query;
+
+    use super::*;
+
+    /// The statement as `PostgreSQL` gets it: a change here is a change of what was measured.
+    #[test]
+    fn the_statement_is_the_one_that_was_measured() {
+        insta::assert_snapshot!("postgres_put", debug_query::<Pg, _>(&Put::default()).to_string());
+    }
+}
