@@ -1,21 +1,46 @@
-//! Measures Keypool side by side with what it stands on, in turns within one run: machines are noisy, and only the ratio
-//! of neighbours says something.
+//! Measures Keypool: under load, and side by side with what it stands on, in turns within one run. Machines are noisy, and
+//! only the ratio of neighbours says something.
 
 use clap::{Parser, Subcommand};
 
+use crate::{
+    drive::{Database, Load},
+    latency::Latencies,
+};
+
 mod client;
 mod compare;
+mod cores;
+mod drive;
+mod http;
+mod latency;
 mod load;
+mod pace;
+mod packages;
+mod people;
+mod plot;
 mod postgres;
+mod progress;
 mod report;
+mod requests;
+mod seed;
+mod server;
+mod sqlite;
+mod stage;
 mod wake;
 
 const EXAMPLES: &str = "\
-Examples:
-  cargo build --release --package keypool-server && cargo run --release --package keypool-bench -- compare
-  cargo run --release --package keypool-bench -- client --rounds 15
+Examples, with keypool-bench for cargo run --release --package keypool-bench --:
+  keypool-bench mixed --seconds 60                      all kinds of requests, as fast as they are answered
+  keypool-bench mixed --seconds 60 --rate 2000 --plot latency.svg
+  keypool-bench reserve --server http://127.0.0.1:8080  against a server that runs with KEYPOOL_LIMITS=off
+  keypool-bench upload --database sqlite                against one of its own, on an SQLite file
+  keypool-bench compare                                 beside pgbench on the same PostgreSQL
+  keypool-bench compare --database sqlite               beside a bare thread on a copy of the same file
 
-Build with --release: an unoptimised client is measured otherwise.";
+But for client and wake, each needs the server beside this program, and PostgreSQL's programs where PostgreSQL is measured:
+  cargo build --release --package keypool-server
+Build with --release: what is not optimised is measured otherwise.";
 
 /// Measures Keypool.
 #[derive(Debug, Parser)]
@@ -30,31 +55,32 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Load a server with reservations
+    Reserve(drive::Plan),
+    /// Load a server with reservations, each of which is spent
+    Spend(drive::Plan),
+    /// Load a server with uploads of 32 KeyPackages each
+    Upload(drive::Plan),
+    /// Load a server with questions for the status of full pools
+    Status(drive::Plan),
+    /// Load a server with 60 % status, 20 % reserve, 15 % spend and 5 % upload, of 4 KeyPackages each
+    Mixed(drive::Plan),
+    /// Reserve through HTTP and in the bare database, in turns
+    ///
+    /// On PostgreSQL beside pgbench, with one statement a reservation; on SQLite beside a bare thread, with one statement a
+    /// reservation on a copy of the file. On PostgreSQL reservations that are spent, and the status, are measured, too.
+    Compare {
+        #[command(flatten)]
+        plan: compare::Plan,
+        /// The database
+        #[arg(long, value_enum, default_value_t = Database::Postgres)]
+        database: Database,
+    },
     /// Generate KeyPackages into the client's file, and into OpenMLS's memory
     Client {
         /// How often each is measured, in turns
         #[arg(long, value_name = "NUMBER", default_value_t = 15, value_parser = clap::value_parser!(u32).range(1..))]
         rounds: u32,
-    },
-    /// Reserve through HTTP, and in one statement each by pgbench, in turns on a PostgreSQL of its own
-    ///
-    /// Needs PostgreSQL's programs, and the server beside this program: cargo build --release --package keypool-server.
-    Compare {
-        /// How often each is measured, in turns
-        #[arg(long, value_name = "NUMBER", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
-        rounds: u32,
-        /// For how long each time, in seconds
-        #[arg(long, value_name = "NUMBER", default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..))]
-        seconds: u64,
-        /// Over how many users the KeyPackages are spread
-        #[arg(long, value_name = "NUMBER", default_value_t = 10_000, value_parser = clap::value_parser!(u64).range(1..))]
-        users: u64,
-        /// How many KeyPackages there are
-        #[arg(long, value_name = "NUMBER", default_value_t = 1_000_000, value_parser = clap::value_parser!(u64).range(1..))]
-        packages: u64,
-        /// Connections to Keypool
-        #[arg(long, value_name = "NUMBER", default_value_t = 64, value_parser = clap::value_parser!(u16).range(1..))]
-        connections: u16,
     },
     /// Send a message by one server, and see how long it takes to wake who waits at another of the same database
     Wake {
@@ -71,17 +97,30 @@ enum Command {
 }
 
 fn main() -> anyhow::Result<()> {
-    let cli = Cli::parse();
-    match cli.command {
-        Command::Client { rounds } => report::print(&client::measure(rounds)?, cli.json),
-        Command::Compare { rounds, seconds, users, packages, connections } => {
-            let plan = compare::Plan { rounds, seconds, users, packages, connections: connections.into() };
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-            report::print_findings(&runtime.block_on(compare::measure(plan))?, cli.json, compare::table)
+    let Cli { json, command } = Cli::parse();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(run(command, json))
+}
+
+async fn run(command: Command, json: bool) -> anyhow::Result<()> {
+    let drive = async |load, plan| report::print(&drive::measure(load, &plan).await?, json, Latencies::text);
+    match command {
+        Command::Reserve(plan) => drive(Load::RESERVE, plan).await,
+        Command::Spend(plan) => drive(Load::SPEND, plan).await,
+        Command::Upload(plan) => drive(Load::UPLOAD, plan).await,
+        Command::Status(plan) => drive(Load::STATUS, plan).await,
+        Command::Mixed(plan) => drive(Load::MIXED, plan).await,
+        Command::Compare { plan, database: Database::Postgres } => {
+            report::print(&compare::postgres::measure(plan).await?, json, compare::postgres::text)
+        }
+        Command::Compare { plan, database: Database::Sqlite } => {
+            report::print(&compare::sqlite::measure(plan).await?, json, compare::sqlite::text)
+        }
+        Command::Client { rounds } => {
+            report::print(&client::measure(rounds)?, json, |found| report::comparisons(found))
         }
         Command::Wake { server, other, rounds } => {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-            report::print_waits(&runtime.block_on(wake::measure(&server, &other, rounds))?, cli.json)
+            report::print(&wake::measure(&server, &other, rounds).await?, json, ToString::to_string)
         }
     }
 }
