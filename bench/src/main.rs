@@ -12,6 +12,8 @@ mod client;
 mod compare;
 mod cores;
 mod drive;
+mod growth;
+mod hot;
 mod http;
 mod latency;
 mod load;
@@ -21,12 +23,14 @@ mod people;
 mod plot;
 mod postgres;
 mod progress;
+mod replicas;
 mod report;
 mod requests;
 mod seed;
 mod server;
 mod sqlite;
 mod stage;
+mod uploads;
 mod wake;
 
 const EXAMPLES: &str = "\
@@ -37,6 +41,7 @@ Examples, with keypool-bench for cargo run --release --package keypool-bench --:
   keypool-bench upload --database sqlite                against one of its own, on an SQLite file
   keypool-bench compare                                 beside pgbench on the same PostgreSQL
   keypool-bench compare --database sqlite               beside a bare thread on a copy of the same file
+  keypool-bench growth --json                           when there is more of everything
 
 But for client and wake, each needs the server beside this program, and PostgreSQL's programs where PostgreSQL is measured:
   cargo build --release --package keypool-server
@@ -76,6 +81,14 @@ enum Command {
         #[arg(long, value_enum, default_value_t = Database::Postgres)]
         database: Database,
     },
+    /// Reserve of more and more KeyPackages and users, in turns, and after many reservations were spent
+    Growth(growth::Plan),
+    /// Reserve of a single user, with and without another transaction that stays open, and of many users, in turns
+    Hot(hot::Plan),
+    /// Reserve through two servers of one PostgreSQL and through one, in turns
+    Replicas(compare::Plan),
+    /// Upload through HTTP, judge on all cores without it, and reserve with and without uploads beside it, in turns
+    Uploads(uploads::Plan),
     /// Generate KeyPackages into the client's file, and into OpenMLS's memory
     Client {
         /// How often each is measured, in turns
@@ -116,6 +129,10 @@ async fn run(command: Command, json: bool) -> anyhow::Result<()> {
         Command::Compare { plan, database: Database::Sqlite } => {
             report::print(&compare::sqlite::measure(plan).await?, json, compare::sqlite::text)
         }
+        Command::Growth(plan) => report::print(&growth::measure(plan).await?, json, growth::text),
+        Command::Hot(plan) => report::print(&hot::measure(plan).await?, json, hot::text),
+        Command::Replicas(plan) => report::print(&replicas::measure(plan).await?, json, replicas::text),
+        Command::Uploads(plan) => report::print(&uploads::measure(plan).await?, json, uploads::text),
         Command::Client { rounds } => {
             report::print(&client::measure(rounds)?, json, |found| report::comparisons(found))
         }
