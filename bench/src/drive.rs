@@ -31,8 +31,8 @@ pub(crate) struct Plan {
     #[arg(long, value_name = "URL")]
     server: Option<String>,
     /// The database of the server of its own
-    #[arg(long, value_enum, default_value_t = Database::Postgres, conflicts_with = "server")]
-    database: Database,
+    #[arg(long, value_enum, default_value_t = Backend::Postgres, conflicts_with = "server")]
+    database: Backend,
     /// Connections to the server, each of which asks for a device of its own
     #[arg(long, value_name = "NUMBER", default_value_t = 64, value_parser = clap::value_parser!(u16).range(1..))]
     connections: u16,
@@ -56,7 +56,7 @@ pub(crate) struct Plan {
 
 /// Which database.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Database {
+pub(crate) enum Backend {
     /// A PostgreSQL that is started for it
     Postgres,
     /// An SQLite file
@@ -112,11 +112,11 @@ pub(crate) async fn measure(load: Load, plan: &Plan) -> Result<Latencies> {
         Ok(found.with_memory(server.memory_mb()))
     };
     match plan.database {
-        Database::Postgres => {
+        Backend::Postgres => {
             let postgres = Postgres::start()?;
             on_own(&postgres.database("keypool")?.url).await
         }
-        Database::Sqlite => on_own(&sqlite::File::create()?.url()).await,
+        Backend::Sqlite => on_own(&sqlite::File::create()?.url()).await,
     }
 }
 

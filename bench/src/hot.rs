@@ -28,7 +28,7 @@ pub(crate) struct Plan {
     /// Over how many users the KeyPackages are spread, where they are not all of one
     #[arg(long, value_name = "NUMBER", default_value_t = 10_000, value_parser = clap::value_parser!(u64).range(1..))]
     users: u64,
-    /// How many KeyPackages there are, of all of which two in five are reserved each time
+    /// How many KeyPackages there are; two in five of them are reserved each time
     #[arg(long, value_name = "NUMBER", default_value_t = 100_000, value_parser = clap::value_parser!(u64).range(1..))]
     packages: u64,
     /// Connections to Keypool

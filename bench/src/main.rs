@@ -4,7 +4,7 @@
 use clap::{Parser, Subcommand};
 
 use crate::{
-    drive::{Database, Load},
+    drive::{Backend, Load},
     latency::Latencies,
 };
 
@@ -78,8 +78,8 @@ enum Command {
         #[command(flatten)]
         plan: compare::Plan,
         /// The database
-        #[arg(long, value_enum, default_value_t = Database::Postgres)]
-        database: Database,
+        #[arg(long, value_enum, default_value_t = Backend::Postgres)]
+        database: Backend,
     },
     /// Reserve of more and more KeyPackages and users, in turns, and after many reservations were spent
     Growth(growth::Plan),
@@ -123,10 +123,10 @@ async fn run(command: Command, json: bool) -> anyhow::Result<()> {
         Command::Upload(plan) => drive(Load::UPLOAD, plan).await,
         Command::Status(plan) => drive(Load::STATUS, plan).await,
         Command::Mixed(plan) => drive(Load::MIXED, plan).await,
-        Command::Compare { plan, database: Database::Postgres } => {
+        Command::Compare { plan, database: Backend::Postgres } => {
             report::print(&compare::postgres::measure(plan).await?, json, compare::postgres::text)
         }
-        Command::Compare { plan, database: Database::Sqlite } => {
+        Command::Compare { plan, database: Backend::Sqlite } => {
             report::print(&compare::sqlite::measure(plan).await?, json, compare::sqlite::text)
         }
         Command::Growth(plan) => report::print(&growth::measure(plan).await?, json, growth::text),
