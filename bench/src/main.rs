@@ -1,7 +1,9 @@
 //! Measures Keypool: under load, and side by side with what it stands on, in turns within one run. Machines are noisy, and
 //! only the ratio of neighbours says something.
 
+use anyhow::bail;
 use clap::{Parser, Subcommand};
+use tokio::signal::unix::{SignalKind, signal};
 
 use crate::{
     drive::{Backend, Load},
@@ -112,7 +114,15 @@ enum Command {
 fn main() -> anyhow::Result<()> {
     let Cli { json, command } = Cli::parse();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(run(command, json))
+    runtime.block_on(async {
+        let mut terminated = signal(SignalKind::terminate())?;
+        // What is dropped stops its servers and deletes its databases, which the end of this process would not.
+        tokio::select! {
+            done = run(command, json) => done,
+            _ = tokio::signal::ctrl_c() => bail!("interrupted"),
+            _ = terminated.recv() => bail!("terminated"),
+        }
+    })
 }
 
 async fn run(command: Command, json: bool) -> anyhow::Result<()> {
