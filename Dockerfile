@@ -16,8 +16,9 @@ COPY client/Cargo.toml client/
 COPY openapi/Cargo.toml openapi/
 COPY server/Cargo.toml server/
 COPY tests/Cargo.toml tests/
-RUN mkdir -p bench/src client/src openapi/src server/src tests/src tests/it \
- && touch client/src/lib.rs openapi/src/lib.rs server/src/lib.rs tests/it/main.rs \
+RUN mkdir -p bench/src bench/benches client/src openapi/src server/src tests/src tests/it \
+ && touch bench/benches/key_package.rs bench/benches/local_store.rs bench/src/lib.rs \
+      client/src/lib.rs openapi/src/lib.rs server/src/lib.rs tests/it/main.rs \
  && for member in bench client server tests; do echo 'fn main() {}' >$member/src/main.rs; done \
  && cargo build --locked --release --package keypool-server \
  && cargo build --locked --release --package keypool-client \

@@ -3,22 +3,17 @@
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use indicatif::{ProgressBar, ProgressStyle};
-use jiff::Timestamp;
+use keypool_bench::Maker;
 use keypool_client::{
     CIPHERSUITE, Clock, DeviceIdentity, KeyPackagePool, KeyPackagePoolConfig, LocalStore, SystemClock,
 };
-use openmls::prelude::{BasicCredential, CredentialWithKey, KeyPackageBuilder, Lifetime};
-use openmls_basic_credential::SignatureKeyPair;
-use openmls_rust_crypto::OpenMlsRustCrypto;
 
-use crate::report::Comparison;
+use crate::{progress, report::Comparison};
 
 const COUNTS: [usize; 2] = [32, 1_000];
 
 pub(crate) fn measure(rounds: u32) -> Result<Vec<Comparison>> {
-    let bar = ProgressBar::new(u64::from(rounds) * COUNTS.len() as u64);
-    bar.set_style(ProgressStyle::with_template("[{bar:32}] {pos}/{len} {msg}")?.progress_chars("=> "));
+    let bar = progress::bar(u64::from(rounds) * COUNTS.len() as u64, "")?;
     let mut comparisons = Vec::new();
     for count in COUNTS {
         let what = format!("{count} KeyPackages, stored");
@@ -56,21 +51,10 @@ fn in_file(count: usize) -> Result<Duration> {
 }
 
 fn in_memory(count: usize) -> Result<Duration> {
-    let provider = OpenMlsRustCrypto::default();
-    let signer = SignatureKeyPair::new(CIPHERSUITE.signature_algorithm())?;
-    let credential = || CredentialWithKey {
-        credential: BasicCredential::new(b"alice/laptop".to_vec()).into(),
-        signature_key: signer.to_public_vec().into(),
-    };
-    let lifetime = lifetime(SystemClock.now())?;
+    let maker = Maker::new("alice", CIPHERSUITE)?;
     let started = Instant::now();
     for _ in 0..count {
-        KeyPackageBuilder::new().key_package_lifetime(lifetime).build(CIPHERSUITE, &provider, &signer, credential())?;
+        maker.bundle()?;
     }
     Ok(started.elapsed())
-}
-
-fn lifetime(now: Timestamp) -> Result<Lifetime> {
-    let now = u64::try_from(now.as_second())?;
-    Ok(Lifetime::init(now - 3_600, now + 14 * 86_400))
 }

@@ -1,64 +1,53 @@
-//! Requests over a fixed number of connections, each of which sends its next one when the one before is answered.
+//! Requests over a fixed number of connections, and how long they took.
 
 use std::{
-    sync::Arc,
+    collections::BTreeMap,
+    sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, ensure};
 use hdrhistogram::Histogram;
-use http_body_util::{BodyExt, Full};
-use hyper::{
-    Method, Request, StatusCode,
-    body::Bytes,
-    client::conn::http1::{SendRequest, handshake},
-    header::{AUTHORIZATION, CONTENT_TYPE, HOST},
+use hyper::StatusCode;
+
+use crate::{
+    http::Connection,
+    pace::{Pace, Turns},
+    report::as_f64,
+    requests::{Caller, Cast, Kind, Mix},
 };
-use hyper_util::rt::TokioIo;
-use rand::{RngExt, rngs::SmallRng};
-use tokio::net::TcpStream;
 
-/// What is asked for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum What {
-    /// A KeyPackage of a random user.
-    Reserve,
-    /// The same, and then its reservation is spent: two requests.
-    Invite,
-    /// The pool of the caller.
-    Status,
-    /// Whether the server lives.
-    Health,
-}
-
-/// Who asks whom.
-#[derive(Clone, Debug)]
-pub(crate) struct Cast {
-    /// The server, as `127.0.0.1:8080`.
-    pub address: String,
-    /// Bearer tokens, which the connections take in turns.
-    pub tokens: Vec<String>,
-    /// Users are named `user-1` to this.
-    pub users: u64,
-}
-
-/// What came of it.
+/// What came of the requests of one kind.
 #[derive(Debug)]
-pub(crate) struct Measured {
+pub(crate) struct Outcome {
     /// Answered with 200.
     pub done: u64,
-    /// Answered otherwise.
-    pub refused: u64,
-    /// How long it took.
-    pub took: Duration,
+    /// Answered otherwise, by status code.
+    pub refused: BTreeMap<u16, u64>,
     /// How long each took, in microseconds.
     pub latency: Histogram<u64>,
 }
 
-impl Measured {
-    /// Requests that were answered with 200, a second.
-    pub(crate) fn rate(&self) -> f64 {
-        as_f64(self.done) / self.took.as_secs_f64()
+impl Outcome {
+    fn new() -> Result<Self> {
+        // To a minute, within a thousandth.
+        let latency = Histogram::new_with_bounds(1, 60_000_000, 3).context("no histogram")?;
+        Ok(Self { done: 0, refused: BTreeMap::new(), latency })
+    }
+
+    fn record(&mut self, status: StatusCode, took: Duration) {
+        let micros = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
+        self.latency.saturating_record(micros.max(1));
+        match status {
+            StatusCode::OK => self.done += 1,
+            other => *self.refused.entry(other.as_u16()).or_default() += 1,
+        }
+    }
+
+    /// What was answered otherwise, in words.
+    pub(crate) fn refusals(&self) -> String {
+        let by_status: Vec<_> = self.refused.iter().map(|(status, count)| format!("{count} x {status}")).collect();
+        if by_status.is_empty() { "0".to_owned() } else { by_status.join(", ") }
     }
 
     /// How long so many of 100 took at most, in milliseconds.
@@ -67,105 +56,146 @@ impl Measured {
     }
 }
 
-#[expect(clippy::cast_precision_loss, reason = "counts and microseconds of a measurement are far from 2^52")]
-pub(crate) fn as_f64(number: u64) -> f64 {
-    number as f64
+/// What came of all of them.
+#[derive(Debug)]
+pub(crate) struct Measured {
+    /// From the beginning to the last answer.
+    pub took: Duration,
+    pub by_kind: BTreeMap<Kind, Outcome>,
+    /// Whether it ended early, because nothing was left to upload.
+    pub used_up: bool,
 }
 
-/// Asks over so many connections for so long.
-pub(crate) async fn run(what: What, cast: &Arc<Cast>, connections: usize, span: Duration) -> Result<Measured> {
-    let begun = Instant::now();
-    let tasks: Vec<_> =
-        (0..connections).map(|number| tokio::spawn(one(what, Arc::clone(cast), number, begun + span))).collect();
-    let mut all = Measured { done: 0, refused: 0, took: Duration::ZERO, latency: histogram()? };
+impl Measured {
+    /// Requests of all kinds that were answered with 200, a second.
+    pub(crate) fn rate(&self) -> f64 {
+        as_f64(self.by_kind.values().map(|outcome| outcome.done).sum()) / self.took.as_secs_f64()
+    }
+
+    /// Requests of all kinds that were answered otherwise.
+    pub(crate) fn refused(&self) -> u64 {
+        self.by_kind.values().flat_map(|outcome| outcome.refused.values()).sum()
+    }
+
+    /// How long so many of 100 requests of a kind took at most, in milliseconds.
+    pub(crate) fn percentile(&self, kind: Kind, percent: f64) -> f64 {
+        self.by_kind.get(&kind).map_or(f64::NAN, |outcome| outcome.percentile(percent))
+    }
+}
+
+/// Sends a mix of requests over so many connections.
+pub(crate) async fn run(mix: Mix, cast: &Arc<Cast>, connections: usize, pace: Pace) -> Result<Measured> {
+    let mut open = Vec::new();
+    for _ in 0..connections {
+        open.push(Connection::open(&cast.address).await?);
+    }
+    let outcomes = Arc::new(Mutex::new(BTreeMap::new()));
+    let turns = Turns::begin(pace, connections);
+    let tasks: Vec<_> = open
+        .into_iter()
+        .enumerate()
+        .map(|(number, connection)| {
+            let caller = Caller::new(Arc::clone(cast), number);
+            tokio::spawn(one(mix, caller, connection, Arc::clone(&turns), Arc::clone(&outcomes)))
+        })
+        .collect();
     for task in tasks {
-        let one = task.await.context("a connection's task ended")??;
-        all.done += one.done;
-        all.refused += one.refused;
-        all.latency.add(&one.latency).context("latencies do not add up")?;
+        let ended = task.await.context("a connection's task ended").flatten();
+        ended.inspect_err(|_| turns.stop())?;
     }
-    all.took = begun.elapsed();
-    ensure!(all.done > 0, "nothing was answered with 200, and {} requests otherwise", all.refused);
-    Ok(all)
-}
-
-fn histogram() -> Result<Histogram<u64>> {
-    Histogram::new_with_bounds(1, 60_000_000, 3).context("no histogram")
-}
-
-async fn one(what: What, cast: Arc<Cast>, number: usize, until: Instant) -> Result<Measured> {
-    let stream = TcpStream::connect(&cast.address).await.with_context(|| format!("no server at {}", cast.address))?;
-    stream.set_nodelay(true).context("a connection cannot be set up")?;
-    let (mut sender, connection) = handshake(TokioIo::new(stream)).await.context("no HTTP")?;
-    tokio::spawn(connection);
-    let token = cast.tokens.get(number % cast.tokens.len().max(1)).map(|token| format!("Bearer {token}"));
-    let mut rng: SmallRng = rand::make_rng();
-    let mut measured = Measured { done: 0, refused: 0, took: Duration::ZERO, latency: histogram()? };
-    while Instant::now() < until {
-        let (method, path, body) = match what {
-            What::Reserve | What::Invite => {
-                let user = rng.random_range(1..=cast.users);
-                (Method::POST, "/keypackages/reserve", format!(r#"{{"target_user":"user-{user}"}}"#))
-            }
-            What::Status => (Method::GET, "/keypackages/status", String::new()),
-            What::Health => (Method::GET, "/healthz", String::new()),
-        };
-        let call = Call { address: &cast.address, token: token.as_deref(), method, path, body };
-        let answer = call.send(&mut sender, &mut measured).await?;
-        if what == What::Invite
-            && let Some(reservation) = answer.as_deref().and_then(reservation_id)
-        {
-            let body = format!(r#"{{"reservation_id":"{reservation}","group_id":"ZnJpZW5kcw=="}}"#);
-            let call = Call {
-                address: &cast.address,
-                token: token.as_deref(),
-                method: Method::POST,
-                path: "/keypackages/spend",
-                body,
-            };
-            call.send(&mut sender, &mut measured).await?;
-        }
-    }
+    let by_kind = std::mem::take(&mut *outcomes.lock().unwrap_or_else(PoisonError::into_inner));
+    let measured = Measured { took: turns.elapsed(), by_kind, used_up: turns.is_stopped() };
+    ensure!(
+        measured.rate() > 0.0,
+        "nothing was answered with 200, but {}: are the pools used up? Give more --packages",
+        measured.by_kind.values().map(Outcome::refusals).collect::<Vec<_>>().join(", ")
+    );
     Ok(measured)
 }
 
-struct Call<'a> {
-    address: &'a str,
-    token: Option<&'a str>,
-    method: Method,
-    path: &'a str,
-    body: String,
-}
-
-impl Call<'_> {
-    /// The body of an answer with 200.
-    async fn send(self, sender: &mut SendRequest<Full<Bytes>>, measured: &mut Measured) -> Result<Option<Bytes>> {
-        let mut request = Request::builder().method(self.method).uri(self.path).header(HOST, self.address);
-        if let Some(token) = self.token {
-            request = request.header(AUTHORIZATION, token);
-        }
-        if !self.body.is_empty() {
-            request = request.header(CONTENT_TYPE, "application/json");
-        }
-        let request = request.body(Full::from(self.body)).context("no request")?;
-        let begun = Instant::now();
-        sender.ready().await.context("the server closed the connection")?;
-        let answer = sender.send_request(request).await.context("the server does not answer")?;
-        let status = answer.status();
-        let body = answer.into_body().collect().await.context("an answer broke off")?.to_bytes();
-        let micros = u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX);
-        measured.latency.saturating_record(micros.max(1));
+async fn one(
+    mix: Mix,
+    mut caller: Caller,
+    mut connection: Connection,
+    turns: Arc<Turns>,
+    outcomes: Arc<Mutex<BTreeMap<Kind, Outcome>>>,
+) -> Result<()> {
+    while let Some(begun) = turns.next().await {
+        let Some((kind, call)) = caller.next(mix) else {
+            turns.stop();
+            break;
+        };
+        let (status, body) = connection.send(call).await?;
+        let took = Instant::now().saturating_duration_since(begun);
         if status == StatusCode::OK {
-            measured.done += 1;
-            Ok(Some(body))
-        } else {
-            measured.refused += 1;
-            Ok(None)
+            caller.learn(kind, &body)?;
         }
+        let mut outcomes = outcomes.lock().unwrap_or_else(PoisonError::into_inner);
+        match outcomes.get_mut(&kind) {
+            Some(outcome) => outcome,
+            None => outcomes.entry(kind).or_insert(Outcome::new()?),
+        }
+        .record(status, took);
     }
+    Ok(())
 }
 
-fn reservation_id(answer: &[u8]) -> Option<&str> {
-    let text = std::str::from_utf8(answer).ok()?;
-    text.split_once(r#""reservation_id":""#)?.1.split('"').next()
+#[cfg(test)]
+mod tests {
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt},
+        net::TcpListener,
+    };
+
+    use super::*;
+
+    const STALL: Duration = Duration::from_millis(300);
+
+    /// Answers one connection's requests at once, but for the first, which takes as long as [`STALL`].
+    async fn stalling_server() -> Arc<Cast> {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        tokio::spawn(async move {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut bytes = [0; 4096];
+            let mut stall = STALL;
+            while stream.read(&mut bytes).await.unwrap() > 0 {
+                tokio::time::sleep(std::mem::take(&mut stall)).await;
+                stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await.unwrap();
+            }
+        });
+        Arc::new(Cast::new(address, Vec::new(), ("user-", 1)))
+    }
+
+    #[tokio::test]
+    async fn at_a_fixed_pace_what_waits_behind_a_slow_request_counts_its_waiting() {
+        let cast = stalling_server().await;
+        let measured = run(Mix::HEALTH, &cast, 1, Pace::Fixed(100.0, STALL)).await.unwrap();
+        let outcome = &measured.by_kind[&Kind::Health];
+        assert_eq!(outcome.done, 30);
+        // The one that was due half way waited for the other half.
+        assert!((100.0..250.0).contains(&outcome.percentile(50.0)), "{} ms", outcome.percentile(50.0));
+    }
+
+    #[tokio::test]
+    async fn at_full_pace_only_the_slow_request_is_slow() {
+        let cast = stalling_server().await;
+        let measured = run(Mix::HEALTH, &cast, 1, Pace::Count(30)).await.unwrap();
+        let outcome = &measured.by_kind[&Kind::Health];
+        assert_eq!((outcome.done, measured.refused(), measured.used_up), (30, 0, false));
+        assert!(outcome.percentile(50.0) < 50.0 && outcome.percentile(100.0) >= 300.0);
+    }
+
+    #[test]
+    fn percentiles_are_milliseconds_and_refusals_are_counted_by_status() {
+        let mut outcome = Outcome::new().unwrap();
+        for millisecond in 1..=100 {
+            outcome.record(StatusCode::OK, Duration::from_millis(millisecond));
+        }
+        outcome.record(StatusCode::CONFLICT, Duration::from_secs(1));
+        assert!((outcome.percentile(50.0) - 51.0).abs() < 0.1, "{}", outcome.percentile(50.0));
+        assert!((outcome.percentile(99.0) - 100.0).abs() < 0.1);
+        assert!((outcome.percentile(100.0) - 1_000.0).abs() < 1.0);
+        assert_eq!((outcome.done, outcome.refused), (100, BTreeMap::from([(409, 1)])));
+    }
 }

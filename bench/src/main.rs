@@ -1,21 +1,53 @@
-//! Measures Keypool side by side with what it stands on, in turns within one run: machines are noisy, and only the ratio
-//! of neighbours says something.
+//! Measures Keypool: under load, and side by side with what it stands on, in turns within one run. Machines are noisy, and
+//! only the ratio of neighbours says something.
 
+use anyhow::bail;
 use clap::{Parser, Subcommand};
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::{
+    drive::{Backend, Load},
+    latency::Latencies,
+};
 
 mod client;
 mod compare;
+mod cores;
+mod drive;
+mod growth;
+mod hot;
+mod http;
+mod latency;
 mod load;
+mod pace;
+mod packages;
+mod people;
+mod plot;
 mod postgres;
+mod progress;
+mod replicas;
 mod report;
+mod requests;
+mod seed;
+mod server;
+mod sqlite;
+mod stage;
+mod uploads;
 mod wake;
 
 const EXAMPLES: &str = "\
-Examples:
-  cargo build --release --package keypool-server && cargo run --release --package keypool-bench -- compare
-  cargo run --release --package keypool-bench -- client --rounds 15
+Examples, with keypool-bench for cargo run --release --package keypool-bench --:
+  keypool-bench mixed --seconds 60                      all kinds of requests, as fast as they are answered
+  keypool-bench mixed --seconds 60 --rate 2000 --plot latency.svg
+  keypool-bench reserve --server http://127.0.0.1:8080  against a server that runs with KEYPOOL_LIMITS=off
+  keypool-bench upload --database sqlite                against one of its own, on an SQLite file
+  keypool-bench compare                                 beside pgbench on the same PostgreSQL
+  keypool-bench compare --database sqlite               beside a bare thread on a copy of the same file
+  keypool-bench growth --json                           when there is more of everything
 
-Build with --release: an unoptimised client is measured otherwise.";
+But for client and wake, each needs the server beside this program, and PostgreSQL's programs where PostgreSQL is measured:
+  cargo build --release --package keypool-server
+Build with --release: what is not optimised is measured otherwise.";
 
 /// Measures Keypool.
 #[derive(Debug, Parser)]
@@ -30,31 +62,40 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Load a server with reservations
+    Reserve(drive::Plan),
+    /// Load a server with reservations, each of which is spent
+    Spend(drive::Plan),
+    /// Load a server with uploads of 32 KeyPackages each
+    Upload(drive::Plan),
+    /// Load a server with questions for the status of full pools
+    Status(drive::Plan),
+    /// Load a server with 60 % status, 20 % reserve, 15 % spend and 5 % upload, of 4 KeyPackages each
+    Mixed(drive::Plan),
+    /// Reserve through HTTP and in the bare database, in turns
+    ///
+    /// On PostgreSQL beside pgbench, with one statement a reservation; on SQLite beside a bare thread, with one statement a
+    /// reservation on a copy of the file. On PostgreSQL reservations that are spent, and the status, are measured, too.
+    Compare {
+        #[command(flatten)]
+        plan: compare::Plan,
+        /// The database
+        #[arg(long, value_enum, default_value_t = Backend::Postgres)]
+        database: Backend,
+    },
+    /// Reserve of more and more KeyPackages and users, in turns, and after many reservations were spent
+    Growth(growth::Plan),
+    /// Reserve of a single user, with and without another transaction that stays open, and of many users, in turns
+    Hot(hot::Plan),
+    /// Reserve through two servers of one PostgreSQL and through one, in turns
+    Replicas(compare::Plan),
+    /// Upload through HTTP, judge on all cores without it, and reserve with and without uploads beside it, in turns
+    Uploads(uploads::Plan),
     /// Generate KeyPackages into the client's file, and into OpenMLS's memory
     Client {
         /// How often each is measured, in turns
         #[arg(long, value_name = "NUMBER", default_value_t = 15, value_parser = clap::value_parser!(u32).range(1..))]
         rounds: u32,
-    },
-    /// Reserve through HTTP, and in one statement each by pgbench, in turns on a PostgreSQL of its own
-    ///
-    /// Needs PostgreSQL's programs, and the server beside this program: cargo build --release --package keypool-server.
-    Compare {
-        /// How often each is measured, in turns
-        #[arg(long, value_name = "NUMBER", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
-        rounds: u32,
-        /// For how long each time, in seconds
-        #[arg(long, value_name = "NUMBER", default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..))]
-        seconds: u64,
-        /// Over how many users the KeyPackages are spread
-        #[arg(long, value_name = "NUMBER", default_value_t = 10_000, value_parser = clap::value_parser!(u64).range(1..))]
-        users: u64,
-        /// How many KeyPackages there are
-        #[arg(long, value_name = "NUMBER", default_value_t = 1_000_000, value_parser = clap::value_parser!(u64).range(1..))]
-        packages: u64,
-        /// Connections to Keypool
-        #[arg(long, value_name = "NUMBER", default_value_t = 64, value_parser = clap::value_parser!(u16).range(1..))]
-        connections: u16,
     },
     /// Send a message by one server, and see how long it takes to wake who waits at another of the same database
     Wake {
@@ -71,17 +112,42 @@ enum Command {
 }
 
 fn main() -> anyhow::Result<()> {
-    let cli = Cli::parse();
-    match cli.command {
-        Command::Client { rounds } => report::print(&client::measure(rounds)?, cli.json),
-        Command::Compare { rounds, seconds, users, packages, connections } => {
-            let plan = compare::Plan { rounds, seconds, users, packages, connections: connections.into() };
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-            report::print_findings(&runtime.block_on(compare::measure(plan))?, cli.json, compare::table)
+    let Cli { json, command } = Cli::parse();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let mut terminated = signal(SignalKind::terminate())?;
+        // What is dropped stops its servers and deletes its databases, which the end of this process would not.
+        tokio::select! {
+            done = run(command, json) => done,
+            _ = tokio::signal::ctrl_c() => bail!("interrupted"),
+            _ = terminated.recv() => bail!("terminated"),
+        }
+    })
+}
+
+async fn run(command: Command, json: bool) -> anyhow::Result<()> {
+    let drive = async |load, plan| report::print(&drive::measure(load, &plan).await?, json, Latencies::text);
+    match command {
+        Command::Reserve(plan) => drive(Load::RESERVE, plan).await,
+        Command::Spend(plan) => drive(Load::SPEND, plan).await,
+        Command::Upload(plan) => drive(Load::UPLOAD, plan).await,
+        Command::Status(plan) => drive(Load::STATUS, plan).await,
+        Command::Mixed(plan) => drive(Load::MIXED, plan).await,
+        Command::Compare { plan, database: Backend::Postgres } => {
+            report::print(&compare::postgres::measure(plan).await?, json, compare::postgres::text)
+        }
+        Command::Compare { plan, database: Backend::Sqlite } => {
+            report::print(&compare::sqlite::measure(plan).await?, json, compare::sqlite::text)
+        }
+        Command::Growth(plan) => report::print(&growth::measure(plan).await?, json, growth::text),
+        Command::Hot(plan) => report::print(&hot::measure(plan).await?, json, hot::text),
+        Command::Replicas(plan) => report::print(&replicas::measure(plan).await?, json, replicas::text),
+        Command::Uploads(plan) => report::print(&uploads::measure(plan).await?, json, uploads::text),
+        Command::Client { rounds } => {
+            report::print(&client::measure(rounds)?, json, |found| report::comparisons(found))
         }
         Command::Wake { server, other, rounds } => {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-            report::print_waits(&runtime.block_on(wake::measure(&server, &other, rounds))?, cli.json)
+            report::print(&wake::measure(&server, &other, rounds).await?, json, ToString::to_string)
         }
     }
 }

@@ -1,4 +1,4 @@
-//! A PostgreSQL of a measurement's own, with as many KeyPackages as are asked for, and what pgbench makes of it.
+//! A PostgreSQL of a measurement's own, with as many databases as it needs.
 
 use std::{
     fs,
@@ -11,17 +11,11 @@ use std::{
 use anyhow::{Context, Result, bail, ensure};
 use tempfile::TempDir;
 
-/// One reservation in one statement, as it can be written by hand: what Keypool is measured against. No audit row.
-const STATEMENT: &str = "\
-\\set owner random(1, :users)
-WITH nonce AS MATERIALIZED (SELECT uuid_send(gen_random_uuid()) AS nonce)
-UPDATE key_packages k SET state = 'reserved', reservation = (SELECT nonce FROM nonce), reserved_by = 1,
-  reserved_until = 4000000000
-WHERE keypackage_ref = (SELECT keypackage_ref FROM key_packages WHERE device_id = :owner AND fresh
-  AND ciphersuite BETWEEN 0 AND 65535 AND not_after >= 1 AND keypackage_ref >= (SELECT nonce FROM nonce)
-  ORDER BY keypackage_ref LIMIT 1 FOR UPDATE SKIP LOCKED)
-RETURNING k.keypackage_ref, k.key_package, k.ciphersuite, k.not_after;
-";
+use crate::server;
+
+mod database;
+
+pub(crate) use database::Database;
 
 /// A PostgreSQL server, which is stopped and deleted when it is dropped.
 #[derive(Debug)]
@@ -73,56 +67,19 @@ impl Postgres {
         command
     }
 
-    /// The URL of its database.
-    pub(crate) fn url(&self) -> String {
-        format!("postgres://postgres@127.0.0.1:{}/postgres", self.port)
+    /// A new database with Keypool's tables.
+    pub(crate) fn database(&self, name: &str) -> Result<Database<'_>> {
+        let database = Database { postgres: self, url: format!("postgres://postgres@127.0.0.1:{}/{name}", self.port) };
+        let maintenance = format!("postgres://postgres@127.0.0.1:{}/postgres", self.port);
+        run(self.psql(&maintenance).args(["-c", &format!("CREATE DATABASE {name}")]))?;
+        server::migrate(&database.url)?;
+        Ok(database)
     }
 
-    /// Runs SQL.
-    pub(crate) fn sql(&self, sql: &str) -> Result<String> {
-        run(Command::new(self.programs.join("psql")).args(["-qAt", "-v", "ON_ERROR_STOP=1", &self.url(), "-c", sql]))
-    }
-
-    /// Users `user-1` to `users` with one device each, and so many KeyPackages over all of them. What stands for a
-    /// KeyPackage has its size; nobody parses it.
-    pub(crate) fn fill(&self, users: u64, packages: u64) -> Result<()> {
-        let each = packages / users;
-        self.sql(&format!(
-            "INSERT INTO users SELECT 'user-' || u, 0 FROM generate_series(1, {users}) u;
-             INSERT INTO devices (user_name, device_name, token_hash, created_at)
-               SELECT 'user-' || u, 'main', sha256(u::text::bytea), 0 FROM generate_series(1, {users}) u ORDER BY u;
-             INSERT INTO key_packages (keypackage_ref, device_id, ciphersuite, key_package, not_after, last_resort, state)
-               SELECT sha256((u || '/' || n)::bytea), u, 1, decode(repeat(md5(u || '/' || n), 18), 'hex'),
-                 extract(epoch FROM now())::bigint + 1209600, false, 'available'
-               FROM generate_series(1, {each}) n, generate_series(1, {users}) u"
-        ))?;
-        self.sql("VACUUM ANALYZE").map(drop)
-    }
-
-    /// A device of the load driver's own, by the hash of its token.
-    pub(crate) fn add_adder(&self, name: &str, token_hash: &[u8]) -> Result<()> {
-        let hash = hex::encode(token_hash);
-        self.sql(&format!(
-            "INSERT INTO users VALUES ('{name}', 0);
-             INSERT INTO devices (user_name, device_name, token_hash, created_at) VALUES ('{name}', 'main', '\\x{hash}', 0)"
-        ))
-        .map(drop)
-    }
-
-    /// Has pgbench reserve for so long, and answers its transactions a second and their mean latency in milliseconds.
-    pub(crate) fn pgbench(&self, users: u64, clients: usize, seconds: u64) -> Result<(f64, f64)> {
-        let script = self.directory.path().join("reserve.sql");
-        fs::write(&script, STATEMENT)?;
-        let (users, clients, seconds) = (format!("users={users}"), clients.to_string(), seconds.to_string());
-        let said = run(Command::new(self.programs.join("pgbench"))
-            .args(["-n", "-M", "prepared", "-D", &users, "-c", &clients, "-j", "2", "-T", &seconds, "-f"])
-            .arg(script)
-            .arg(self.url()))?;
-        let number = |before: &str| -> Result<f64> {
-            let line = said.lines().find_map(|line| line.strip_prefix(before)).context("pgbench says no such thing")?;
-            line.trim().split(' ').next().unwrap_or_default().parse().context("pgbench says no number")
-        };
-        Ok((number("tps =")?, number("latency average =")?))
+    fn psql(&self, url: &str) -> Command {
+        let mut psql = Command::new(self.programs.join("psql"));
+        psql.args(["-qAt", "-v", "ON_ERROR_STOP=1", url]);
+        psql
     }
 }
 

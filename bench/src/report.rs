@@ -1,7 +1,10 @@
 //! What a side-by-side measurement found.
 
 use std::{
+    collections::BTreeMap,
+    fmt::{self, Display, Formatter},
     io::{self, Write},
+    iter,
     time::Duration,
 };
 
@@ -63,56 +66,134 @@ impl Waits {
     }
 }
 
-pub(crate) fn print_waits(waits: &Waits, json: bool) -> anyhow::Result<()> {
-    let text = if json {
-        serde_json::to_string_pretty(waits)?
-    } else {
-        let Waits { median_ms, longest_ms, rounds } = waits;
-        format!(
+impl Display for Waits {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        let Self { median_ms, longest_ms, rounds } = self;
+        write!(
+            f,
             "woken {median_ms:.1} ms after the answer to who sent it (median of {rounds}), at most {longest_ms:.1} ms"
         )
-    };
-    writeln!(io::stdout(), "{text}")?;
-    Ok(())
+    }
+}
+
+/// One thing that was done in two ways, round by round.
+#[derive(Debug, Serialize)]
+pub(crate) struct Rounds {
+    #[serde(skip)]
+    names: [&'static str; 2],
+    /// The first one's figure over the second one's, of each round.
+    ratios: Vec<f64>,
+    /// Their median.
+    ratio_median: f64,
+    /// The figures of both, by name.
+    #[serde(flatten)]
+    figures: BTreeMap<&'static str, Vec<f64>>,
+}
+
+impl Rounds {
+    /// Between two ways, by the names that they have in JSON.
+    pub(crate) fn between(names: [&'static str; 2]) -> Self {
+        let figures = names.map(|name| (name, Vec::new())).into();
+        Self { names, ratios: Vec::new(), ratio_median: f64::NAN, figures }
+    }
+
+    pub(crate) fn add(&mut self, one: f64, other: f64) {
+        for (name, figure) in self.names.into_iter().zip([one, other]) {
+            self.figures.entry(name).or_default().push(figure);
+        }
+        self.ratios.push(one / other);
+        self.ratio_median = median(self.ratios.iter().copied());
+    }
+
+    /// The medians of both and of the ratio, and the lowest and the highest ratio.
+    pub(crate) fn figures(&self) -> [f64; 5] {
+        let [one, other] = self.names.map(|name| median(self.figures[name].iter().copied()));
+        [one, other, self.ratio_median, lowest(&self.ratios), highest(&self.ratios)]
+    }
+}
+
+/// A table with a row for each, which its text names.
+pub(crate) fn rounds<'a>(rows: impl IntoIterator<Item = (&'a str, &'a Rounds)>) -> Table {
+    let mut table = table(["", "median", "beside it", "ratio", "lowest", "highest"]);
+    for (text, rounds) in rows {
+        let figures = rounds.figures().map(|figure| format!("{figure:.2}"));
+        table.add_row(iter::once(text.to_owned()).chain(figures));
+    }
+    table
+}
+
+#[expect(clippy::cast_precision_loss, reason = "counts and microseconds of a measurement are far from 2^52")]
+pub(crate) fn as_f64(number: u64) -> f64 {
+    number as f64
+}
+
+pub(crate) fn lowest(values: &[f64]) -> f64 {
+    values.iter().copied().reduce(f64::min).unwrap_or(f64::NAN)
+}
+
+pub(crate) fn highest(values: &[f64]) -> f64 {
+    values.iter().copied().reduce(f64::max).unwrap_or(f64::NAN)
 }
 
 pub(crate) fn median(values: impl Iterator<Item = f64>) -> f64 {
     let mut values: Vec<_> = values.collect();
     values.sort_by(f64::total_cmp);
-    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
+    let middle = |index: usize| values.get(index).copied().unwrap_or(f64::NAN);
+    f64::midpoint(middle(values.len().saturating_sub(1) / 2), middle(values.len() / 2))
 }
 
 /// Prints what was found as JSON, or as the text that people read.
-pub(crate) fn print_findings<T: Serialize>(
-    findings: &T,
-    json: bool,
-    text: impl FnOnce(&T) -> String,
-) -> anyhow::Result<()> {
-    let text = if json { serde_json::to_string_pretty(findings)? } else { text(findings) };
+pub(crate) fn print<T: Serialize>(found: &T, json: bool, text: impl FnOnce(&T) -> String) -> anyhow::Result<()> {
+    let text = if json { serde_json::to_string_pretty(found)? } else { text(found) };
     writeln!(io::stdout(), "{text}")?;
     Ok(())
 }
 
-pub(crate) fn print(comparisons: &[Comparison], json: bool) -> anyhow::Result<()> {
-    let text = if json { serde_json::to_string_pretty(comparisons)? } else { table(comparisons) };
-    writeln!(io::stdout(), "{text}")?;
-    Ok(())
-}
-
-fn table(comparisons: &[Comparison]) -> String {
+/// A table under such a header.
+pub(crate) fn table<const N: usize>(header: [&str; N]) -> Table {
     let mut table = Table::new();
-    table.load_style(UTF8_FULL_CONDENSED).set_header(["", "Keypool ms", "other ms", "ratio", "lowest", "highest"]);
+    table.load_style(UTF8_FULL_CONDENSED).set_header(header);
+    table
+}
+
+/// A table with a row for each.
+pub(crate) fn comparisons(comparisons: &[Comparison]) -> String {
+    let mut table = table(["", "Keypool ms", "other ms", "ratio", "lowest", "highest"]);
     for comparison in comparisons {
-        let extreme = |pick: fn(f64, f64) -> f64| comparison.ratios.iter().copied().reduce(pick).unwrap_or(f64::NAN);
         let numbers = [
             (comparison.keypool_ms, 1),
             (comparison.other_ms, 1),
             (comparison.ratio_median, 2),
-            (extreme(f64::min), 2),
-            (extreme(f64::max), 2),
+            (lowest(&comparison.ratios), 2),
+            (highest(&comparison.ratios), 2),
         ];
         let numbers = numbers.map(|(number, digits)| format!("{number:.digits$}"));
-        table.add_row(std::iter::once(comparison.what.clone()).chain(numbers));
+        table.add_row(iter::once(comparison.what.clone()).chain(numbers));
     }
     table.to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_median_is_the_middle_of_the_sorted_and_of_an_even_count_between_the_two() {
+        assert!((median([9.0, 1.0, 5.0].into_iter()) - 5.0).abs() < f64::EPSILON);
+        assert!((median([4.0, 1.0, 2.0, 9.0].into_iter()) - 3.0).abs() < f64::EPSILON);
+        assert!(median(iter::empty()).is_nan());
+    }
+
+    #[test]
+    fn rounds_keep_their_shape_in_json() {
+        let mut rounds = Rounds::between(["keypool", "pgbench"]);
+        rounds.add(6.0, 4.0);
+        rounds.add(2.0, 4.0);
+        rounds.add(4.0, 4.0);
+        let json = serde_json::json!({
+            "ratios": [1.5, 0.5, 1.0], "ratio_median": 1.0, "keypool": [6.0, 2.0, 4.0], "pgbench": [4.0, 4.0, 4.0]
+        });
+        assert_eq!(serde_json::to_value(&rounds).unwrap(), json);
+        assert!(super::rounds([("reserve", &rounds)]).to_string().contains("1.50"));
+    }
 }

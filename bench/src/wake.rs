@@ -3,10 +3,9 @@
 use std::time::Instant;
 
 use anyhow::{Context, Result};
-use indicatif::ProgressBar;
 use keypool_client::{CIPHERSUITE, MlsClient, NewDevice, Settings};
 
-use crate::report::Waits;
+use crate::{progress, report::Waits};
 
 pub(crate) async fn measure(server: &str, other: &str, rounds: u32) -> Result<Waits> {
     let place = tempfile::tempdir()?;
@@ -27,7 +26,7 @@ pub(crate) async fn measure(server: &str, other: &str, rounds: u32) -> Result<Wa
     let group = sender.membership().create_named_group("bench")?;
     sender.membership().invite(&group.group_id, &[format!("receiver-{run}").parse()?]).await?;
     receiver.membership().done(&receiver.membership().receive(10).await?)?;
-    let bar = ProgressBar::new(rounds.into());
+    let bar = progress::bar(rounds.into(), "messages")?;
     let mut waits = Vec::new();
     for round in 0..rounds {
         let text = round.to_string();

@@ -1,0 +1,71 @@
+//! One HTTP/1.1 connection, as bare as it gets: the load driver shares the machine with what it measures.
+
+use anyhow::{Context, Result};
+use http_body_util::{BodyExt, Full};
+use hyper::{
+    Method, Request, StatusCode,
+    body::Bytes,
+    client::conn::http1::{SendRequest, handshake},
+    header::{AUTHORIZATION, CONTENT_TYPE, HOST},
+};
+use hyper_util::rt::TokioIo;
+use serde::{Serialize, de::DeserializeOwned};
+use tokio::net::TcpStream;
+
+/// A connection to the server, which is kept alive.
+pub(crate) struct Connection {
+    address: String,
+    sender: SendRequest<Full<Bytes>>,
+}
+
+/// What is asked for.
+#[derive(Debug)]
+pub(crate) struct Call<'a> {
+    pub method: Method,
+    pub path: &'a str,
+    /// The caller's token.
+    pub token: Option<&'a str>,
+    /// JSON, or nothing.
+    pub body: Bytes,
+}
+
+impl Connection {
+    /// To a server, as `127.0.0.1:8080`.
+    pub(crate) async fn open(address: &str) -> Result<Self> {
+        let stream =
+            TcpStream::connect(address).await.with_context(|| format!("no server at {address}: is it running?"))?;
+        stream.set_nodelay(true).context("a connection cannot be set up")?;
+        let (sender, connection) = handshake(TokioIo::new(stream)).await.context("no HTTP")?;
+        tokio::spawn(connection);
+        Ok(Self { address: address.to_owned(), sender })
+    }
+
+    pub(crate) async fn send(&mut self, call: Call<'_>) -> Result<(StatusCode, Bytes)> {
+        let mut request = Request::builder().method(call.method).uri(call.path).header(HOST, &self.address);
+        if let Some(token) = call.token {
+            request = request.header(AUTHORIZATION, format!("Bearer {token}"));
+        }
+        if !call.body.is_empty() {
+            request = request.header(CONTENT_TYPE, "application/json");
+        }
+        let request = request.body(Full::from(call.body)).context("no request")?;
+        self.sender.ready().await.context("the server closed the connection")?;
+        let answer = self.sender.send_request(request).await.context("the server does not answer")?;
+        let status = answer.status();
+        let body = answer.into_body().collect().await.context("an answer broke off")?.to_bytes();
+        Ok((status, body))
+    }
+
+    /// Posts what has to succeed.
+    pub(crate) async fn post<T: DeserializeOwned>(
+        &mut self,
+        path: &str,
+        token: Option<&str>,
+        body: &impl Serialize,
+    ) -> Result<T> {
+        let call = Call { method: Method::POST, path, token, body: serde_json::to_vec(body)?.into() };
+        let (status, body) = self.send(call).await?;
+        anyhow::ensure!(status.is_success(), "{path}: {status}: {}", String::from_utf8_lossy(&body));
+        serde_json::from_slice(&body).with_context(|| format!("{path}: an answer that is not understood"))
+    }
+}

@@ -1,0 +1,138 @@
+//! One database: its KeyPackages, and what pgbench makes of it.
+
+use std::{
+    fs,
+    io::{BufRead, BufReader, Write},
+    process::{Child, Command, Stdio},
+};
+
+use anyhow::{Context, Result, ensure};
+
+use super::{Postgres, run};
+use crate::{progress, seed};
+
+/// One reservation in one statement, as it can be written by hand: what Keypool is measured against. No audit row.
+const STATEMENT: &str = "\
+\\set owner random(1, :users)
+WITH nonce AS MATERIALIZED (SELECT uuid_send(gen_random_uuid()) AS nonce)
+UPDATE key_packages k SET state = 'reserved', reservation = (SELECT nonce FROM nonce), reserved_by = 1,
+  reserved_until = 4000000000
+WHERE keypackage_ref = (SELECT keypackage_ref FROM key_packages WHERE device_id = :owner AND fresh
+  AND ciphersuite BETWEEN 0 AND 65535 AND not_after >= 1 AND keypackage_ref >= (SELECT nonce FROM nonce)
+  ORDER BY keypackage_ref LIMIT 1 FOR UPDATE SKIP LOCKED)
+RETURNING k.keypackage_ref, k.key_package, k.ciphersuite, k.not_after;
+";
+
+/// A database of a [`Postgres`].
+#[derive(Debug)]
+pub(crate) struct Database<'a> {
+    pub(super) postgres: &'a Postgres,
+    pub url: String,
+}
+
+impl Database<'_> {
+    fn psql(&self) -> Command {
+        self.postgres.psql(&self.url)
+    }
+
+    /// Runs SQL.
+    pub(crate) fn sql(&self, sql: &str) -> Result<String> {
+        run(self.psql().args(["-c", sql]))
+    }
+
+    /// Users `user-1` to `users` with one device each, and so many KeyPackages over all of them. What stands for a
+    /// KeyPackage has its size; nobody parses it.
+    pub(crate) fn fill(&self, users: u64, packages: u64) -> Result<()> {
+        self.sql(&format!(
+            "INSERT INTO users SELECT 'user-' || u, 0 FROM generate_series(1, {users}) u;
+             INSERT INTO devices (user_name, device_name, token_hash, created_at)
+               SELECT 'user-' || u, 'main', sha256(u::text::bytea), 0 FROM generate_series(1, {users}) u ORDER BY u"
+        ))?;
+        self.fill_pools(users, packages)
+    }
+
+    /// Fills the pools of a database that was filled before, as if nothing had happened since.
+    pub(crate) fn refill(&self, users: u64, packages: u64) -> Result<()> {
+        self.sql("TRUNCATE key_packages, audit_events")?;
+        self.fill_pools(users, packages)
+    }
+
+    fn fill_pools(&self, users: u64, packages: u64) -> Result<()> {
+        let bar = progress::bar(packages / users, "KeyPackages of each user are written")?;
+        for (first, last) in seed::steps(users, packages) {
+            self.sql(&format!(
+                "INSERT INTO key_packages (keypackage_ref, device_id, ciphersuite, key_package, not_after, last_resort, state)
+                   SELECT sha256((u || '/' || n)::bytea), u, 1, decode(repeat(md5(u || '/' || n), 18), 'hex'),
+                     extract(epoch FROM now())::bigint + 1209600, false, 'available'
+                   FROM generate_series({first}, {last}) n, generate_series(1, {users}) u"
+            ))?;
+            bar.set_position(last);
+        }
+        bar.finish_and_clear();
+        // Not while another one is open, which nothing can be cleared away behind.
+        self.sql("VACUUM ANALYZE")?;
+        self.sql("CHECKPOINT").map(drop)
+    }
+
+    /// Devices of those who ask, each with a pool as a client keeps it. Answers their tokens.
+    pub(crate) fn add_adders(&self, count: usize) -> Result<Vec<String>> {
+        let adders = seed::adders(count)?;
+        let values: Vec<_> = adders.iter().map(|(name, _, hash)| format!("('{name}', '\\x{hash}'::bytea)")).collect();
+        let (values, each) = (values.join(", "), seed::ADDERS_POOL);
+        self.sql(&format!(
+            "CREATE TEMP TABLE adders (name, hash) AS VALUES {values};
+             INSERT INTO users SELECT name, 0 FROM adders;
+             INSERT INTO devices (user_name, device_name, token_hash, created_at) SELECT name, 'main', hash, 0 FROM adders;
+             INSERT INTO key_packages (keypackage_ref, device_id, ciphersuite, key_package, not_after, last_resort, state)
+               SELECT sha256((d.user_name || '/' || n)::bytea), d.id, 1, decode(repeat(md5(n::text), 18), 'hex'),
+                 extract(epoch FROM now())::bigint + 1209600, false, 'available'
+               FROM generate_series(1, {each}) n, devices d JOIN adders ON name = d.user_name"
+        ))?;
+        Ok(adders.into_iter().map(|(_, token, _)| token).collect())
+    }
+
+    /// Bytes of a table with its indexes.
+    pub(crate) fn size_of(&self, table: &str) -> Result<u64> {
+        let bytes = self.sql(&format!("SELECT pg_total_relation_size('{table}')"))?;
+        bytes.trim().parse().with_context(|| format!("the size of {table} is no number: {bytes}"))
+    }
+
+    /// Begins a transaction, and leaves it open until it is dropped.
+    pub(crate) fn hold_transaction(&self) -> Result<Transaction> {
+        let mut psql = self.psql();
+        let mut psql = psql.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().context("cannot run psql")?;
+        let (stdin, stdout) = (psql.stdin.as_mut(), psql.stdout.take());
+        stdin.context("psql has no input")?.write_all(b"BEGIN; SELECT txid_current();\n")?;
+        let mut number = String::new();
+        BufReader::new(stdout.context("psql has no output")?).read_line(&mut number)?;
+        ensure!(number.trim().parse::<u64>().is_ok(), "psql began no transaction: it said {number:?}");
+        Ok(Transaction(psql))
+    }
+
+    /// Has pgbench reserve for so long, and answers its transactions a second and their mean latency in milliseconds.
+    pub(crate) fn pgbench(&self, users: u64, clients: usize, seconds: u64) -> Result<(f64, f64)> {
+        let script = self.postgres.directory.path().join("reserve.sql");
+        fs::write(&script, STATEMENT)?;
+        let (users, clients, seconds) = (format!("users={users}"), clients.to_string(), seconds.to_string());
+        let said = run(Command::new(self.postgres.programs.join("pgbench"))
+            .args(["-n", "-M", "prepared", "-D", &users, "-c", &clients, "-j", "2", "-T", &seconds, "-f"])
+            .arg(script)
+            .arg(&self.url))?;
+        let number = |before: &str| -> Result<f64> {
+            let line = said.lines().find_map(|line| line.strip_prefix(before)).context("pgbench says no such thing")?;
+            line.trim().split(' ').next().unwrap_or_default().parse().context("pgbench says no number")
+        };
+        Ok((number("tps =")?, number("latency average =")?))
+    }
+}
+
+/// An open transaction, which ends when it is dropped.
+#[derive(Debug)]
+pub(crate) struct Transaction(Child);
+
+impl Drop for Transaction {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}

@@ -1,0 +1,39 @@
+//! What both databases are filled with by SQL.
+
+use anyhow::{Result, anyhow};
+use keypool_server::auth::Token;
+
+/// KeyPackages in the pool of a device that asks for its status: a full pool.
+pub(crate) const ADDERS_POOL: usize = 32;
+
+/// Rows that are written in one statement, about.
+const STEP: u64 = 250_000;
+
+/// From which to which of each user's KeyPackages one statement writes.
+pub(crate) fn steps(users: u64, packages: u64) -> impl Iterator<Item = (u64, u64)> {
+    let each = packages / users;
+    let step = (STEP / users).max(1);
+    (0..each.div_ceil(step)).map(move |number| (number * step + 1, ((number + 1) * step).min(each)))
+}
+
+/// Those who ask: name, token, and its hash in hex.
+pub(crate) fn adders(count: usize) -> Result<Vec<(String, String, String)>> {
+    (1..=count)
+        .map(|number| {
+            let token = Token::generate().map_err(|failure| anyhow!("{failure}"))?;
+            Ok((format!("adder-{number}"), token.reveal().to_owned(), hex::encode(token.hash())))
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_steps_have_each_package_once() {
+        assert_eq!(steps(10_000, 1_000_000).collect::<Vec<_>>(), [(1, 25), (26, 50), (51, 75), (76, 100)]);
+        assert_eq!(steps(1, 300_000).collect::<Vec<_>>(), [(1, 250_000), (250_001, 300_000)]);
+        assert_eq!(steps(1_000_000, 2_000_000).collect::<Vec<_>>(), [(1, 1), (2, 2)]);
+    }
+}

@@ -1,0 +1,85 @@
+//! A keypool-server of a measurement's own.
+
+use std::{
+    net::TcpListener,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail, ensure};
+
+/// A server on a database, which ends when it is dropped.
+#[derive(Debug)]
+pub(crate) struct Server {
+    child: Child,
+    /// Where it listens, as `127.0.0.1:8080`.
+    pub address: String,
+    /// From its start until it listened.
+    pub start: Duration,
+}
+
+impl Server {
+    /// Starts one that limits nobody, and whose pools have room for everything.
+    pub(crate) async fn start(database_url: &str) -> Result<Self> {
+        let address = format!("127.0.0.1:{}", TcpListener::bind("127.0.0.1:0")?.local_addr()?.port());
+        let begun = Instant::now();
+        let child = program()?
+            .env("KEYPOOL_DATABASE_URL", database_url)
+            .env("KEYPOOL_LISTEN", &address)
+            .env("KEYPOOL_LIMITS", "off")
+            .env("KEYPOOL_POOL_CAPACITY", "100000000")
+            .env("KEYPOOL_LOG", "warn")
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .spawn()
+            .context("cannot start keypool-server")?;
+        let mut server = Self { child, address, start: Duration::ZERO };
+        while begun.elapsed() < Duration::from_secs(30) {
+            if tokio::net::TcpStream::connect(&server.address).await.is_ok() {
+                server.start = begun.elapsed();
+                return Ok(server);
+            }
+            if let Some(status) = server.child.try_wait()? {
+                bail!("keypool-server ended at its start, with {status}: see what it says above");
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        bail!("keypool-server does not listen on {} after 30 s", server.address)
+    }
+
+    /// The memory that it has, in megabytes.
+    pub(crate) fn memory_mb(&self) -> f64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap_or_default();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        let kilobytes = line.and_then(|line| line.trim().split(' ').next()?.parse::<f64>().ok());
+        kilobytes.unwrap_or(f64::NAN) / 1e3
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Makes the tables.
+pub(crate) fn migrate(database_url: &str) -> Result<()> {
+    let done = program()?.arg("migrate").env("KEYPOOL_DATABASE_URL", database_url).output();
+    let done = done.context("cannot start keypool-server")?;
+    ensure!(done.status.success(), "keypool-server migrate: {}", String::from_utf8_lossy(&done.stderr));
+    Ok(())
+}
+
+/// The server that was built with this program, without the settings of who runs this.
+fn program() -> Result<Command> {
+    let own = std::env::current_exe().context("this program is nowhere")?;
+    let server: PathBuf = own.parent().unwrap_or(Path::new(".")).join("keypool-server");
+    ensure!(server.is_file(), "there is no {}: cargo build --release --package keypool-server", server.display());
+    let mut command = Command::new(server);
+    for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("KEYPOOL_")) {
+        command.env_remove(name);
+    }
+    Ok(command)
+}

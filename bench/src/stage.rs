@@ -1,0 +1,50 @@
+//! A filled database with a server on it, and those who ask there.
+
+use std::{sync::Arc, time::Duration};
+
+use anyhow::Result;
+
+use crate::{
+    load::{self, Measured},
+    pace::Pace,
+    postgres::{Database, Postgres},
+    requests::{Cast, Mix},
+    server::Server,
+};
+
+/// One database of a PostgreSQL, and what is on it.
+#[derive(Debug)]
+pub(crate) struct Stage<'a> {
+    pub database: Database<'a>,
+    pub server: Server,
+    pub cast: Arc<Cast>,
+    pub connections: usize,
+}
+
+impl<'a> Stage<'a> {
+    /// So many KeyPackages of so many users, and so many connections that ask, each for a device of its own.
+    pub(crate) async fn set(
+        postgres: &'a Postgres,
+        name: &str,
+        (users, packages): (u64, u64),
+        connections: u16,
+    ) -> Result<Self> {
+        let database = postgres.database(name)?;
+        database.fill(users, packages)?;
+        let connections = usize::from(connections);
+        let adders = database.add_adders(connections)?;
+        let server = Server::start(&database.url).await?;
+        let cast = Arc::new(Cast::new(server.address.clone(), adders, ("user-", users)));
+        Ok(Self { database, server, cast, connections })
+    }
+
+    /// So that no round pays for the first plans and the cold caches.
+    pub(crate) async fn warm_up(&self) -> Result<()> {
+        self.run(Mix::RESERVE, Pace::Full(Duration::from_secs(1))).await.map(drop)
+    }
+
+    /// Sends requests over all connections.
+    pub(crate) async fn run(&self, mix: Mix, pace: Pace) -> Result<Measured> {
+        load::run(mix, &self.cast, self.connections, pace).await
+    }
+}
