@@ -175,6 +175,10 @@ fn assert_refuses(database: &mut Raw, states: &[&str]) {
         (1, nonce.as_str(), "NULL", "NULL", "a reservation of nobody"),
         (1, nonce.as_str(), "2", "1", "a reservation twice"),
     ] {
+        // The newest schema leaves that to the server on PostgreSQL, which holds the device's row for an upload.
+        if device == 77 && !old && matches!(database, Raw::Postgres(_)) {
+            continue;
+        }
         let sql = format!("{}, {by}, {until}{value})", insert(device, "available", reservation, more));
         database.try_run(&sql).expect_err(why);
     }

@@ -52,10 +52,11 @@ impl Scene {
         answer
     }
 
-    /// The database loses a table.
+    /// The database loses a table for a while.
     async fn breakage(&self) -> Answer {
-        self.server.database().run("DROP TABLE audit_events");
+        self.server.database().run("ALTER TABLE audit_events RENAME TO lost");
         let answer = self.alice.upload(&self.device.key_packages(1)).await;
+        self.server.database().run("ALTER TABLE lost RENAME TO audit_events");
         assert!(!answer.text.contains("audit_events"), "the database is quoted: {}", answer.text);
         assert_eq!(self.alice.status().await["total"], 0, "half an upload is there");
         answer
