@@ -15,7 +15,7 @@ use reqwest::{Method, header};
 use rstest::rstest;
 use serde_json::json;
 
-use crate::support::{Device, Http, Place, Postgres, ServerProcess, group, hot_client};
+use crate::support::{Database, Device, Http, Place, Postgres, ServerProcess, TestServer, group, hot_client};
 
 /// Within this, all of many requests at once are answered that the database is away.
 const BOUND: Duration = Duration::from_secs(5);
@@ -105,4 +105,22 @@ async fn a_database_that_is_away_is_said_to_be_and_found_again(#[values("fast", 
     drop(server);
     let log = fs::read_to_string(log.path()).unwrap();
     assert!(!log.contains("panicked") && log.contains("the database cannot answer now"), "{log}");
+}
+
+/// A connection is not asked whether it is there right after it has shown it: that it was closed since is seen all the same.
+#[tokio::test]
+async fn connections_that_are_cut_in_between_cost_nobody_a_request() {
+    let server = TestServer::start(Database::Postgres).await;
+    let anyone = server.anyone();
+    let (alice, bob) = (anyone.registered("alice", "laptop").await, anyone.registered("bob", "phone").await);
+    alice.uploaded(&Device::new("alice", "laptop").key_packages(3)).await;
+    for _ in 0..3 {
+        bob.reserved("alice").await;
+        // Waits for their end, for 5 s at most.
+        server.database().run(
+            "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity \
+             WHERE datname = current_database() AND pid <> pg_backend_pid()",
+        );
+        alice.status().await;
+    }
 }

@@ -69,8 +69,9 @@ pub(super) fn pool(
 
 impl Glance for PgConnection {
     fn has_hung_up(&mut self) -> bool {
-        // Reads what has come, which is the end where the database has closed the connection.
-        self.notifications_iter().any(|notification| notification.is_err())
+        // Reads what has come, which is the end where the database has closed the connection: after its last words, if it
+        // had any.
+        (0..2).any(|_| self.notifications_iter().any(|notification| notification.is_err()))
     }
 }
 
