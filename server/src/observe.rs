@@ -26,15 +26,20 @@ pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 const MAX_REQUEST_ID: usize = 128;
 
-/// The caller's id of a request, or one made for it.
-#[derive(Clone, Debug)]
-struct RequestId(String);
+const UNMATCHED: Cow<'static, str> = Cow::Borrowed("unmatched");
 
-impl RequestId {
-    fn of(headers: &HeaderMap) -> Self {
-        let given = headers.get(REQUEST_ID).and_then(|value| value.to_str().ok()).filter(|id| is_request_id(id));
-        Self(given.map_or_else(|| Uuid::new_v4().to_string(), str::to_owned))
-    }
+/// What a request is known by.
+#[derive(Debug)]
+struct Known {
+    /// The caller's id of it, or one made for it.
+    id: String,
+    /// The route that it matches: to find it takes as long as to find the handler.
+    route: Cow<'static, str>,
+}
+
+fn id(headers: &HeaderMap) -> String {
+    let given = headers.get(REQUEST_ID).and_then(|value| value.to_str().ok()).filter(|id| is_request_id(id));
+    given.map_or_else(|| Uuid::new_v4().to_string(), str::to_owned)
 }
 
 /// Only what cannot be mistaken for anything else in a log.
@@ -48,11 +53,10 @@ pub struct RequestSpan;
 
 impl RootSpanBuilder for RequestSpan {
     fn on_request_start(request: &ServiceRequest) -> Span {
-        let id = RequestId::of(request.headers());
-        let (method, route) = (method(request.method()), route(request));
+        let (id, method, route) = (id(request.headers()), method(request.method()), route(request));
         // Of the highest level, so that no filter takes the id away from a line that it lets through.
-        let span = tracing::error_span!("request", method, %route, request_id = id.0);
-        request.extensions_mut().insert(id);
+        let span = tracing::error_span!("request", method, %route, request_id = id);
+        request.extensions_mut().insert(Known { id, route });
         span
     }
 
@@ -65,8 +69,9 @@ pub async fn observe<B: MessageBody>(
     request: ServiceRequest,
     next: Next<B>,
 ) -> Result<ServiceResponse<B>, Error> {
-    let id = request.extensions().get::<RequestId>().and_then(|id| HeaderValue::try_from(&id.0).ok());
-    let running = metrics.request(method(request.method()), route(&request));
+    let known = request.extensions_mut().remove::<Known>();
+    let (id, route) = known.map_or((None, UNMATCHED), |known| (HeaderValue::try_from(known.id).ok(), known.route));
+    let running = metrics.request(method(request.method()), route);
     let mut outcome = next.call(request).await;
     let status = match &outcome {
         Ok(response) => response.status().as_u16(),
@@ -87,7 +92,7 @@ pub async fn observe<B: MessageBody>(
 
 /// The route that a request matches: callers cannot make up new ones, as they can with paths.
 fn route(request: &ServiceRequest) -> Cow<'static, str> {
-    request.match_pattern().map_or(Cow::Borrowed("unmatched"), Cow::Owned)
+    request.match_pattern().map_or(UNMATCHED, Cow::Owned)
 }
 
 /// The method, where it is one that HTTP defines.
@@ -115,7 +120,7 @@ mod tests {
         let of = |value: &[u8]| {
             let mut headers = HeaderMap::new();
             headers.insert(REQUEST_ID, HeaderValue::from_bytes(value).unwrap());
-            RequestId::of(&headers).0
+            id(&headers)
         };
         let longest = "a".repeat(MAX_REQUEST_ID);
         for good in ["a", "01-AZ_az.9", &longest] {
@@ -125,7 +130,7 @@ mod tests {
         for bad in ["", "a b", "a\tb", "<a>", "a\"b", "a/b", "ä", &too_long] {
             assert!(Uuid::parse_str(&of(bad.as_bytes())).is_ok(), "{bad} was taken");
         }
-        assert_ne!(RequestId::of(&HeaderMap::new()).0, RequestId::of(&HeaderMap::new()).0);
+        assert_ne!(id(&HeaderMap::new()), id(&HeaderMap::new()));
     }
 
     #[test]

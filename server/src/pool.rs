@@ -13,6 +13,7 @@ use std::{ops::ControlFlow, sync::Arc, time::Duration};
 use actix_web::web;
 use jiff::{SignedDuration, Timestamp};
 use keypool_openapi::ProblemType;
+use rayon::ThreadPool;
 use tokio::sync::Semaphore;
 
 use queues::Queues;
@@ -66,6 +67,8 @@ pub struct Pool {
     bell: Arc<Bell>,
     /// Where what is asked for most waits to be done together.
     queues: Queues,
+    /// Where the KeyPackages of uploads are judged.
+    judges: Arc<ThreadPool>,
     /// One place for each request that may wait for the database.
     places: Arc<Semaphore>,
     /// Where it is kept how far the database has come, if it does not tell by itself that it was restored.
@@ -77,7 +80,7 @@ impl Pool {
     ///
     /// # Errors
     /// When a setting cannot be put to work: a duration that is longer than time itself, or identity provider's keys
-    /// that cannot be read.
+    /// that cannot be read; or when the system has no threads for it.
     pub fn new(store: Store, clock: Arc<dyn Clock>, config: &Config) -> anyhow::Result<Self> {
         let limits = Limits::new(config, Arc::clone(&clock));
         let provider = JwtVerifier::from_config(config, Arc::clone(&clock))?;
@@ -113,6 +116,7 @@ impl Pool {
             store,
             clock,
             queues,
+            judges: Arc::new(upload::judges()?),
             policy: Arc::new(policy),
             tokens: TokenCache::new(config.token_cache),
             limits: Arc::new(limits),

@@ -74,7 +74,7 @@ impl Database<'_> {
         self.sql("CHECKPOINT").map(drop)
     }
 
-    /// Devices of those who ask, each with a pool as a client keeps it. Answers their tokens.
+    /// Devices of those who ask, each with a pool as a client keeps it, uploaded at once. Answers their tokens.
     pub(crate) fn add_adders(&self, count: usize) -> Result<Vec<String>> {
         let adders = seed::adders(count)?;
         let values: Vec<_> = adders.iter().map(|(name, _, hash)| format!("('{name}', '\\x{hash}'::bytea)")).collect();
@@ -86,7 +86,8 @@ impl Database<'_> {
              INSERT INTO key_packages (keypackage_ref, device_id, ciphersuite, key_package, not_after, last_resort, state)
                SELECT sha256((d.user_name || '/' || n)::bytea), d.id, 1, decode(repeat(md5(n::text), 18), 'hex'),
                  extract(epoch FROM now())::bigint + 1209600, false, 'available'
-               FROM generate_series(1, {each}) n, devices d JOIN adders ON name = d.user_name"
+               FROM generate_series(1, {each}) n, devices d JOIN adders ON name = d.user_name
+               ORDER BY d.id"
         ))?;
         Ok(adders.into_iter().map(|(_, token, _)| token).collect())
     }

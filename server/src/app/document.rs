@@ -148,28 +148,30 @@ fn add_headers(response: &mut Response, kind: ProblemType) {
 }
 
 pub(super) fn routes(config: &mut utoipa_actix_web::service_config::ServiceConfig<'_>) {
+    // In this order a request is compared with them, also where a route has to be named: what is asked for most comes first,
+    // and what has a variable part, which takes a regular expression, last.
     config
+        .service(keypackages::reserve)
+        .service(keypackages::spend)
+        .service(keypackages::status)
+        .service(keypackages::upload)
+        .service(messages::fetch)
+        .service(messages::acknowledge)
+        .service(health::healthz)
+        .service(health::readyz)
+        .service(metrics::metrics)
+        .service(keypackages::release)
+        .service(keypackages::revoke)
+        .service(keypackages::inventory)
+        .service(keypackages::audit)
+        .service(keypackages::low_pools)
         .service(devices::register)
         .service(devices::list)
         .service(devices::change_token)
         .service(devices::remove)
         .service(devices::remove_any)
-        .service(keypackages::upload)
-        .service(keypackages::reserve)
-        .service(keypackages::spend)
-        .service(keypackages::release)
-        .service(keypackages::revoke)
-        .service(keypackages::status)
-        .service(keypackages::inventory)
-        .service(keypackages::audit)
-        .service(keypackages::low_pools)
         .service(groups::commit)
-        .service(groups::send)
-        .service(messages::fetch)
-        .service(messages::acknowledge)
-        .service(health::healthz)
-        .service(health::readyz)
-        .service(metrics::metrics);
+        .service(groups::send);
 }
 
 pub(super) fn document(config: &Config) -> utoipa::openapi::OpenApi {

@@ -29,10 +29,10 @@ impl Pool {
     }
 
     pub(super) fn status_blocking(&self, caller: &DeviceRow, now: Timestamp) -> Result<PoolStatus, Failure> {
-        Ok(status::summarise(caller, &self.contents(caller.id, now)?, self.policy.health, self.view(now)))
+        Ok(status::summarise(caller, &*self.contents(caller.id, now)?, self.policy.health, self.view(now)))
     }
 
-    pub(super) fn contents(&self, owner: DeviceId, now: Timestamp) -> Result<PoolContents, StoreError> {
+    pub(super) fn contents(&self, owner: DeviceId, now: Timestamp) -> Result<Arc<PoolContents>, StoreError> {
         let contents = self.store.contents(&[owner], status::draining_since(now))?;
         Ok(contents.into_iter().next().unwrap_or_default())
     }

@@ -19,7 +19,7 @@ const WORKERS: usize = 2;
 type Outcome<T, E> = Result<Result<T, E>, Failure>;
 
 /// What a pool held, and when.
-type Seen = (PoolContents, Timestamp);
+type Seen = (Arc<PoolContents>, Timestamp);
 
 /// Where reservations and spends wait.
 #[derive(Clone)]

@@ -6,7 +6,10 @@ use jiff::Timestamp;
 use keypool_openapi::{
     AcceptedKeyPackage, Base64Bytes, ProblemType, RejectedKeyPackage, RejectionReason, UploadRequest, UploadResponse,
 };
-use rayon::iter::{IntoParallelRefIterator, ParallelIterator};
+use rayon::{
+    ThreadPool, ThreadPoolBuildError, ThreadPoolBuilder,
+    iter::{IntoParallelRefIterator, ParallelIterator},
+};
 
 use super::Pool;
 use crate::{
@@ -14,6 +17,24 @@ use crate::{
     problem::Failure,
     store::{DeviceRow, UploadOutcome},
 };
+
+/// How far those who judge KeyPackages stand back behind all else on the machine, as `nice` has it.
+#[cfg(target_os = "linux")]
+const STAND_BACK: i32 = 10;
+
+/// Threads that judge KeyPackages: as many as there are cores, however many upload at the moment. Nothing else waits for them:
+/// to judge an upload takes milliseconds of a core, which a reservation would notice.
+pub(super) fn judges() -> Result<ThreadPool, ThreadPoolBuildError> {
+    let judges = ThreadPoolBuilder::new().thread_name(|number| format!("judge-{number}"));
+    // Linux has it of each thread, others of the whole process.
+    #[cfg(target_os = "linux")]
+    let judges = judges.start_handler(|_| {
+        if let Err(error) = rustix::process::nice(STAND_BACK) {
+            tracing::warn!(%error, "judging KeyPackages may slow down other requests: it cannot stand back");
+        }
+    });
+    judges.build()
+}
 
 impl Pool {
     /// Takes KeyPackages into the caller's pool, each judged on its own.
@@ -35,8 +56,8 @@ impl Pool {
         now: Timestamp,
     ) -> Result<UploadResponse, Failure> {
         let (mut valid, mut indexes, mut rejected) = (Vec::new(), Vec::new(), Vec::new());
-        // Over all cores, and over no more threads than there are cores, however many upload at the moment.
-        let judged: Vec<_> = packages.par_iter().map(|text| self.validate(caller, text, now)).collect();
+        let judge = || packages.par_iter().map(|text| self.validate(caller, text, now)).collect();
+        let judged: Vec<_> = self.judges.install(judge);
         for (index, judged) in judged.into_iter().enumerate() {
             match judged {
                 Ok(package) => {

@@ -72,7 +72,12 @@ pub(super) struct EventRow {
 statements! {
     pub(super) trait AuditSql {
         fn record(conn, events: &[Event<'_>]) -> QueryResult<usize> {
-            diesel::insert_into(audit_events::table).values(events).execute(conn)
+            let insert = diesel::insert_into(audit_events::table);
+            match events {
+                // What is kept prepared, unlike one for each number of rows.
+                [event] => insert.values(event).execute(conn),
+                events => insert.values(events).execute(conn),
+            }
         }
 
         fn reserved_event(conn, owner: i64, nonce: &[u8]) -> QueryResult<Option<ReservedEvent>> {

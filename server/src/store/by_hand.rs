@@ -1,7 +1,12 @@
-//! Statements that are written by hand, and kept prepared all the same.
+//! Statements that are written by hand, and kept prepared: Diesel prepares what it builds for an `UPDATE` anew each time.
 
-/// Makes a type a statement: what it answers, and what it is on each database.
+/// Makes a type a statement: what it answers, and what it is on each database, or on both.
 macro_rules! statement {
+    ($name:ident, $row:ty, both => |$this:ident, $out:ident| $walk:block) => {
+        $crate::store::by_hand::statement!($name, $row,
+            diesel::pg::Pg, diesel::PgConnection => |$this, $out| $walk,
+            diesel::sqlite::Sqlite, diesel::SqliteConnection => |$this, $out| $walk);
+    };
     ($name:ident, $row:ty $(, $backend:ty, $conn:ty => |$this:ident, $out:ident| $walk:block)+ $(,)?) => {
         impl diesel::query_builder::QueryId for $name<'_> {
             type QueryId = $name<'static>;

@@ -1,8 +1,11 @@
 //! The hot statements: each takes one KeyPackage, and no two adders can both win it.
 
-use diesel::QueryResult;
+use diesel::{
+    QueryResult,
+    sql_types::{BigInt, Binary, Integer},
+};
 
-use super::{rows::HandedOut, schema::key_packages};
+use super::{by_hand::statement, rows::HandedOut, schema::key_packages};
 
 /// Which KeyPackages of a device may be handed out, and to whom.
 pub(super) struct Claim<'a> {
@@ -20,10 +23,8 @@ pub(super) struct Claim<'a> {
 /// Takes one KeyPackage, in one statement that two adders cannot both win. A row that another transaction holds is
 /// passed over, but for the two that wait.
 pub(super) trait ClaimSql {
-    /// A fresh one at or after the nonce, in the order of the refs. Refs are hashes, so adders start anywhere.
-    fn claim_fresh_after(&mut self, claim: &Claim<'_>) -> QueryResult<Option<HandedOut>>;
-    /// A fresh one before the nonce.
-    fn claim_fresh_before(&mut self, claim: &Claim<'_>) -> QueryResult<Option<HandedOut>>;
+    /// A fresh one: the first at or after the nonce, or else the first of all. Refs are hashes, so adders start anywhere.
+    fn claim_fresh(&mut self, claim: &Claim<'_>) -> QueryResult<Option<HandedOut>>;
     /// One whose last reservation is over, the longest first.
     fn claim_returned(&mut self, claim: &Claim<'_>) -> QueryResult<Option<HandedOut>>;
     /// A fresh one, waiting for whoever holds its row.
@@ -32,15 +33,56 @@ pub(super) trait ClaimSql {
     fn await_returned(&mut self, claim: &Claim<'_>) -> QueryResult<Option<HandedOut>>;
 }
 
+/// Takes a fresh KeyPackage, with the row lock that the database needs.
+pub(super) struct Fresh<'a> {
+    pub claim: &'a Claim<'a>,
+    pub lock: &'static str,
+}
+
+const CANDIDATES: &str = "(SELECT c.keypackage_ref FROM key_packages c WHERE c.fresh AND c.device_id = ";
+
+statement!(Fresh, (Binary, Binary, Integer, BigInt), both => |this, out| {
+    let claim = this.claim;
+    out.push_sql("UPDATE key_packages SET state = 'reserved', reservation = ");
+    out.push_bind_param::<Binary, _>(claim.nonce)?;
+    out.push_sql(", reserved_by = ");
+    out.push_bind_param::<BigInt, _>(&claim.by)?;
+    out.push_sql(", reserved_until = ");
+    out.push_bind_param::<BigInt, _>(&claim.until)?;
+    out.push_sql(" WHERE keypackage_ref = coalesce(");
+    for (which, end) in [(" AND c.keypackage_ref >= ", ", "), (" AND c.keypackage_ref < ", "")] {
+        out.push_sql(CANDIDATES);
+        out.push_bind_param::<BigInt, _>(&claim.owner)?;
+        out.push_sql(" AND c.ciphersuite BETWEEN ");
+        out.push_bind_param::<Integer, _>(&claim.suites.0)?;
+        out.push_sql(" AND ");
+        out.push_bind_param::<Integer, _>(&claim.suites.1)?;
+        out.push_sql(" AND c.not_after >= ");
+        out.push_bind_param::<BigInt, _>(&claim.usable_until)?;
+        out.push_sql(which);
+        out.push_bind_param::<Binary, _>(claim.nonce)?;
+        out.push_sql(" ORDER BY c.keypackage_ref LIMIT 1");
+        out.push_sql(this.lock);
+        out.push_sql(")");
+        out.push_sql(end);
+    }
+    out.push_sql(") RETURNING keypackage_ref, key_package, ciphersuite, not_after");
+});
+
 diesel::alias!(pub(super) const CANDIDATE: Alias<Candidate> = key_packages as candidate);
 
-/// The statements that claim, and [`ClaimSql`] by them for a connection: each is written once, with the row lock that
-/// the connection's database needs at its end.
+/// [`ClaimSql`] for a connection: each statement is written once, with the row lock that the connection's database needs at
+/// its end.
 macro_rules! claims {
-    ($connection:ty, [$($skip:tt)*], [$($wait:tt)*]) => {
+    ($connection:ty, $lock:literal, [$($skip:tt)*], [$($wait:tt)*]) => {
         impl $crate::store::claims::ClaimSql for $connection {
-            $crate::store::claims::claims!(@fn claim_fresh_after, fresh_after, $($skip)*);
-            $crate::store::claims::claims!(@fn claim_fresh_before, fresh_before, $($skip)*);
+            fn claim_fresh(
+                &mut self,
+                claim: &$crate::store::claims::Claim<'_>,
+            ) -> QueryResult<Option<$crate::store::rows::HandedOut>> {
+                $crate::store::claims::Fresh { claim, lock: $lock }.get_result(self).optional()
+            }
+
             $crate::store::claims::claims!(@fn claim_returned, returned, $($skip)*);
             $crate::store::claims::claims!(@fn await_fresh, fresh, $($wait)*);
             $crate::store::claims::claims!(@fn await_returned, returned, $($wait)*);
@@ -57,18 +99,6 @@ macro_rules! claims {
     (@fresh $claim:expr, $($lock:tt)*) => {
         $crate::store::claims::claims!(@take $claim, |candidate| candidate
             .filter($crate::store::claims::CANDIDATE.field($crate::store::schema::key_packages::fresh))
-            .order($crate::store::claims::CANDIDATE.field($crate::store::schema::key_packages::keypackage_ref).asc()), $($lock)*)
-    };
-    (@fresh_after $claim:expr, $($lock:tt)*) => {
-        $crate::store::claims::claims!(@take $claim, |candidate| candidate
-            .filter($crate::store::claims::CANDIDATE.field($crate::store::schema::key_packages::fresh))
-            .filter($crate::store::claims::CANDIDATE.field($crate::store::schema::key_packages::keypackage_ref).ge($claim.nonce))
-            .order($crate::store::claims::CANDIDATE.field($crate::store::schema::key_packages::keypackage_ref).asc()), $($lock)*)
-    };
-    (@fresh_before $claim:expr, $($lock:tt)*) => {
-        $crate::store::claims::claims!(@take $claim, |candidate| candidate
-            .filter($crate::store::claims::CANDIDATE.field($crate::store::schema::key_packages::fresh))
-            .filter($crate::store::claims::CANDIDATE.field($crate::store::schema::key_packages::keypackage_ref).lt($claim.nonce))
             .order($crate::store::claims::CANDIDATE.field($crate::store::schema::key_packages::keypackage_ref).asc()), $($lock)*)
     };
     (@returned $claim:expr, $($lock:tt)*) => {
@@ -110,13 +140,16 @@ mod tests {
             Claim { owner: 7, suites: (1, 1), usable_until: 3_600, nonce: &[9; 16], by: 8, until: 60, returned_by: 0 };
         insta::assert_snapshot!(
             "postgres_fresh",
-            debug_query::<Pg, _>(&claims!(@fresh_after claim, .for_update().skip_locked())).to_string()
+            debug_query::<Pg, _>(&Fresh { claim: &claim, lock: " FOR UPDATE SKIP LOCKED" }).to_string()
         );
         insta::assert_snapshot!(
             "postgres_returned",
             debug_query::<Pg, _>(&claims!(@returned claim, .for_update().skip_locked())).to_string()
         );
-        insta::assert_snapshot!("sqlite_fresh", debug_query::<Sqlite, _>(&claims!(@fresh_after claim,)).to_string());
+        insta::assert_snapshot!(
+            "sqlite_fresh",
+            debug_query::<Sqlite, _>(&Fresh { claim: &claim, lock: "" }).to_string()
+        );
         insta::assert_snapshot!("sqlite_returned", debug_query::<Sqlite, _>(&claims!(@returned claim,)).to_string());
     }
 }

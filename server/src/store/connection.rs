@@ -113,7 +113,10 @@ impl Store {
         let url = config.database_url.expose();
         let pools = if let Some(path) = url.strip_prefix("sqlite://") {
             sqlite::migrate(path)?;
-            Pools::Sqlite { writer: sqlite::pool(path, 1)?, readers: sqlite::pool(path, config.database_connections)? }
+            Pools::Sqlite {
+                writer: sqlite::writer(path)?,
+                readers: sqlite::readers(path, config.database_connections)?,
+            }
         } else {
             postgres::migrate(url)?;
             let trust = config.on_restore == OnRestore::Trust;
@@ -236,6 +239,11 @@ where
     let result = body(&mut proven.conn);
     proven.at = result.is_ok().then(Instant::now);
     Ok(result?)
+}
+
+/// What reads a whole table says so: everything else finds its rows by an index, however few `PostgreSQL` thinks there are.
+pub(super) trait WholeTable: Sized {
+    fn whole_table<T>(&mut self, body: impl FnMut(&mut Self) -> diesel::QueryResult<T>) -> diesel::QueryResult<T>;
 }
 
 /// Whether a failed transaction may work when it is simply run again.

@@ -9,7 +9,7 @@ use keypool_openapi::{Base64Bytes, InventoryItem, InventoryPage, KeyPackageRef, 
 
 use super::{
     Store, StoreError,
-    connection::with_conn,
+    connection::{WholeTable, with_conn},
     devices::DeviceSql,
     rows::{DeviceId, Names, count, reservation_id, statements, suite, timestamp},
     schema::key_packages,
@@ -146,7 +146,9 @@ impl Store {
     /// # Errors
     /// When the database fails.
     pub fn low_pools(&self, low: i64, limit: u32, now: Timestamp) -> Result<Vec<LowPool>, StoreError> {
-        let rows = with_conn!(self, read, |conn| conn.low_pools(low, i64::from(limit), now.as_second()))?;
+        let rows = with_conn!(self, read, |conn| {
+            conn.whole_table(|conn| conn.low_pools(low, i64::from(limit), now.as_second()))
+        })?;
         rows.into_iter().map(low_pool).collect()
     }
 }

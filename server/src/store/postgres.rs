@@ -11,7 +11,7 @@ use diesel::{Connection, PgConnection, connection::SimpleConnection, prelude::*,
 use super::{
     StoreError,
     claims::claims,
-    connection::{self, POSTGRES_MIGRATIONS},
+    connection::{self, POSTGRES_MIGRATIONS, WholeTable},
     delivery::{Announce, Heard},
     key_packages::HoldDevice,
     lineage::{Lineage, SKIPPED, is_recognised, recognise},
@@ -26,10 +26,11 @@ use crate::clock::Clock;
 const MIGRATION_LOCK: i64 = 0x6b65_7970_6f6f_6c31;
 
 /// So that a stuck statement or a forgotten transaction cannot hold a connection for ever; and a statement is planned once
-/// for each connection, since all of them go by the keys that they are given, whatever those are. None runs long enough to
-/// be worth compiling, which takes 50 ms where statistics are missing and a statement looks expensive.
+/// for each connection, since all of them go by the keys that they are given, whatever those are. By keys also where a table
+/// looks small, as each does until it is first analysed: such a plan would stay while the table grows. None runs long enough
+/// to be worth compiling, which takes 50 ms where statistics are missing and a statement looks expensive.
 const SESSION: &str = "SET statement_timeout = '30s'; SET idle_in_transaction_session_timeout = '30s'; \
-                       SET plan_cache_mode = force_generic_plan; SET jit = off";
+                       SET plan_cache_mode = force_generic_plan; SET jit = off; SET enable_seqscan = off";
 
 /// Where servers tell each other whose queues have something new.
 const CHANNEL: &str = "keypool_messages";
@@ -111,6 +112,15 @@ pub(super) fn statement<T, E: From<diesel::result::Error>>(
     body: &mut dyn FnMut(&mut PgConnection) -> Result<T, E>,
 ) -> Result<T, E> {
     body(conn)
+}
+
+impl WholeTable for PgConnection {
+    fn whole_table<T>(&mut self, mut body: impl FnMut(&mut Self) -> QueryResult<T>) -> QueryResult<T> {
+        transaction(self, &mut |conn| {
+            conn.batch_execute("SET LOCAL enable_seqscan = on")?;
+            body(conn)
+        })
+    }
 }
 
 impl Announce for PgConnection {
@@ -196,7 +206,7 @@ impl Lineage for PgConnection {
     }
 
     fn hold_pools(&mut self) -> QueryResult<()> {
-        diesel::sql_query("SET LOCAL statement_timeout = 0").execute(self)?;
+        self.batch_execute("SET LOCAL statement_timeout = 0; SET LOCAL enable_seqscan = on")?;
         diesel::sql_query("LOCK TABLE key_packages IN SHARE ROW EXCLUSIVE MODE").execute(self).map(drop)
     }
 
@@ -223,7 +233,7 @@ impl HoldDevice for PgConnection {
     }
 }
 
-claims!(PgConnection, [.for_update().skip_locked()], [.for_update()]);
+claims!(PgConnection, " FOR UPDATE SKIP LOCKED", [.for_update().skip_locked()], [.for_update()]);
 batches!(PgConnection, .for_update().skip_locked());
 
 #[cfg(test)]

@@ -269,10 +269,7 @@ where
 
 /// Fresh before returned before the last resort; and whether it is the last resort.
 fn pick<C: ClaimSql + ReservationSql>(conn: &mut C, claim: &Claim<'_>) -> QueryResult<Option<(HandedOut, bool)>> {
-    if let Some(fresh) = conn.claim_fresh_after(claim)? {
-        return Ok(Some((fresh, false)));
-    }
-    if let Some(fresh) = conn.claim_fresh_before(claim)? {
+    if let Some(fresh) = conn.claim_fresh(claim)? {
         return Ok(Some((fresh, false)));
     }
     if let Some(returned) = conn.claim_returned(claim)? {

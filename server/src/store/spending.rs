@@ -1,15 +1,19 @@
 //! Spend and release: how a reservation ends before its time does.
 
-use diesel::prelude::*;
+use diesel::{
+    prelude::*,
+    sql_types::{BigInt, Binary},
+};
 use jiff::Timestamp;
 use keypool_openapi::{Action, KeyPackageRef, ReservationId, State};
 
 use super::{
     Store, StoreError,
     audit::{AuditSql, Event},
+    by_hand::statement,
     connection::{self, Pools, with_conn},
     postgres,
-    rows::{DeviceId, Ended, nonce_of, statements, timestamp},
+    rows::{DeviceId, nonce_of, statements, timestamp},
     schema::key_packages,
     together,
     view::View,
@@ -83,19 +87,32 @@ pub(super) struct Holder {
     spent_group: Option<Vec<u8>>,
 }
 
+/// Marks a KeyPackage as spent. A late spend marks what nobody else has reserved since, whatever time has made of it.
+struct Mark<'a> {
+    spend: &'a Spend,
+    now: i64,
+}
+
+statement!(Mark, Binary, both => |this, out| {
+    out.push_sql("UPDATE key_packages SET state = 'spent', ended_at = ");
+    out.push_bind_param::<BigInt, _>(&this.now)?;
+    out.push_sql(", key_package = ");
+    out.push_bind_param::<Binary, _>(&[][..])?;
+    out.push_sql(", spent_group = ");
+    out.push_bind_param::<Binary, _>(&this.spend.group_id)?;
+    out.push_sql(" WHERE device_id = ");
+    out.push_bind_param::<BigInt, _>(&this.spend.reservation.owner)?;
+    out.push_sql(" AND reservation = ");
+    out.push_bind_param::<Binary, _>(nonce_of(&this.spend.reservation))?;
+    out.push_sql(" AND reserved_by = ");
+    out.push_bind_param::<BigInt, _>(&this.spend.by.0)?;
+    out.push_sql(" AND state NOT IN ('spent', 'revoked') RETURNING keypackage_ref");
+});
+
 statements! {
     pub(super) trait SpendingSql {
         fn spend_reserved(conn, spend: &Spend, now: i64) -> QueryResult<Option<Vec<u8>>> {
-            // A late spend marks what nobody else has reserved since, whatever time has made of it.
-            let held = [State::Reserved, State::Available, State::Expired, State::Retired].map(<&str>::from);
-            diesel::update(key_packages::table)
-                .filter(key_packages::device_id.eq(spend.reservation.owner))
-                .filter(key_packages::reservation.eq(nonce_of(&spend.reservation)))
-                .filter(key_packages::reserved_by.eq(spend.by.0).and(key_packages::state.eq_any(held)))
-                .set((Ended::new(State::Spent, now), key_packages::spent_group.eq(spend.group_id.as_slice())))
-                .returning(key_packages::keypackage_ref)
-                .get_result(conn)
-                .optional()
+            Mark { spend, now }.get_result(conn).optional()
         }
 
         /// What has lapsed is released already.

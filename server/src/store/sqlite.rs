@@ -5,7 +5,7 @@ use diesel::{Connection, SqliteConnection, connection::SimpleConnection, prelude
 use super::{
     StoreError,
     claims::claims,
-    connection::{self, SQLITE_MIGRATIONS},
+    connection::{self, SQLITE_MIGRATIONS, WholeTable},
     delivery::Announce,
     key_packages::HoldDevice,
     lineage::{Lineage, SKIPPED},
@@ -18,7 +18,17 @@ use super::{
 const SESSION: &str = "PRAGMA busy_timeout = 5000; PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; \
                        PRAGMA foreign_keys = ON; PRAGMA wal_autocheckpoint = 16000";
 
-pub(super) fn pool(path: &str, size: u32) -> Result<Pool<Connector<SqliteConnection>>, StoreError> {
+/// The writer has 24 MB for pages: with the 2 MB that are usual, what a batch changes does not fit, and is written to the log
+/// more than once.
+const WRITER: &str = "PRAGMA cache_size = -24000";
+
+/// The one that writes.
+pub(super) fn writer(path: &str) -> Result<Pool<Connector<SqliteConnection>>, StoreError> {
+    let begin = |conn: &mut SqliteConnection| conn.batch_execute(SESSION).and_then(|()| conn.batch_execute(WRITER));
+    connection::pool(Connector::new(path, begin), 1)
+}
+
+pub(super) fn readers(path: &str, size: u32) -> Result<Pool<Connector<SqliteConnection>>, StoreError> {
     connection::pool(Connector::new(path, |conn: &mut SqliteConnection| conn.batch_execute(SESSION)), size)
 }
 
@@ -42,6 +52,12 @@ pub(super) fn transaction<T, E: From<diesel::result::Error>>(
     body: &mut dyn FnMut(&mut SqliteConnection) -> Result<T, E>,
 ) -> Result<T, E> {
     conn.immediate_transaction(|conn| body(conn))
+}
+
+impl WholeTable for SqliteConnection {
+    fn whole_table<T>(&mut self, mut body: impl FnMut(&mut Self) -> QueryResult<T>) -> QueryResult<T> {
+        body(self)
+    }
 }
 
 impl Announce for SqliteConnection {
@@ -84,5 +100,5 @@ impl HoldDevice for SqliteConnection {
 }
 
 // Nobody else writes while this transaction runs: there is nothing to pass over or to wait for.
-claims!(SqliteConnection, [], []);
+claims!(SqliteConnection, "", [], []);
 batches!(SqliteConnection,);

@@ -1,6 +1,9 @@
 //! What a pool holds, for its owner.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    sync::Arc,
+};
 
 use diesel::{
     pg::Pg,
@@ -200,13 +203,14 @@ impl PoolContents {
     }
 }
 
-fn contents<C: StatusSql>(conn: &mut C, owners: &[i64], since: i64) -> Result<Vec<PoolContents>, StoreError> {
+fn contents<C: StatusSql>(conn: &mut C, owners: &[i64], since: i64) -> Result<Vec<Arc<PoolContents>>, StoreError> {
     // Two may ask for the same pool.
     let distinct: BTreeSet<_> = owners.iter().copied().collect();
     let mut pools: HashMap<i64, PoolContents> = HashMap::new();
     for group in conn.groups(&Vec::from_iter(distinct), since)? {
         pools.entry(group.owner).or_default().add(group)?;
     }
+    let pools: HashMap<_, _> = pools.into_iter().map(|(owner, pool)| (owner, Arc::new(pool))).collect();
     Ok(owners.iter().map(|owner| pools.get(owner).cloned().unwrap_or_default()).collect())
 }
 
@@ -215,7 +219,7 @@ impl Store {
     ///
     /// # Errors
     /// When the database fails.
-    pub fn contents(&self, owners: &[DeviceId], since: Timestamp) -> Result<Vec<PoolContents>, StoreError> {
+    pub fn contents(&self, owners: &[DeviceId], since: Timestamp) -> Result<Vec<Arc<PoolContents>>, StoreError> {
         let owners: Vec<_> = owners.iter().map(|owner| owner.0).collect();
         with_conn!(self, read, |conn| contents(conn, &owners, since.as_second()))
     }

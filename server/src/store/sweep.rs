@@ -10,7 +10,7 @@ use keypool_openapi::{Action, State};
 use super::{
     Store, StoreError,
     audit::{AuditSql, Event},
-    connection::with_conn,
+    connection::{WholeTable, with_conn},
     rows::{Ended, count, statements, timestamp},
     schema::{enrolments, hpke_keys, idempotency_keys, key_packages},
 };
@@ -234,7 +234,7 @@ impl Store {
     /// # Errors
     /// When the database fails.
     pub fn census(&self) -> Result<Vec<(State, u64)>, StoreError> {
-        let rows = with_conn!(self, read, |conn| conn.census())?;
+        let rows = with_conn!(self, read, |conn| conn.whole_table(SweepSql::census))?;
         rows.into_iter().map(|(state, n)| Ok((state.parse().map_err(StoreError::fatal)?, count(n)?))).collect()
     }
 }

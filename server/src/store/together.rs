@@ -49,6 +49,9 @@ type Taken = (i64, i64, String, String, Vec<u8>, Vec<u8>, i32, i64);
 // that is not held, or two wishes met at the same KeyPackage, nothing is taken for it. The search begins at the nonce and
 // goes around, as it does for one alone. Nearly everything has the right ciphersuite and lives long enough, which the
 // planner cannot know: CASE keeps it from reading and sorting all that an owner has, for fear of having to.
+//
+// What is found is locked, and stays where it is: the update goes to its place and not through the index. Who changes what is
+// fresh ends that it is: what was changed since the statement began is passed over, and never half of a wish is missed.
 statement!(Wishes, (BigInt, BigInt, Text, Text, Binary, Binary, Integer, BigInt), Pg, PgConnection => |this, out| {
     out.push_sql("WITH want AS MATERIALIZED (SELECT w.*, d.id AS owner, d.device_name AS owned FROM unnest(");
     columns!(
@@ -68,20 +71,22 @@ statement!(Wishes, (BigInt, BigInt, Text, Text, Binary, Binary, Integer, BigInt)
         ") AS w (wish, user_name, device_name, first_suite, last_suite, nonce, actor, until, usable_until, group_id) \
          LEFT JOIN devices d ON d.user_name = w.user_name AND d.removed_at IS NULL \
          AND (w.device_name IS NULL OR d.device_name = w.device_name)), \
-         pick AS MATERIALIZED (SELECT want.*, coalesce(after.keypackage_ref, before.keypackage_ref) AS ref FROM want \
-         LEFT JOIN LATERAL (SELECT k.keypackage_ref FROM key_packages k WHERE k.device_id = want.owner AND k.fresh \
+         pick AS MATERIALIZED (SELECT want.*, coalesce(after.place, before.place) AS place, \
+         coalesce(after.keypackage_ref, before.keypackage_ref) AS ref FROM want \
+         LEFT JOIN LATERAL (SELECT k.ctid AS place, k.keypackage_ref FROM key_packages k \
+         WHERE k.device_id = want.owner AND k.fresh \
          AND CASE WHEN k.ciphersuite BETWEEN want.first_suite AND want.last_suite AND k.not_after >= want.usable_until \
          THEN true ELSE false END AND k.keypackage_ref >= want.nonce ORDER BY k.keypackage_ref LIMIT 1 \
          FOR UPDATE SKIP LOCKED) after ON true \
-         LEFT JOIN LATERAL (SELECT k.keypackage_ref FROM key_packages k WHERE after.keypackage_ref IS NULL \
-         AND k.device_id = want.owner AND k.fresh \
+         LEFT JOIN LATERAL (SELECT k.ctid AS place, k.keypackage_ref FROM key_packages k \
+         WHERE after.keypackage_ref IS NULL AND k.device_id = want.owner AND k.fresh \
          AND CASE WHEN k.ciphersuite BETWEEN want.first_suite AND want.last_suite AND k.not_after >= want.usable_until \
          THEN true ELSE false END AND k.keypackage_ref < want.nonce ORDER BY k.keypackage_ref LIMIT 1 \
          FOR UPDATE SKIP LOCKED) before ON true), \
          ranked AS (SELECT pick.*, row_number() OVER (PARTITION BY ref ORDER BY wish) AS rank FROM pick), \
          whole AS (SELECT wish FROM ranked GROUP BY wish HAVING bool_and(ref IS NOT NULL AND rank = 1)), \
          taken AS (UPDATE key_packages k SET state = 'reserved', reservation = r.nonce, reserved_by = r.actor, \
-         reserved_until = r.until FROM ranked r JOIN whole USING (wish) WHERE k.keypackage_ref = r.ref \
+         reserved_until = r.until FROM ranked r JOIN whole USING (wish) WHERE k.ctid = r.place \
          RETURNING r.wish, r.owner, r.user_name, r.owned, k.keypackage_ref, k.key_package, k.ciphersuite, k.not_after, \
          r.actor, r.nonce, r.group_id, r.until), \
          noted AS (INSERT INTO audit_events (device_id, keypackage_ref, action, actor, reservation, group_id, last_resort, \
@@ -154,9 +159,10 @@ struct Spends<'a> {
     now: i64,
 }
 
-// As for one alone, a late spend marks what nobody else has reserved since. What another transaction holds is passed over.
+// As for one alone, a late spend marks what nobody else has reserved since. What another transaction holds, or has changed
+// since the statement began, is passed over.
 statement!(Spends, (BigInt, Binary), Pg, PgConnection => |this, out| {
-    out.push_sql("WITH held AS MATERIALIZED (SELECT w.*, k.keypackage_ref AS ref FROM unnest(");
+    out.push_sql("WITH held AS MATERIALIZED (SELECT w.*, k.place FROM unnest(");
     columns!(
         out,
         BigInt => this.spend,
@@ -166,14 +172,14 @@ statement!(Spends, (BigInt, Binary), Pg, PgConnection => |this, out| {
         Binary => this.group_id,
     );
     out.push_sql(
-        ") AS w (spend, owner, nonce, actor, group_id) CROSS JOIN LATERAL (SELECT k.keypackage_ref FROM key_packages k \
+        ") AS w (spend, owner, nonce, actor, group_id) CROSS JOIN LATERAL (SELECT k.ctid AS place FROM key_packages k \
          WHERE k.device_id = w.owner AND k.reservation = w.nonce AND k.reserved_by = w.actor \
          AND k.state IN ('reserved', 'available', 'expired', 'retired') FOR UPDATE SKIP LOCKED) k), \
          taken AS (UPDATE key_packages k SET state = 'spent', ended_at = ",
     );
     out.push_bind_param::<BigInt, _>(&this.now)?;
     out.push_sql(
-        ", key_package = '', spent_group = h.group_id FROM held h WHERE k.keypackage_ref = h.ref \
+        ", key_package = '', spent_group = h.group_id FROM held h WHERE k.ctid = h.place \
          RETURNING h.spend, h.owner, h.nonce, h.actor, h.group_id, k.keypackage_ref), \
          noted AS (INSERT INTO audit_events (device_id, keypackage_ref, action, actor, reservation, group_id, last_resort, \
          at) SELECT owner, keypackage_ref, 'spend', actor, nonce, group_id, false, ",
