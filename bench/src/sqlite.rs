@@ -15,7 +15,7 @@ use crate::{progress, report::as_f64, seed, server};
 
 /// As the server's writer has it: as durable, and with as much memory.
 const SESSION: &str = "PRAGMA busy_timeout = 5000; PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; \
-                       PRAGMA foreign_keys = ON; PRAGMA wal_autocheckpoint = 16000; PRAGMA cache_size = -24000";
+                       PRAGMA foreign_keys = ON; PRAGMA wal_autocheckpoint = 16000; PRAGMA cache_size = -16000";
 
 /// One reservation in one statement, as it can be written by hand. No audit row.
 const STATEMENT: &str = "\

@@ -18,9 +18,9 @@ use super::{
 const SESSION: &str = "PRAGMA busy_timeout = 5000; PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; \
                        PRAGMA foreign_keys = ON; PRAGMA wal_autocheckpoint = 16000";
 
-/// The writer has 24 MB for pages: with the 2 MB that are usual, what a batch changes does not fit, and is written to the log
+/// The writer has 16 MB for pages: with the 2 MB that are usual, what a batch changes does not fit, and is written to the log
 /// more than once.
-const WRITER: &str = "PRAGMA cache_size = -24000";
+const WRITER: &str = "PRAGMA cache_size = -16000";
 
 /// The one that writes.
 pub(super) fn writer(path: &str) -> Result<Pool<Connector<SqliteConnection>>, StoreError> {
