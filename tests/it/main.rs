@@ -21,6 +21,7 @@ mod migrations;
 mod model;
 mod operations;
 mod outage;
+mod plans;
 mod problems;
 mod process;
 mod race;
