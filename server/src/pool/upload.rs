@@ -128,7 +128,8 @@ fn accept(index: usize, package: ValidatedKeyPackage) -> AcceptedKeyPackage {
     }
 }
 
-#[cfg(all(test, target_os = "linux"))]
+#[cfg(test)]
+#[cfg(target_os = "linux")]
 mod tests {
     use super::*;
 
