@@ -116,11 +116,7 @@ async fn connections_that_are_cut_in_between_cost_nobody_a_request() {
     alice.uploaded(&Device::new("alice", "laptop").key_packages(3)).await;
     for _ in 0..3 {
         bob.reserved("alice").await;
-        // Waits for their end, for 5 s at most.
-        server.database().run(
-            "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity \
-             WHERE datname = current_database() AND pid <> pg_backend_pid()",
-        );
+        server.database().end_others();
         alice.status().await;
     }
 }

@@ -2,16 +2,13 @@
 
 use crate::support::{Database, Device, TestServer};
 
-/// Waits for the end of all other connections, for 5 s at most: what they did is counted by then.
-const END_OTHERS: &str = "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity \
-                          WHERE datname = current_database() AND pid <> pg_backend_pid()";
-
 /// Until a table is first analysed it looks small, and small tables are read as a whole: by plans that stay while it grows.
 #[tokio::test]
 async fn nothing_is_looked_for_in_a_whole_table_that_looks_small() {
     let server = TestServer::start(Database::Postgres).await;
     let mut database = server.database();
-    database.run(END_OTHERS);
+    // What a connection did is counted when it has ended.
+    database.end_others();
     database.run("SELECT pg_stat_reset()");
     let anyone = server.anyone();
     let (alice, bob) = (anyone.registered("alice", "laptop").await, anyone.registered("bob", "phone").await);
@@ -27,7 +24,7 @@ async fn nothing_is_looked_for_in_a_whole_table_that_looks_small() {
         alice.get(list).await.ok();
     }
     server.sweep().await;
-    database.run(END_OTHERS);
+    database.end_others();
     let read = |table: &str| format!("SELECT seq_scan AS n FROM pg_stat_user_tables WHERE relname = '{table}'");
     for table in ["users", "devices", "hpke_keys", "audit_events", "idempotency_keys"] {
         assert_eq!(database.number(&read(table)), 0, "{table} was read as a whole");

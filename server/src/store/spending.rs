@@ -87,7 +87,10 @@ pub(super) struct Holder {
     spent_group: Option<Vec<u8>>,
 }
 
-/// Marks a KeyPackage as spent. A late spend marks what nobody else has reserved since, whatever time has made of it.
+/// What its holder can spend: a late spend marks what nobody else has reserved since, whatever time has made of it.
+pub(super) const SPENDABLE: &str = "state IN ('reserved', 'available', 'expired', 'retired')";
+
+/// Marks a KeyPackage as spent.
 struct Mark<'a> {
     spend: &'a Spend,
     now: i64,
@@ -106,7 +109,9 @@ statement!(Mark, Binary, both => |this, out| {
     out.push_bind_param::<Binary, _>(nonce_of(&this.spend.reservation))?;
     out.push_sql(" AND reserved_by = ");
     out.push_bind_param::<BigInt, _>(&this.spend.by.0)?;
-    out.push_sql(" AND state NOT IN ('spent', 'revoked') RETURNING keypackage_ref");
+    out.push_sql(" AND ");
+    out.push_sql(SPENDABLE);
+    out.push_sql(" RETURNING keypackage_ref");
 });
 
 statements! {

@@ -20,7 +20,7 @@ use super::{
     idempotency::{IdempotencyKey, IdempotencySql},
     reservations::{ReservationSql, Reserve},
     rows::{nonce_of, suite, timestamp},
-    spending::{Spend, Spent},
+    spending::{SPENDABLE, Spend, Spent},
 };
 
 /// A device that may hold so few more reservations for each user that it names is counted exactly, alone.
@@ -159,8 +159,7 @@ struct Spends<'a> {
     now: i64,
 }
 
-// As for one alone, a late spend marks what nobody else has reserved since. What another transaction holds, or has changed
-// since the statement began, is passed over.
+// What another transaction holds, or has changed since the statement began, is passed over.
 statement!(Spends, (BigInt, Binary), Pg, PgConnection => |this, out| {
     out.push_sql("WITH held AS MATERIALIZED (SELECT w.*, k.place FROM unnest(");
     columns!(
@@ -173,8 +172,11 @@ statement!(Spends, (BigInt, Binary), Pg, PgConnection => |this, out| {
     );
     out.push_sql(
         ") AS w (spend, owner, nonce, actor, group_id) CROSS JOIN LATERAL (SELECT k.ctid AS place FROM key_packages k \
-         WHERE k.device_id = w.owner AND k.reservation = w.nonce AND k.reserved_by = w.actor \
-         AND k.state IN ('reserved', 'available', 'expired', 'retired') FOR UPDATE SKIP LOCKED) k), \
+         WHERE k.device_id = w.owner AND k.reservation = w.nonce AND k.reserved_by = w.actor AND ",
+    );
+    out.push_sql(SPENDABLE);
+    out.push_sql(
+        " FOR UPDATE SKIP LOCKED) k), \
          taken AS (UPDATE key_packages k SET state = 'spent', ended_at = ",
     );
     out.push_bind_param::<BigInt, _>(&this.now)?;

@@ -148,6 +148,14 @@ impl Raw {
         self.try_run(sql).unwrap();
     }
 
+    /// Cuts all other connections to a PostgreSQL database, and waits for their end, for 5 s at most.
+    pub fn end_others(&mut self) {
+        self.run(
+            "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity \
+             WHERE datname = current_database() AND pid <> pg_backend_pid()",
+        );
+    }
+
     /// The number that a query answers in its column `n`.
     pub fn number(&mut self, sql: &str) -> i64 {
         let query = diesel::sql_query(sql);
