@@ -15,8 +15,16 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::metrics::Metrics;
 
-/// The most that is done together. Beyond it a batch only makes those wait that came first.
-const MOST: usize = 64;
+/// How much a [`Coalescer`] does at once.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Size {
+    /// Batches that are done at the same time.
+    pub workers: usize,
+    /// Requests that wait at most.
+    pub room: usize,
+    /// Requests in a batch at most.
+    pub most: usize,
+}
 
 /// What became of a request.
 #[derive(Debug)]
@@ -55,23 +63,23 @@ impl<W, T> Clone for Coalescer<W, T> {
 }
 
 impl<W: Send + 'static, T: Send + 'static> Coalescer<W, T> {
-    /// Starts so many workers, which end when the last clone of this is gone. `together` answers for each of its wants, in
-    /// order: `None` where it has to be done alone. `room` requests wait at most.
+    /// Starts the workers, which end when the last clone of this is gone. `together` answers for each of its wants, in
+    /// order: `None` where it has to be done alone.
     ///
     /// # Errors
     /// When no thread can be had.
     pub(crate) fn start(
         name: &'static str,
-        (workers, room): (usize, usize),
+        size: Size,
         metrics: &Arc<Metrics>,
         together: impl Fn(&[W]) -> Vec<Option<T>> + Send + Clone + 'static,
     ) -> std::io::Result<Self> {
-        let (waiting, jobs) = mpsc::channel(room);
+        let (waiting, jobs) = mpsc::channel(size.room);
         let jobs = Arc::new(Mutex::new(jobs));
-        for _ in 0..workers {
+        for _ in 0..size.workers {
             let (jobs, together, metrics) = (Arc::clone(&jobs), together.clone(), Arc::clone(metrics));
             thread::Builder::new().name(name.to_owned()).spawn(move || {
-                while let Some(batch) = next(&jobs) {
+                while let Some(batch) = next(&jobs, size.most) {
                     for job in &batch {
                         metrics.coalesced(name, job.since.elapsed());
                     }
@@ -98,11 +106,11 @@ impl<W: Send + 'static, T: Send + 'static> Coalescer<W, T> {
 }
 
 /// Waits for something, and takes what else is there.
-fn next<W, T>(jobs: &Mutex<mpsc::Receiver<Job<W, T>>>) -> Option<Vec<Job<W, T>>> {
+fn next<W, T>(jobs: &Mutex<mpsc::Receiver<Job<W, T>>>, most: usize) -> Option<Vec<Job<W, T>>> {
     // Held while nothing is there: the other workers would find nothing either.
     let mut jobs = jobs.lock().unwrap_or_else(PoisonError::into_inner);
     let mut batch = vec![jobs.blocking_recv()?];
-    while batch.len() < MOST
+    while batch.len() < most
         && let Ok(job) = jobs.try_recv()
     {
         batch.push(job);
@@ -138,7 +146,7 @@ mod tests {
             wants.iter().map(|want| want.is_multiple_of(2).then_some(want * 10)).collect()
         };
         let metrics = Arc::new(Metrics::new().unwrap());
-        (Coalescer::start("test", (1, room), &metrics, together).unwrap(), begins, go)
+        (Coalescer::start("test", Size { workers: 1, room, most: 64 }, &metrics, together).unwrap(), begins, go)
     }
 
     fn submit(
@@ -196,7 +204,7 @@ mod tests {
     async fn a_batch_that_panics_leaves_nobody_waiting() {
         let metrics = Arc::new(Metrics::new().unwrap());
         let together = |_: &[u32]| -> Vec<Option<u32>> { panic!("on purpose") };
-        let coalescer = Coalescer::start("test", (1, 10), &metrics, together).unwrap();
+        let coalescer = Coalescer::start("test", Size { workers: 1, room: 10, most: 64 }, &metrics, together).unwrap();
         for _ in 0..2 {
             assert!(matches!(coalescer.submit(1).await, Err(NotTaken::Stopping)));
         }

@@ -13,10 +13,10 @@ use std::{ops::ControlFlow, sync::Arc, time::Duration};
 use actix_web::web;
 use jiff::{SignedDuration, Timestamp};
 use keypool_openapi::ProblemType;
-use rayon::ThreadPool;
 use tokio::sync::Semaphore;
 
 use queues::Queues;
+use upload::Intake;
 
 use crate::{
     auth::{AdminHash, Token, TokenCache, jwt::JwtVerifier},
@@ -45,8 +45,6 @@ struct Policy {
     min_remaining: Duration,
     /// `None` where requests are not limited.
     max_live_reservations: Option<u32>,
-    limits: UploadLimits,
-    rules: Rules,
     sweep: sweeper::Rules,
     message_retention: Duration,
     queue_capacity: u32,
@@ -67,8 +65,8 @@ pub struct Pool {
     bell: Arc<Bell>,
     /// Where what is asked for most waits to be done together.
     queues: Queues,
-    /// Where the KeyPackages of uploads are judged.
-    judges: Arc<ThreadPool>,
+    /// What judges the KeyPackages of uploads, and stores them.
+    intake: Intake,
     /// One place for each request that may wait for the database.
     places: Arc<Semaphore>,
     /// Where it is kept how far the database has come, if it does not tell by itself that it was restored.
@@ -95,12 +93,6 @@ impl Pool {
             // A KeyPackage that ends in this very second has ended.
             min_remaining: config.min_remaining.max(Duration::from_secs(1)),
             max_live_reservations: limits.are_on().then_some(config.max_live_reservations),
-            limits: UploadLimits { capacity: config.pool_capacity },
-            rules: Rules {
-                ciphersuites: config.ciphersuites.clone(),
-                max_lifetime: SignedDuration::try_from(config.max_lifetime)?,
-                credential_binding: config.credential_binding,
-            },
             sweep: sweeper::Rules {
                 retire: config.on_lapse == OnLapse::Retire,
                 batch: config.sweep_batch,
@@ -111,18 +103,25 @@ impl Pool {
             queue_capacity: config.queue_capacity,
             health: status::Watermarks { target: config.pool_target.into(), low: config.low_watermark.into() },
         };
-        let queues = Queues::start(&store, &clock, policy.retire, config.max_waiting_requests as usize)?;
+        let rules = Rules {
+            ciphersuites: config.ciphersuites.clone(),
+            max_lifetime: SignedDuration::try_from(config.max_lifetime)?,
+            credential_binding: config.credential_binding,
+        };
+        let intake = Intake::new(store.clone(), rules, UploadLimits { capacity: config.pool_capacity })?;
+        let room = config.max_waiting_requests as usize;
+        let queues = Queues::start(&store, &intake, &clock, (policy.retire, room))?;
         Ok(Self {
             store,
             clock,
             queues,
-            judges: Arc::new(upload::judges()?),
+            intake,
             policy: Arc::new(policy),
             tokens: TokenCache::new(config.token_cache),
             limits: Arc::new(limits),
             provider: provider.map(Arc::new),
             bell: Arc::default(),
-            places: Arc::new(Semaphore::new(config.max_waiting_requests as usize)),
+            places: Arc::new(Semaphore::new(room)),
             generation: GenerationFile::of(config),
         })
     }

@@ -36,7 +36,7 @@ pub use connection::Store;
 pub use delivery::{Delivered, Heard, Post, Queued};
 pub use devices::{Grant, NewDevice, RegisterError, Removed};
 pub use idempotency::IdempotencyKey;
-pub use key_packages::{UploadLimits, UploadOutcome};
+pub use key_packages::{Upload, UploadLimits, UploadOutcome};
 pub use lineage::Restored;
 pub use reservations::{Reserve, ReserveError};
 pub use revocation::Revoked;

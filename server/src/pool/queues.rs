@@ -5,10 +5,13 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use keypool_openapi::{ProblemType, ReserveResponse};
 
-use super::{Pool, status};
+use super::{
+    Pool, status,
+    upload::{Intake, Offer, Settled},
+};
 use crate::{
     clock::Clock,
-    coalesce::{Coalescer, Judged, NotTaken},
+    coalesce::{Coalescer, Judged, NotTaken, Size},
     problem::Failure,
     store::{DeviceId, PoolContents, Reserve, ReserveError, Spend, SpendError, Spent, Store, StoreError, View},
 };
@@ -16,38 +19,57 @@ use crate::{
 /// Workers of each kind: enough that one fills its batch while another waits for the disk. SQLite has one writer.
 const WORKERS: usize = 2;
 
+/// The most that is done together. Beyond it a batch only makes those wait that came first.
+const MOST: usize = 64;
+
+/// The most uploads that are judged and stored together, which have up to 100 KeyPackages each.
+const MOST_UPLOADS: usize = 8;
+
 type Outcome<T, E> = Result<Result<T, E>, Failure>;
 
 /// What a pool held, and when.
 type Seen = (Arc<PoolContents>, Timestamp);
 
-/// Where reservations and spends wait.
+/// Where requests wait.
 #[derive(Clone)]
 pub(super) struct Queues {
     reserve: Coalescer<Reserve, Outcome<ReserveResponse, ReserveError>>,
     spend: Coalescer<Spend, Outcome<Spent, SpendError>>,
     status: Coalescer<DeviceId, Result<Seen, Failure>>,
+    upload: Coalescer<Offer, Result<Settled, Failure>>,
 }
 
 impl Queues {
     /// Starts the workers, which go when the last clone of this is gone.
-    pub(super) fn start(store: &Store, clock: &Arc<dyn Clock>, retire: bool, room: usize) -> std::io::Result<Self> {
-        let (workers, metrics) = (if store.is_shared() { WORKERS } else { 1 }, store.metrics_handle());
+    pub(super) fn start(
+        store: &Store,
+        intake: &Intake,
+        clock: &Arc<dyn Clock>,
+        (retire, room): (bool, usize),
+    ) -> std::io::Result<Self> {
+        let metrics = store.metrics_handle();
+        let size = Size { workers: if store.is_shared() { WORKERS } else { 1 }, room, most: MOST };
         let (its, time) = (store.clone(), Arc::clone(clock));
-        let reserve = Coalescer::start("reserve", (workers, room), &metrics, move |wants: &[Reserve]| {
+        let reserve = Coalescer::start("reserve", size, &metrics, move |wants: &[Reserve]| {
             outcomes(its.reserve_together(wants, View { now: time.now(), retire }), wants.len())
         })?;
         let (its, time) = (store.clone(), Arc::clone(clock));
-        let spend = Coalescer::start("spend", (workers, room), &metrics, move |spends: &[Spend]| {
+        let spend = Coalescer::start("spend", size, &metrics, move |spends: &[Spend]| {
             outcomes(its.spend_together(spends, super::whole_second(time.now())), spends.len())
         })?;
         let (its, time) = (store.clone(), Arc::clone(clock));
-        let status = Coalescer::start("status", (workers, room), &metrics, move |owners: &[DeviceId]| {
+        let status = Coalescer::start("status", size, &metrics, move |owners: &[DeviceId]| {
             let now = time.now();
             let contents = its.contents(owners, status::draining_since(now));
             outcomes(contents.map(|all| all.into_iter().map(|one| Some((one, now))).collect()), owners.len())
         })?;
-        Ok(Self { reserve, spend, status })
+        let (its, time) = (intake.clone(), Arc::clone(clock));
+        // One judges while another stores, whatever the database.
+        let size = Size { workers: WORKERS, room, most: MOST_UPLOADS };
+        let upload = Coalescer::start("upload", size, &metrics, move |offers: &[Offer]| {
+            outcomes(its.together(offers, View { now: time.now(), retire }), offers.len())
+        })?;
+        Ok(Self { reserve, spend, status, upload })
     }
 }
 
@@ -100,6 +122,14 @@ impl Pool {
         }
     }
 
+    /// Takes an offer of KeyPackages in, with others or alone.
+    pub(super) async fn take_in(&self, offer: Offer) -> Result<Settled, Failure> {
+        match self.submitted(&self.queues.upload, offer).await? {
+            Judged::Done(settled) => settled,
+            Judged::Alone(offer) => self.block(move |pool, now| pool.intake.alone(offer, pool.view(now))).await,
+        }
+    }
+
     async fn submitted<W, T>(&self, queue: &Coalescer<W, T>, want: W) -> Result<Judged<W, T>, Failure>
     where
         W: Send + 'static,
@@ -112,6 +142,6 @@ impl Pool {
     }
 }
 
-fn nothing() -> Failure {
+pub(super) fn nothing() -> Failure {
     Failure::new(ProblemType::Internal, "The database answered nothing. Try again.")
 }

@@ -13,9 +13,9 @@ use rayon::{
 
 use super::Pool;
 use crate::{
-    key_package::{Rejection, ValidatedKeyPackage},
+    key_package::{Rejection, Rules, ValidatedKeyPackage},
     problem::Failure,
-    store::{DeviceRow, UploadOutcome},
+    store::{DeviceRow, Store, StoreError, Upload, UploadLimits, UploadOutcome, View},
 };
 
 /// How far those who judge KeyPackages stand back behind all else on the machine, as `nice` has it.
@@ -24,7 +24,7 @@ const STAND_BACK: i32 = 10;
 
 /// Threads that judge KeyPackages: as many as there are cores, however many upload at the moment. Nothing else waits for them:
 /// to judge an upload takes milliseconds of a core, which a reservation would notice.
-pub(super) fn judges() -> Result<ThreadPool, ThreadPoolBuildError> {
+fn judges() -> Result<ThreadPool, ThreadPoolBuildError> {
     let judges = ThreadPoolBuilder::new().thread_name(|number| format!("judge-{number}"));
     // Linux has it of each thread, others of the whole process.
     #[cfg(target_os = "linux")]
@@ -36,66 +36,102 @@ pub(super) fn judges() -> Result<ThreadPool, ThreadPoolBuildError> {
     judges.build()
 }
 
-impl Pool {
-    /// Takes KeyPackages into the caller's pool, each judged on its own.
-    pub async fn upload(&self, caller: Arc<DeviceRow>, request: UploadRequest) -> Result<UploadResponse, Failure> {
-        let packages = request.keypackages;
-        if packages.is_empty() {
-            return Err(Failure::new(
-                ProblemType::MalformedRequest,
-                "The upload has no KeyPackages. Send at least one, each as the base64 of its MLSMessage.",
-            ));
-        }
-        self.block(move |pool, now| pool.upload_blocking(&caller, &packages, now)).await
+/// KeyPackages that a device uploads, each in base64.
+pub(super) struct Offer {
+    caller: Arc<DeviceRow>,
+    packages: Vec<String>,
+}
+
+/// What became of them.
+pub(super) struct Settled {
+    accepted: Vec<AcceptedKeyPackage>,
+    rejected: Vec<RejectedKeyPackage>,
+}
+
+/// What each of an offer's KeyPackages is by itself, whatever its pool holds.
+struct Judgement {
+    valid: Vec<ValidatedKeyPackage>,
+    /// Where in the offer the valid ones stand.
+    indexes: Vec<usize>,
+    rejected: Vec<RejectedKeyPackage>,
+}
+
+/// Takes in what devices offer. Cheap to clone.
+#[derive(Clone)]
+pub(super) struct Intake {
+    store: Store,
+    judges: Arc<ThreadPool>,
+    rules: Arc<Rules>,
+    limits: UploadLimits,
+}
+
+impl Intake {
+    /// # Errors
+    /// When no threads can be had.
+    pub(super) fn new(store: Store, rules: Rules, limits: UploadLimits) -> Result<Self, ThreadPoolBuildError> {
+        Ok(Self { store, judges: Arc::new(judges()?), rules: Arc::new(rules), limits })
     }
 
-    fn upload_blocking(
-        &self,
-        caller: &DeviceRow,
-        packages: &[String],
-        now: Timestamp,
-    ) -> Result<UploadResponse, Failure> {
-        let (mut valid, mut indexes, mut rejected) = (Vec::new(), Vec::new(), Vec::new());
-        let judge = || packages.par_iter().map(|text| self.validate(caller, text, now)).collect();
-        let judged: Vec<_> = self.judges.install(judge);
-        for (index, judged) in judged.into_iter().enumerate() {
-            match judged {
-                Ok(package) => {
-                    valid.push(package);
-                    indexes.push(index);
-                }
-                Err(Rejection { reason, detail }) => rejected.push(RejectedKeyPackage { index, reason, detail }),
-            }
-        }
-        let mut accepted = Vec::new();
-        if !valid.is_empty() {
-            let outcomes =
-                self.store.upload(caller.id, &valid, self.policy.limits, self.view(now))?.ok_or_else(|| {
-                    let detail = "The device was removed. Register it again, and upload new KeyPackages.";
-                    Failure::new(ProblemType::Unauthenticated, detail)
-                })?;
-            for ((index, package), outcome) in indexes.into_iter().zip(valid).zip(outcomes) {
-                match outcome {
-                    UploadOutcome::Stored | UploadOutcome::Known => accepted.push(accept(index, package)),
-                    UploadOutcome::Refused(reason) => {
-                        let detail = self.refusal(reason, &package);
-                        rejected.push(RejectedKeyPackage { index, reason, detail });
-                    }
-                }
-            }
-        }
-        rejected.sort_by_key(|rejection| rejection.index);
-        if rejected.len() == packages.len() && rejected.iter().all(|r| r.reason == RejectionReason::PoolFull) {
-            return Err(Failure::new(ProblemType::PoolFull, rejected.swap_remove(0).detail));
-        }
-        let pool = self.status_blocking(caller, now)?;
-        Ok(UploadResponse { accepted, rejected, pool })
+    /// Takes offers in together; `None` for those that have to be taken in alone.
+    pub(super) fn together(&self, offers: &[Offer], view: View) -> Result<Vec<Option<Settled>>, StoreError> {
+        let judgements = self.judge(offers, view.now);
+        let uploads = offers.iter().zip(&judgements).map(|(offer, judgement)| upload(offer, judgement));
+        let uploads: Vec<_> = uploads.filter(|upload| !upload.packages.is_empty()).collect();
+        let stored = if uploads.is_empty() {
+            Vec::new()
+        } else {
+            self.store.upload_together(&uploads, self.limits, view)?
+        };
+        let mut stored = stored.into_iter();
+        let settled = judgements.into_iter().map(|judgement| {
+            let nothing = judgement.valid.is_empty();
+            let outcomes = if nothing { Some(Vec::new()) } else { stored.next().flatten() };
+            outcomes.map(|outcomes| self.settle(judgement, outcomes))
+        });
+        Ok(settled.collect())
+    }
+
+    /// Takes one offer in.
+    pub(super) fn alone(&self, offer: Offer, view: View) -> Result<Settled, Failure> {
+        let offers = [offer];
+        let judgements = self.judge(&offers, view.now);
+        let [offer] = offers;
+        let judgement = judgements.into_iter().next().ok_or_else(super::queues::nothing)?;
+        let outcomes = self.store.upload(upload(&offer, &judgement), self.limits, view)?.ok_or_else(|| {
+            let detail = "The device was removed. Register it again, and upload new KeyPackages.";
+            Failure::new(ProblemType::Unauthenticated, detail)
+        })?;
+        Ok(self.settle(judgement, outcomes))
+    }
+
+    fn judge(&self, offers: &[Offer], now: Timestamp) -> Vec<Judgement> {
+        let judge = |offer: &Offer| {
+            offer.packages.par_iter().map(|text| self.validate(&offer.caller, text, now)).collect::<Vec<_>>()
+        };
+        let judged: Vec<_> = self.judges.install(|| offers.par_iter().map(judge).collect());
+        judged.into_iter().map(Judgement::of).collect()
     }
 
     fn validate(&self, caller: &DeviceRow, text: &str, now: Timestamp) -> Result<ValidatedKeyPackage, Rejection> {
         let bytes = Base64Bytes::decode(text)
             .map_err(|error| Rejection { reason: RejectionReason::Malformed, detail: format!("{error}.") })?;
-        ValidatedKeyPackage::parse(bytes.0, (&caller.user, &caller.device), &self.policy.rules, now)
+        ValidatedKeyPackage::parse(bytes.0, (&caller.user, &caller.device), &self.rules, now)
+    }
+
+    fn settle(&self, judgement: Judgement, outcomes: Vec<UploadOutcome>) -> Settled {
+        let Judgement { valid, indexes, mut rejected } = judgement;
+        let mut accepted = Vec::new();
+        for ((index, package), outcome) in indexes.into_iter().zip(valid).zip(outcomes) {
+            match outcome {
+                UploadOutcome::Stored | UploadOutcome::Known => accepted.push(accept(index, package)),
+                UploadOutcome::Refused(reason) => {
+                    let detail = self.refusal(reason, &package);
+                    rejected.push(RejectedKeyPackage { index, reason, detail });
+                }
+            }
+        }
+        rejected.sort_by_key(|rejection| rejection.index);
+        Settled { accepted, rejected }
     }
 
     fn refusal(&self, reason: RejectionReason, package: &ValidatedKeyPackage) -> String {
@@ -112,9 +148,51 @@ impl Pool {
             }
             _ => format!(
                 "The pool holds {} KeyPackages of ciphersuite {suite}, and takes no more. Upload again when some are spent.",
-                self.policy.limits.capacity
+                self.limits.capacity
             ),
         }
+    }
+}
+
+impl Judgement {
+    fn of(judged: Vec<Result<ValidatedKeyPackage, Rejection>>) -> Self {
+        let mut judgement = Self { valid: Vec::new(), indexes: Vec::new(), rejected: Vec::new() };
+        for (index, judged) in judged.into_iter().enumerate() {
+            match judged {
+                Ok(package) => {
+                    judgement.valid.push(package);
+                    judgement.indexes.push(index);
+                }
+                Err(Rejection { reason, detail }) => {
+                    judgement.rejected.push(RejectedKeyPackage { index, reason, detail });
+                }
+            }
+        }
+        judgement
+    }
+}
+
+fn upload<'a>(offer: &Offer, judgement: &'a Judgement) -> Upload<'a> {
+    Upload { owner: offer.caller.id, packages: &judgement.valid }
+}
+
+impl Pool {
+    /// Takes KeyPackages into the caller's pool, each judged on its own.
+    pub async fn upload(&self, caller: Arc<DeviceRow>, request: UploadRequest) -> Result<UploadResponse, Failure> {
+        let packages = request.keypackages;
+        if packages.is_empty() {
+            return Err(Failure::new(
+                ProblemType::MalformedRequest,
+                "The upload has no KeyPackages. Send at least one, each as the base64 of its MLSMessage.",
+            ));
+        }
+        let offer = Offer { caller: Arc::clone(&caller), packages };
+        let Settled { accepted, mut rejected } = self.take_in(offer).await?;
+        if accepted.is_empty() && rejected.iter().all(|r| r.reason == RejectionReason::PoolFull) {
+            return Err(Failure::new(ProblemType::PoolFull, rejected.swap_remove(0).detail));
+        }
+        let pool = self.status(caller).await?;
+        Ok(UploadResponse { accepted, rejected, pool })
     }
 }
 

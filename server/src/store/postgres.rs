@@ -231,6 +231,11 @@ impl HoldDevice for PgConnection {
         let found = devices::table.find(owner).filter(devices::removed_at.is_null()).select(devices::id);
         found.for_no_key_update().first::<i64>(self).optional().map(|id| id.is_some())
     }
+
+    fn hold_idle(&mut self, owners: &[i64]) -> QueryResult<Vec<i64>> {
+        let found = devices::table.filter(devices::id.eq_any(owners).and(devices::removed_at.is_null()));
+        found.select(devices::id).for_no_key_update().skip_locked().load(self)
+    }
 }
 
 claims!(PgConnection, " FOR UPDATE SKIP LOCKED", [.for_update().skip_locked()], [.for_update()]);

@@ -91,11 +91,16 @@ impl Lineage for SqliteConnection {
     }
 }
 
+// The transaction is the only writer already.
 impl HoldDevice for SqliteConnection {
     fn hold_device(&mut self, owner: i64) -> QueryResult<bool> {
-        // The transaction is the only writer already.
         let found = devices::table.find(owner).filter(devices::removed_at.is_null()).select(devices::id);
         found.first::<i64>(self).optional().map(|id| id.is_some())
+    }
+
+    fn hold_idle(&mut self, owners: &[i64]) -> QueryResult<Vec<i64>> {
+        let found = devices::table.filter(devices::id.eq_any(owners).and(devices::removed_at.is_null()));
+        found.select(devices::id).load(self)
     }
 }
 

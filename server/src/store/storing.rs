@@ -1,4 +1,4 @@
-//! What an upload adds: KeyPackages, the keys that may never come again, and the audit trail's word on each.
+//! What uploads add: KeyPackages, the keys that may never come again, and the audit trail's word on each.
 
 use diesel::{
     pg::Pg,
@@ -17,13 +17,34 @@ use crate::key_package::ValidatedKeyPackage;
 
 /// How each database takes them.
 pub(super) trait StoringSql {
-    /// Answers how many are new: where they are fewer than came, nothing else may be kept.
-    fn put(&mut self, owner: i64, packages: &[&ValidatedKeyPackage], now: i64) -> QueryResult<usize>;
+    /// Those of the keys that their owners had before.
+    fn known_keys(&mut self, keys: &[(i64, &[u8])]) -> QueryResult<Vec<(i64, Vec<u8>)>>;
+    /// Puts KeyPackages into their owners' pools. Answers how many are new: where they are fewer than came, nothing else
+    /// may be kept.
+    fn put(&mut self, packages: &[(i64, &ValidatedKeyPackage)], now: i64) -> QueryResult<usize>;
 }
 
-/// The KeyPackages of an upload, a column each.
+/// Keys that their owners may have had before, a column each.
+#[derive(Debug, Default)]
+struct KnownKeys<'a> {
+    owner: Vec<i64>,
+    public_key: Vec<&'a [u8]>,
+}
+
+// Each is looked up by itself, whatever the planner thinks of joins.
+statement!(KnownKeys, (BigInt, Binary), Pg, PgConnection => |this, out| {
+    out.push_sql("SELECT k.* FROM unnest(");
+    columns!(out, BigInt => this.owner, Binary => this.public_key);
+    out.push_sql(
+        ") AS w (owner, public_key) CROSS JOIN LATERAL (SELECT h.device_id, h.public_key FROM hpke_keys h \
+         WHERE h.device_id = w.owner AND h.public_key = w.public_key LIMIT 1) k",
+    );
+});
+
+/// KeyPackages that are uploaded, a column each.
 #[derive(Debug, Default)]
 struct Put<'a> {
+    owner: Vec<i64>,
     keypackage_ref: Vec<&'a [u8]>,
     ciphersuite: Vec<i32>,
     key_package: Vec<&'a [u8]>,
@@ -31,7 +52,6 @@ struct Put<'a> {
     last_resort: Vec<bool>,
     init_key: Vec<&'a [u8]>,
     encryption_key: Vec<&'a [u8]>,
-    owner: i64,
     now: i64,
 }
 
@@ -39,6 +59,7 @@ statement!(Put, Binary, Pg, PgConnection => |this, out| {
     out.push_sql("WITH new AS MATERIALIZED (SELECT * FROM unnest(");
     columns!(
         out,
+        BigInt => this.owner,
         Binary => this.keypackage_ref,
         Integer => this.ciphersuite,
         Binary => this.key_package,
@@ -48,33 +69,30 @@ statement!(Put, Binary, Pg, PgConnection => |this, out| {
         Binary => this.encryption_key,
     );
     out.push_sql(
-        ") AS w (keypackage_ref, ciphersuite, key_package, not_after, last_resort, init_key, encryption_key)), \
+        ") AS w (owner, keypackage_ref, ciphersuite, key_package, not_after, last_resort, init_key, encryption_key)), \
          stored AS (INSERT INTO key_packages (keypackage_ref, device_id, ciphersuite, key_package, not_after, \
-         last_resort, state) SELECT keypackage_ref, ",
+         last_resort, state) SELECT keypackage_ref, owner, ciphersuite, key_package, not_after, last_resort, 'available' \
+         FROM new ON CONFLICT DO NOTHING RETURNING keypackage_ref), \
+         known AS (INSERT INTO hpke_keys (device_id, public_key, keypackage_ref, not_after) \
+         SELECT owner, key, keypackage_ref, not_after \
+         FROM new CROSS JOIN LATERAL (VALUES (init_key), (encryption_key)) k (key)), \
+         noted AS (INSERT INTO audit_events (device_id, keypackage_ref, action, actor, last_resort, at, until) \
+         SELECT owner, keypackage_ref, 'upload', owner, last_resort, ",
     );
-    out.push_bind_param::<BigInt, _>(&this.owner)?;
-    out.push_sql(
-        ", ciphersuite, key_package, not_after, last_resort, 'available' FROM new ON CONFLICT DO NOTHING \
-         RETURNING keypackage_ref), \
-         known AS (INSERT INTO hpke_keys (device_id, public_key, keypackage_ref, not_after) SELECT ",
-    );
-    out.push_bind_param::<BigInt, _>(&this.owner)?;
-    out.push_sql(
-        ", key, keypackage_ref, not_after FROM new CROSS JOIN LATERAL (VALUES (init_key), (encryption_key)) k (key)), \
-         noted AS (INSERT INTO audit_events (device_id, keypackage_ref, action, actor, last_resort, at, until) SELECT ",
-    );
-    out.push_bind_param::<BigInt, _>(&this.owner)?;
-    out.push_sql(", keypackage_ref, 'upload', ");
-    out.push_bind_param::<BigInt, _>(&this.owner)?;
-    out.push_sql(", last_resort, ");
     out.push_bind_param::<BigInt, _>(&this.now)?;
     out.push_sql(", not_after FROM new) SELECT keypackage_ref FROM stored");
 });
 
 impl StoringSql for PgConnection {
-    fn put(&mut self, owner: i64, packages: &[&ValidatedKeyPackage], now: i64) -> QueryResult<usize> {
-        let mut put = Put { owner, now, ..Put::default() };
-        for package in packages {
+    fn known_keys(&mut self, keys: &[(i64, &[u8])]) -> QueryResult<Vec<(i64, Vec<u8>)>> {
+        let (owner, public_key) = keys.iter().copied().unzip();
+        KnownKeys { owner, public_key }.load(self)
+    }
+
+    fn put(&mut self, packages: &[(i64, &ValidatedKeyPackage)], now: i64) -> QueryResult<usize> {
+        let mut put = Put { now, ..Put::default() };
+        for (owner, package) in packages {
+            put.owner.push(*owner);
             put.keypackage_ref.push(package.keypackage_ref.as_bytes());
             put.ciphersuite.push(package.ciphersuite.into());
             put.key_package.push(&package.bytes);
@@ -88,12 +106,21 @@ impl StoringSql for PgConnection {
 }
 
 impl StoringSql for SqliteConnection {
-    fn put(&mut self, owner: i64, packages: &[&ValidatedKeyPackage], now: i64) -> QueryResult<usize> {
-        let rows: Vec<_> = packages.iter().map(|package| row(owner, package)).collect();
+    fn known_keys(&mut self, keys: &[(i64, &[u8])]) -> QueryResult<Vec<(i64, Vec<u8>)>> {
+        // Each by itself, by a statement that is kept prepared: there is no round trip to save.
+        let find = |key: &(i64, &[u8])| {
+            let found = hpke_keys::table.find(*key).select((hpke_keys::device_id, hpke_keys::public_key));
+            found.first(self).optional().transpose()
+        };
+        keys.iter().filter_map(find).collect()
+    }
+
+    fn put(&mut self, packages: &[(i64, &ValidatedKeyPackage)], now: i64) -> QueryResult<usize> {
+        let rows: Vec<_> = packages.iter().map(|(owner, package)| row(*owner, package)).collect();
         let stored = diesel::insert_into(key_packages::table).values(rows).on_conflict_do_nothing().execute(self)?;
-        let keys: Vec<_> = packages.iter().flat_map(|package| keys(owner, package)).collect();
+        let keys: Vec<_> = packages.iter().flat_map(|(owner, package)| keys(*owner, package)).collect();
         diesel::insert_into(hpke_keys::table).values(keys).execute(self)?;
-        let events: Vec<_> = packages.iter().map(|package| event(owner, package, now)).collect();
+        let events: Vec<_> = packages.iter().map(|(owner, package)| event(*owner, package, now)).collect();
         self.record(&events)?;
         Ok(stored)
     }
@@ -134,9 +161,10 @@ mod tests {
 
     use super::*;
 
-    /// The statement as `PostgreSQL` gets it: a change here is a change of what was measured.
+    /// The statements as `PostgreSQL` gets them: a change here is a change of what was measured.
     #[test]
-    fn the_statement_is_the_one_that_was_measured() {
+    fn the_statements_are_those_that_were_measured() {
         insta::assert_snapshot!("postgres_put", debug_query::<Pg, _>(&Put::default()).to_string());
+        insta::assert_snapshot!("postgres_known_keys", debug_query::<Pg, _>(&KnownKeys::default()).to_string());
     }
 }
