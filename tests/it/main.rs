@@ -14,6 +14,7 @@ mod deployment;
 mod devices;
 mod history;
 mod idempotency;
+mod intake;
 mod lapse;
 mod lifecycle;
 mod limits;

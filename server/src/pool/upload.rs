@@ -77,11 +77,8 @@ impl Intake {
         let judgements = self.judge(offers, view.now);
         let uploads = offers.iter().zip(&judgements).map(|(offer, judgement)| upload(offer, judgement));
         let uploads: Vec<_> = uploads.filter(|upload| !upload.packages.is_empty()).collect();
-        let stored = if uploads.is_empty() {
-            Vec::new()
-        } else {
-            self.store.upload_together(&uploads, self.limits, view)?
-        };
+        let stored =
+            if uploads.is_empty() { Vec::new() } else { self.store.upload_together(&uploads, self.limits, view)? };
         let mut stored = stored.into_iter();
         let settled = judgements.into_iter().map(|judgement| {
             let nothing = judgement.valid.is_empty();

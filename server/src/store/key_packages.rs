@@ -124,7 +124,8 @@ impl Judge {
         limits: UploadLimits,
         view: View,
     ) -> Result<Self, StoreError> {
-        let packages = || uploads.iter().flat_map(|upload| upload.packages.iter().map(|package| (upload.owner.0, package)));
+        let packages =
+            || uploads.iter().flat_map(|upload| upload.packages.iter().map(|package| (upload.owner.0, package)));
         let refs: Vec<_> = packages().map(|(_, package)| package.keypackage_ref.as_bytes()).collect();
         let keys: Vec<_> =
             packages().flat_map(|(owner, p)| [(owner, p.init_key.as_slice()), (owner, &p.encryption_key)]).collect();
