@@ -1,7 +1,9 @@
 //! Every problem and every rejection, provoked.
 
+use futures_util::future::select_all;
 use jiff::SignedDuration;
 use keypool_openapi::{MAX_KEY_PACKAGE_SIZE, ProblemType, RejectionReason};
+use keypool_server::config::{Config, Limits};
 use openmls::prelude::Ciphersuite;
 use rstest::rstest;
 use serde_json::json;
@@ -36,17 +38,15 @@ impl Scene {
         self.alice.uploaded(&self.device.key_packages(n)).await;
     }
 
-    /// A server that lets one request wait is asked for two things that have to wait.
+    /// A server that lets one request wait is asked for more than its workers have taken.
     async fn overload(&self) -> Answer {
         self.upload(2).await;
-        let narrow = self.server.beside(|config| config.max_waiting_requests = 1).await;
+        let narrow = |config: &mut Config| (config.max_waiting_requests, config.limits) = (1, Limits::Off);
+        let narrow = self.server.beside(narrow).await;
         let bob = self.bob.at(&narrow.base);
         let mut database = self.server.database();
         database.hold_all();
-        let answer = tokio::select! {
-            answer = bob.reserve("alice") => answer,
-            answer = bob.reserve("alice") => answer,
-        };
+        let (answer, ..) = select_all((0..16).map(|_| Box::pin(bob.reserve("alice")))).await;
         database.run("COMMIT");
         assert!(answer.json["detail"].as_str().is_some_and(|detail| detail.contains("wait")), "{}", answer.text);
         answer
