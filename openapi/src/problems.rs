@@ -63,7 +63,7 @@ pub enum ProblemType {
     UnknownUser,
     /// The user has no such device.
     UnknownDevice,
-    /// There never was such a reservation.
+    /// There is no such reservation, or its KeyPackage is forgotten.
     UnknownReservation,
     /// The server knows of no Commit of this group.
     UnknownGroup,

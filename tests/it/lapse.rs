@@ -175,7 +175,11 @@ async fn what_expires_is_noted_and_forgotten_a_week_later(
     alice.uploaded(&[short.last_resort()]).await;
     let reserve = json!({"target_user": "alice", "ttl": 600});
     let late = bob.post("/keypackages/reserve", &reserve).await.ok()["reservations"][0].clone();
-    bob.spend(&bob.reserved("alice").await, "friends").await.ok();
+    let spent = bob.reserved("alice").await;
+    bob.spend(&spent, "friends").await.ok();
+    let (returned, last_resort) = (bob.reserved("alice").await, bob.reserved("alice").await);
+    bob.release(&returned).await.ok();
+    assert_eq!(last_resort["last_resort"], true);
     alice.uploaded(&[device.key_package()]).await;
     server.advance(DAY);
     let before = sight(&alice).await;
@@ -197,6 +201,10 @@ async fn what_expires_is_noted_and_forgotten_a_week_later(
     assert_eq!(counts(&alice).await, [1, 0, 0, 0, 0, 0]);
     assert_eq!(server.database().number("SELECT count(*) AS n FROM hpke_keys"), 2);
     assert_eq!(server.sweep().await.forgotten, 0);
+    for reservation in [&late, &spent, &returned, &last_resort] {
+        bob.spend(reservation, "friends").await.is_problem(404, ProblemType::UnknownReservation);
+        bob.release(reservation).await.is_problem(404, ProblemType::UnknownReservation);
+    }
 }
 
 #[rstest]

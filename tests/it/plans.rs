@@ -1,5 +1,7 @@
 //! How PostgreSQL finds what it is asked for.
 
+use jiff::SignedDuration;
+use keypool_openapi::ProblemType;
 use rstest::rstest;
 
 use crate::support::{Database, Device, TestServer};
@@ -48,4 +50,35 @@ async fn each_looks_at_its_own_whatever_else_there_is(#[values(false, true)] is_
     }
     // The server counts the pools once when it starts.
     assert!(database.number(&read("key_packages")) <= 1, "key_packages was read as a whole");
+}
+
+/// What was reserved of alice before.
+const LONG_TRAIL: &str = "INSERT INTO audit_events \
+    (device_id, keypackage_ref, action, actor, reservation, last_resort, at) \
+    SELECT id, '', 'reserve', id, decode(md5(n::text), 'hex'), false, 0 \
+    FROM devices, generate_series(1, 20000) n WHERE user_name = 'alice'";
+
+#[tokio::test]
+async fn what_became_of_a_reservation_is_found_in_a_long_trail() {
+    let server = TestServer::start(Database::Postgres).await;
+    let mut database = server.database();
+    let anyone = server.anyone();
+    let (alice, bob) = (anyone.registered("alice", "laptop").await, anyone.registered("bob", "phone").await);
+    alice.uploaded(&Device::new("alice", "laptop").key_packages(1)).await;
+    database.run(LONG_TRAIL);
+    let lost = bob.reserved("alice").await;
+    server.advance(SignedDuration::from_secs(61));
+    bob.reserved("alice").await;
+    database.end_others();
+    database.run("SELECT pg_stat_reset()");
+    bob.spend(&lost, "friends").await.is_problem(409, ProblemType::ReservationLapsed);
+    bob.release(&lost).await.is_problem(409, ProblemType::ReservationLapsed);
+    database.end_others();
+    let read = |columns: &str, table: &str| {
+        format!("SELECT sum({columns})::bigint AS n FROM {table} WHERE relname = 'audit_events'")
+    };
+    let entries = database.number(&read("idx_tup_read", "pg_stat_user_indexes"));
+    let rows = database.number(&read("seq_tup_read", "pg_stat_user_tables"));
+    assert!(entries + rows < 10, "{entries} index entries and {rows} rows were read for one reservation");
+    assert!(entries > 0);
 }

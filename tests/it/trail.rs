@@ -32,7 +32,10 @@ fn second(time: Timestamp) -> String {
 
 #[rstest]
 #[tokio::test]
-async fn each_step_writes_one_row_that_says_it_all(#[values(Database::Postgres, Database::Sqlite)] db: Database) {
+async fn each_step_writes_one_row_that_says_it_all(
+    #[values(Database::Postgres, Database::Sqlite)] db: Database,
+    #[values(false, true)] is_swept: bool,
+) {
     let Scene { server, alice, device, bob } = scene(db).await;
     alice.uploaded(&[device.key_package()]).await;
     let uploaded_at = second(server.now());
@@ -47,7 +50,9 @@ async fn each_step_writes_one_row_that_says_it_all(#[values(Database::Postgres, 
     let second_one = reserve().await;
     server.advance(SignedDuration::from_secs(31));
     let lapsed_at = second_one["expires_at"].clone();
-    server.sweep().await;
+    if is_swept {
+        server.sweep().await;
+    }
     let third = reserve().await;
     bob.spend(&third, "others").await.ok();
     bob.spend(&third, "others").await.ok();
@@ -78,6 +83,7 @@ async fn each_step_writes_one_row_that_says_it_all(#[values(Database::Postgres, 
     );
     assert_eq!((&release["actor"], &release["reservation_id"]), (&actor, &first["reservation_id"]));
     assert_eq!((&lapse["at"], &lapse["reservation_id"]), (&lapsed_at, &second_one["reservation_id"]));
+    assert_eq!((&lapse["actor"], &lapse["until"]), (&actor, &json!(null)));
     assert_eq!((&spent["actor"], &spent["group_id"]), (&actor, &json!(group("others"))));
     assert_eq!(spent["reservation_id"], third["reservation_id"]);
 }

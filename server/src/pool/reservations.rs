@@ -223,7 +223,10 @@ pub(super) fn lost_reservation(error: SpendError, id: &keypool_openapi::Reservat
     match error {
         SpendError::Unknown => Failure::new(
             ProblemType::UnknownReservation,
-            format!("There never was a reservation {id}. Give the id back exactly as reserve answered it."),
+            format!(
+                "There is no reservation {id}, or its KeyPackage expired so long ago that it is forgotten. Give the id back \
+                 exactly as reserve answered it."
+            ),
         ),
         SpendError::NotYours => Failure::new(
             ProblemType::NotYourReservation,

@@ -1,11 +1,15 @@
 //! The audit trail: one row a transition, written in the transaction that makes it.
 #![allow(clippy::ref_option_ref, reason = "what the Insertable derive writes")]
 
-use diesel::prelude::*;
+use diesel::{
+    prelude::*,
+    sql_types::{BigInt, Binary, Bool, Nullable, Text},
+};
 use keypool_openapi::{Action, AuditEvent, AuditPage, Base64Bytes, UserName};
 
 use super::{
     Store, StoreError,
+    by_hand::statement,
     connection::with_conn,
     devices::DeviceSql,
     rows::{DeviceId, Names, reservation_id, statements, timestamp},
@@ -45,13 +49,45 @@ impl<'a> Event<'a> {
     }
 }
 
-/// How a reservation began, as the audit trail remembers it.
+/// What the trail has of a reservation that no KeyPackage carries.
 #[derive(Queryable)]
-pub(super) struct ReservedEvent {
+pub(super) struct Trace {
     pub keypackage_ref: Vec<u8>,
+    /// Who had the reservation.
     pub actor: Option<i64>,
     pub last_resort: bool,
+    action: String,
+    pub at: i64,
+    pub group_id: Option<Vec<u8>>,
 }
+
+impl Trace {
+    pub fn is(&self, action: Action) -> bool {
+        self.action == <&str>::from(action)
+    }
+}
+
+/// The trail of a reservation, the oldest first: of a last resort all of it, of any other how it ended, which is noted before
+/// the KeyPackage goes to another. So what begins need not be found by its reservation, and costs no entry of an index. The
+/// trail of what is forgotten is nobody's.
+struct Traces<'a> {
+    owner: i64,
+    nonce: &'a [u8],
+}
+
+type TraceColumns = (Binary, Nullable<BigInt>, Bool, Text, BigInt, Nullable<Binary>);
+
+statement!(Traces, TraceColumns, both => |this, out| {
+    out.push_sql("SELECT keypackage_ref, actor, last_resort, action, at, group_id FROM audit_events WHERE device_id = ");
+    out.push_bind_param::<BigInt, _>(&this.owner)?;
+    out.push_sql(" AND reservation = ");
+    out.push_bind_param::<Binary, _>(this.nonce)?;
+    // As the index has it, and with no parameter: it would not be known to be the same.
+    out.push_sql(
+        " AND (last_resort OR action <> 'reserve') AND EXISTS (SELECT 1 FROM key_packages k \
+         WHERE k.keypackage_ref = audit_events.keypackage_ref) ORDER BY id",
+    );
+});
 
 /// An event as the database has it.
 #[derive(Queryable, Selectable)]
@@ -80,24 +116,8 @@ statements! {
             }
         }
 
-        fn reserved_event(conn, owner: i64, nonce: &[u8]) -> QueryResult<Option<ReservedEvent>> {
-            dsl::audit_events
-                .filter(dsl::device_id.eq(owner).and(dsl::reservation.eq(nonce)))
-                .filter(dsl::action.eq(<&str>::from(Action::Reserve)))
-                .select((dsl::keypackage_ref, dsl::actor, dsl::last_resort))
-                .first(conn)
-                .optional()
-        }
-
-        /// When the reservation met the action first, and for which group.
-        fn event_of(conn, owner: i64, nonce: &[u8], action: Action) -> QueryResult<Option<(i64, Option<Vec<u8>>)>> {
-            dsl::audit_events
-                .filter(dsl::device_id.eq(owner).and(dsl::reservation.eq(nonce)))
-                .filter(dsl::action.eq(<&str>::from(action)))
-                .order(dsl::id.asc())
-                .select((dsl::at, dsl::group_id))
-                .first(conn)
-                .optional()
+        fn traces(conn, owner: i64, nonce: &[u8]) -> QueryResult<Vec<Trace>> {
+            Traces { owner, nonce }.load(conn)
         }
 
         fn events_before(conn, owners: &[i64], before: i64, limit: i64) -> QueryResult<Vec<EventRow>> {
@@ -175,5 +195,31 @@ impl Store {
             }
             page(conn, &devices, before, limit).map(Some)
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use diesel::{debug_query, sqlite::Sqlite};
+
+    use super::*;
+    use crate::store::connection::{SQLITE_MIGRATIONS, migrate};
+
+    #[derive(QueryableByName)]
+    struct Step {
+        #[diesel(sql_type = Text)]
+        detail: String,
+    }
+
+    /// PostgreSQL is asked in the integration tests.
+    #[test]
+    fn sqlite_finds_a_reservation_by_the_index_that_is_for_it() {
+        let mut conn = SqliteConnection::establish(":memory:").unwrap();
+        migrate(&mut conn, SQLITE_MIGRATIONS).unwrap();
+        let traces = debug_query::<Sqlite, _>(&Traces { owner: 7, nonce: &[9; 16] }).to_string();
+        let (statement, _) = traces.split_once(" -- binds").unwrap();
+        let plan: Vec<Step> = diesel::sql_query(format!("EXPLAIN QUERY PLAN {statement}")).load(&mut conn).unwrap();
+        let plan: Vec<_> = plan.into_iter().map(|step| step.detail).collect();
+        assert!(plan[0].contains("INDEX audit_events_of_reservation (device_id=? AND reservation=?)"), "{plan:?}");
     }
 }

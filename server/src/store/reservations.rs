@@ -13,7 +13,7 @@ use uuid::Uuid;
 use super::{
     Store, StoreError,
     audit::{AuditSql, Event},
-    claims::{Claim, ClaimSql},
+    claims::{Claim, ClaimSql, Returned, take},
     connection::{self, Pools, with_conn},
     devices::DeviceSql,
     idempotency::{IdempotencyKey, IdempotencySql},
@@ -62,6 +62,11 @@ pub enum ReserveError {
 
 statements! {
     pub(super) trait ReservationSql {
+        /// Reserves what is held already.
+        fn take(conn, claim: &Claim<'_>, keypackage_ref: &[u8]) -> QueryResult<HandedOut> {
+            take!(claim, keypackage_ref).get_result(conn)
+        }
+
         /// Not locked, so that any number of adders get it at once.
         fn last_resort(conn, claim: &Claim<'_>) -> QueryResult<Option<HandedOut>> {
             key_packages::table
@@ -268,12 +273,15 @@ where
 }
 
 /// Fresh before returned before the last resort; and whether it is the last resort.
-fn pick<C: ClaimSql + ReservationSql>(conn: &mut C, claim: &Claim<'_>) -> QueryResult<Option<(HandedOut, bool)>> {
+fn pick<C: ClaimSql + ReservationSql + AuditSql>(
+    conn: &mut C,
+    claim: &Claim<'_>,
+) -> QueryResult<Option<(HandedOut, bool)>> {
     if let Some(fresh) = conn.claim_fresh(claim)? {
         return Ok(Some((fresh, false)));
     }
-    if let Some(returned) = conn.claim_returned(claim)? {
-        return Ok(Some((returned, false)));
+    if let Some(returned) = conn.find_returned(claim)? {
+        return Ok(Some((take_returned(conn, claim, &returned)?, false)));
     }
     // What was passed over is another's in this moment, who takes it, gives it up, or merely tidies: nobody is told
     // "exhausted" before that is known. Each round ends with a row that somebody has taken.
@@ -282,10 +290,22 @@ fn pick<C: ClaimSql + ReservationSql>(conn: &mut C, claim: &Claim<'_>) -> QueryR
             return Ok(Some((fresh, false)));
         }
         if let Some(returned) = conn.await_returned(claim)? {
-            return Ok(Some((returned, false)));
+            return Ok(Some((take_returned(conn, claim, &returned)?, false)));
         }
     }
     Ok(conn.last_resort(claim)?.map(|last_resort| (last_resort, true)))
+}
+
+/// Takes what another had. How that reservation ended is noted first: nothing else will tell of it.
+fn take_returned<C: ReservationSql + AuditSql>(
+    conn: &mut C,
+    claim: &Claim<'_>,
+    (row, is_held): &Returned,
+) -> QueryResult<HandedOut> {
+    if *is_held {
+        conn.record(&[row.event(claim.returned_by)])?;
+    }
+    conn.take(claim, &row.keypackage_ref)
 }
 
 fn miss(owner: &DeviceRow, claim: &Claim<'_>, leftovers: &[(i32, i64)]) -> Result<MissingDevice, StoreError> {

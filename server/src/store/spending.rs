@@ -44,7 +44,7 @@ pub struct Spent {
 /// Why a reservation was not spent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SpendError {
-    /// There never was such a reservation.
+    /// There is no such reservation, or its KeyPackage is forgotten.
     Unknown,
     /// Another device made it.
     NotYours,
@@ -179,18 +179,22 @@ pub(super) fn spend<C: SpendingSql + AuditSql>(
             _ => Ok(Err(SpendError::Lapsed)),
         };
     }
-    let event = match conn.reserved_event(owner, nonce)? {
+    let traces = conn.traces(owner, nonce)?;
+    let first = match traces.first() {
         None => return Ok(Err(SpendError::Unknown)),
-        Some(event) if event.actor != Some(want.by.0) => return Ok(Err(SpendError::NotYours)),
-        Some(event) if !event.last_resort => return Ok(Err(SpendError::Lapsed)),
-        Some(event) => event,
+        Some(trace) if trace.actor != Some(want.by.0) => return Ok(Err(SpendError::NotYours)),
+        Some(trace) if !trace.last_resort => return Ok(Err(SpendError::Lapsed)),
+        Some(trace) => trace,
     };
-    let keypackage_ref = event.keypackage_ref.clone().into();
-    if let Some((at, group)) = conn.event_of(owner, nonce, Action::Spend)? {
-        let spent = Spent { keypackage_ref, state: State::Available, spent_at: timestamp(at)? };
-        return Ok(again(group.as_deref() == Some(want.group_id.as_slice()), spent));
+    let keypackage_ref = first.keypackage_ref.clone().into();
+    if let Some(spent) = traces.iter().find(|trace| trace.is(Action::Spend)) {
+        let same_group = spent.group_id.as_deref() == Some(want.group_id.as_slice());
+        return Ok(again(
+            same_group,
+            Spent { keypackage_ref, state: State::Available, spent_at: timestamp(spent.at)? },
+        ));
     }
-    conn.record(&[spend_event(want, &event.keypackage_ref, true, now)])?;
+    conn.record(&[spend_event(want, &first.keypackage_ref, true, now)])?;
     Ok(Ok(Spent { keypackage_ref, state: State::Available, spent_at: now }))
 }
 
@@ -237,12 +241,13 @@ fn release<C: SpendingSql + AuditSql>(
             state => Ok(Released { keypackage_ref: holder.keypackage_ref.into(), state }),
         });
     }
-    Ok(match conn.reserved_event(owner, nonce)? {
+    let traces = conn.traces(owner, nonce)?;
+    Ok(match traces.first() {
         None => Err(ReleaseError::Unknown),
-        Some(event) if event.actor != Some(release.by.0) => Err(ReleaseError::NotYours),
+        Some(trace) if trace.actor != Some(release.by.0) => Err(ReleaseError::NotYours),
         // A last resort is never held; what was released once may be another's by now, and stays released.
-        Some(event) if event.last_resort || conn.event_of(owner, nonce, Action::Release)?.is_some() => {
-            Ok(Released { keypackage_ref: event.keypackage_ref.into(), state: State::Available })
+        Some(trace) if trace.last_resort || traces.iter().any(|trace| trace.is(Action::Release)) => {
+            Ok(Released { keypackage_ref: trace.keypackage_ref.clone().into(), state: State::Available })
         }
         Some(_) => Err(ReleaseError::Lapsed),
     })

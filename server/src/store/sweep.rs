@@ -24,14 +24,23 @@ pub struct Swept {
     pub due: Option<Timestamp>,
 }
 
-/// A reservation that has lapsed.
+/// A KeyPackage whose reservation has lapsed.
 #[derive(Queryable)]
 pub(super) struct LapsedRow {
-    keypackage_ref: Vec<u8>,
+    pub keypackage_ref: Vec<u8>,
     device_id: i64,
     reservation: Option<Vec<u8>>,
     reserved_by: Option<i64>,
     reserved_until: Option<i64>,
+}
+
+impl LapsedRow {
+    /// How the reservation ended.
+    pub fn event(&self, now: i64) -> Event<'_> {
+        let at = self.reserved_until.unwrap_or(now);
+        let plain = Event::plain((self.device_id, &self.keypackage_ref), Action::Lapse, self.reserved_by, false, at);
+        Event { reservation: self.reservation.as_deref(), ..plain }
+    }
 }
 
 /// Ref, owner, `not_after`, whether it is a last resort.
@@ -140,19 +149,7 @@ fn lapse<C: BatchSql + SweepSql + AuditSql>(
     now: i64,
 ) -> Result<Swept, StoreError> {
     let rows = conn.lapsed_batch(now, limit)?;
-    let events: Vec<_> = rows
-        .iter()
-        .map(|row| Event {
-            reservation: row.reservation.as_deref(),
-            ..Event::plain(
-                (row.device_id, &row.keypackage_ref),
-                Action::Lapse,
-                row.reserved_by,
-                false,
-                row.reserved_until.unwrap_or(now),
-            )
-        })
-        .collect();
+    let events: Vec<_> = rows.iter().map(|row| row.event(now)).collect();
     let Some(due) = events.iter().map(|event| event.at).min() else { return Ok(Swept::default()) };
     let refs: Vec<_> = rows.iter().map(|row| row.keypackage_ref.as_slice()).collect();
     if retire {

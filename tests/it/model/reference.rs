@@ -267,7 +267,7 @@ impl Model {
         let package = self.packages.get_mut(&reserved.keypackage_ref);
         let held = package.filter(|package| package.life.hold.is_some_and(|hold| hold.id == id));
         let Some(life) = held.map(|package| &mut package.life) else {
-            // Another's by now, or forgotten; what was released once stays released.
+            // Another's by now; what was released once stays released.
             return if reserved.released { Ok(State::Available) } else { Err(ProblemType::ReservationLapsed) };
         };
         match life.state(self.now, self.rules.retire) {
@@ -299,10 +299,11 @@ impl Model {
         self.of(owner).filter(|(.., state)| Self::is_live(*state)).map(|(r, ..)| r.clone()).collect()
     }
 
-    /// A sweep forgets; all else it does has been true before.
+    /// A sweep forgets KeyPackages, and with them their reservations; all else it does has been true before.
     pub fn sweep(&mut self) {
         let now = self.now;
         self.packages.retain(|_, package| package.life.not_after + KNOWN_FOR > now);
+        self.reservations.retain(|_, reserved| self.packages.contains_key(&reserved.keypackage_ref));
     }
 }
 

@@ -1,0 +1,2 @@
+DROP INDEX audit_events_of_reservation;
+CREATE INDEX audit_events_of_reservation ON audit_events (device_id, reservation) WHERE reservation IS NOT NULL;
