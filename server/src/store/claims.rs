@@ -5,7 +5,7 @@ use diesel::{
     sql_types::{BigInt, Binary, Integer},
 };
 
-use super::{by_hand::statement, rows::HandedOut, schema::key_packages, sweep::LapsedRow};
+use super::{by_hand::statement, rows::HandedOut, sweep::LastReservation};
 
 /// Which KeyPackages of a device may be handed out, and to whom.
 pub(super) struct Claim<'a> {
@@ -21,20 +21,21 @@ pub(super) struct Claim<'a> {
 }
 
 /// Takes or finds one KeyPackage, in one statement that two adders cannot both win. A row that another transaction holds is
-/// passed over, but for the two that wait.
+/// passed over, but for the two that wait; one that is found is held until the transaction ends.
 pub(super) trait ClaimSql {
-    /// A fresh one: the first at or after the nonce, or else the first of all. Refs are hashes, so adders start anywhere.
+    /// Takes a fresh one: the first at or after the nonce, or else the first of all. Refs are hashes, so adders start
+    /// anywhere.
     fn claim_fresh(&mut self, claim: &Claim<'_>) -> QueryResult<Option<HandedOut>>;
-    /// A fresh one, waiting for whoever holds its row.
-    fn await_fresh(&mut self, claim: &Claim<'_>) -> QueryResult<Option<HandedOut>>;
-    /// Finds one whose last reservation is over, the longest first, and holds it until the transaction ends.
-    fn find_returned(&mut self, claim: &Claim<'_>) -> QueryResult<Option<Returned>>;
+    /// Finds a fresh one, waiting for whoever holds its row.
+    fn await_fresh(&mut self, claim: &Claim<'_>) -> QueryResult<Option<Found>>;
+    /// Finds one whose last reservation is over, the longest first.
+    fn find_returned(&mut self, claim: &Claim<'_>) -> QueryResult<Option<Found>>;
     /// The same, waiting for whoever holds its row.
-    fn await_returned(&mut self, claim: &Claim<'_>) -> QueryResult<Option<Returned>>;
+    fn await_returned(&mut self, claim: &Claim<'_>) -> QueryResult<Option<Found>>;
 }
 
-/// A KeyPackage that was handed out, and whether nobody has noted yet that its reservation lapsed.
-pub(super) type Returned = (LapsedRow, bool);
+/// A KeyPackage that may be taken, and whether nobody has noted yet that its last reservation lapsed.
+pub(super) type Found = (LastReservation, bool);
 
 /// Takes a fresh KeyPackage, with the row lock that the database needs.
 pub(super) struct Fresh<'a> {
@@ -72,8 +73,6 @@ statement!(Fresh, (Binary, Binary, Integer, BigInt), both => |this, out| {
     out.push_sql(") RETURNING keypackage_ref, key_package, ciphersuite, not_after");
 });
 
-diesel::alias!(pub(super) const CANDIDATE: Alias<Candidate> = key_packages as candidate);
-
 /// [`ClaimSql`] for a connection: each statement is written once, with the row lock that the connection's database needs at
 /// its end.
 macro_rules! claims {
@@ -86,73 +85,40 @@ macro_rules! claims {
                 $crate::store::claims::Fresh { claim, lock: $lock }.get_result(self).optional()
             }
 
-            fn await_fresh(
-                &mut self,
-                claim: &$crate::store::claims::Claim<'_>,
-            ) -> QueryResult<Option<$crate::store::rows::HandedOut>> {
-                use $crate::store::{claims::CANDIDATE, schema::key_packages as k};
-                let chosen = CANDIDATE
-                    .filter(CANDIDATE.field(k::device_id).eq(claim.owner).and(CANDIDATE.field(k::fresh)))
-                    .filter(CANDIDATE.field(k::ciphersuite).between(claim.suites.0, claim.suites.1))
-                    .filter(CANDIDATE.field(k::not_after).ge(claim.usable_until))
-                    .order(CANDIDATE.field(k::keypackage_ref).asc())
-                    .select(CANDIDATE.field(k::keypackage_ref))
-                    .limit(1)
-                    $($wait)*;
-                $crate::store::claims::take!(claim, chosen.single_value()).get_result(self).optional()
-            }
-
-            fn find_returned(
-                &mut self,
-                claim: &$crate::store::claims::Claim<'_>,
-            ) -> QueryResult<Option<$crate::store::claims::Returned>> {
-                $crate::store::claims::returned!(claim, $($skip)*).get_result(self).optional()
-            }
-
-            fn await_returned(
-                &mut self,
-                claim: &$crate::store::claims::Claim<'_>,
-            ) -> QueryResult<Option<$crate::store::claims::Returned>> {
-                $crate::store::claims::returned!(claim, $($wait)*).get_result(self).optional()
-            }
+            $crate::store::claims::claims!(@fn await_fresh, fresh, $($wait)*);
+            $crate::store::claims::claims!(@fn find_returned, returned, $($skip)*);
+            $crate::store::claims::claims!(@fn await_returned, returned, $($wait)*);
         }
     };
-}
-pub(super) use claims;
-
-/// What was handed out and is over, the longest first, with a row lock.
-macro_rules! returned {
-    ($claim:expr, $($lock:tt)*) => {{
-        use $crate::store::schema::key_packages as k;
+    (@fn $name:ident, $statement:ident, $($lock:tt)*) => {
+        fn $name(
+            &mut self,
+            claim: &$crate::store::claims::Claim<'_>,
+        ) -> QueryResult<Option<$crate::store::claims::Found>> {
+            $crate::store::claims::claims!(@$statement claim, $($lock)*).get_result(self).optional()
+        }
+    };
+    (@fresh $claim:expr, $($lock:tt)*) => {
+        $crate::store::claims::claims!(@find $claim, k::fresh, k::keypackage_ref.asc(), $($lock)*)
+    };
+    (@returned $claim:expr, $($lock:tt)*) => {
+        $crate::store::claims::claims!(@find $claim,
+            k::handed_out.and(k::reserved_until.le($claim.returned_by)), k::reserved_until.asc(), $($lock)*)
+    };
+    (@find $claim:expr, $condition:expr, $order:expr, $($lock:tt)*) => {{
+        use $crate::store::{schema::key_packages as k, sweep::LastReservation};
         k::table
             .filter(k::device_id.eq($claim.owner))
             .filter(k::ciphersuite.between($claim.suites.0, $claim.suites.1))
             .filter(k::not_after.ge($claim.usable_until))
-            .filter(k::handed_out.and(k::reserved_until.le($claim.returned_by)))
-            .order(k::reserved_until.asc())
-            .select(((k::keypackage_ref, k::device_id, k::reservation, k::reserved_by, k::reserved_until), k::held))
+            .filter($condition)
+            .order($order)
+            .select((LastReservation::as_select(), k::held))
             .limit(1)
             $($lock)*
     }};
 }
-pub(super) use returned;
-
-/// Reserves the KeyPackage of this ref.
-macro_rules! take {
-    ($claim:expr, $keypackage_ref:expr) => {{
-        use $crate::store::schema::key_packages as k;
-        diesel::update(k::table)
-            .filter(k::keypackage_ref.nullable().eq($keypackage_ref))
-            .set((
-                k::state.eq(keypool_openapi::State::Reserved.as_ref()),
-                k::reservation.eq($claim.nonce),
-                k::reserved_by.eq($claim.by),
-                k::reserved_until.eq($claim.until),
-            ))
-            .returning((k::keypackage_ref, k::key_package, k::ciphersuite, k::not_after))
-    }};
-}
-pub(super) use take;
+pub(super) use claims;
 
 #[cfg(test)]
 mod tests {
@@ -171,12 +137,12 @@ mod tests {
         );
         insta::assert_snapshot!(
             "postgres_returned",
-            debug_query::<Pg, _>(&returned!(claim, .for_update().skip_locked())).to_string()
+            debug_query::<Pg, _>(&claims!(@returned claim, .for_update().skip_locked())).to_string()
         );
         insta::assert_snapshot!(
             "sqlite_fresh",
             debug_query::<Sqlite, _>(&Fresh { claim: &claim, lock: "" }).to_string()
         );
-        insta::assert_snapshot!("sqlite_returned", debug_query::<Sqlite, _>(&returned!(claim,)).to_string());
+        insta::assert_snapshot!("sqlite_returned", debug_query::<Sqlite, _>(&claims!(@returned claim,)).to_string());
     }
 }

@@ -13,7 +13,7 @@ use uuid::Uuid;
 use super::{
     Store, StoreError,
     audit::{AuditSql, Event},
-    claims::{Claim, ClaimSql, Returned, take},
+    claims::{Claim, ClaimSql, Found},
     connection::{self, Pools, with_conn},
     devices::DeviceSql,
     idempotency::{IdempotencyKey, IdempotencySql},
@@ -62,9 +62,22 @@ pub enum ReserveError {
 
 statements! {
     pub(super) trait ReservationSql {
-        /// Reserves what is held already.
+        /// Reserves what this transaction holds.
         fn take(conn, claim: &Claim<'_>, keypackage_ref: &[u8]) -> QueryResult<HandedOut> {
-            take!(claim, keypackage_ref).get_result(conn)
+            diesel::update(key_packages::table.find(keypackage_ref))
+                .set((
+                    key_packages::state.eq(State::Reserved.as_ref()),
+                    key_packages::reservation.eq(claim.nonce),
+                    key_packages::reserved_by.eq(claim.by),
+                    key_packages::reserved_until.eq(claim.until),
+                ))
+                .returning((
+                    key_packages::keypackage_ref,
+                    key_packages::key_package,
+                    key_packages::ciphersuite,
+                    key_packages::not_after,
+                ))
+                .get_result(conn)
         }
 
         /// Not locked, so that any number of adders get it at once.
@@ -281,31 +294,31 @@ fn pick<C: ClaimSql + ReservationSql + AuditSql>(
         return Ok(Some((fresh, false)));
     }
     if let Some(returned) = conn.find_returned(claim)? {
-        return Ok(Some((take_returned(conn, claim, &returned)?, false)));
+        return Ok(Some((take(conn, claim, &returned)?, false)));
     }
     // What was passed over is another's in this moment, who takes it, gives it up, or merely tidies: nobody is told
     // "exhausted" before that is known. Each round ends with a row that somebody has taken.
     while conn.is_contended(claim)? {
         if let Some(fresh) = conn.await_fresh(claim)? {
-            return Ok(Some((fresh, false)));
+            return Ok(Some((take(conn, claim, &fresh)?, false)));
         }
         if let Some(returned) = conn.await_returned(claim)? {
-            return Ok(Some((take_returned(conn, claim, &returned)?, false)));
+            return Ok(Some((take(conn, claim, &returned)?, false)));
         }
     }
     Ok(conn.last_resort(claim)?.map(|last_resort| (last_resort, true)))
 }
 
-/// Takes what another had. How that reservation ended is noted first: nothing else will tell of it.
-fn take_returned<C: ReservationSql + AuditSql>(
+/// Takes what was found. Where another had it, how that ended is noted first: nothing else will tell of it.
+fn take<C: ReservationSql + AuditSql>(
     conn: &mut C,
     claim: &Claim<'_>,
-    (row, is_held): &Returned,
+    (last, is_held): &Found,
 ) -> QueryResult<HandedOut> {
     if *is_held {
-        conn.record(&[row.event(claim.returned_by)])?;
+        conn.record(&[last.lapse(claim.returned_by)])?;
     }
-    conn.take(claim, &row.keypackage_ref)
+    conn.take(claim, &last.keypackage_ref)
 }
 
 fn miss(owner: &DeviceRow, claim: &Claim<'_>, leftovers: &[(i32, i64)]) -> Result<MissingDevice, StoreError> {

@@ -24,9 +24,10 @@ pub struct Swept {
     pub due: Option<Timestamp>,
 }
 
-/// A KeyPackage whose reservation has lapsed.
-#[derive(Queryable)]
-pub(super) struct LapsedRow {
+/// A KeyPackage, and the reservation that it had last.
+#[derive(Queryable, Selectable)]
+#[diesel(table_name = key_packages)]
+pub(super) struct LastReservation {
     pub keypackage_ref: Vec<u8>,
     device_id: i64,
     reservation: Option<Vec<u8>>,
@@ -34,9 +35,9 @@ pub(super) struct LapsedRow {
     reserved_until: Option<i64>,
 }
 
-impl LapsedRow {
-    /// How the reservation ended.
-    pub fn event(&self, now: i64) -> Event<'_> {
+impl LastReservation {
+    /// That it has lapsed.
+    pub fn lapse(&self, now: i64) -> Event<'_> {
         let at = self.reserved_until.unwrap_or(now);
         let plain = Event::plain((self.device_id, &self.keypackage_ref), Action::Lapse, self.reserved_by, false, at);
         Event { reservation: self.reservation.as_deref(), ..plain }
@@ -49,7 +50,7 @@ type ExpiredColumns = (Vec<u8>, i64, i64, bool);
 /// Finds a batch and holds it until the transaction ends; what another transaction holds is not in it.
 pub(super) trait BatchSql {
     /// Reservations that have lapsed before their KeyPackage expired.
-    fn lapsed_batch(&mut self, now: i64, limit: i64) -> QueryResult<Vec<LapsedRow>>;
+    fn lapsed_batch(&mut self, now: i64, limit: i64) -> QueryResult<Vec<LastReservation>>;
     fn expired_batch(&mut self, now: i64, limit: i64) -> QueryResult<Vec<ExpiredColumns>>;
     fn ended_batch(&mut self, before: i64, limit: i64) -> QueryResult<Vec<Vec<u8>>>;
 }
@@ -58,13 +59,13 @@ pub(super) trait BatchSql {
 macro_rules! batches {
     ($connection:ty, $($lock:tt)*) => {
         impl $crate::store::sweep::BatchSql for $connection {
-            fn lapsed_batch(&mut self, now: i64, limit: i64) -> QueryResult<Vec<$crate::store::sweep::LapsedRow>> {
+            fn lapsed_batch(&mut self, now: i64, limit: i64) -> QueryResult<Vec<$crate::store::sweep::LastReservation>> {
                 use $crate::store::schema::key_packages as k;
                 k::table
                     .filter(k::held.and(k::reserved_until.le(now)))
                     .filter(k::reserved_until.lt(k::not_after.nullable()))
                     .limit(limit)
-                    .select((k::keypackage_ref, k::device_id, k::reservation, k::reserved_by, k::reserved_until))
+                    .select($crate::store::sweep::LastReservation::as_select())
                     $($lock)*
                     .load(self)
             }
@@ -149,7 +150,7 @@ fn lapse<C: BatchSql + SweepSql + AuditSql>(
     now: i64,
 ) -> Result<Swept, StoreError> {
     let rows = conn.lapsed_batch(now, limit)?;
-    let events: Vec<_> = rows.iter().map(|row| row.event(now)).collect();
+    let events: Vec<_> = rows.iter().map(|row| row.lapse(now)).collect();
     let Some(due) = events.iter().map(|event| event.at).min() else { return Ok(Swept::default()) };
     let refs: Vec<_> = rows.iter().map(|row| row.keypackage_ref.as_slice()).collect();
     if retire {
