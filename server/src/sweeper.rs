@@ -9,7 +9,7 @@ use tokio::time::MissedTickBehavior;
 
 use crate::{
     pool::Pool,
-    store::{Store, StoreError, Swept},
+    store::{DeviceId, Store, StoreError, Swept},
 };
 
 /// How long an ended KeyPackage stays known past its `not_after`. Until then its ref and its keys cannot come back;
@@ -44,10 +44,10 @@ pub struct Report {
 /// Sweeps once, batch by batch, until nothing is left that was due at `now`.
 pub(crate) fn sweep(store: &Store, rules: Rules, now: Timestamp) -> Result<Report, StoreError> {
     let mut report = Report::default();
-    let mut noted = |step: &dyn Fn() -> Result<Swept, StoreError>| -> Result<usize, StoreError> {
+    let mut noted = |step: &mut dyn FnMut() -> Result<Swept, StoreError>| -> Result<usize, StoreError> {
         let mut total = 0;
         loop {
-            let Swept { rows, due } = step()?;
+            let Swept { rows, due, .. } = step()?;
             total += rows;
             if let Some(due) = due {
                 report.lag = report.lag.max(Duration::try_from(now.duration_since(due)).unwrap_or_default());
@@ -57,8 +57,15 @@ pub(crate) fn sweep(store: &Store, rules: Rules, now: Timestamp) -> Result<Repor
             }
         }
     };
-    let lapsed = noted(&|| store.sweep_lapsed(rules.retire, rules.batch, now))?;
-    let expired = noted(&|| store.sweep_expired(rules.batch, now))?;
+    // Each batch goes on where the one before it ended: what is still held, and what was just given back, is not searched
+    // again.
+    let mut from = DeviceId::default();
+    let lapsed = noted(&mut || {
+        let swept = store.sweep_lapsed(rules.retire, (from, rules.batch), now)?;
+        from = swept.holder;
+        Ok(swept)
+    })?;
+    let expired = noted(&mut || store.sweep_expired(rules.batch, now))?;
     let forgotten = forget(store, rules, now)?;
     let metrics = store.metrics();
     for (kind, rows) in [("lapsed", lapsed), ("expired", expired), ("forgotten", forgotten)] {

@@ -82,3 +82,32 @@ async fn what_became_of_a_reservation_is_found_in_a_long_trail() {
     assert!(entries + rows < 10, "{entries} index entries and {rows} rows were read for one reservation");
     assert!(entries > 0);
 }
+
+/// What 40 devices had reserved, half of which has lapsed.
+const RESERVED: &str = "INSERT INTO key_packages \
+    (keypackage_ref, device_id, ciphersuite, key_package, not_after, last_resort, state, reservation, reserved_by, \
+    reserved_until) SELECT sha256(n::text::bytea), id, 1, '', 4000000000 + n, false, 'reserved', \
+    sha256(n::text::bytea), 1000 + n % 40, CASE WHEN n > 4000 THEN n ELSE 4000000000 END \
+    FROM devices, generate_series(1, 8000) n WHERE user_name = 'alice'";
+
+#[rstest]
+#[tokio::test]
+async fn a_sweep_goes_through_what_is_reserved_once(#[values(false, true)] is_analysed: bool) {
+    let server = TestServer::start_with(Database::Postgres, |config| config.sweep_batch = 100).await;
+    let mut database = server.database();
+    server.anyone().registered("alice", "laptop").await;
+    let mut other = server.database();
+    other.run(RESERVED);
+    if is_analysed {
+        other.run("ANALYZE");
+    }
+    database.end_others();
+    database.run("SELECT pg_stat_reset()");
+    assert_eq!(server.sweep().await.lapsed, 4_000);
+    database.end_others();
+    let pages =
+        "SELECT idx_blks_hit + idx_blks_read AS n FROM pg_statio_user_indexes WHERE indexrelname = 'key_packages_held'";
+    let pages = database.number(pages);
+    // Some 70 have them all.
+    assert!(pages < 300, "{pages} pages were read for 4,000 reservations that had lapsed");
+}

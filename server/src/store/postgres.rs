@@ -117,7 +117,8 @@ pub(super) fn statement<T, E: From<diesel::result::Error>>(
 impl WholeTable for PgConnection {
     fn whole_table<T>(&mut self, mut body: impl FnMut(&mut Self) -> QueryResult<T>) -> QueryResult<T> {
         transaction(self, &mut |conn| {
-            conn.batch_execute("SET LOCAL enable_seqscan = on")?;
+            // With one process: whoever reads a whole table has time, and requests need the other cores.
+            conn.batch_execute("SET LOCAL enable_seqscan = on; SET LOCAL max_parallel_workers_per_gather = 0")?;
             body(conn)
         })
     }

@@ -10,7 +10,7 @@ use uuid::Uuid;
 use super::{StoreError, schema};
 
 /// The server's number of a device.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct DeviceId(pub i64);
 
 /// A registered device.

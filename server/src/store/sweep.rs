@@ -3,7 +3,7 @@
 //! Each verb changes one small batch, and passes over rows that another transaction holds, so that any number of
 //! servers may sweep and nobody waits for them long.
 
-use diesel::prelude::*;
+use diesel::{prelude::*, query_builder::SqlQuery};
 use jiff::Timestamp;
 use keypool_openapi::{Action, State};
 
@@ -11,8 +11,8 @@ use super::{
     Store, StoreError,
     audit::{AuditSql, Event},
     connection::{WholeTable, with_conn},
-    rows::{Ended, count, statements, timestamp},
-    schema::{enrolments, hpke_keys, idempotency_keys, key_packages},
+    rows::{DeviceId, Ended, count, statements, timestamp},
+    schema::{enrolments, key_packages},
 };
 
 /// What one batch came to.
@@ -22,6 +22,8 @@ pub struct Swept {
     pub rows: usize,
     /// When the first of them was due.
     pub due: Option<Timestamp>,
+    /// Who had reserved the last of them; no earlier device has anything for the next batch.
+    pub holder: DeviceId,
 }
 
 /// A KeyPackage, and the reservation that it had last.
@@ -49,8 +51,8 @@ type ExpiredColumns = (Vec<u8>, i64, i64, bool);
 
 /// Finds a batch and holds it until the transaction ends; what another transaction holds is not in it.
 pub(super) trait BatchSql {
-    /// Reservations that have lapsed before their KeyPackage expired.
-    fn lapsed_batch(&mut self, now: i64, limit: i64) -> QueryResult<Vec<LastReservation>>;
+    /// Reservations that have lapsed before their KeyPackage expired, in the order of who had them, from this device on.
+    fn lapsed_batch(&mut self, from: DeviceId, now: i64, limit: i64) -> QueryResult<Vec<LastReservation>>;
     fn expired_batch(&mut self, now: i64, limit: i64) -> QueryResult<Vec<ExpiredColumns>>;
     fn ended_batch(&mut self, before: i64, limit: i64) -> QueryResult<Vec<Vec<u8>>>;
 }
@@ -59,11 +61,17 @@ pub(super) trait BatchSql {
 macro_rules! batches {
     ($connection:ty, $($lock:tt)*) => {
         impl $crate::store::sweep::BatchSql for $connection {
-            fn lapsed_batch(&mut self, now: i64, limit: i64) -> QueryResult<Vec<$crate::store::sweep::LastReservation>> {
+            fn lapsed_batch(
+                &mut self,
+                from: $crate::store::DeviceId,
+                now: i64,
+                limit: i64,
+            ) -> QueryResult<Vec<$crate::store::sweep::LastReservation>> {
                 use $crate::store::schema::key_packages as k;
                 k::table
-                    .filter(k::held.and(k::reserved_until.le(now)))
+                    .filter(k::held.and(k::reserved_by.ge(from.0)).and(k::reserved_until.le(now)))
                     .filter(k::reserved_until.lt(k::not_after.nullable()))
+                    .order((k::reserved_by.asc(), k::reserved_until.asc()))
                     .limit(limit)
                     .select($crate::store::sweep::LastReservation::as_select())
                     $($lock)*
@@ -96,6 +104,14 @@ macro_rules! batches {
 }
 pub(super) use batches;
 
+/// Deletes the oldest rows of a table whose key has two columns, which Diesel has no comparison for.
+fn oldest(table: &str, key: &str, age: &str, before: i64, limit: i64) -> SqlQuery {
+    diesel::sql_query(format!(
+        "DELETE FROM {table} WHERE ({key}) IN \
+         (SELECT {key} FROM {table} WHERE {age} <= {before} ORDER BY {age} LIMIT {limit})"
+    ))
+}
+
 statements! {
     pub(super) trait SweepSql {
         fn give_back(conn, refs: &[&[u8]]) -> QueryResult<usize> {
@@ -114,20 +130,12 @@ statements! {
             diesel::delete(key_packages::table.filter(key_packages::keypackage_ref.eq_any(refs))).execute(conn)
         }
 
-        fn keys_before(conn, before: i64, limit: i64) -> QueryResult<Vec<(i64, Vec<u8>)>> {
-            hpke_keys::table
-                .filter(hpke_keys::not_after.le(before))
-                .limit(limit)
-                .select((hpke_keys::device_id, hpke_keys::public_key))
-                .load(conn)
+        fn forget_keys(conn, before: i64, limit: i64) -> QueryResult<usize> {
+            oldest("hpke_keys", "device_id, public_key", "not_after", before, limit).execute(conn)
         }
 
-        fn forget_key(conn, owner: i64, key: &[u8]) -> QueryResult<usize> {
-            diesel::delete(hpke_keys::table.find((owner, key))).execute(conn)
-        }
-
-        fn forget_answers(conn, now: i64) -> QueryResult<usize> {
-            diesel::delete(idempotency_keys::table.filter(idempotency_keys::expires_at.le(now))).execute(conn)
+        fn forget_answers(conn, now: i64, limit: i64) -> QueryResult<usize> {
+            oldest("idempotency_keys", "device_id, key", "expires_at", now, limit).execute(conn)
         }
 
         fn forget_enrolments(conn, now: i64) -> QueryResult<usize> {
@@ -146,12 +154,13 @@ statements! {
 fn lapse<C: BatchSql + SweepSql + AuditSql>(
     conn: &mut C,
     retire: bool,
-    limit: i64,
+    (from, limit): (DeviceId, i64),
     now: i64,
 ) -> Result<Swept, StoreError> {
-    let rows = conn.lapsed_batch(now, limit)?;
+    let rows = conn.lapsed_batch(from, now, limit)?;
     let events: Vec<_> = rows.iter().map(|row| row.lapse(now)).collect();
     let Some(due) = events.iter().map(|event| event.at).min() else { return Ok(Swept::default()) };
+    let holder = rows.last().and_then(|row| row.reserved_by).map_or(from, DeviceId);
     let refs: Vec<_> = rows.iter().map(|row| row.keypackage_ref.as_slice()).collect();
     if retire {
         conn.end(&refs, State::Retired, now)?
@@ -159,7 +168,7 @@ fn lapse<C: BatchSql + SweepSql + AuditSql>(
         conn.give_back(&refs)?
     };
     conn.record(&events)?;
-    Ok(Swept { rows: rows.len(), due: Some(timestamp(due)?) })
+    Ok(Swept { rows: rows.len(), due: Some(timestamp(due)?), holder })
 }
 
 fn expire<C: BatchSql + SweepSql + AuditSql>(conn: &mut C, limit: i64, now: i64) -> Result<Swept, StoreError> {
@@ -174,16 +183,13 @@ fn expire<C: BatchSql + SweepSql + AuditSql>(conn: &mut C, limit: i64, now: i64)
         })
         .collect();
     conn.record(&events)?;
-    Ok(Swept { rows: rows.len(), due: Some(timestamp(*due)?) })
+    Ok(Swept { rows: rows.len(), due: Some(timestamp(*due)?), ..Swept::default() })
 }
 
 fn forget<C: BatchSql + SweepSql>(conn: &mut C, before: i64, limit: i64, now: i64) -> Result<usize, StoreError> {
     let refs = conn.ended_batch(before, limit)?;
-    let mut rows = if refs.is_empty() { 0 } else { conn.forget_key_packages(&refs)? };
-    for (owner, key) in conn.keys_before(before, limit)? {
-        rows += conn.forget_key(owner, &key)?;
-    }
-    Ok(rows + conn.forget_answers(now)? + conn.forget_enrolments(now)?)
+    let rows = if refs.is_empty() { 0 } else { conn.forget_key_packages(&refs)? };
+    Ok(rows + conn.forget_keys(before, limit)? + conn.forget_answers(now, limit)? + conn.forget_enrolments(now)?)
 }
 
 fn forget_events<C: AuditSql>(conn: &mut C, before: i64, limit: i64) -> Result<usize, StoreError> {
@@ -193,12 +199,19 @@ fn forget_events<C: AuditSql>(conn: &mut C, before: i64, limit: i64) -> Result<u
 }
 
 impl Store {
-    /// Notes reservations that have lapsed: their KeyPackages are available again, or retired.
+    /// Notes reservations that have lapsed: their KeyPackages are available again, or retired. Begins with those that the
+    /// device `from` had, or a later one.
     ///
     /// # Errors
     /// When the database fails. Nothing is changed then.
-    pub fn sweep_lapsed(&self, retire: bool, limit: u32, now: Timestamp) -> Result<Swept, StoreError> {
-        with_conn!(self, write "sweep_lapsed", |conn| lapse(conn, retire, i64::from(limit), now.as_second()))
+    pub fn sweep_lapsed(
+        &self,
+        retire: bool,
+        (from, limit): (DeviceId, u32),
+        now: Timestamp,
+    ) -> Result<Swept, StoreError> {
+        let batch = (from, i64::from(limit));
+        with_conn!(self, write "sweep_lapsed", |conn| lapse(conn, retire, batch, now.as_second()))
     }
 
     /// Notes KeyPackages that have expired.
