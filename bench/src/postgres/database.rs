@@ -7,9 +7,10 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
+use hdrhistogram::Histogram;
 
 use super::{Postgres, run};
-use crate::{progress, seed};
+use crate::{progress, report::as_f64, seed};
 
 /// One reservation in one statement, as it can be written by hand: what Keypool is measured against. No audit row.
 const STATEMENT: &str = "\
@@ -112,18 +113,41 @@ impl Database<'_> {
 
     /// Has pgbench reserve for so long, and answers its transactions a second and their mean latency in milliseconds.
     pub(crate) fn pgbench(&self, users: u64, clients: usize, seconds: u64) -> Result<(f64, f64)> {
-        let script = self.postgres.directory.path().join("reserve.sql");
-        fs::write(&script, STATEMENT)?;
-        let (users, clients, seconds) = (format!("users={users}"), clients.to_string(), seconds.to_string());
-        let said = run(Command::new(self.postgres.programs.join("pgbench"))
-            .args(["-n", "-M", "prepared", "-D", &users, "-c", &clients, "-j", "2", "-T", &seconds, "-f"])
-            .arg(script)
-            .arg(&self.url))?;
+        let said = self.run_pgbench(users, clients, seconds, &[])?;
         let number = |before: &str| -> Result<f64> {
             let line = said.lines().find_map(|line| line.strip_prefix(before)).context("pgbench says no such thing")?;
             line.trim().split(' ').next().unwrap_or_default().parse().context("pgbench says no number")
         };
         Ok((number("tps =")?, number("latency average =")?))
+    }
+
+    /// Has pgbench reserve so often a second, and answers how many milliseconds 99 of 100 took at most, from when each was
+    /// due.
+    pub(crate) fn pgbench_p99(&self, users: u64, clients: usize, seconds: u64, rate: f64) -> Result<f64> {
+        let directory = tempfile::tempdir().context("no directory")?;
+        let (rate, log) = (format!("--rate={rate:.0}"), directory.path().join("log").display().to_string());
+        self.run_pgbench(users, clients, seconds, &[&rate, "--log", "--log-prefix", &log])?;
+        let mut latency: Histogram<u64> = Histogram::new(3).context("no histogram")?;
+        for file in fs::read_dir(directory.path())? {
+            for line in fs::read_to_string(file?.path())?.lines() {
+                let micros = line.split(' ').nth(2).context("pgbench logs no times")?;
+                latency.record(micros.parse().with_context(|| format!("pgbench logs no time, but {line}"))?)?;
+            }
+        }
+        ensure!(!latency.is_empty(), "pgbench logged nothing");
+        Ok(as_f64(latency.value_at_quantile(0.99)) / 1e3)
+    }
+
+    fn run_pgbench(&self, users: u64, clients: usize, seconds: u64, more: &[&str]) -> Result<String> {
+        let script = self.postgres.directory.path().join("reserve.sql");
+        fs::write(&script, STATEMENT)?;
+        let (users, clients, seconds) = (format!("users={users}"), clients.to_string(), seconds.to_string());
+        run(Command::new(self.postgres.programs.join("pgbench"))
+            .args(["-n", "-M", "prepared", "-D", &users, "-c", &clients, "-j", "2", "-T", &seconds])
+            .args(more)
+            .arg("-f")
+            .arg(script)
+            .arg(&self.url))
     }
 }
 
