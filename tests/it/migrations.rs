@@ -259,3 +259,23 @@ async fn what_was_there_outlives_going_up_and_down(#[values(Database::Postgres, 
     assert_eq!(reservation["last_resort"], false);
     bob.spend(&reservation, "friends").await.ok();
 }
+
+#[rstest]
+fn old_commits_are_told_from_the_newest_of_their_group(#[values(Database::Postgres, Database::Sqlite)] db: Database) {
+    let place = db.fresh();
+    let mut database = place.open();
+    let steps = fs::read_dir(steps("sqlite")).unwrap().map(|entry| entry.unwrap().file_name());
+    for _ in steps.filter(|step| **step < *"2026-11-24-700000") {
+        step_up(&mut database);
+    }
+    for (group, epoch) in [("a", 0), ("a", 1), ("a", 3), ("b", 7)] {
+        let group = database.bytes(group.as_bytes());
+        database
+            .run(&format!("INSERT INTO commits (group_id, epoch, digest, at) VALUES ({group}, {epoch}, {group}, 1)"));
+    }
+    step_up(&mut database);
+    assert_eq!(database.number("SELECT count(*) AS n FROM commits WHERE superseded AND epoch IN (0, 1)"), 2);
+    assert_eq!(database.number("SELECT count(*) AS n FROM commits WHERE NOT superseded AND epoch IN (3, 7)"), 2);
+    step_down(&mut database);
+    assert_eq!(database.number("SELECT count(*) AS n FROM commits"), 4);
+}

@@ -111,3 +111,26 @@ async fn a_sweep_goes_through_what_is_reserved_once(#[values(false, true)] is_an
     // Some 70 have them all.
     assert!(pages < 300, "{pages} pages were read for 4,000 reservations that had lapsed");
 }
+
+/// Groups where nothing has happened for long.
+const IDLE_GROUPS: &str = "INSERT INTO commits (group_id, epoch, digest, at, superseded) \
+    SELECT sha256((n / 2)::text::bytea), n % 2, '', 0, n IN (0, 2, 4) FROM generate_series(0, 20000) n \
+    WHERE n % 2 = 1 OR n < 6";
+
+#[tokio::test]
+async fn a_sweep_does_not_go_through_the_groups_that_are_idle() {
+    let server = TestServer::start(Database::Postgres).await;
+    let mut database = server.database();
+    database.run(IDLE_GROUPS);
+    database.end_others();
+    database.run("SELECT pg_stat_reset()");
+    assert_eq!(server.sweep().await.forgotten, 3);
+    database.end_others();
+    let read = |columns: &str, table: &str| {
+        format!("SELECT sum({columns})::bigint AS n FROM {table} WHERE relname = 'commits'")
+    };
+    let entries = database.number(&read("idx_tup_read", "pg_stat_user_indexes"));
+    let rows = database.number(&read("seq_tup_read", "pg_stat_user_tables"));
+    assert!(entries + rows < 20, "{entries} index entries and {rows} rows were read for three Commits");
+    assert_eq!(database.number("SELECT count(*) AS n FROM commits"), 10_000);
+}

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use diesel::prelude::*;
+use diesel::{dsl::max, prelude::*};
 use jiff::Timestamp;
 use keypool_openapi::{MessageKind, ReservationId};
 
@@ -101,21 +101,14 @@ statements! {
                 .map(|rows| rows == 1)
         }
 
-        /// Commits from before then that are not their group's newest.
-        fn old_commits(conn, before: i64, limit: i64) -> QueryResult<Vec<(Vec<u8>, i64)>> {
-            let newer = diesel::alias!(commits as newer);
-            let has_newer = newer
-                .filter(newer.field(commits::group_id).eq(commits::group_id))
-                .filter(newer.field(commits::epoch).gt(commits::epoch));
-            commits::table
-                .filter(commits::at.le(before).and(diesel::dsl::exists(has_newer)))
-                .limit(limit)
-                .select((commits::group_id, commits::epoch))
-                .load(conn)
-        }
-
-        fn remove_commit(conn, group_id: &[u8], epoch: i64) -> QueryResult<usize> {
-            diesel::delete(commits::table.find((group_id, epoch))).execute(conn)
+        /// Marks the Commit before this one, which need not be kept for ever any longer.
+        fn supersede(conn, group_id: &[u8], epoch: i64) -> QueryResult<usize> {
+            let older = diesel::alias!(commits as older);
+            let before = older
+                .filter(older.field(commits::group_id).eq(group_id).and(older.field(commits::epoch).lt(epoch)))
+                .select(max(older.field(commits::epoch)));
+            let before = commits::group_id.eq(group_id).and(commits::epoch.nullable().eq(before.single_value()));
+            diesel::update(commits::table.filter(before)).set(commits::superseded.eq(true)).execute(conn)
         }
     }
 }
@@ -146,6 +139,7 @@ where
         let newest = conn.newest_commit(group_id)?.map_or(epoch, |(newest, ..)| newest);
         return if is_repeated { Ok(Delivered::default()) } else { Err(CommitError::Stale(newest.saturating_add(1))) };
     }
+    conn.supersede(group_id, want.epoch)?;
     // In one order, whoever commits: so two that spend the same never wait for each other.
     let mut reservations = want.reservations.clone();
     reservations.sort_unstable_by_key(|one| (one.owner, one.nonce));

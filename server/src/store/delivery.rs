@@ -17,6 +17,7 @@ use super::{
     postgres,
     rows::{DeviceColumns, DeviceId, DeviceRow, Names, statements, timestamp},
     schema::{deliveries, envelopes},
+    sweep::SweepSql,
 };
 use crate::config::Config;
 
@@ -380,11 +381,8 @@ impl Store {
         let (before, limit, now) = (before.as_second(), i64::from(limit), now.as_second());
         with_conn!(self, write "forget_messages", |conn| {
             let ids = conn.expired_envelopes(now, limit)?;
-            let mut rows = if ids.is_empty() { 0 } else { conn.remove_envelopes(&ids)? };
-            for (group_id, epoch) in conn.old_commits(before, limit)? {
-                rows += conn.remove_commit(&group_id, epoch)?;
-            }
-            Ok::<_, StoreError>(rows)
+            let rows = if ids.is_empty() { 0 } else { conn.remove_envelopes(&ids)? };
+            Ok::<_, StoreError>(rows + conn.forget_commits(before, limit)?)
         })
     }
 }

@@ -91,6 +91,7 @@ diesel::table! {
         digest -> Binary,
         proof_digest -> Nullable<Binary>,
         at -> BigInt,
+        superseded -> Bool,
     }
 }
 

@@ -104,11 +104,10 @@ macro_rules! batches {
 }
 pub(super) use batches;
 
-/// Deletes the oldest rows of a table whose key has two columns, which Diesel has no comparison for.
-fn oldest(table: &str, key: &str, age: &str, before: i64, limit: i64) -> SqlQuery {
+/// Deletes a batch of the rows of a table whose key has two columns, which Diesel has no comparison for.
+fn delete_some(table: &str, key: &str, which: &str, limit: i64) -> SqlQuery {
     diesel::sql_query(format!(
-        "DELETE FROM {table} WHERE ({key}) IN \
-         (SELECT {key} FROM {table} WHERE {age} <= {before} ORDER BY {age} LIMIT {limit})"
+        "DELETE FROM {table} WHERE ({key}) IN (SELECT {key} FROM {table} WHERE {which} LIMIT {limit})"
     ))
 }
 
@@ -131,11 +130,19 @@ statements! {
         }
 
         fn forget_keys(conn, before: i64, limit: i64) -> QueryResult<usize> {
-            oldest("hpke_keys", "device_id, public_key", "not_after", before, limit).execute(conn)
+            let old = format!("not_after <= {before} ORDER BY not_after");
+            delete_some("hpke_keys", "device_id, public_key", &old, limit).execute(conn)
         }
 
         fn forget_answers(conn, now: i64, limit: i64) -> QueryResult<usize> {
-            oldest("idempotency_keys", "device_id, key", "expires_at", now, limit).execute(conn)
+            let old = format!("expires_at <= {now} ORDER BY expires_at");
+            delete_some("idempotency_keys", "device_id, key", &old, limit).execute(conn)
+        }
+
+        /// But for the newest of each group.
+        fn forget_commits(conn, before: i64, limit: i64) -> QueryResult<usize> {
+            let old = format!("superseded AND at <= {before} ORDER BY at");
+            delete_some("commits", "group_id, epoch", &old, limit).execute(conn)
         }
 
         fn forget_enrolments(conn, now: i64) -> QueryResult<usize> {
