@@ -105,7 +105,8 @@ impl Metrics {
             pool_packages: IntGaugeVec::new(
                 opts(
                     "pool_packages",
-                    "KeyPackages of all pools by state in the database, when they were last counted.",
+                    "KeyPackages of all pools by state in the database, when they were last counted; estimated where \
+                     PostgreSQL has more than 250,000.",
                 ),
                 &["state"],
             )?,

@@ -134,3 +134,29 @@ async fn a_sweep_does_not_go_through_the_groups_that_are_idle() {
     assert!(entries + rows < 20, "{entries} index entries and {rows} rows were read for three Commits");
     assert_eq!(database.number("SELECT count(*) AS n FROM commits"), 10_000);
 }
+
+#[tokio::test]
+async fn a_census_of_very_many_looks_at_some() {
+    let server = TestServer::start(Database::Postgres).await;
+    let mut database = server.database();
+    server.anyone().registered("bob", "phone").await;
+    database.run(MANY);
+    let counted = async || {
+        server.census().await;
+        let metrics = server.anyone().get("/metrics").await.text;
+        let line = metrics.lines().find_map(|line| line.strip_prefix("keypool_pool_packages{state=\"available\"} "));
+        line.unwrap().parse::<u64>().unwrap()
+    };
+    assert_eq!(counted().await, 20_000);
+    // As if it had been four times as many as are counted one by one.
+    database.run("ALTER TABLE key_packages SET (autovacuum_enabled = false)");
+    database.run("UPDATE pg_class SET reltuples = 1000000 WHERE oid = 'key_packages'::regclass");
+    database.end_others();
+    database.run("SELECT pg_stat_reset()");
+    let estimated = counted().await;
+    assert!((10_000..30_000).contains(&estimated), "{estimated} were counted where there are 20,000");
+    database.end_others();
+    let pages = "SELECT heap_blks_hit + heap_blks_read AS n FROM pg_statio_user_tables WHERE relname = 'key_packages'";
+    let (read, all) = (database.number(pages), database.number("SELECT pg_relation_size('key_packages') / 8192 AS n"));
+    assert!(read > 0 && read < all / 2, "{read} of {all} pages were read");
+}

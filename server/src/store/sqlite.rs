@@ -10,8 +10,8 @@ use super::{
     key_packages::HoldDevice,
     lineage::{Lineage, SKIPPED},
     proven::{Connector, Glance},
-    schema::{devices, lineage},
-    sweep::batches,
+    schema::{devices, key_packages, lineage},
+    sweep::{Census, batches},
 };
 
 /// WAL lets readers go on while one writes; FULL makes every answered commit survive a power cut.
@@ -57,6 +57,15 @@ pub(super) fn transaction<T, E: From<diesel::result::Error>>(
 impl WholeTable for SqliteConnection {
     fn whole_table<T>(&mut self, mut body: impl FnMut(&mut Self) -> QueryResult<T>) -> QueryResult<T> {
         body(self)
+    }
+}
+
+impl Census for SqliteConnection {
+    fn census(&mut self) -> QueryResult<Vec<(String, i64)>> {
+        key_packages::table
+            .group_by(key_packages::state)
+            .select((key_packages::state, diesel::dsl::count_star()))
+            .load(self)
     }
 }
 

@@ -10,7 +10,7 @@ use keypool_openapi::{Action, State};
 use super::{
     Store, StoreError,
     audit::{AuditSql, Event},
-    connection::{WholeTable, with_conn},
+    connection::with_conn,
     rows::{DeviceId, Ended, count, statements, timestamp},
     schema::{enrolments, key_packages},
 };
@@ -44,6 +44,11 @@ impl LastReservation {
         let plain = Event::plain((self.device_id, &self.keypackage_ref), Action::Lapse, self.reserved_by, false, at);
         Event { reservation: self.reservation.as_deref(), ..plain }
     }
+}
+
+/// How many KeyPackages there are in each state, about.
+pub(super) trait Census {
+    fn census(&mut self) -> QueryResult<Vec<(String, i64)>>;
 }
 
 /// Ref, owner, `not_after`, whether it is a last resort.
@@ -148,13 +153,6 @@ statements! {
         fn forget_enrolments(conn, now: i64) -> QueryResult<usize> {
             diesel::delete(enrolments::table.filter(enrolments::expires_at.le(now))).execute(conn)
         }
-
-        fn census(conn) -> QueryResult<Vec<(String, i64)>> {
-            key_packages::table
-                .group_by(key_packages::state)
-                .select((key_packages::state, diesel::dsl::count_star()))
-                .load(conn)
-        }
     }
 }
 
@@ -247,12 +245,12 @@ impl Store {
         with_conn!(self, write "forget_events", |conn| forget_events(conn, before.as_second(), i64::from(limit)))
     }
 
-    /// How many KeyPackages there are in each state.
+    /// How many KeyPackages there are in each state; estimated where a `PostgreSQL` has very many.
     ///
     /// # Errors
     /// When the database fails.
     pub fn census(&self) -> Result<Vec<(State, u64)>, StoreError> {
-        let rows = with_conn!(self, read, |conn| conn.whole_table(SweepSql::census))?;
+        let rows = with_conn!(self, read, |conn| conn.census())?;
         rows.into_iter().map(|(state, n)| Ok((state.parse().map_err(StoreError::fatal)?, count(n)?))).collect()
     }
 }

@@ -149,6 +149,11 @@ impl TestServer {
         self.here().pool.sweep().await.unwrap()
     }
 
+    /// Has the server count the KeyPackages of all pools, as it does by itself every now and then.
+    pub async fn census(&self) {
+        self.here().pool.census().await.unwrap();
+    }
+
     /// The server's time.
     pub fn now(&self) -> Timestamp {
         match &self.serves {
