@@ -138,9 +138,9 @@ async fn a_sweep_does_not_go_through_the_groups_that_are_idle() {
 #[tokio::test]
 async fn a_census_of_very_many_looks_at_some() {
     let server = TestServer::start(Database::Postgres).await;
-    let mut database = server.database();
     server.anyone().registered("bob", "phone").await;
-    database.run(MANY);
+    server.database().run(MANY);
+    let mut database = server.database();
     let counted = async || {
         server.census().await;
         let metrics = server.anyone().get("/metrics").await.text;
