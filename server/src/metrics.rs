@@ -106,7 +106,7 @@ impl Metrics {
                 opts(
                     "pool_packages",
                     "KeyPackages of all pools by state in the database, when they were last counted; estimated where \
-                     PostgreSQL has more than 250,000.",
+                     PostgreSQL has very many.",
                 ),
                 &["state"],
             )?,

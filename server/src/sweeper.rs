@@ -47,7 +47,7 @@ pub(crate) fn sweep(store: &Store, rules: Rules, now: Timestamp) -> Result<Repor
     let mut noted = |step: &mut dyn FnMut() -> Result<Swept, StoreError>| -> Result<usize, StoreError> {
         let mut total = 0;
         loop {
-            let Swept { rows, due, .. } = step()?;
+            let Swept { rows, due } = step()?;
             total += rows;
             if let Some(due) = due {
                 report.lag = report.lag.max(Duration::try_from(now.duration_since(due)).unwrap_or_default());
@@ -61,8 +61,8 @@ pub(crate) fn sweep(store: &Store, rules: Rules, now: Timestamp) -> Result<Repor
     // again.
     let mut from = DeviceId::default();
     let lapsed = noted(&mut || {
-        let swept = store.sweep_lapsed(rules.retire, (from, rules.batch), now)?;
-        from = swept.holder;
+        let (swept, last) = store.sweep_lapsed(rules.retire, (from, rules.batch), now)?;
+        from = last;
         Ok(swept)
     })?;
     let expired = noted(&mut || store.sweep_expired(rules.batch, now))?;

@@ -4,7 +4,7 @@ use jiff::SignedDuration;
 use keypool_openapi::ProblemType;
 use rstest::rstest;
 
-use crate::support::{Database, Device, TestServer};
+use crate::support::{Database, Device, Raw, TestServer};
 
 /// What bob has in his pool.
 const MANY: &str = "INSERT INTO key_packages \
@@ -39,17 +39,24 @@ async fn each_looks_at_its_own_whatever_else_there_is(#[values(false, true)] is_
         alice.get(list).await.ok();
     }
     database.end_others();
-    let entries = "SELECT sum(idx_tup_read)::bigint AS n FROM pg_stat_user_indexes WHERE relname = 'key_packages'";
-    let entries = database.number(entries);
+    let (entries, _) = read(&mut database, "key_packages");
     assert!(entries < 2_000, "{entries} index entries were read where alice has 20 KeyPackages");
     server.sweep().await;
     database.end_others();
-    let read = |table: &str| format!("SELECT seq_scan AS n FROM pg_stat_user_tables WHERE relname = '{table}'");
+    let scans = |table: &str| format!("SELECT seq_scan AS n FROM pg_stat_user_tables WHERE relname = '{table}'");
     for table in ["users", "devices", "hpke_keys", "audit_events", "idempotency_keys"] {
-        assert_eq!(database.number(&read(table)), 0, "{table} was read as a whole");
+        assert_eq!(database.number(&scans(table)), 0, "{table} was read as a whole");
     }
     // The server counts the pools once when it starts.
-    assert!(database.number(&read("key_packages")) <= 1, "key_packages was read as a whole");
+    assert!(database.number(&scans("key_packages")) <= 1, "key_packages was read as a whole");
+}
+
+/// How many index entries, and how many rows of the table as a whole, were read.
+fn read(database: &mut Raw, table: &str) -> (i64, i64) {
+    let mut number = |columns: &str, counted: &str| {
+        database.number(&format!("SELECT sum({columns})::bigint AS n FROM {counted} WHERE relname = '{table}'"))
+    };
+    (number("idx_tup_read", "pg_stat_user_indexes"), number("seq_tup_read", "pg_stat_user_tables"))
 }
 
 /// What was reserved of alice before.
@@ -74,11 +81,7 @@ async fn what_became_of_a_reservation_is_found_in_a_long_trail() {
     bob.spend(&lost, "friends").await.is_problem(409, ProblemType::ReservationLapsed);
     bob.release(&lost).await.is_problem(409, ProblemType::ReservationLapsed);
     database.end_others();
-    let read = |columns: &str, table: &str| {
-        format!("SELECT sum({columns})::bigint AS n FROM {table} WHERE relname = 'audit_events'")
-    };
-    let entries = database.number(&read("idx_tup_read", "pg_stat_user_indexes"));
-    let rows = database.number(&read("seq_tup_read", "pg_stat_user_tables"));
+    let (entries, rows) = read(&mut database, "audit_events");
     assert!(entries + rows < 10, "{entries} index entries and {rows} rows were read for one reservation");
     assert!(entries > 0);
 }
@@ -126,11 +129,7 @@ async fn a_sweep_does_not_go_through_the_groups_that_are_idle() {
     database.run("SELECT pg_stat_reset()");
     assert_eq!(server.sweep().await.forgotten, 3);
     database.end_others();
-    let read = |columns: &str, table: &str| {
-        format!("SELECT sum({columns})::bigint AS n FROM {table} WHERE relname = 'commits'")
-    };
-    let entries = database.number(&read("idx_tup_read", "pg_stat_user_indexes"));
-    let rows = database.number(&read("seq_tup_read", "pg_stat_user_tables"));
+    let (entries, rows) = read(&mut database, "commits");
     assert!(entries + rows < 20, "{entries} index entries and {rows} rows were read for three Commits");
     assert_eq!(database.number("SELECT count(*) AS n FROM commits"), 10_000);
 }

@@ -1,6 +1,6 @@
 //! Tidying: what time has done is written down, and what may be forgotten is.
 //!
-//! Each verb changes one small batch, and passes over rows that another transaction holds, so that any number of
+//! Each verb changes one small batch, and passes over KeyPackages that another transaction holds, so that any number of
 //! servers may sweep and nobody waits for them long.
 
 use diesel::{prelude::*, query_builder::SqlQuery};
@@ -22,8 +22,6 @@ pub struct Swept {
     pub rows: usize,
     /// When the first of them was due.
     pub due: Option<Timestamp>,
-    /// Who had reserved the last of them; no earlier device has anything for the next batch.
-    pub holder: DeviceId,
 }
 
 /// A KeyPackage, and the reservation that it had last.
@@ -161,11 +159,11 @@ fn lapse<C: BatchSql + SweepSql + AuditSql>(
     retire: bool,
     (from, limit): (DeviceId, i64),
     now: i64,
-) -> Result<Swept, StoreError> {
+) -> Result<(Swept, DeviceId), StoreError> {
     let rows = conn.lapsed_batch(from, now, limit)?;
     let events: Vec<_> = rows.iter().map(|row| row.lapse(now)).collect();
-    let Some(due) = events.iter().map(|event| event.at).min() else { return Ok(Swept::default()) };
-    let holder = rows.last().and_then(|row| row.reserved_by).map_or(from, DeviceId);
+    let Some(due) = events.iter().map(|event| event.at).min() else { return Ok((Swept::default(), from)) };
+    let last = rows.last().and_then(|row| row.reserved_by).map_or(from, DeviceId);
     let refs: Vec<_> = rows.iter().map(|row| row.keypackage_ref.as_slice()).collect();
     if retire {
         conn.end(&refs, State::Retired, now)?
@@ -173,7 +171,7 @@ fn lapse<C: BatchSql + SweepSql + AuditSql>(
         conn.give_back(&refs)?
     };
     conn.record(&events)?;
-    Ok(Swept { rows: rows.len(), due: Some(timestamp(due)?), holder })
+    Ok((Swept { rows: rows.len(), due: Some(timestamp(due)?) }, last))
 }
 
 fn expire<C: BatchSql + SweepSql + AuditSql>(conn: &mut C, limit: i64, now: i64) -> Result<Swept, StoreError> {
@@ -188,7 +186,7 @@ fn expire<C: BatchSql + SweepSql + AuditSql>(conn: &mut C, limit: i64, now: i64)
         })
         .collect();
     conn.record(&events)?;
-    Ok(Swept { rows: rows.len(), due: Some(timestamp(*due)?), ..Swept::default() })
+    Ok(Swept { rows: rows.len(), due: Some(timestamp(*due)?) })
 }
 
 fn forget<C: BatchSql + SweepSql>(conn: &mut C, before: i64, limit: i64, now: i64) -> Result<usize, StoreError> {
@@ -205,7 +203,7 @@ fn forget_events<C: AuditSql>(conn: &mut C, before: i64, limit: i64) -> Result<u
 
 impl Store {
     /// Notes reservations that have lapsed: their KeyPackages are available again, or retired. Begins with those that the
-    /// device `from` had, or a later one.
+    /// device `from` had, and answers whose it came to: no earlier device has anything for the next batch.
     ///
     /// # Errors
     /// When the database fails. Nothing is changed then.
@@ -214,7 +212,7 @@ impl Store {
         retire: bool,
         (from, limit): (DeviceId, u32),
         now: Timestamp,
-    ) -> Result<Swept, StoreError> {
+    ) -> Result<(Swept, DeviceId), StoreError> {
         let batch = (from, i64::from(limit));
         with_conn!(self, write "sweep_lapsed", |conn| lapse(conn, retire, batch, now.as_second()))
     }
