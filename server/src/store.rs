@@ -28,6 +28,7 @@ mod storing;
 mod sweep;
 mod together;
 mod view;
+mod wishes;
 
 use std::fmt;
 

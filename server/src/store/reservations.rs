@@ -118,16 +118,6 @@ statements! {
                 .first(conn)
         }
 
-        /// How many reservations each of these devices holds.
-        fn held_by_each(conn, devices: &[i64], now: i64) -> QueryResult<Vec<(Option<i64>, i64)>> {
-            key_packages::table
-                .filter(key_packages::held.and(key_packages::reserved_by.eq_any(devices)))
-                .filter(key_packages::reserved_until.gt(now))
-                .group_by(key_packages::reserved_by)
-                .select((key_packages::reserved_by, diesel::dsl::count_star()))
-                .load(conn)
-        }
-
         /// What stands in the pool but was not to be had, or has expired there: ciphersuites, and how long each lives.
         fn leftovers(conn, claim: &Claim<'_>, now: i64) -> QueryResult<Vec<(i32, i64)>> {
             let expired = || key_packages::state.eq(State::Expired.as_ref());

@@ -9,95 +9,23 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use diesel::{
     pg::Pg,
     prelude::*,
-    sql_types::{BigInt, Binary, Integer, Nullable, Text},
+    sql_types::{BigInt, Binary},
 };
 use jiff::Timestamp;
-use keypool_openapi::{Base64Bytes, Reservation, ReservationId, ReserveResponse, State};
+use keypool_openapi::{Base64Bytes, DeviceName, Reservation, ReservationId, ReserveResponse, State};
 
 use super::{
     StoreError,
     by_hand::{columns, statement},
     idempotency::{IdempotencyKey, IdempotencySql},
-    reservations::{ReservationSql, Reserve},
+    reservations::Reserve,
     rows::{nonce_of, suite, timestamp},
     spending::{SPENDABLE, Spend, Spent},
+    wishes::{self, Taken, Target},
 };
 
 /// A device that may hold so few more reservations for each user that it names is counted exactly, alone.
 const NEAR: i64 = 16;
-
-/// One row for each user of each wish: a column each.
-#[derive(Debug, Default)]
-struct Wishes<'a> {
-    wish: Vec<i64>,
-    user: Vec<&'a str>,
-    device: Vec<Option<&'a str>>,
-    first_suite: Vec<i32>,
-    last_suite: Vec<i32>,
-    nonce: Vec<&'a [u8]>,
-    actor: Vec<i64>,
-    until: Vec<i64>,
-    usable_until: Vec<i64>,
-    group_id: Vec<Option<&'a [u8]>>,
-    now: i64,
-}
-
-/// The wish, the owner, its user, its device; ref, bytes, ciphersuite, `not_after`.
-type Taken = (i64, i64, String, String, Vec<u8>, Vec<u8>, i32, i64);
-
-// A wish is fulfilled as a whole or not at all: where one of its users has no device, or one of its devices nothing fresh
-// that is not held, or two wishes met at the same KeyPackage, nothing is taken for it. The search begins at the nonce and
-// goes around, as it does for one alone. Nearly everything has the right ciphersuite and lives long enough, which the
-// planner cannot know: CASE keeps it from reading and sorting all that an owner has, for fear of having to.
-//
-// What is found is locked, and stays where it is: the update goes to its place and not through the index. Who changes what is
-// fresh ends that it is: what was changed since the statement began is passed over, and never half of a wish is missed.
-statement!(Wishes, (BigInt, BigInt, Text, Text, Binary, Binary, Integer, BigInt), Pg, PgConnection => |this, out| {
-    out.push_sql("WITH want AS MATERIALIZED (SELECT w.*, d.id AS owner, d.device_name AS owned FROM unnest(");
-    columns!(
-        out,
-        BigInt => this.wish,
-        Text => this.user,
-        Nullable<Text> => this.device,
-        Integer => this.first_suite,
-        Integer => this.last_suite,
-        Binary => this.nonce,
-        BigInt => this.actor,
-        BigInt => this.until,
-        BigInt => this.usable_until,
-        Nullable<Binary> => this.group_id,
-    );
-    out.push_sql(
-        ") AS w (wish, user_name, device_name, first_suite, last_suite, nonce, actor, until, usable_until, group_id) \
-         LEFT JOIN devices d ON d.user_name = w.user_name AND d.removed_at IS NULL \
-         AND (w.device_name IS NULL OR d.device_name = w.device_name)), \
-         pick AS MATERIALIZED (SELECT want.*, coalesce(after.place, before.place) AS place, \
-         coalesce(after.keypackage_ref, before.keypackage_ref) AS ref FROM want \
-         LEFT JOIN LATERAL (SELECT k.ctid AS place, k.keypackage_ref FROM key_packages k \
-         WHERE k.device_id = want.owner AND k.fresh \
-         AND CASE WHEN k.ciphersuite BETWEEN want.first_suite AND want.last_suite AND k.not_after >= want.usable_until \
-         THEN true ELSE false END AND k.keypackage_ref >= want.nonce ORDER BY k.keypackage_ref LIMIT 1 \
-         FOR UPDATE SKIP LOCKED) after ON true \
-         LEFT JOIN LATERAL (SELECT k.ctid AS place, k.keypackage_ref FROM key_packages k \
-         WHERE after.keypackage_ref IS NULL AND k.device_id = want.owner AND k.fresh \
-         AND CASE WHEN k.ciphersuite BETWEEN want.first_suite AND want.last_suite AND k.not_after >= want.usable_until \
-         THEN true ELSE false END AND k.keypackage_ref < want.nonce ORDER BY k.keypackage_ref LIMIT 1 \
-         FOR UPDATE SKIP LOCKED) before ON true), \
-         ranked AS (SELECT pick.*, row_number() OVER (PARTITION BY ref ORDER BY wish) AS rank FROM pick), \
-         whole AS (SELECT wish FROM ranked GROUP BY wish HAVING bool_and(ref IS NOT NULL AND rank = 1)), \
-         taken AS (UPDATE key_packages k SET state = 'reserved', reservation = r.nonce, reserved_by = r.actor, \
-         reserved_until = r.until FROM ranked r JOIN whole USING (wish) WHERE k.ctid = r.place \
-         RETURNING r.wish, r.owner, r.user_name, r.owned, k.keypackage_ref, k.key_package, k.ciphersuite, k.not_after, \
-         r.actor, r.nonce, r.group_id, r.until), \
-         noted AS (INSERT INTO audit_events (device_id, keypackage_ref, action, actor, reservation, group_id, last_resort, \
-         at, until) SELECT owner, keypackage_ref, 'reserve', actor, nonce, group_id, false, ",
-    );
-    out.push_bind_param::<BigInt, _>(&this.now)?;
-    out.push_sql(
-        ", until FROM taken) \
-         SELECT wish, owner, user_name, owned, keypackage_ref, key_package, ciphersuite, not_after FROM taken",
-    );
-});
 
 /// Keys of wishes that may be repeated, a column each.
 #[derive(Debug, Default)]
@@ -198,27 +126,29 @@ pub(super) fn reserve(
 ) -> Result<Vec<Option<ReserveResponse>>, StoreError> {
     let second = now.as_second();
     let begun = begin_answers(conn, wants, second)?;
-    let near = near_the_cap(conn, wants, second)?;
-    let is_plain = |want: &Reserve| {
-        !near.contains(&want.by.0) && want.repeat.as_ref().is_none_or(|key| begun.contains(&(want.by.0, key.key)))
-    };
-    let mut wishes = Wishes { now: second, ..Wishes::default() };
+    let is_plain = |want: &Reserve| want.repeat.as_ref().is_none_or(|key| begun.contains(&(want.by.0, key.key)));
+    let rooms = rooms(wants);
+    let mut targets = Vec::new();
     for (number, want) in (0_i64..).zip(wants).filter(|(_, want)| is_plain(want)) {
         let suites = want.ciphersuite.map_or((0, i32::from(u16::MAX)), |suite| (suite.into(), suite.into()));
+        let mut room = rooms.get(&want.by.0).copied();
         for user in &want.users {
-            wishes.wish.push(number);
-            wishes.user.push(user.as_str());
-            wishes.device.push(want.device.as_ref().map(keypool_openapi::DeviceName::as_str));
-            wishes.first_suite.push(suites.0);
-            wishes.last_suite.push(suites.1);
-            wishes.nonce.push(want.nonce.as_bytes());
-            wishes.actor.push(want.by.0);
-            wishes.until.push(want.until.as_second());
-            wishes.usable_until.push(want.usable_until.as_second());
-            wishes.group_id.push(want.group_id.as_deref());
+            targets.push(Target {
+                wish: number,
+                user: user.as_str(),
+                device: want.device.as_ref().map(DeviceName::as_str),
+                suites,
+                nonce: want.nonce.as_bytes(),
+                actor: want.by.0,
+                until: want.until.as_second(),
+                usable_until: want.usable_until.as_second(),
+                group_id: want.group_id.as_deref(),
+                // It is looked at once for each wish.
+                room: room.take(),
+            });
         }
     }
-    let taken: Vec<Taken> = if wishes.wish.is_empty() { Vec::new() } else { wishes.load(conn)? };
+    let taken = wishes::take(conn, &targets, second)?;
     let mut fulfilled = answers(wants, taken)?;
     keep_answers(conn, wants, &fulfilled, &begun)?;
     Ok((0_i64..).take(wants.len()).map(|number| fulfilled.remove(&number)).collect())
@@ -247,24 +177,16 @@ fn begin_answers(conn: &mut PgConnection, wants: &[Reserve], now: i64) -> Result
     begun.into_iter().map(|(caller, key)| Ok((caller, whole(key)?))).collect()
 }
 
-/// The devices that may be about to hold more than they may.
-fn near_the_cap(conn: &mut PgConnection, wants: &[Reserve], now: i64) -> Result<HashSet<i64>, StoreError> {
-    let mut room: HashMap<i64, i64> = HashMap::new();
+/// How many reservations each device that has a cap may hold before these wishes, so that they do not bring it near its cap.
+fn rooms(wants: &[Reserve]) -> HashMap<i64, i64> {
+    let mut rooms = HashMap::new();
     for want in wants {
         let Some(most) = want.most_held else { continue };
         let users = i64::try_from(want.users.len()).unwrap_or(i64::MAX);
-        *room.entry(want.by.0).or_insert(most.into()) -= users.saturating_mul(NEAR);
+        let room: &mut i64 = rooms.entry(want.by.0).or_insert(most.into());
+        *room = room.saturating_sub(users.saturating_mul(NEAR));
     }
-    if room.is_empty() {
-        return Ok(HashSet::new());
-    }
-    let devices: Vec<_> = room.keys().copied().collect();
-    for (device, held) in conn.held_by_each(&devices, now)? {
-        if let Some(room) = device.and_then(|device| room.get_mut(&device)) {
-            *room -= held;
-        }
-    }
-    Ok(room.into_iter().filter(|(_, room)| *room < 0).map(|(device, _)| device).collect())
+    rooms
 }
 
 /// What was taken, by the number of its wish.
@@ -351,7 +273,6 @@ mod tests {
     /// The hot statements as `PostgreSQL` gets them: a change here is a change of what was measured.
     #[test]
     fn the_statements_are_those_that_were_measured() {
-        insta::assert_snapshot!("together_reserve", debug_query::<Pg, _>(&Wishes::default()).to_string());
         insta::assert_snapshot!("together_spend", debug_query::<Pg, _>(&Spends::default()).to_string());
         insta::assert_snapshot!("together_keys", debug_query::<Pg, _>(&Keys::default()).to_string());
         insta::assert_snapshot!("together_answers", debug_query::<Pg, _>(&Answers::default()).to_string());

@@ -1,0 +1,211 @@
+//! The statement that takes what is fresh, on `PostgreSQL`: for one wish, or for many at once.
+//!
+//! A wish is fulfilled as a whole or not at all: where one of its users has no device, or one of its devices nothing fresh
+//! that is not held, or two wishes met at the same KeyPackage, nothing is taken for it. Nor where its caller may be near the
+//! most that it may hold.
+
+use diesel::{
+    pg::Pg,
+    prelude::*,
+    query_builder::AstPass,
+    sql_types::{BigInt, Binary, Integer, Nullable, Text},
+};
+
+use super::by_hand::{columns, statement};
+
+/// A user of a wish, of whose devices each is to give a KeyPackage.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Target<'a> {
+    /// The number of the wish.
+    pub wish: i64,
+    pub user: &'a str,
+    pub device: Option<&'a str>,
+    /// The first and the last ciphersuite.
+    pub suites: (i32, i32),
+    /// Where in the pool the search begins, and what the reservation is named by.
+    pub nonce: &'a [u8],
+    pub actor: i64,
+    pub until: i64,
+    pub usable_until: i64,
+    pub group_id: Option<&'a [u8]>,
+    /// With how many reservations the actor is not near its cap; once in each wish is enough.
+    pub room: Option<i64>,
+}
+
+/// The number of the wish, the owner, its user, its device; ref, bytes, ciphersuite, `not_after`.
+pub(super) type Taken = (i64, i64, String, String, Vec<u8>, Vec<u8>, i32, i64);
+
+type TakenColumns = (BigInt, BigInt, Text, Text, Binary, Binary, Integer, BigInt);
+
+/// The one user of the one wish that there is, as is usual where little is asked for: what many need would cost a tenth more.
+struct One<'a> {
+    target: Target<'a>,
+    now: i64,
+}
+
+/// Users of wishes, a column each.
+#[derive(Default)]
+struct Many<'a> {
+    wish: Vec<i64>,
+    user: Vec<&'a str>,
+    device: Vec<Option<&'a str>>,
+    first_suite: Vec<i32>,
+    last_suite: Vec<i32>,
+    nonce: Vec<&'a [u8]>,
+    actor: Vec<i64>,
+    until: Vec<i64>,
+    usable_until: Vec<i64>,
+    group_id: Vec<Option<&'a [u8]>>,
+    room: Vec<Option<i64>>,
+    now: i64,
+}
+
+impl<'a> Many<'a> {
+    fn of(targets: &[Target<'a>], now: i64) -> Self {
+        let mut many = Self { now, ..Self::default() };
+        for target in targets {
+            many.wish.push(target.wish);
+            many.user.push(target.user);
+            many.device.push(target.device);
+            many.first_suite.push(target.suites.0);
+            many.last_suite.push(target.suites.1);
+            many.nonce.push(target.nonce);
+            many.actor.push(target.actor);
+            many.until.push(target.until);
+            many.usable_until.push(target.usable_until);
+            many.group_id.push(target.group_id);
+            many.room.push(target.room);
+        }
+        many
+    }
+}
+
+statement!(One, TakenColumns, Pg, PgConnection => |this, out| {
+    pick(&mut out, &this.now)?;
+    out.push_sql("(SELECT ");
+    out.push_bind_param::<BigInt, _>(&this.target.wish)?;
+    out.push_sql(" AS wish, ");
+    out.push_bind_param::<Text, _>(this.target.user)?;
+    out.push_sql(" AS user_name, ");
+    out.push_bind_param::<Nullable<Text>, _>(&this.target.device)?;
+    out.push_sql(" AS device_name, ");
+    out.push_bind_param::<Integer, _>(&this.target.suites.0)?;
+    out.push_sql(" AS first_suite, ");
+    out.push_bind_param::<Integer, _>(&this.target.suites.1)?;
+    out.push_sql(" AS last_suite, ");
+    out.push_bind_param::<Binary, _>(this.target.nonce)?;
+    out.push_sql(" AS nonce, ");
+    out.push_bind_param::<BigInt, _>(&this.target.actor)?;
+    out.push_sql(" AS actor, ");
+    out.push_bind_param::<BigInt, _>(&this.target.until)?;
+    out.push_sql(" AS until, ");
+    out.push_bind_param::<BigInt, _>(&this.target.usable_until)?;
+    out.push_sql(" AS usable_until, ");
+    out.push_bind_param::<Nullable<Binary>, _>(&this.target.group_id)?;
+    out.push_sql(" AS group_id, ");
+    out.push_bind_param::<Nullable<BigInt>, _>(&this.target.room)?;
+    out.push_sql(" AS room) AS w");
+    take_if(&mut out, "NOT EXISTS (SELECT 1 FROM pick WHERE place IS NULL)", &this.now)?;
+});
+
+statement!(Many, TakenColumns, Pg, PgConnection => |this, out| {
+    pick(&mut out, &this.now)?;
+    out.push_sql("unnest(");
+    columns!(
+        out,
+        BigInt => this.wish,
+        Text => this.user,
+        Nullable<Text> => this.device,
+        Integer => this.first_suite,
+        Integer => this.last_suite,
+        Binary => this.nonce,
+        BigInt => this.actor,
+        BigInt => this.until,
+        BigInt => this.usable_until,
+        Nullable<Binary> => this.group_id,
+        Nullable<BigInt> => this.room,
+    );
+    out.push_sql(
+        ") AS w (wish, user_name, device_name, first_suite, last_suite, nonce, actor, until, usable_until, group_id, \
+         room)",
+    );
+    let whole = "r.wish NOT IN (SELECT wish FROM (SELECT wish, place, \
+                 row_number() OVER (PARTITION BY place ORDER BY wish) AS rank FROM pick) met WHERE place IS NULL OR rank > 1)";
+    take_if(&mut out, whole, &this.now)?;
+});
+
+/// Finds for each device of each user a KeyPackage, and locks it. The search begins at the nonce and goes around, as it does
+/// for one that is done alone. Nearly everything has the right ciphersuite and lives long enough, which the planner cannot
+/// know: CASE keeps it from reading and sorting all that an owner has, for fear of having to.
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "what is bound has to live until the statement is sent")]
+fn pick<'b>(out: &mut AstPass<'_, 'b, Pg>, now: &'b i64) -> QueryResult<()> {
+    out.push_sql(
+        "WITH pick AS MATERIALIZED (SELECT w.*, d.id AS owner, d.device_name AS owned, \
+         CASE WHEN w.room IS NULL OR w.room >= (SELECT count(*) FROM key_packages k WHERE k.held \
+         AND k.reserved_by = w.actor AND k.reserved_until > ",
+    );
+    out.push_bind_param::<BigInt, _>(now)?;
+    out.push_sql(") THEN coalesce(");
+    for (from, end) in [(">= w.nonce", ", "), ("< w.nonce", "")] {
+        out.push_sql(
+            "(SELECT k.ctid FROM key_packages k WHERE k.device_id = d.id AND k.fresh \
+             AND CASE WHEN k.ciphersuite BETWEEN w.first_suite AND w.last_suite AND k.not_after >= w.usable_until \
+             THEN true ELSE false END AND k.keypackage_ref ",
+        );
+        out.push_sql(from);
+        out.push_sql(" ORDER BY k.keypackage_ref LIMIT 1 FOR UPDATE SKIP LOCKED)");
+        out.push_sql(end);
+    }
+    out.push_sql(") END AS place FROM ");
+    Ok(())
+}
+
+/// Takes what was found and locked where `whole` holds for its wish, and notes it. It stays where it is: the update goes to
+/// its place and not through the index. Who changes what is fresh ends that it is: what was changed since the statement began
+/// is passed over, and never half of a wish is missed.
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "what is bound has to live until the statement is sent")]
+fn take_if<'b>(out: &mut AstPass<'_, 'b, Pg>, whole: &str, now: &'b i64) -> QueryResult<()> {
+    out.push_sql(
+        " LEFT JOIN devices d ON d.user_name = w.user_name AND d.removed_at IS NULL \
+         AND (w.device_name IS NULL OR d.device_name = w.device_name)), \
+         taken AS (UPDATE key_packages k SET state = 'reserved', reservation = r.nonce, reserved_by = r.actor, \
+         reserved_until = r.until FROM pick r WHERE k.ctid = r.place AND ",
+    );
+    out.push_sql(whole);
+    out.push_sql(
+        " RETURNING r.wish, r.owner, r.user_name, r.owned, k.keypackage_ref, k.key_package, k.ciphersuite, k.not_after, \
+         r.actor, r.nonce, r.group_id, r.until), \
+         noted AS (INSERT INTO audit_events (device_id, keypackage_ref, action, actor, reservation, group_id, last_resort, \
+         at, until) SELECT owner, keypackage_ref, 'reserve', actor, nonce, group_id, false, ",
+    );
+    out.push_bind_param::<BigInt, _>(now)?;
+    out.push_sql(
+        ", until FROM taken) \
+         SELECT wish, owner, user_name, owned, keypackage_ref, key_package, ciphersuite, not_after FROM taken",
+    );
+    Ok(())
+}
+
+/// Takes what wishes are for, in one statement: all of a wish, or nothing.
+pub(super) fn take(conn: &mut PgConnection, targets: &[Target<'_>], now: i64) -> QueryResult<Vec<Taken>> {
+    match targets {
+        [] => Ok(Vec::new()),
+        [target] => One { target: *target, now }.load(conn),
+        targets => Many::of(targets, now).load(conn),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use diesel::debug_query;
+
+    use super::*;
+
+    /// The hot statements as `PostgreSQL` gets them: a change here is a change of what was measured.
+    #[test]
+    fn the_statements_are_those_that_were_measured() {
+        let one = One { target: Target::default(), now: 0 };
+        insta::assert_snapshot!("take_one", debug_query::<Pg, _>(&one).to_string());
+        insta::assert_snapshot!("take_many", debug_query::<Pg, _>(&Many::default()).to_string());
+    }
+}
