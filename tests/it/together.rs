@@ -121,6 +121,11 @@ async fn a_wish_is_fulfilled_as_a_whole_or_left_as_it_was() {
     let outcomes = scene.reserve(&[one, scene.want(), unknown]);
     assert_eq!(taken(&outcomes[0]), 1);
     assert!(outcomes[1].is_none() && outcomes[2].is_none(), "{outcomes:?}");
+    // A wish that nobody else is there with.
+    let nobody = Reserve { users: BTreeSet::from(["nobody".parse().unwrap()]), ..scene.want() };
+    for want in [scene.want(), nobody] {
+        assert!(scene.reserve(&[want])[0].is_none());
+    }
     assert_eq!(scene.count("key_packages WHERE held"), 1, "something was taken for a wish that was not fulfilled");
 }
 
@@ -157,10 +162,21 @@ async fn a_key_that_is_known_or_comes_twice_is_looked_at_alone() {
 
 #[tokio::test]
 async fn who_may_soon_hold_too_much_is_counted_alone() {
-    let scene = Scene::new(Database::Postgres, &[("laptop", 50)]).await;
-    let capped = |most| Reserve { most_held: Some(most), ..scene.want() };
-    assert!(scene.reserve(&[capped(3)])[0].is_none());
-    assert_eq!(taken(&scene.reserve(&[capped(2_000)])[0]), 1);
+    let scene = Scene::new(Database::Postgres, &[("laptop", 9), ("phone", 9)]).await;
+    // Of different devices, so that no two meet.
+    let want = |device: &str| Reserve { device: Some(device.parse().unwrap()), ..scene.want() };
+    let reserve = |most: &[u32]| -> Vec<_> {
+        let capped = |(most, device)| Reserve { most_held: Some(most), ..want(device) };
+        let wants: Vec<_> = most.iter().copied().zip(["laptop", "phone"]).map(capped).collect();
+        scene.reserve(&wants).iter().map(taken).collect()
+    };
+    let lapsed = Reserve { until: scene.server.now(), ..want("phone") };
+    assert_eq!(scene.reserve(&[want("laptop"), lapsed]).iter().map(taken).sum::<usize>(), 2);
+    // One is held, and each wish may bring 16 more.
+    assert_eq!(reserve(&[16]), [0]);
+    assert_eq!(reserve(&[17]), [1]);
+    assert_eq!(reserve(&[33, 33]), [0, 0]);
+    assert_eq!(reserve(&[34, 34]), [1, 1]);
 }
 
 /// Left for alone, or refused at once.
