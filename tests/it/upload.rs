@@ -11,6 +11,14 @@ fn rejections(answer: &Value) -> Vec<(u64, &str)> {
     rejected.iter().map(|one| (one["index"].as_u64().unwrap(), one["reason"].as_str().unwrap())).collect()
 }
 
+/// Of a status, what no second that passes may change: against containers the clock runs.
+fn but_for_times(mut status: Value) -> Value {
+    for time in ["at", "last_upload"] {
+        assert!(status[time].take().is_string());
+    }
+    status
+}
+
 async fn alice(server: &TestServer) -> (Http, Device) {
     (server.anyone().registered("alice", "laptop").await, Device::new("alice", "laptop"))
 }
@@ -55,9 +63,9 @@ async fn what_comes_out_is_what_went_in(#[values(Anywhere::Postgres, Anywhere::S
     let (alice, device) = alice(&server).await;
     let package = device.key_package();
     alice.uploaded(std::slice::from_ref(&package)).await;
-    let before = alice.status().await;
+    let before = but_for_times(alice.status().await);
     alice.uploaded(std::slice::from_ref(&package)).await;
-    assert_eq!(alice.status().await, before, "an upload repeated changed something");
+    assert_eq!(but_for_times(alice.status().await), before, "an upload repeated changed something");
     let bob = server.anyone().registered("bob", "phone").await;
     let reservation = bob.reserved("alice").await;
     assert_eq!(reservation["keypackage"], encode(&package));
