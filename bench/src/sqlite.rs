@@ -17,12 +17,26 @@ use crate::{progress, report::as_f64, seed, server};
 const SESSION: &str = "PRAGMA busy_timeout = 5000; PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; \
                        PRAGMA foreign_keys = ON; PRAGMA wal_autocheckpoint = 16000; PRAGMA cache_size = -16000";
 
-/// One reservation in one statement, as it can be written by hand. No audit row.
+/// One reservation in one statement, as it can be written by hand.
 const STATEMENT: &str = "\
 UPDATE key_packages SET state = 'reserved', reservation = ?1, reserved_by = 1, reserved_until = 4000000000
 WHERE keypackage_ref = (SELECT keypackage_ref FROM key_packages WHERE device_id = ?2 AND fresh
   AND ciphersuite BETWEEN 0 AND 65535 AND not_after >= 1 AND keypackage_ref >= ?1 ORDER BY keypackage_ref LIMIT 1)
 RETURNING keypackage_ref, key_package, ciphersuite, not_after";
+
+/// The row that the trail has of it.
+const EVENT: &str = "\
+INSERT INTO audit_events (device_id, keypackage_ref, action, actor, reservation, last_resort, at, until)
+VALUES (?1, ?2, 'reserve', 1, ?3, 0, 2000000000, 4000000000)";
+
+/// How a bare thread reserves.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Bare {
+    /// So many in each transaction.
+    pub batch: u32,
+    /// With the row of the audit trail, as the server.
+    pub trail: bool,
+}
 
 /// A file with Keypool's tables, which is deleted when it is dropped.
 #[derive(Debug)]
@@ -89,15 +103,16 @@ impl File {
         Ok(Self { path, _directory: directory })
     }
 
-    /// Has this thread reserve for so long, so many in each transaction, and answers how many it reserved a second.
-    pub(crate) fn reserve(&self, users: u64, batch: u32, span: Duration) -> Result<f64> {
+    /// Has this thread reserve for so long, and answers how many it reserved a second.
+    pub(crate) fn reserve(&self, users: u64, bare: Bare, span: Duration) -> Result<f64> {
         let db = open(&self.path)?;
-        let mut statement = db.prepare(STATEMENT)?;
+        let mut writer =
+            Writer { claim: db.prepare(STATEMENT)?, event: bare.trail.then(|| db.prepare(EVENT)).transpose()? };
         let (begun, mut reserved) = (Instant::now(), 0);
         while begun.elapsed() < span {
             db.execute_batch("BEGIN IMMEDIATE")?;
-            for _ in 0..batch {
-                reserved += u64::from(reserve_one(&mut statement, users)?);
+            for _ in 0..bare.batch {
+                reserved += u64::from(writer.reserve_one(users)?);
             }
             db.execute_batch("COMMIT")?;
         }
@@ -106,17 +121,28 @@ impl File {
     }
 }
 
-/// Reads all of the row, as who answers with it has to.
-fn reserve_one(statement: &mut Statement<'_>, users: u64) -> Result<bool> {
-    let mut rng = rand::rng();
-    let (nonce, owner): ([u8; 16], _) = (rng.random(), rng.random_range(1..=users));
-    let mut rows = statement.query(params![nonce, i64::try_from(owner)?])?;
-    let Some(row) = rows.next()? else { return Ok(false) };
-    let taken: (Vec<u8>, Vec<u8>, i32, i64) = (row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?);
-    std::hint::black_box(taken);
-    // A statement is done when it says that there are no more rows.
-    ensure!(rows.next()?.is_none(), "one reservation took two KeyPackages");
-    Ok(true)
+struct Writer<'c> {
+    claim: Statement<'c>,
+    event: Option<Statement<'c>>,
+}
+
+impl Writer<'_> {
+    /// Reads all of the row, as who answers with it has to.
+    fn reserve_one(&mut self, users: u64) -> Result<bool> {
+        let mut rng = rand::rng();
+        let (nonce, owner): ([u8; 16], _) = (rng.random(), rng.random_range(1..=users));
+        let owner = i64::try_from(owner)?;
+        let mut rows = self.claim.query(params![nonce, owner])?;
+        let Some(row) = rows.next()? else { return Ok(false) };
+        let taken: (Vec<u8>, Vec<u8>, i32, i64) = (row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?);
+        // A statement is done when it says that there are no more rows.
+        ensure!(rows.next()?.is_none(), "one reservation took two KeyPackages");
+        if let Some(event) = &mut self.event {
+            event.execute(params![owner, taken.0, nonce])?;
+        }
+        std::hint::black_box(taken);
+        Ok(true)
+    }
 }
 
 fn open(path: &Path) -> Result<Connection> {
@@ -154,18 +180,31 @@ mod tests {
             "CREATE TABLE key_packages (keypackage_ref BLOB PRIMARY KEY, device_id, ciphersuite, key_package, not_after,
                last_resort, state, reservation, reserved_by, reserved_until,
                fresh GENERATED ALWAYS AS (state = 'available'));
+             CREATE TABLE audit_events (device_id, keypackage_ref, action, actor, reservation, last_resort, at, until);
              CREATE TABLE devices (id);
              INSERT INTO devices VALUES (1), (2)",
         )
         .unwrap();
         insert(&db, (1, 8_000), "id = 1").unwrap();
         let file = File { path, _directory: directory };
-        let rate = file.reserve(1, 8, Duration::from_millis(1)).unwrap();
-        let reserved = "SELECT count(*) FROM key_packages WHERE state = 'reserved' AND reserved_by = 1";
-        let reserved: u64 = db.query_row(reserved, [], |row| row.get(0)).unwrap();
-        assert!(reserved > 0 && reserved.is_multiple_of(8) && rate > 0.0, "{reserved}");
+        let count = |sql| db.query_row::<u64, _, _>(sql, [], |row| row.get(0)).unwrap();
+        let reserved = || count("SELECT count(*) FROM key_packages WHERE state = 'reserved' AND reserved_by = 1");
+        let told = || {
+            count(
+                "SELECT count(*) FROM audit_events JOIN key_packages USING (keypackage_ref, device_id, reservation)
+                 WHERE state = 'reserved' AND action = 'reserve'",
+            )
+        };
+        let bare = |trail| file.reserve(1, Bare { batch: 8, trail }, Duration::from_millis(1));
+        let rate = bare(false).unwrap();
+        let without = reserved();
+        assert!(without > 0 && without.is_multiple_of(8) && rate > 0.0, "{without}");
+        assert_eq!(told(), 0);
+        bare(true).unwrap();
+        assert!(reserved() > without);
+        assert_eq!(told(), reserved() - without);
         // A batch that finds nothing is no reservation.
         db.execute_batch("DELETE FROM key_packages").unwrap();
-        assert!(file.reserve(1, 8, Duration::from_millis(1)).is_err());
+        assert!(bare(false).is_err());
     }
 }

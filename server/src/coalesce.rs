@@ -1,17 +1,20 @@
 //! Requests that wait at the same moment share a statement and a commit.
 //!
 //! A few workers, each on a thread of its own, take what is waiting, as much as there is up to a bound, do it together, and
-//! answer each. There is no timer: what comes alone is done alone, at once. What could not be done together, for whatever
-//! reason, goes back to who asked, to be done alone.
+//! answer each. There is no timer: what comes alone is done alone, at once. While a batch is under way, the next one begins
+//! when as many wait as are in it: many small batches would cost more than they save. What could not be done together, for
+//! whatever reason, goes back to who asked, to be done alone.
 
 use std::{
+    collections::VecDeque,
+    fmt,
     panic::{self, AssertUnwindSafe},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
     thread,
     time::Instant,
 };
 
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::oneshot;
 
 use crate::metrics::Metrics;
 
@@ -53,12 +56,12 @@ struct Job<W, T> {
 /// Where requests of one kind wait for its workers.
 #[derive(Debug)]
 pub(crate) struct Coalescer<W, T> {
-    waiting: mpsc::Sender<Job<W, T>>,
+    entrance: Arc<Entrance<W, T>>,
 }
 
 impl<W, T> Clone for Coalescer<W, T> {
     fn clone(&self) -> Self {
-        Self { waiting: self.waiting.clone() }
+        Self { entrance: Arc::clone(&self.entrance) }
     }
 }
 
@@ -74,16 +77,18 @@ impl<W: Send + 'static, T: Send + 'static> Coalescer<W, T> {
         metrics: &Arc<Metrics>,
         together: impl Fn(&[W]) -> Vec<Option<T>> + Send + Clone + 'static,
     ) -> std::io::Result<Self> {
-        let (waiting, jobs) = mpsc::channel(size.room);
-        let jobs = Arc::new(Mutex::new(jobs));
+        let queue = Arc::new(Queue::new(size));
+        let entrance = Arc::new(Entrance(Arc::clone(&queue)));
         for _ in 0..size.workers {
-            let (jobs, together, metrics) = (Arc::clone(&jobs), together.clone(), Arc::clone(metrics));
+            let (queue, together, metrics) = (Arc::clone(&queue), together.clone(), Arc::clone(metrics));
             thread::Builder::new().name(name.to_owned()).spawn(move || {
-                while let Some(batch) = next(&jobs, size.most) {
+                let mut done = 0;
+                while let Some(batch) = queue.next(done) {
+                    done = batch.len();
                     for job in &batch {
                         metrics.coalesced(name, job.since.elapsed());
                     }
-                    metrics.batch(name, batch.len());
+                    metrics.batch(name, done);
                     // A fault costs those whom it meets, and not everybody who comes after them.
                     if panic::catch_unwind(AssertUnwindSafe(|| work(batch, &together))).is_err() {
                         tracing::error!(name, "a worker panicked; what it was at is not answered");
@@ -91,31 +96,95 @@ impl<W: Send + 'static, T: Send + 'static> Coalescer<W, T> {
                 }
             })?;
         }
-        Ok(Self { waiting })
+        Ok(Self { entrance })
     }
 
     /// Has it done, together with what else waits.
     pub(crate) async fn submit(&self, want: W) -> Result<Judged<W, T>, NotTaken> {
         let (answer, answered) = oneshot::channel();
-        self.waiting.try_send(Job { want, since: Instant::now(), answer }).map_err(|error| match error {
-            mpsc::error::TrySendError::Full(_) => NotTaken::Full,
-            mpsc::error::TrySendError::Closed(_) => NotTaken::Stopping,
-        })?;
+        self.entrance.0.enter(Job { want, since: Instant::now(), answer })?;
         answered.await.map_err(|_| NotTaken::Stopping)
     }
 }
 
-/// Waits for something, and takes what else is there.
-fn next<W, T>(jobs: &Mutex<mpsc::Receiver<Job<W, T>>>, most: usize) -> Option<Vec<Job<W, T>>> {
-    // Held while nothing is there: the other workers would find nothing either.
-    let mut jobs = jobs.lock().unwrap_or_else(PoisonError::into_inner);
-    let mut batch = vec![jobs.blocking_recv()?];
-    while batch.len() < most
-        && let Ok(job) = jobs.try_recv()
-    {
-        batch.push(job);
+/// Closes the queue when nobody can come any more.
+struct Entrance<W, T>(Arc<Queue<W, T>>);
+
+impl<W, T> fmt::Debug for Entrance<W, T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Entrance").field("size", &self.0.size).finish_non_exhaustive()
     }
-    Some(batch)
+}
+
+impl<W, T> Drop for Entrance<W, T> {
+    fn drop(&mut self) {
+        self.0.line().closed = true;
+        self.0.ripe.notify_all();
+    }
+}
+
+struct Queue<W, T> {
+    line: Mutex<Line<W, T>>,
+    /// Told when a batch may begin.
+    ripe: Condvar,
+    size: Size,
+}
+
+struct Line<W, T> {
+    jobs: VecDeque<Job<W, T>>,
+    /// Requests in the batches that are being done.
+    under_way: usize,
+    /// Workers that wait: to tell one that is busy would be a system call for nothing.
+    idle: usize,
+    closed: bool,
+}
+
+impl<W, T> Queue<W, T> {
+    fn new(size: Size) -> Self {
+        let line = Line { jobs: VecDeque::new(), under_way: 0, idle: 0, closed: false };
+        Self { line: Mutex::new(line), ripe: Condvar::new(), size }
+    }
+
+    fn line(&self) -> MutexGuard<'_, Line<W, T>> {
+        self.line.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether a batch may begin.
+    fn is_ripe(&self, line: &Line<W, T>) -> bool {
+        let waiting = line.jobs.len();
+        waiting > 0 && waiting >= line.under_way.min(self.size.most)
+    }
+
+    fn enter(&self, job: Job<W, T>) -> Result<(), NotTaken> {
+        let mut line = self.line();
+        if line.jobs.len() >= self.size.room {
+            return Err(NotTaken::Full);
+        }
+        line.jobs.push_back(job);
+        if line.idle > 0 && self.is_ripe(&line) {
+            self.ripe.notify_one();
+        }
+        Ok(())
+    }
+
+    /// Waits for the next batch, for a worker that is done with one of so many. `None` when there will be none for it: what
+    /// still waits goes to the last that is done.
+    fn next(&self, done: usize) -> Option<Vec<Job<W, T>>> {
+        let mut line = self.line();
+        line.under_way -= done;
+        while !self.is_ripe(&line) {
+            if line.closed {
+                return None;
+            }
+            line.idle += 1;
+            line = self.ripe.wait(line).unwrap_or_else(PoisonError::into_inner);
+            line.idle -= 1;
+        }
+        let size = line.jobs.len().min(self.size.most);
+        let batch = line.jobs.drain(..size).collect();
+        line.under_way += size;
+        Some(batch)
+    }
 }
 
 fn work<W, T>(batch: Vec<Job<W, T>>, together: impl Fn(&[W]) -> Vec<Option<T>>) {
@@ -130,77 +199,129 @@ fn work<W, T>(batch: Vec<Job<W, T>>, together: impl Fn(&[W]) -> Vec<Option<T>>) 
 
 #[cfg(test)]
 mod tests {
-    use std::sync::mpsc as std_mpsc;
+    use std::{
+        future::Future,
+        pin::Pin,
+        sync::mpsc,
+        task::{Context, Waker},
+    };
 
     use super::*;
 
-    /// A coalescer of one worker that says what it begins, and goes on when it is let.
-    type Held = (Coalescer<u32, u32>, std_mpsc::Receiver<Vec<u32>>, std_mpsc::Sender<()>);
+    /// A batch that has begun. It ends when this is dropped.
+    struct Held {
+        wants: Vec<u32>,
+        _end: mpsc::Sender<()>,
+    }
 
-    fn held(room: usize) -> Held {
-        let ((begun, begins), (go, gone)) = (std_mpsc::channel(), std_mpsc::channel::<()>());
-        let gone = Arc::new(Mutex::new(gone));
+    /// A coalescer whose batches say that they begin. It multiplies even numbers by ten, together.
+    fn held(workers: usize, room: usize) -> (Coalescer<u32, u32>, mpsc::Receiver<Held>) {
+        let (begun, begins) = mpsc::channel();
         let together = move |wants: &[u32]| {
-            begun.send(wants.to_vec()).unwrap();
-            let _ = gone.lock().unwrap().recv();
+            let (end, ended) = mpsc::channel();
+            begun.send(Held { wants: wants.to_vec(), _end: end }).unwrap();
+            let _ = ended.recv();
             wants.iter().map(|want| want.is_multiple_of(2).then_some(want * 10)).collect()
         };
         let metrics = Arc::new(Metrics::new().unwrap());
-        (Coalescer::start("test", Size { workers: 1, room, most: 64 }, &metrics, together).unwrap(), begins, go)
+        (Coalescer::start("test", Size { workers, room, most: 64 }, &metrics, together).unwrap(), begins)
     }
 
-    fn submit(
-        coalescer: &Coalescer<u32, u32>,
-        want: u32,
-    ) -> tokio::task::JoinHandle<Result<Judged<u32, u32>, NotTaken>> {
-        let coalescer = coalescer.clone();
-        tokio::spawn(async move { coalescer.submit(want).await })
+    type Submitted<'c> = Pin<Box<dyn Future<Output = Result<Judged<u32, u32>, NotTaken>> + 'c>>;
+
+    /// It waits in the queue when this returns, or is with a worker.
+    fn submit(coalescer: &Coalescer<u32, u32>, want: u32) -> Submitted<'_> {
+        let mut submitted: Submitted<'_> = Box::pin(coalescer.submit(want));
+        assert!(submitted.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
+        submitted
     }
 
-    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    fn wants(begins: &mpsc::Receiver<Held>) -> (Vec<u32>, Held) {
+        let held = begins.recv().unwrap();
+        (held.wants.clone(), held)
+    }
+
+    #[tokio::test]
     async fn what_waits_is_done_together_and_each_has_its_own_answer() {
-        let (coalescer, begins, go) = held(100);
+        let (coalescer, begins) = held(1, 100);
         let first = submit(&coalescer, 0);
-        assert_eq!(begins.recv().unwrap(), [0], "what comes alone does not wait");
-        let mut others = Vec::new();
-        for want in 1..=80 {
-            others.push(submit(&coalescer, want));
-            while coalescer.waiting.max_capacity() - coalescer.waiting.capacity() < want as usize {
-                tokio::task::yield_now().await;
-            }
-        }
-        go.send(()).unwrap();
-        assert!(matches!(first.await.unwrap(), Ok(Judged::Done(0))));
-        assert_eq!(begins.recv().unwrap(), (1..=64).collect::<Vec<_>>(), "as many as may, in their order");
-        go.send(()).unwrap();
-        assert_eq!(begins.recv().unwrap(), (65..=80).collect::<Vec<_>>());
-        go.send(()).unwrap();
-        for (want, other) in (1..=80).zip(others) {
-            match other.await.unwrap().unwrap() {
+        let (begun, batch) = wants(&begins);
+        assert_eq!(begun, [0], "what comes alone does not wait");
+        let others: Vec<_> = (1..=80).map(|want| (want, submit(&coalescer, want))).collect();
+        drop(batch);
+        assert!(matches!(first.await, Ok(Judged::Done(0))));
+        let (begun, batch) = wants(&begins);
+        assert_eq!(begun, (1..=64).collect::<Vec<_>>(), "as many as may, in their order");
+        drop(batch);
+        assert_eq!(wants(&begins).0, (65..=80).collect::<Vec<_>>());
+        for (want, other) in others {
+            match other.await.unwrap() {
                 Judged::Done(done) => assert_eq!(done, want * 10),
                 Judged::Alone(back) => assert_eq!((back, want % 2), (want, 1)),
             }
         }
     }
 
-    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    #[test]
+    fn a_batch_begins_beside_others_when_as_many_wait_as_are_in_them() {
+        let queue = Queue::new(Size { workers: 3, room: 1_000, most: 8 });
+        let come = |count| {
+            for _ in 0..count {
+                let (answer, _) = oneshot::channel::<Judged<(), ()>>();
+                queue.enter(Job { want: (), since: Instant::now(), answer }).unwrap();
+            }
+            queue.is_ripe(&queue.line())
+        };
+        let next = |done| queue.next(done).unwrap().len();
+        assert!(!come(0), "nobody is there");
+        assert!(come(1), "one alone waits for nobody");
+        assert_eq!(next(0), 1);
+        assert!(come(1));
+        assert_eq!(next(0), 1);
+        assert!(!come(1), "one, beside two");
+        assert!(come(2));
+        assert_eq!(next(1), 3, "beside one");
+        assert!(!come(3), "three, beside one and three");
+        assert_eq!(next(3), 3, "beside one");
+        assert!(come(20), "more than any batch has");
+        assert_eq!((next(1), next(0)), (8, 8), "beside three, and then eleven");
+        assert!(!come(3), "seven, beside three and twice eight");
+        assert!(come(1), "as many as a batch can have");
+    }
+
+    #[tokio::test]
     async fn what_finds_no_room_is_told_at_once() {
-        let (coalescer, begins, go) = held(1);
+        let (coalescer, begins) = held(1, 1);
         let first = submit(&coalescer, 0);
-        begins.recv().unwrap();
+        let (_, batch) = wants(&begins);
         let second = submit(&coalescer, 2);
-        while coalescer.waiting.capacity() > 0 {
-            tokio::task::yield_now().await;
-        }
         assert!(matches!(coalescer.submit(4).await, Err(NotTaken::Full)));
-        go.send(()).unwrap();
-        go.send(()).unwrap();
-        for job in [first, second] {
-            assert!(matches!(job.await.unwrap(), Ok(Judged::Done(_))));
+        drop(batch);
+        assert_eq!(wants(&begins).0, [2]);
+        for submitted in [first, second] {
+            assert!(matches!(submitted.await, Ok(Judged::Done(_))));
         }
     }
 
-    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    #[tokio::test]
+    async fn when_nobody_can_come_any_more_what_waits_is_done_and_the_workers_end() {
+        let (coalescer, begins) = held(2, 100);
+        let another = coalescer.clone();
+        drop(submit(&coalescer, 0));
+        let (_, one) = wants(&begins);
+        drop(submit(&coalescer, 1));
+        let (_, two) = wants(&begins);
+        drop(submit(&coalescer, 2));
+        drop(coalescer);
+        drop(submit(&another, 3));
+        drop(another);
+        drop((one, two));
+        // There is no more when both are gone.
+        let rest: Vec<_> = begins.into_iter().map(|held| held.wants.clone()).collect();
+        assert_eq!(rest, [[2, 3]]);
+    }
+
+    #[tokio::test]
     async fn a_batch_that_panics_leaves_nobody_waiting() {
         let metrics = Arc::new(Metrics::new().unwrap());
         let together = |_: &[u32]| -> Vec<Option<u32>> { panic!("on purpose") };

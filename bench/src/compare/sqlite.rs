@@ -13,7 +13,7 @@ use crate::{
     report::{Rounds, median, rounds},
     requests::{Cast, Kind, Mix},
     server::Server,
-    sqlite::File,
+    sqlite::{Bare, File},
 };
 
 /// Reservations that the bare thread does in one transaction.
@@ -24,6 +24,8 @@ const BATCH: u32 = 128;
 pub(crate) struct Findings {
     /// Reservations a second: the `writer` does 128 in each transaction.
     reserve: Rounds,
+    /// Reservations a second: the `writer` does as many, with the row of the trail that the server writes, too.
+    reserve_with_trail: Rounds,
     /// Reservations a second: the `writer` does one in each transaction.
     reserve_singly: Rounds,
     /// Milliseconds that 99 of 100 reservations took at most, of each round.
@@ -45,32 +47,40 @@ pub(crate) async fn measure(plan: Plan) -> Result<Findings> {
     let span = Duration::from_secs(plan.seconds);
     // So that no round pays for cold caches.
     load::run(Mix::RESERVE, &cast, connections, Pace::Full(Duration::from_secs(1))).await?;
-    copy.reserve(plan.users, BATCH, Duration::from_secs(1))?;
-    let beside = || Rounds::between(["keypool", "writer"]);
-    let (mut reserve, mut reserve_singly, mut reserve_p99_ms, mut refused) = (beside(), beside(), Vec::new(), 0);
-    let bar = progress::bar(u64::from(plan.rounds) * 3, "")?;
+    let bare = |batch, trail, span| copy.reserve(plan.users, Bare { batch, trail }, span);
+    bare(BATCH, false, Duration::from_secs(1))?;
+    let [mut reserve, mut reserve_with_trail, mut reserve_singly] =
+        std::array::from_fn(|_| Rounds::between(["keypool", "writer"]));
+    let (mut reserve_p99_ms, mut refused) = (Vec::new(), 0);
+    let bar = progress::bar(u64::from(plan.rounds) * 4, "")?;
     for _ in 0..plan.rounds {
         bar.set_message("a bare thread, 128 in each transaction");
-        let batches = copy.reserve(plan.users, BATCH, span)?;
+        let batches = bare(BATCH, false, span)?;
         bar.inc(1);
         bar.set_message("Keypool: reserve");
         let keypool = load::run(Mix::RESERVE, &cast, connections, Pace::Full(span)).await?;
         bar.inc(1);
+        bar.set_message("a bare thread, 128 in each transaction, with the trail");
+        let with_trail = bare(BATCH, true, span)?;
+        bar.inc(1);
         bar.set_message("a bare thread, one in each transaction");
-        let singly = copy.reserve(plan.users, 1, span)?;
+        let singly = bare(1, false, span)?;
         bar.inc(1);
         reserve.add(keypool.rate(), batches);
+        reserve_with_trail.add(keypool.rate(), with_trail);
         reserve_singly.add(keypool.rate(), singly);
         reserve_p99_ms.push(keypool.percentile(Kind::Reserve, 99.0));
         refused += keypool.refused();
     }
     bar.finish_and_clear();
-    Ok(Findings { reserve, reserve_singly, reserve_p99_ms, refused, server_memory_mb: server.memory_mb() })
+    let server_memory_mb = server.memory_mb();
+    Ok(Findings { reserve, reserve_with_trail, reserve_singly, reserve_p99_ms, refused, server_memory_mb })
 }
 
 pub(crate) fn text(findings: &Findings) -> String {
     let table = rounds([
         ("reserve, a second; a bare thread, 128 in each transaction", &findings.reserve),
+        ("the same; with the row of the trail that the server writes", &findings.reserve_with_trail),
         ("reserve, a second; a bare thread, one in each transaction", &findings.reserve_singly),
     ]);
     let p99 = median(findings.reserve_p99_ms.iter().copied());
