@@ -25,6 +25,8 @@ pub(crate) struct Call<'a> {
     pub path: &'a str,
     /// The caller's token.
     pub token: Option<&'a str>,
+    /// The `Idempotency-Key`.
+    pub key: Option<String>,
     /// JSON, or nothing.
     pub body: Bytes,
 }
@@ -45,6 +47,9 @@ impl Connection {
         if let Some(token) = call.token {
             request = request.header(AUTHORIZATION, format!("Bearer {token}"));
         }
+        if let Some(key) = call.key {
+            request = request.header("Idempotency-Key", key);
+        }
         if !call.body.is_empty() {
             request = request.header(CONTENT_TYPE, "application/json");
         }
@@ -63,7 +68,7 @@ impl Connection {
         token: Option<&str>,
         body: &impl Serialize,
     ) -> Result<T> {
-        let call = Call { method: Method::POST, path, token, body: serde_json::to_vec(body)?.into() };
+        let call = Call { method: Method::POST, path, token, key: None, body: serde_json::to_vec(body)?.into() };
         let (status, body) = self.send(call).await?;
         anyhow::ensure!(status.is_success(), "{path}: {status}: {}", String::from_utf8_lossy(&body));
         serde_json::from_slice(&body).with_context(|| format!("{path}: an answer that is not understood"))

@@ -19,6 +19,8 @@ const NONE_REJECTED: &[u8] = br#""rejected":[]"#;
 pub(crate) enum Kind {
     /// A KeyPackage of a random user.
     Reserve,
+    /// The same with an `Idempotency-Key`, as a client does it that may lose the answer.
+    Repeatable,
     /// The newest reservation of the connection.
     Spend,
     /// KeyPackages into their owner's pool.
@@ -33,6 +35,7 @@ impl Kind {
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Reserve => "reserve",
+            Self::Repeatable => "repeatable reserve",
             Self::Spend => "spend",
             Self::Upload => "upload",
             Self::Status => "status",
@@ -47,6 +50,7 @@ pub(crate) struct Mix(&'static [(Kind, u32)]);
 
 impl Mix {
     pub(crate) const RESERVE: Self = Self(&[(Kind::Reserve, 1)]);
+    pub(crate) const REPEATABLE: Self = Self(&[(Kind::Repeatable, 1)]);
     /// A connection that holds nothing reserves first, so that this is one spend after each reservation.
     pub(crate) const SPEND: Self = Self(&[(Kind::Spend, 1)]);
     pub(crate) const UPLOAD: Self = Self(&[(Kind::Upload, 1)]);
@@ -138,23 +142,29 @@ impl Caller {
     pub(crate) fn next(&mut self, mix: Mix) -> Option<(Kind, Call<'_>)> {
         let kind = mix.at(self.rng.random_range(0..mix.total()))?;
         let token = self.cast.adders.get(self.number % self.cast.adders.len().max(1)).map(String::as_str);
-        let post = |path, body: String| Call { method: Method::POST, path, token, body: body.into() };
-        let get = |path, token| Call { method: Method::GET, path, token, body: Bytes::new() };
+        let post = |path, body: String| Call { method: Method::POST, path, token, key: None, body: body.into() };
+        let get = |path, token| Call { method: Method::GET, path, token, key: None, body: Bytes::new() };
         let spent = (kind == Kind::Spend).then(|| self.held.pop()).flatten();
         Some(match (kind, spent) {
             (Kind::Spend, Some(reservation)) => {
                 let body = format!(r#"{{"reservation_id":"{reservation}","group_id":"ZnJpZW5kcw=="}}"#);
                 (kind, post("/keypackages/spend", body))
             }
-            (Kind::Reserve | Kind::Spend, _) => {
+            (Kind::Reserve | Kind::Repeatable | Kind::Spend, _) => {
                 let user = self.rng.random_range(1..=self.cast.users);
                 let body = format!(r#"{{"target_user":"{}{user}"}}"#, self.cast.prefix);
-                (Kind::Reserve, post("/keypackages/reserve", body))
+                let call = post("/keypackages/reserve", body);
+                if kind == Kind::Repeatable {
+                    let key = format!("{:032x}", self.rng.random::<u128>());
+                    (kind, Call { key: Some(key), ..call })
+                } else {
+                    (Kind::Reserve, call)
+                }
             }
             (Kind::Upload, _) => {
                 let upload = self.cast.uploads.get(self.cast.uploaded.fetch_add(1, Ordering::Relaxed))?;
                 let (path, token) = ("/keypackages/upload", Some(upload.token.as_str()));
-                (kind, Call { method: Method::POST, path, token, body: upload.body.clone() })
+                (kind, Call { method: Method::POST, path, token, key: None, body: upload.body.clone() })
             }
             (Kind::Status, _) => (kind, get("/keypackages/status", token)),
             (Kind::Health, _) => (kind, get("/healthz", None)),
@@ -164,7 +174,7 @@ impl Caller {
     /// Takes note of what was reserved, and sees to it that what was uploaded was taken.
     pub(crate) fn learn(&mut self, kind: Kind, answer: &[u8]) -> Result<()> {
         match kind {
-            Kind::Reserve => self.held.extend(reservation_id(answer).map(str::to_owned)),
+            Kind::Reserve | Kind::Repeatable => self.held.extend(reservation_id(answer).map(str::to_owned)),
             Kind::Upload => ensure!(
                 answer.windows(NONE_REJECTED.len()).any(|part| part == NONE_REJECTED),
                 "the server rejected KeyPackages of an upload: {}",

@@ -31,7 +31,7 @@ async fn each_looks_at_its_own_whatever_else_there_is(#[values(false, true)] is_
     for _ in 0..2 {
         alice.uploaded(&packages).await;
     }
-    let (one, other) = (bob.reserved("alice").await, bob.reserved("alice").await);
+    let (one, other) = (bob.with_key("one").reserved("alice").await, bob.reserved("alice").await);
     bob.spend(&one, "friends").await.ok();
     bob.release(&other).await.ok();
     alice.status().await;

@@ -1,9 +1,9 @@
 //! What is done together is done as it would be alone, or left for that.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, thread};
 
-use jiff::SignedDuration;
-use keypool_openapi::{ReservationId, ReserveResponse};
+use jiff::{SignedDuration, Timestamp};
+use keypool_openapi::{MissingDevice, MissingReason, ReservationId, ReserveResponse};
 use keypool_server::store::{DeviceId, IdempotencyKey, Reserve, ReserveError, Spend, SpendError, Spent, Store, View};
 use rstest::rstest;
 use uuid::Uuid;
@@ -40,7 +40,8 @@ impl Scene {
     }
 
     fn want(&self) -> Reserve {
-        let now = self.server.now();
+        // Whole seconds, as a pool asks.
+        let now = Timestamp::from_second(self.server.now().as_second()).unwrap();
         Reserve {
             users: BTreeSet::from(["alice".parse().unwrap()]),
             refused: Vec::new(),
@@ -139,12 +140,52 @@ async fn who_loses_one_device_to_another_wish_has_none_of_them() {
 
 #[rstest]
 #[tokio::test]
-async fn an_answer_is_kept_for_its_key_alone(#[values(Database::Postgres, Database::Sqlite)] db: Database) {
-    let scene = Scene::new(db, &[("laptop", 50)]).await;
-    let Some(Ok(first)) = scene.reserve(&[scene.keyed(1)]).remove(0) else { panic!("it was left for alone") };
-    let alone = scene.store.reserve(&[scene.keyed(1)], scene.view()).unwrap().remove(0).unwrap();
-    assert_eq!(serde_json::to_value(&alone).unwrap(), serde_json::to_value(&first).unwrap());
-    assert_eq!(scene.count("idempotency_keys"), 1);
+async fn an_answer_is_kept_for_its_key_alone(
+    #[values(Database::Postgres, Database::Sqlite)] db: Database,
+    #[values(false, true)] is_with_others: bool,
+) {
+    // Not in the order of their names.
+    let scene = Scene::new(db, &[("phone", 50), ("laptop", 50), ("tablet", 50), ("desktop", 50)]).await;
+    let refused = ["zoe", "carol"].map(|user| MissingDevice {
+        user: user.parse().unwrap(),
+        device: None,
+        reason: MissingReason::TooManyRequests,
+        ciphersuites: vec![1],
+    });
+    let keyed = |key| Reserve { refused: refused.to_vec(), ..scene.keyed(key) };
+    let wants = if is_with_others { vec![keyed(1), keyed(2)] } else { vec![keyed(1)] };
+    let mut first = scene.reserve(&wants);
+    // Where two met by chance, the first has what both wanted.
+    let Some(Ok(first)) = first.swap_remove(0) else { panic!("it was left for alone") };
+    assert_eq!((first.reservations.len(), first.missing.len()), (4, 2));
+    let again = scene.store.reserve(&[keyed(1)], scene.view()).unwrap().remove(0).unwrap();
+    assert_eq!(serde_json::to_value(&again).unwrap(), serde_json::to_value(&first).unwrap());
+    assert_eq!(scene.count("key_packages WHERE held"), 4 * scene.count("idempotency_keys"));
+}
+
+#[tokio::test]
+async fn a_key_that_comes_elsewhere_at_the_same_moment_spoils_nothing() {
+    let scene = Scene::new(Database::Postgres, &[("laptop", 9), ("phone", 9)]).await;
+    let of = |want: Reserve, device: &str| Reserve { device: Some(device.parse().unwrap()), ..want };
+    let wants = [of(scene.keyed(1), "laptop"), of(scene.want(), "phone")];
+    let mut elsewhere = scene.server.database();
+    elsewhere.run(&format!(
+        "BEGIN; INSERT INTO idempotency_keys VALUES ({}, {}, '', '', 4000000000)",
+        scene.bob.0,
+        elsewhere.bytes(&[1; 32])
+    ));
+    let outcomes = thread::scope(|scope| {
+        let reserving = scope.spawn(|| scene.reserve(&wants));
+        while elsewhere.waiting() < 1 {
+            assert!(!reserving.is_finished(), "it did not wait for who has the key");
+            thread::yield_now();
+        }
+        elsewhere.run("COMMIT");
+        reserving.join().unwrap()
+    });
+    assert!(outcomes[0].is_none(), "{outcomes:?}");
+    assert_eq!(taken(&outcomes[1]), 1, "who has no key was made to wait for alone");
+    assert_eq!((scene.count("key_packages WHERE held"), scene.count("idempotency_keys")), (1, 1));
 }
 
 #[tokio::test]
@@ -154,7 +195,7 @@ async fn a_key_that_is_known_or_comes_twice_is_looked_at_alone() {
     let outcomes = scene.reserve(&[scene.keyed(1), scene.keyed(2), scene.keyed(2)]);
     assert!(outcomes.iter().all(Option::is_none), "{outcomes:?}");
     assert_eq!((scene.count("key_packages WHERE held"), scene.count("idempotency_keys")), (1, 1));
-    // What is left for alone gives its key back.
+    // What is left for alone does not take its key.
     let empty = Reserve { device: Some("tablet".parse().unwrap()), ..scene.keyed(3) };
     assert!(scene.reserve(&[empty])[0].is_none());
     assert_eq!(scene.count("idempotency_keys"), 1);

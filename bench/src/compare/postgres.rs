@@ -24,10 +24,14 @@ const PGBENCH_CLIENTS: usize = 16;
 pub(crate) struct Findings {
     /// Reservations a second: `pgbench` has 16 clients, Keypool as many connections as were asked for.
     reserve: Rounds,
+    /// The same with an `Idempotency-Key` each.
+    repeatable: Rounds,
     /// Reserve and spend a second, over pgbench's reservations.
     invite: Rounds,
     /// Milliseconds of a reservation when nobody else asks: Keypool's median, pgbench's mean.
     alone: Rounds,
+    /// The same with an `Idempotency-Key` each.
+    repeatable_alone: Rounds,
     /// Milliseconds that 99 of 100 reservations took at most at half of the round's rate, from when each was due; `pgbench`
     /// at half of its own.
     half_load_p99_ms: Rounds,
@@ -46,8 +50,10 @@ impl Findings {
         let beside = || Rounds::between(["keypool", "pgbench"]);
         Self {
             reserve: beside(),
+            repeatable: beside(),
             invite: beside(),
             alone: beside(),
+            repeatable_alone: beside(),
             half_load_p99_ms: beside(),
             status: beside(),
             reserve_p99_ms: Vec::new(),
@@ -61,7 +67,7 @@ pub(crate) async fn measure(plan: Plan) -> Result<Findings> {
     let postgres = Postgres::start()?;
     let stage = Stage::set(&postgres, "keypool", (plan.users, plan.packages), plan.connections).await?;
     stage.warm_up().await?;
-    let bar = progress::bar(u64::from(plan.rounds) * 8, "")?;
+    let bar = progress::bar(u64::from(plan.rounds) * 9, "")?;
     let mut findings = Findings::new();
     for _ in 0..plan.rounds {
         round(&mut findings, &stage, plan, |message| {
@@ -84,6 +90,9 @@ async fn round(findings: &mut Findings, stage: &Stage<'_>, plan: Plan, step: imp
     let reserve = stage.run(Mix::RESERVE, Pace::Full(span)).await?;
     findings.reserve.add(reserve.rate(), reserved);
     findings.reserve_p99_ms.push(reserve.percentile(Kind::Reserve, 99.0));
+    step("Keypool: reserve, with keys");
+    let repeatable = stage.run(Mix::REPEATABLE, Pace::Full(span)).await?;
+    findings.repeatable.add(repeatable.rate(), reserved);
     step("Keypool: reserve at half of that rate");
     let half = stage.run(Mix::RESERVE, Pace::Fixed(reserve.rate() / 2.0, span)).await?;
     step("pgbench at half of its rate");
@@ -94,22 +103,28 @@ async fn round(findings: &mut Findings, stage: &Stage<'_>, plan: Plan, step: imp
     findings.invite.add(invite.rate(), reserved);
     step("one at a time");
     let (_, alone) = stage.database.pgbench(plan.users, 1, short)?;
-    let one = load::run(Mix::RESERVE, &stage.cast, 1, Pace::Full(Duration::from_secs(short))).await?;
+    let only = |mix| load::run(mix, &stage.cast, 1, Pace::Full(Duration::from_secs(short)));
+    let one = only(Mix::RESERVE).await?;
     findings.alone.add(one.percentile(Kind::Reserve, 50.0), alone);
+    let repeatable_one = only(Mix::REPEATABLE).await?;
+    findings.repeatable_alone.add(repeatable_one.percentile(Kind::Repeatable, 50.0), alone);
     step("Keypool: status");
     let status = stage.run(Mix::STATUS, Pace::Full(span)).await?;
     step("Keypool: healthz");
     let health = stage.run(Mix::HEALTH, Pace::Full(span)).await?;
     findings.status.add(status.rate(), health.rate());
-    findings.refused += [reserve, half, invite, one, status, health].iter().map(load::Measured::refused).sum::<u64>();
+    let all = [reserve, repeatable, half, invite, one, repeatable_one, status, health];
+    findings.refused += all.iter().map(load::Measured::refused).sum::<u64>();
     Ok(())
 }
 
 pub(crate) fn text(findings: &Findings) -> String {
     let table = rounds([
         ("reserve, a second; pgbench, one a statement", &findings.reserve),
+        ("reserve with an Idempotency-Key, a second; the same pgbench", &findings.repeatable),
         ("reserve and spend, a second; the same pgbench", &findings.invite),
         ("one reserve alone, ms; pgbench with one client", &findings.alone),
+        ("one with an Idempotency-Key alone, ms; the same pgbench", &findings.repeatable_alone),
         ("99 of 100 reserves at half load, ms; pgbench at half of its own", &findings.half_load_p99_ms),
         ("status of a full pool, a second; /healthz", &findings.status),
     ]);

@@ -41,7 +41,7 @@ pub struct Reserve {
     pub by: DeviceId,
     /// Random: names the reservations, and says where in the pool to look first, so that adders do not collide.
     pub nonce: Uuid,
-    /// When the reservations lapse.
+    /// When the reservations lapse, at a whole second.
     pub until: Timestamp,
     /// Nothing that expires before this is handed out.
     pub usable_until: Timestamp,
@@ -144,7 +144,7 @@ where
     if !conn.begin_answer(want.by.0, repeat, view.now.as_second())? {
         let (request, answer) = conn.answer_of(want.by.0, &repeat.key)?;
         return if request == repeat.request {
-            Ok(Ok(serde_json::from_slice(&answer).map_err(StoreError::fatal)?))
+            Ok(Ok(in_order(serde_json::from_slice(&answer).map_err(StoreError::fatal)?)))
         } else {
             Ok(Err(ReserveError::IdempotencyMismatch))
         };
@@ -187,9 +187,14 @@ where
     for owner in &owners {
         reserve_of(conn, want, owner, view, &mut reserved)?;
     }
-    reserved.reservations.sort_by(|one, other| (&one.user, &one.device).cmp(&(&other.user, &other.device)));
-    reserved.missing.sort_by(|one, other| (&one.user, &one.device).cmp(&(&other.user, &other.device)));
-    Ok(Ok(reserved))
+    Ok(Ok(in_order(reserved)))
+}
+
+/// An answer as it is given, also when it is given again: by user and device.
+pub(super) fn in_order(mut answer: ReserveResponse) -> ReserveResponse {
+    answer.reservations.sort_by(|one, other| (&one.user, &one.device).cmp(&(&other.user, &other.device)));
+    answer.missing.sort_by(|one, other| (&one.user, &one.device).cmp(&(&other.user, &other.device)));
+    answer
 }
 
 /// When the caller may ask again, if it would hold too much. Requests at the very same moment do not see each other.
@@ -358,10 +363,7 @@ impl Store {
             Pools::Sqlite { .. } => Ok(self.reserve(wants, view)?.into_iter().map(Some).collect()),
             Pools::Postgres(pool) => {
                 let body = |conn: &mut _| together::reserve(conn, wants, view.now);
-                // What no answer is kept of is one statement, which needs no transaction around it.
-                let is_one = wants.iter().all(|want| want.repeat.is_none());
-                let run = if is_one { postgres::statement } else { postgres::transaction };
-                let fulfilled = connection::write(pool, &self.metrics, "reserve", run, body)?;
+                let fulfilled = connection::write(pool, &self.metrics, "reserve", postgres::statement, body)?;
                 Ok(fulfilled.into_iter().map(|one| one.map(Ok)).collect())
             }
         }

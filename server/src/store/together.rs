@@ -1,14 +1,15 @@
 //! Many reservations, or many spends, in one statement each, on `PostgreSQL`.
 //!
 //! They do what is plain: take fresh KeyPackages that nobody holds, and spend what its holder holds. Nothing here waits for
-//! another transaction, so two batches never wait for each other. What is not plain is left undone, as if it had not been
-//! asked for, to be done alone.
+//! another transaction, but for one with the same `Idempotency-Key`, so two batches never wait for each other. What is not
+//! plain is left undone, as if it had not been asked for, to be done alone.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{HashMap, HashSet};
 
 use diesel::{
     pg::Pg,
     prelude::*,
+    result::{DatabaseErrorKind, Error},
     sql_types::{BigInt, Binary},
 };
 use jiff::Timestamp;
@@ -17,64 +18,14 @@ use keypool_openapi::{Base64Bytes, DeviceName, Reservation, ReservationId, Reser
 use super::{
     StoreError,
     by_hand::{columns, statement},
-    idempotency::{IdempotencyKey, IdempotencySql},
-    reservations::Reserve,
+    reservations::{Reserve, in_order},
     rows::{nonce_of, suite, timestamp},
     spending::{SPENDABLE, Spend, Spent},
-    wishes::{self, Taken, Target},
+    wishes::{self, Repeat, Taken, Target},
 };
 
 /// A device that may hold so few more reservations for each user that it names is counted exactly, alone.
 const NEAR: i64 = 16;
-
-/// Keys of wishes that may be repeated, a column each.
-#[derive(Debug, Default)]
-struct Keys<'a> {
-    caller: Vec<i64>,
-    key: Vec<&'a [u8]>,
-    request: Vec<&'a [u8]>,
-    until: Vec<i64>,
-    now: i64,
-}
-
-statement!(Keys, (BigInt, Binary), Pg, PgConnection => |this, out| {
-    out.push_sql(
-        "INSERT INTO idempotency_keys (device_id, key, request, answer, expires_at) \
-         SELECT caller, key, request, '', until FROM unnest(",
-    );
-    columns!(
-        out,
-        BigInt => this.caller,
-        Binary => this.key,
-        Binary => this.request,
-        BigInt => this.until,
-    );
-    out.push_sql(
-        ") AS w (caller, key, request, until) ON CONFLICT (device_id, key) DO UPDATE \
-         SET request = excluded.request, expires_at = excluded.expires_at WHERE idempotency_keys.expires_at <= ",
-    );
-    out.push_bind_param::<BigInt, _>(&this.now)?;
-    out.push_sql(" RETURNING device_id, key");
-});
-
-/// Answers that are kept for repetitions, a column each.
-#[derive(Debug, Default)]
-struct Answers<'a> {
-    caller: Vec<i64>,
-    key: Vec<&'a [u8]>,
-    answer: Vec<Vec<u8>>,
-}
-
-statement!(Answers, (BigInt,), Pg, PgConnection => |this, out| {
-    out.push_sql("UPDATE idempotency_keys k SET answer = w.answer FROM unnest(");
-    columns!(
-        out,
-        BigInt => this.caller,
-        Binary => this.key,
-        Binary => this.answer,
-    );
-    out.push_sql(") AS w (caller, key, answer) WHERE k.device_id = w.caller AND k.key = w.key");
-});
 
 /// What is spent, a column each.
 #[derive(Debug, Default)]
@@ -124,12 +75,13 @@ pub(super) fn reserve(
     wants: &[Reserve],
     now: Timestamp,
 ) -> Result<Vec<Option<ReserveResponse>>, StoreError> {
-    let second = now.as_second();
-    let begun = begin_answers(conn, wants, second)?;
-    let is_plain = |want: &Reserve| want.repeat.as_ref().is_none_or(|key| begun.contains(&(want.by.0, key.key)));
+    let shared = shared_keys(wants);
+    let is_plain = |want: &Reserve| want.repeat.as_ref().is_none_or(|key| !shared.contains(&(want.by.0, key.key)));
+    let missing = wants.iter().map(|want| serde_json::to_string(&want.refused).map_err(StoreError::fatal));
+    let missing = missing.collect::<Result<Vec<_>, _>>()?;
     let rooms = rooms(wants);
     let mut targets = Vec::new();
-    for (number, want) in (0_i64..).zip(wants).filter(|(_, want)| is_plain(want)) {
+    for ((number, want), missing) in (0_i64..).zip(wants).zip(&missing).filter(|((_, want), _)| is_plain(want)) {
         let suites = want.ciphersuite.map_or((0, i32::from(u16::MAX)), |suite| (suite.into(), suite.into()));
         let mut room = rooms.get(&want.by.0).copied();
         for user in &want.users {
@@ -145,36 +97,28 @@ pub(super) fn reserve(
                 group_id: want.group_id.as_deref(),
                 // It is looked at once for each wish.
                 room: room.take(),
+                repeat: want.repeat.as_ref().map(|key| Repeat { key, missing }),
             });
         }
     }
-    let taken = wishes::take(conn, &targets, second)?;
-    let mut fulfilled = answers(wants, taken)?;
-    keep_answers(conn, wants, &fulfilled, &begun)?;
+    let mut fulfilled = answers(wants, take(conn, &targets, now.as_second())?)?;
     Ok((0_i64..).take(wants.len()).map(|number| fulfilled.remove(&number)).collect())
 }
 
-/// Takes the keys of wishes that may be repeated, and answers which are new: a key is one wish's alone, and whoever comes
-/// with one that is taken is answered alone.
-fn begin_answers(conn: &mut PgConnection, wants: &[Reserve], now: i64) -> Result<HashSet<(i64, [u8; 32])>, StoreError> {
-    let mut keyed: BTreeMap<(i64, [u8; 32]), Option<&IdempotencyKey>> = BTreeMap::new();
-    for want in wants {
-        let Some(repeat) = &want.repeat else { continue };
-        // One that comes twice here is for nobody here.
-        keyed.entry((want.by.0, repeat.key)).and_modify(|one| *one = None).or_insert(Some(repeat));
+/// Takes what wishes are for. Where a key came with another request at the same moment, it is seen the second time, and its
+/// wish is left for alone.
+fn take(conn: &mut PgConnection, targets: &[Target<'_>], now: i64) -> QueryResult<Vec<Taken>> {
+    match wishes::take(conn, targets, now) {
+        Err(Error::DatabaseError(DatabaseErrorKind::UniqueViolation, _)) => wishes::take(conn, targets, now),
+        taken => taken,
     }
-    // In their order, so that two batches with the same keys never wait for each other.
-    let mut keys = Keys { now, ..Keys::default() };
-    for ((caller, _), repeat) in &keyed {
-        let Some(repeat) = repeat else { continue };
-        keys.caller.push(*caller);
-        keys.key.push(&repeat.key);
-        keys.request.push(&repeat.request);
-        keys.until.push(repeat.until.as_second());
-    }
-    let begun: Vec<(i64, Vec<u8>)> = if keys.caller.is_empty() { Vec::new() } else { keys.load(conn)? };
-    let whole = |key: Vec<u8>| key.try_into().map_err(|_| StoreError::fatal(anyhow::anyhow!("a key has not 32 bytes")));
-    begun.into_iter().map(|(caller, key)| Ok((caller, whole(key)?))).collect()
+}
+
+/// The keys that come more than once here, by caller: each is one wish's alone.
+fn shared_keys(wants: &[Reserve]) -> HashSet<(i64, [u8; 32])> {
+    let mut seen = HashSet::new();
+    let keys = wants.iter().filter_map(|want| Some((want.by.0, want.repeat.as_ref()?.key)));
+    keys.filter(|key| !seen.insert(*key)).collect()
 }
 
 /// How many reservations each device that has a cap may hold before these wishes, so that they do not bring it near its cap.
@@ -210,37 +154,7 @@ fn answers(wants: &[Reserve], taken: Vec<Taken>) -> Result<HashMap<i64, ReserveR
             last_resort: false,
         });
     }
-    for answer in fulfilled.values_mut() {
-        answer.reservations.sort_by(|one, other| (&one.user, &one.device).cmp(&(&other.user, &other.device)));
-        answer.missing.sort_by(|one, other| (&one.user, &one.device).cmp(&(&other.user, &other.device)));
-    }
-    Ok(fulfilled)
-}
-
-/// Keeps the answers of what may be repeated, and gives the keys back of what has to be done alone.
-fn keep_answers(
-    conn: &mut PgConnection,
-    wants: &[Reserve],
-    fulfilled: &HashMap<i64, ReserveResponse>,
-    begun: &HashSet<(i64, [u8; 32])>,
-) -> Result<(), StoreError> {
-    let mut answers = Answers::default();
-    for (number, want) in (0_i64..).zip(wants) {
-        let Some(repeat) = want.repeat.as_ref().filter(|repeat| begun.contains(&(want.by.0, repeat.key))) else {
-            continue;
-        };
-        if let Some(reserved) = fulfilled.get(&number) {
-            answers.caller.push(want.by.0);
-            answers.key.push(&repeat.key);
-            answers.answer.push(serde_json::to_vec(reserved).map_err(StoreError::fatal)?);
-        } else {
-            conn.drop_answer(want.by.0, &repeat.key)?;
-        }
-    }
-    if !answers.caller.is_empty() {
-        answers.execute(conn)?;
-    }
-    Ok(())
+    Ok(fulfilled.into_iter().map(|(number, answer)| (number, in_order(answer))).collect())
 }
 
 /// Spends reservations; `None` for those that have to be spent alone.
@@ -274,7 +188,5 @@ mod tests {
     #[test]
     fn the_statements_are_those_that_were_measured() {
         insta::assert_snapshot!("together_spend", debug_query::<Pg, _>(&Spends::default()).to_string());
-        insta::assert_snapshot!("together_keys", debug_query::<Pg, _>(&Keys::default()).to_string());
-        insta::assert_snapshot!("together_answers", debug_query::<Pg, _>(&Answers::default()).to_string());
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! A wish is fulfilled as a whole or not at all: where one of its users has no device, or one of its devices nothing fresh
 //! that is not held, or two wishes met at the same KeyPackage, nothing is taken for it. Nor where its caller may be near the
-//! most that it may hold.
+//! most that it may hold, or its key came before.
 
 use diesel::{
     pg::Pg,
@@ -11,7 +11,10 @@ use diesel::{
     sql_types::{BigInt, Binary, Integer, Nullable, Text},
 };
 
-use super::by_hand::{columns, statement};
+use super::{
+    by_hand::{columns, statement},
+    idempotency::IdempotencyKey,
+};
 
 /// A user of a wish, of whose devices each is to give a KeyPackage.
 #[derive(Clone, Copy, Debug, Default)]
@@ -30,6 +33,16 @@ pub(super) struct Target<'a> {
     pub group_id: Option<&'a [u8]>,
     /// With how many reservations the actor is not near its cap; once in each wish is enough.
     pub room: Option<i64>,
+    /// What is kept, so that the wish may be repeated.
+    pub repeat: Option<Repeat<'a>>,
+}
+
+/// What is kept of a wish beside what was taken for it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Repeat<'a> {
+    pub key: &'a IdempotencyKey,
+    /// The part of the answer that is known before, as JSON.
+    pub missing: &'a str,
 }
 
 /// The number of the wish, the owner, its user, its device; ref, bytes, ciphersuite, `not_after`.
@@ -40,7 +53,34 @@ type TakenColumns = (BigInt, BigInt, Text, Text, Binary, Binary, Integer, BigInt
 /// The one user of the one wish that there is, as is usual where little is asked for: what many need would cost a tenth more.
 struct One<'a> {
     target: Target<'a>,
+    kept: Kept<'a>,
     now: i64,
+}
+
+impl<'a> One<'a> {
+    fn of(target: Target<'a>, now: i64) -> Self {
+        Self { kept: Kept::of(target.repeat), target, now }
+    }
+}
+
+/// The columns of what is kept: the key, the request, until when, and what is missing.
+#[derive(Default)]
+struct Kept<'a> {
+    key: Option<&'a [u8]>,
+    request: Option<&'a [u8]>,
+    until: Option<i64>,
+    missing: Option<&'a str>,
+}
+
+impl<'a> Kept<'a> {
+    fn of(repeat: Option<Repeat<'a>>) -> Self {
+        repeat.map_or_else(Self::default, |Repeat { key, missing }| Self {
+            key: Some(&key.key),
+            request: Some(&key.request),
+            until: Some(key.until.as_second()),
+            missing: Some(missing),
+        })
+    }
 }
 
 /// Users of wishes, a column each.
@@ -57,6 +97,10 @@ struct Many<'a> {
     usable_until: Vec<i64>,
     group_id: Vec<Option<&'a [u8]>>,
     room: Vec<Option<i64>>,
+    key: Vec<Option<&'a [u8]>>,
+    request: Vec<Option<&'a [u8]>>,
+    kept_until: Vec<Option<i64>>,
+    missing: Vec<Option<&'a str>>,
     now: i64,
 }
 
@@ -75,6 +119,11 @@ impl<'a> Many<'a> {
             many.usable_until.push(target.usable_until);
             many.group_id.push(target.group_id);
             many.room.push(target.room);
+            let kept = Kept::of(target.repeat);
+            many.key.push(kept.key);
+            many.request.push(kept.request);
+            many.kept_until.push(kept.until);
+            many.missing.push(kept.missing);
         }
         many
     }
@@ -104,7 +153,15 @@ statement!(One, TakenColumns, Pg, PgConnection => |this, out| {
     out.push_bind_param::<Nullable<Binary>, _>(&this.target.group_id)?;
     out.push_sql(" AS group_id, ");
     out.push_bind_param::<Nullable<BigInt>, _>(&this.target.room)?;
-    out.push_sql(" AS room) AS w");
+    out.push_sql(" AS room, ");
+    out.push_bind_param::<Nullable<Binary>, _>(&this.kept.key)?;
+    out.push_sql(" AS key, ");
+    out.push_bind_param::<Nullable<Binary>, _>(&this.kept.request)?;
+    out.push_sql(" AS request, ");
+    out.push_bind_param::<Nullable<BigInt>, _>(&this.kept.until)?;
+    out.push_sql(" AS kept_until, ");
+    out.push_bind_param::<Nullable<Text>, _>(&this.kept.missing)?;
+    out.push_sql(" AS missing) AS w");
     take_if(&mut out, "NOT EXISTS (SELECT 1 FROM pick WHERE place IS NULL)", &this.now)?;
 });
 
@@ -124,10 +181,14 @@ statement!(Many, TakenColumns, Pg, PgConnection => |this, out| {
         BigInt => this.usable_until,
         Nullable<Binary> => this.group_id,
         Nullable<BigInt> => this.room,
+        Nullable<Binary> => this.key,
+        Nullable<Binary> => this.request,
+        Nullable<BigInt> => this.kept_until,
+        Nullable<Text> => this.missing,
     );
     out.push_sql(
         ") AS w (wish, user_name, device_name, first_suite, last_suite, nonce, actor, until, usable_until, group_id, \
-         room)",
+         room, key, request, kept_until, missing)",
     );
     let whole = "r.wish NOT IN (SELECT wish FROM (SELECT wish, place, \
                  row_number() OVER (PARTITION BY place ORDER BY wish) AS rank FROM pick) met WHERE place IS NULL OR rank > 1)";
@@ -141,11 +202,14 @@ statement!(Many, TakenColumns, Pg, PgConnection => |this, out| {
 fn pick<'b>(out: &mut AstPass<'_, 'b, Pg>, now: &'b i64) -> QueryResult<()> {
     out.push_sql(
         "WITH pick AS MATERIALIZED (SELECT w.*, d.id AS owner, d.device_name AS owned, \
-         CASE WHEN w.room IS NULL OR w.room >= (SELECT count(*) FROM key_packages k WHERE k.held \
+         CASE WHEN (w.room IS NULL OR w.room >= (SELECT count(*) FROM key_packages k WHERE k.held \
          AND k.reserved_by = w.actor AND k.reserved_until > ",
     );
     out.push_bind_param::<BigInt, _>(now)?;
-    out.push_sql(") THEN coalesce(");
+    out.push_sql(
+        ")) AND (w.key IS NULL OR NOT EXISTS (SELECT 1 FROM idempotency_keys i WHERE i.device_id = w.actor \
+         AND i.key = w.key)) THEN coalesce(",
+    );
     for (from, end) in [(">= w.nonce", ", "), ("< w.nonce", "")] {
         out.push_sql(
             "(SELECT k.ctid FROM key_packages k WHERE k.device_id = d.id AND k.fresh \
@@ -159,6 +223,16 @@ fn pick<'b>(out: &mut AstPass<'_, 'b, Pg>, now: &'b i64) -> QueryResult<()> {
     out.push_sql(") END AS place FROM ");
     Ok(())
 }
+
+/// Keeps the answers of wishes that may be repeated, as [`keypool_openapi::ReserveResponse`] in JSON. In the order of their
+/// keys, so that two that come with the same ones never wait for each other.
+const KEEP: &str = "kept AS (INSERT INTO idempotency_keys (device_id, key, request, answer, expires_at) \
+    SELECT actor, key, request, convert_to(json_build_object('missing', missing::json, 'reservations', \
+    json_agg(json_build_object('reservation_id', to_hex(owner) || '-' || encode(nonce, 'hex')::uuid, \
+    'user', user_name, 'device', owned, 'keypackage_ref', encode(keypackage_ref, 'hex'), \
+    'keypackage', translate(encode(key_package, 'base64'), E'\\n', ''), 'ciphersuite', ciphersuite, \
+    'not_after', to_timestamp(not_after), 'expires_at', to_timestamp(until), 'last_resort', false)))::text, 'UTF8'), \
+    kept_until FROM taken WHERE key IS NOT NULL GROUP BY actor, key, request, missing, kept_until ORDER BY actor, key)";
 
 /// Takes what was found and locked where `whole` holds for its wish, and notes it. It stays where it is: the update goes to
 /// its place and not through the index. Who changes what is fresh ends that it is: what was changed since the statement began
@@ -174,14 +248,15 @@ fn take_if<'b>(out: &mut AstPass<'_, 'b, Pg>, whole: &str, now: &'b i64) -> Quer
     out.push_sql(whole);
     out.push_sql(
         " RETURNING r.wish, r.owner, r.user_name, r.owned, k.keypackage_ref, k.key_package, k.ciphersuite, k.not_after, \
-         r.actor, r.nonce, r.group_id, r.until), \
+         r.actor, r.nonce, r.group_id, r.until, r.key, r.request, r.kept_until, r.missing), \
          noted AS (INSERT INTO audit_events (device_id, keypackage_ref, action, actor, reservation, group_id, last_resort, \
          at, until) SELECT owner, keypackage_ref, 'reserve', actor, nonce, group_id, false, ",
     );
     out.push_bind_param::<BigInt, _>(now)?;
+    out.push_sql(", until FROM taken), ");
+    out.push_sql(KEEP);
     out.push_sql(
-        ", until FROM taken) \
-         SELECT wish, owner, user_name, owned, keypackage_ref, key_package, ciphersuite, not_after FROM taken",
+        " SELECT wish, owner, user_name, owned, keypackage_ref, key_package, ciphersuite, not_after FROM taken",
     );
     Ok(())
 }
@@ -190,7 +265,7 @@ fn take_if<'b>(out: &mut AstPass<'_, 'b, Pg>, whole: &str, now: &'b i64) -> Quer
 pub(super) fn take(conn: &mut PgConnection, targets: &[Target<'_>], now: i64) -> QueryResult<Vec<Taken>> {
     match targets {
         [] => Ok(Vec::new()),
-        [target] => One { target: *target, now }.load(conn),
+        [target] => One::of(*target, now).load(conn),
         targets => Many::of(targets, now).load(conn),
     }
 }
@@ -204,7 +279,7 @@ mod tests {
     /// The hot statements as `PostgreSQL` gets them: a change here is a change of what was measured.
     #[test]
     fn the_statements_are_those_that_were_measured() {
-        let one = One { target: Target::default(), now: 0 };
+        let one = One::of(Target::default(), 0);
         insta::assert_snapshot!("take_one", debug_query::<Pg, _>(&one).to_string());
         insta::assert_snapshot!("take_many", debug_query::<Pg, _>(&Many::default()).to_string());
     }
