@@ -4,7 +4,6 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
     path::Path,
-    process::Command,
 };
 
 use promql_parser::parser::{Expr, parse};
@@ -13,7 +12,7 @@ use serde_json::Value;
 
 use crate::{
     readme::repository,
-    support::{Database, Device, TestServer},
+    support::{Database, Device, TestServer, cargo},
 };
 
 fn read(path: &str) -> String {
@@ -126,9 +125,8 @@ fn warnings(folder: &Path) -> Vec<String> {
 /// Of the crates that the two programs are made of, all are in the text that goes with the image, and no others.
 #[test]
 fn the_licenses_of_the_image_are_current() {
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let packages = ["--package", "keypool-server", "--package", "keypool-client"];
-    let tree = Command::new(cargo)
+    let tree = cargo()
         .args(["tree", "--locked", "--edges", "normal", "--prefix", "none", "--target", "x86_64-unknown-linux-gnu"])
         .args(packages)
         .current_dir(repository())

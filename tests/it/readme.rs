@@ -11,6 +11,8 @@ use std::{
 
 use keypool_server::config::{Config, ConfigFlags};
 
+use crate::support::built::as_from_a_shell;
+
 pub fn repository() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()
 }
@@ -75,6 +77,7 @@ impl Clone {
         for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("KEYPOOL_")) {
             command.env_remove(name);
         }
+        as_from_a_shell(&mut command);
         command
     }
 }

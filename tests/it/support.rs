@@ -1,5 +1,6 @@
 //! What the tests stand on: databases, servers, HTTP, and devices that make KeyPackages.
 
+pub mod built;
 pub mod compose;
 mod database;
 mod device;
@@ -11,6 +12,7 @@ mod proxy;
 mod server;
 pub mod tools;
 
+pub use built::{binary, cargo, example, target};
 pub use database::{Anywhere, Database, Place, Raw, Where};
 pub use device::{Device, decode, encode, tampered, with_the_keys_of};
 pub use http::{Answer, Http, builder, group, hot_client};
@@ -18,6 +20,4 @@ pub use owner::{Owner, copy, new_device};
 pub use party::Party;
 pub use postgres::{Postgres, output};
 pub use proxy::{Fault, Proxy};
-pub use server::{
-    ADMIN_TOKEN, PATIENCE, Running, ServerProcess, TestServer, binary, example, now, target, without_settings,
-};
+pub use server::{ADMIN_TOKEN, PATIENCE, Running, ServerProcess, TestServer, now, without_settings};

@@ -3,7 +3,7 @@
 use std::{
     fs,
     path::{Path, PathBuf},
-    process::{Command, Stdio},
+    process::Command,
     sync::OnceLock,
 };
 
@@ -11,7 +11,7 @@ use rstest::rstest;
 
 use crate::{
     readme::repository,
-    support::{Database, Device, Http, ServerProcess, output, target},
+    support::{Database, Device, Http, ServerProcess, built, output, target},
 };
 
 /// The server as it was before the newest migration, built out of the repository's history.
@@ -35,17 +35,7 @@ fn build() -> PathBuf {
         set_apart(&new, newest);
         fs::rename(&new, &directory).unwrap();
     }
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    // With the client, so that the dependencies are those that are built already.
-    let packages = ["--package", "keypool-server", "--package", "keypool-client"];
-    let status = Command::new(cargo)
-        .args(["build", "--quiet", "--locked", "--bin", "keypool-server-previous"])
-        .args(packages)
-        .current_dir(&directory)
-        .env("CARGO_TARGET_DIR", target())
-        .stdin(Stdio::null())
-        .status();
-    assert!(status.unwrap().success(), "the previous server cannot be built in {}", directory.display());
+    built::build(&directory, &["keypool-server-previous"]);
     target().join("debug/keypool-server-previous")
 }
 

@@ -5,15 +5,16 @@
 
 use std::{
     env,
+    ffi::OsString,
     io::{self, BufRead, BufReader, Write},
     process::{Command, ExitCode, Stdio},
 };
 
 use anyhow::Context;
 
-/// The tests that need nothing but HTTP, which are so named by the type of their argument, and those of containers alone.
-const CONTAINERS: &[&str] =
-    &["--package", "keypool-tests", "--test", "it", "--", "--include-ignored", "Anywhere__", "containers::"];
+/// The tests that need nothing but HTTP, which are so named by the type of their argument, and those of containers alone. Out
+/// of the whole workspace, so that they are those that were built for all tests.
+const CONTAINERS: &[&str] = &["--workspace", "--test", "it", "--", "--include-ignored", "Anywhere__", "containers::"];
 
 /// Tests that ran, by what became of them.
 #[derive(Default)]
@@ -39,15 +40,7 @@ impl Tally {
 fn main() -> anyhow::Result<ExitCode> {
     let arguments: Vec<_> = env::args_os().skip(1).collect();
     let everything = arguments.is_empty();
-    let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let of_containers = everything && env::var_os("KEYPOOL_TEST_TARGET").is_some();
-    let mut tests = Command::new(cargo)
-        .args(["test", "--locked", "--no-fail-fast"])
-        .args(if of_containers { CONTAINERS } else { &["--workspace"] })
-        .args(arguments)
-        .stdout(Stdio::piped())
-        .spawn()
-        .context("cannot run cargo: is it in PATH?")?;
+    let mut tests = cargo_test(&arguments).spawn().context("cannot run cargo: is it in PATH?")?;
     let output = tests.stdout.take().context("cargo has no output")?;
     let (mut sqlite, mut postgres, mut all) = (Tally::default(), Tally::default(), Tally::default());
     let mut out = io::stdout().lock();
@@ -72,6 +65,21 @@ fn main() -> anyhow::Result<ExitCode> {
         writeln!(out, "error: a database ran no test at all")?;
     }
     Ok(if success && complete { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn cargo_test(arguments: &[OsString]) -> Command {
+    let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    let of_containers = arguments.is_empty() && env::var_os("KEYPOOL_TEST_TARGET").is_some();
+    cargo.args(["test", "--locked", "--no-fail-fast"]);
+    cargo.args(if of_containers { CONTAINERS } else { &["--workspace"] }).args(arguments).stdout(Stdio::piped());
+    // What the cargo that runs this says of this package: build scripts go by it, and would build anew what is built already.
+    for (name, _) in env::vars_os() {
+        let text = name.to_string_lossy();
+        if text.starts_with("CARGO_MANIFEST_") || text.starts_with("CARGO_PKG_") {
+            cargo.env_remove(name);
+        }
+    }
+    cargo
 }
 
 /// The name of a test and whether it passed, from a line of libtest.

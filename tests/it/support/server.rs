@@ -1,8 +1,8 @@
 use std::{
     net::TcpListener,
-    path::{Path, PathBuf},
+    path::Path,
     process::{Child, Command, ExitStatus, Stdio},
-    sync::{Arc, OnceLock},
+    sync::Arc,
     thread,
     time::{Duration, Instant},
 };
@@ -21,7 +21,7 @@ use keypool_server::{
 use tokio::sync::oneshot;
 
 use super::{
-    Database, Http, Place, Raw, Where,
+    Database, Http, Place, Raw, Where, binary,
     compose::{self, Lent},
 };
 
@@ -368,43 +368,6 @@ pub fn without_settings(command: &mut Command) -> &mut Command {
         }
     }
     command
-}
-
-/// The path of a program of this workspace, built when it is first asked for.
-pub fn binary(name: &str) -> PathBuf {
-    static BUILT: OnceLock<PathBuf> = OnceLock::new();
-    let directory = BUILT.get_or_init(|| {
-        let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-        let status = Command::new(cargo)
-            .args([
-                "build",
-                "--quiet",
-                "--package",
-                "keypool-server",
-                "--package",
-                "keypool-client",
-                "--bins",
-                "--examples",
-            ])
-            .current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap())
-            .env("CARGO_TARGET_DIR", target())
-            .status()
-            .unwrap();
-        assert!(status.success(), "the programs could not be built: {status}");
-        target().join("debug")
-    });
-    directory.join(name)
-}
-
-/// The path of one of the client library's examples.
-pub fn example(name: &str) -> PathBuf {
-    binary("examples").join(name)
-}
-
-/// The target directory that this test was built into.
-pub fn target() -> PathBuf {
-    // target/debug/deps/it-…
-    std::env::current_exe().unwrap().ancestors().nth(3).unwrap().to_owned()
 }
 
 /// A port that nobody listens on.

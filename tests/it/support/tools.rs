@@ -8,7 +8,7 @@ use std::{
     sync::OnceLock,
 };
 
-use super::server::target;
+use super::target;
 
 /// Where the versions of the tools are kept.
 pub fn contract() -> PathBuf {
