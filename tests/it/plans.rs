@@ -52,7 +52,7 @@ async fn each_looks_at_its_own_whatever_else_there_is(#[values(false, true)] is_
 }
 
 /// How many index entries, and how many rows of the table as a whole, were read.
-fn read(database: &mut Raw, table: &str) -> (i64, i64) {
+pub fn read(database: &mut Raw, table: &str) -> (i64, i64) {
     let mut number = |columns: &str, counted: &str| {
         database.number(&format!("SELECT sum({columns})::bigint AS n FROM {counted} WHERE relname = '{table}'"))
     };

@@ -8,7 +8,10 @@ use keypool_server::store::{DeviceId, IdempotencyKey, Reserve, ReserveError, Spe
 use rstest::rstest;
 use uuid::Uuid;
 
-use crate::support::{Database, Device, Http, TestServer};
+use crate::{
+    plans::read,
+    support::{Database, Device, Http, TestServer},
+};
 
 struct Scene {
     server: TestServer,
@@ -199,6 +202,32 @@ async fn a_key_that_is_known_or_comes_twice_is_looked_at_alone() {
     let empty = Reserve { device: Some("tablet".parse().unwrap()), ..scene.keyed(3) };
     assert!(scene.reserve(&[empty])[0].is_none());
     assert_eq!(scene.count("idempotency_keys"), 1);
+}
+
+/// Of requests that came before.
+const MANY_KEYS: &str = "INSERT INTO idempotency_keys SELECT id, sha256(n::text::bytea), '', '', 4000000000 \
+    FROM devices, generate_series(1, 20000) n WHERE user_name = 'bob' ON CONFLICT DO NOTHING";
+
+#[rstest]
+#[tokio::test]
+async fn a_key_is_looked_for_and_not_all_of_them(#[values(false, true)] is_with_others: bool) {
+    let scene = Scene::new(Database::Postgres, &[("laptop", 9), ("phone", 9)]).await;
+    let mut database = scene.server.database();
+    database.end_others();
+    database.run("SELECT pg_stat_reset()");
+    let of = |key, device: &str| Reserve { device: Some(device.parse().unwrap()), ..scene.keyed(key) };
+    let wants = |first: u8| {
+        let both = [of(first, "laptop"), of(first + 1, "phone")];
+        both.into_iter().take(if is_with_others { 2 } else { 1 }).collect::<Vec<_>>()
+    };
+    // Planned while there are no keys, and done again when there are many.
+    for first in [1, 3] {
+        assert!(scene.reserve(&wants(first)).iter().all(|one| taken(one) == 1));
+        database.run(MANY_KEYS);
+    }
+    database.end_others();
+    let (entries, rows) = read(&mut database, "idempotency_keys");
+    assert!(entries + rows < 10, "{entries} index entries and {rows} rows were read for a few keys");
 }
 
 #[tokio::test]

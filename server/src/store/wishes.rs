@@ -197,7 +197,8 @@ statement!(Many, TakenColumns, Pg, PgConnection => |this, out| {
 
 /// Finds for each device of each user a KeyPackage, and locks it. The search begins at the nonce and goes around, as it does
 /// for one that is done alone. Nearly everything has the right ciphersuite and lives long enough, which the planner cannot
-/// know: CASE keeps it from reading and sorting all that an owner has, for fear of having to.
+/// know: CASE keeps it from reading and sorting all that an owner has, for fear of having to. And where it is asked whether a
+/// key came before by EXISTS, it reads all keys that there are, to look among them.
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "what is bound has to live until the statement is sent")]
 fn pick<'b>(out: &mut AstPass<'_, 'b, Pg>, now: &'b i64) -> QueryResult<()> {
     out.push_sql(
@@ -207,8 +208,8 @@ fn pick<'b>(out: &mut AstPass<'_, 'b, Pg>, now: &'b i64) -> QueryResult<()> {
     );
     out.push_bind_param::<BigInt, _>(now)?;
     out.push_sql(
-        ")) AND (w.key IS NULL OR NOT EXISTS (SELECT 1 FROM idempotency_keys i WHERE i.device_id = w.actor \
-         AND i.key = w.key)) THEN coalesce(",
+        ")) AND (w.key IS NULL OR (SELECT i.expires_at FROM idempotency_keys i WHERE i.device_id = w.actor \
+         AND i.key = w.key) IS NULL) THEN coalesce(",
     );
     for (from, end) in [(">= w.nonce", ", "), ("< w.nonce", "")] {
         out.push_sql(

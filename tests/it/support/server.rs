@@ -193,9 +193,10 @@ impl TestServer {
         token.reveal().to_owned()
     }
 
-    /// A store on its database, for the verbs that no request reaches alone.
+    /// A store on its database, for the verbs that no request reaches alone. All that it does goes over one connection.
     pub fn store(&self) -> Store {
-        let config = Config { database_url: self.here().place.url.clone().into(), ..Config::default() };
+        let database_url = self.here().place.url.clone().into();
+        let config = Config { database_url, database_connections: 1, ..Config::default() };
         Store::connect(&config, Arc::new(Metrics::new().unwrap()), self.here().clock.clone()).unwrap()
     }
 
