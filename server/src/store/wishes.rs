@@ -51,11 +51,16 @@ pub(super) type Taken = (i64, i64, String, String, Vec<u8>, Vec<u8>, i32, i64);
 type TakenColumns = (BigInt, BigInt, Text, Text, Binary, Binary, Integer, BigInt);
 
 /// The one user of the one wish that there is, as is usual where little is asked for: what many need would cost a tenth more.
+///
+/// Where nobody's answer is to be kept, it is another statement: what is there to keep answers costs a tenth, used or not.
 struct One<'a> {
     target: Target<'a>,
     kept: Kept<'a>,
     now: i64,
 }
+
+/// The same with an answer to be kept.
+struct OneRepeatable<'a>(One<'a>);
 
 impl<'a> One<'a> {
     fn of(target: Target<'a>, now: i64) -> Self {
@@ -104,6 +109,9 @@ struct Many<'a> {
     now: i64,
 }
 
+/// The same with answers to be kept, if not of all.
+struct ManyRepeatable<'a>(Many<'a>);
+
 impl<'a> Many<'a> {
     fn of(targets: &[Target<'a>], now: i64) -> Self {
         let mut many = Self { now, ..Self::default() };
@@ -129,88 +137,106 @@ impl<'a> Many<'a> {
     }
 }
 
-statement!(One, TakenColumns, Pg, PgConnection => |this, out| {
-    pick(&mut out, &this.now)?;
-    out.push_sql("(SELECT ");
-    out.push_bind_param::<BigInt, _>(&this.target.wish)?;
-    out.push_sql(" AS wish, ");
-    out.push_bind_param::<Text, _>(this.target.user)?;
-    out.push_sql(" AS user_name, ");
-    out.push_bind_param::<Nullable<Text>, _>(&this.target.device)?;
-    out.push_sql(" AS device_name, ");
-    out.push_bind_param::<Integer, _>(&this.target.suites.0)?;
-    out.push_sql(" AS first_suite, ");
-    out.push_bind_param::<Integer, _>(&this.target.suites.1)?;
-    out.push_sql(" AS last_suite, ");
-    out.push_bind_param::<Binary, _>(this.target.nonce)?;
-    out.push_sql(" AS nonce, ");
-    out.push_bind_param::<BigInt, _>(&this.target.actor)?;
-    out.push_sql(" AS actor, ");
-    out.push_bind_param::<BigInt, _>(&this.target.until)?;
-    out.push_sql(" AS until, ");
-    out.push_bind_param::<BigInt, _>(&this.target.usable_until)?;
-    out.push_sql(" AS usable_until, ");
-    out.push_bind_param::<Nullable<Binary>, _>(&this.target.group_id)?;
-    out.push_sql(" AS group_id, ");
-    out.push_bind_param::<Nullable<BigInt>, _>(&this.target.room)?;
-    out.push_sql(" AS room, ");
-    out.push_bind_param::<Nullable<Binary>, _>(&this.kept.key)?;
-    out.push_sql(" AS key, ");
-    out.push_bind_param::<Nullable<Binary>, _>(&this.kept.request)?;
-    out.push_sql(" AS request, ");
-    out.push_bind_param::<Nullable<BigInt>, _>(&this.kept.until)?;
-    out.push_sql(" AS kept_until, ");
-    out.push_bind_param::<Nullable<Text>, _>(&this.kept.missing)?;
-    out.push_sql(" AS missing) AS w");
-    take_if(&mut out, "NOT EXISTS (SELECT 1 FROM pick WHERE place IS NULL)", &this.now)?;
-});
+statement!(One, TakenColumns, Pg, PgConnection => |this, out| { one(&mut out, this, false)?; });
+statement!(OneRepeatable, TakenColumns, Pg, PgConnection => |this, out| { one(&mut out, &this.0, true)?; });
+statement!(Many, TakenColumns, Pg, PgConnection => |this, out| { many(&mut out, this, false)?; });
+statement!(ManyRepeatable, TakenColumns, Pg, PgConnection => |this, out| { many(&mut out, &this.0, true)?; });
 
-statement!(Many, TakenColumns, Pg, PgConnection => |this, out| {
-    pick(&mut out, &this.now)?;
+fn one<'b>(out: &mut AstPass<'_, 'b, Pg>, one: &'b One<'_>, is_kept: bool) -> QueryResult<()> {
+    let (target, kept) = (&one.target, &one.kept);
+    pick(out, &one.now, is_kept)?;
+    out.push_sql("(SELECT ");
+    out.push_bind_param::<BigInt, _>(&target.wish)?;
+    out.push_sql(" AS wish, ");
+    out.push_bind_param::<Text, _>(target.user)?;
+    out.push_sql(" AS user_name, ");
+    out.push_bind_param::<Nullable<Text>, _>(&target.device)?;
+    out.push_sql(" AS device_name, ");
+    out.push_bind_param::<Integer, _>(&target.suites.0)?;
+    out.push_sql(" AS first_suite, ");
+    out.push_bind_param::<Integer, _>(&target.suites.1)?;
+    out.push_sql(" AS last_suite, ");
+    out.push_bind_param::<Binary, _>(target.nonce)?;
+    out.push_sql(" AS nonce, ");
+    out.push_bind_param::<BigInt, _>(&target.actor)?;
+    out.push_sql(" AS actor, ");
+    out.push_bind_param::<BigInt, _>(&target.until)?;
+    out.push_sql(" AS until, ");
+    out.push_bind_param::<BigInt, _>(&target.usable_until)?;
+    out.push_sql(" AS usable_until, ");
+    out.push_bind_param::<Nullable<Binary>, _>(&target.group_id)?;
+    out.push_sql(" AS group_id, ");
+    out.push_bind_param::<Nullable<BigInt>, _>(&target.room)?;
+    if is_kept {
+        out.push_sql(" AS room, ");
+        out.push_bind_param::<Nullable<Binary>, _>(&kept.key)?;
+        out.push_sql(" AS key, ");
+        out.push_bind_param::<Nullable<Binary>, _>(&kept.request)?;
+        out.push_sql(" AS request, ");
+        out.push_bind_param::<Nullable<BigInt>, _>(&kept.until)?;
+        out.push_sql(" AS kept_until, ");
+        out.push_bind_param::<Nullable<Text>, _>(&kept.missing)?;
+        out.push_sql(" AS missing) AS w");
+    } else {
+        out.push_sql(" AS room) AS w");
+    }
+    take_if(out, "NOT EXISTS (SELECT 1 FROM pick WHERE place IS NULL)", &one.now, is_kept)
+}
+
+fn many<'b>(out: &mut AstPass<'_, 'b, Pg>, many: &'b Many<'_>, is_kept: bool) -> QueryResult<()> {
+    pick(out, &many.now, is_kept)?;
     out.push_sql("unnest(");
     columns!(
         out,
-        BigInt => this.wish,
-        Text => this.user,
-        Nullable<Text> => this.device,
-        Integer => this.first_suite,
-        Integer => this.last_suite,
-        Binary => this.nonce,
-        BigInt => this.actor,
-        BigInt => this.until,
-        BigInt => this.usable_until,
-        Nullable<Binary> => this.group_id,
-        Nullable<BigInt> => this.room,
-        Nullable<Binary> => this.key,
-        Nullable<Binary> => this.request,
-        Nullable<BigInt> => this.kept_until,
-        Nullable<Text> => this.missing,
+        BigInt => many.wish,
+        Text => many.user,
+        Nullable<Text> => many.device,
+        Integer => many.first_suite,
+        Integer => many.last_suite,
+        Binary => many.nonce,
+        BigInt => many.actor,
+        BigInt => many.until,
+        BigInt => many.usable_until,
+        Nullable<Binary> => many.group_id,
+        Nullable<BigInt> => many.room,
     );
+    if is_kept {
+        out.push_sql(", ");
+        columns!(
+            out,
+            Nullable<Binary> => many.key,
+            Nullable<Binary> => many.request,
+            Nullable<BigInt> => many.kept_until,
+            Nullable<Text> => many.missing,
+        );
+    }
     out.push_sql(
-        ") AS w (wish, user_name, device_name, first_suite, last_suite, nonce, actor, until, usable_until, group_id, \
-         room, key, request, kept_until, missing)",
+        ") AS w (wish, user_name, device_name, first_suite, last_suite, nonce, actor, until, usable_until, group_id, room",
     );
+    out.push_sql(if is_kept { ", key, request, kept_until, missing)" } else { ")" });
     let whole = "r.wish NOT IN (SELECT wish FROM (SELECT wish, place, \
                  row_number() OVER (PARTITION BY place ORDER BY wish) AS rank FROM pick) met WHERE place IS NULL OR rank > 1)";
-    take_if(&mut out, whole, &this.now)?;
-});
+    take_if(out, whole, &many.now, is_kept)
+}
 
 /// Finds for each device of each user a KeyPackage, and locks it. The search begins at the nonce and goes around, as it does
 /// for one that is done alone. Nearly everything has the right ciphersuite and lives long enough, which the planner cannot
 /// know: CASE keeps it from reading and sorting all that an owner has, for fear of having to. And where it is asked whether a
 /// key came before by EXISTS, it reads all keys that there are, to look among them.
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "what is bound has to live until the statement is sent")]
-fn pick<'b>(out: &mut AstPass<'_, 'b, Pg>, now: &'b i64) -> QueryResult<()> {
+fn pick<'b>(out: &mut AstPass<'_, 'b, Pg>, now: &'b i64, is_kept: bool) -> QueryResult<()> {
     out.push_sql(
         "WITH pick AS MATERIALIZED (SELECT w.*, d.id AS owner, d.device_name AS owned, \
          CASE WHEN (w.room IS NULL OR w.room >= (SELECT count(*) FROM key_packages k WHERE k.held \
          AND k.reserved_by = w.actor AND k.reserved_until > ",
     );
     out.push_bind_param::<BigInt, _>(now)?;
-    out.push_sql(
+    out.push_sql(if is_kept {
         ")) AND (w.key IS NULL OR (SELECT i.expires_at FROM idempotency_keys i WHERE i.device_id = w.actor \
-         AND i.key = w.key) IS NULL) THEN coalesce(",
-    );
+         AND i.key = w.key) IS NULL) THEN coalesce("
+    } else {
+        ")) THEN coalesce("
+    });
     for (from, end) in [(">= w.nonce", ", "), ("< w.nonce", "")] {
         out.push_sql(
             "(SELECT k.ctid FROM key_packages k WHERE k.device_id = d.id AND k.fresh \
@@ -227,7 +253,7 @@ fn pick<'b>(out: &mut AstPass<'_, 'b, Pg>, now: &'b i64) -> QueryResult<()> {
 
 /// Keeps the answers of wishes that may be repeated, as [`keypool_openapi::ReserveResponse`] in JSON. In the order of their
 /// keys, so that two that come with the same ones never wait for each other.
-const KEEP: &str = "kept AS (INSERT INTO idempotency_keys (device_id, key, request, answer, expires_at) \
+const KEEP: &str = ", kept AS (INSERT INTO idempotency_keys (device_id, key, request, answer, expires_at) \
     SELECT actor, key, request, convert_to(json_build_object('missing', missing::json, 'reservations', \
     json_agg(json_build_object('reservation_id', to_hex(owner) || '-' || encode(nonce, 'hex')::uuid, \
     'user', user_name, 'device', owned, 'keypackage_ref', encode(keypackage_ref, 'hex'), \
@@ -239,7 +265,7 @@ const KEEP: &str = "kept AS (INSERT INTO idempotency_keys (device_id, key, reque
 /// its place and not through the index. Who changes what is fresh ends that it is: what was changed since the statement began
 /// is passed over, and never half of a wish is missed.
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "what is bound has to live until the statement is sent")]
-fn take_if<'b>(out: &mut AstPass<'_, 'b, Pg>, whole: &str, now: &'b i64) -> QueryResult<()> {
+fn take_if<'b>(out: &mut AstPass<'_, 'b, Pg>, whole: &str, now: &'b i64, is_kept: bool) -> QueryResult<()> {
     out.push_sql(
         " LEFT JOIN devices d ON d.user_name = w.user_name AND d.removed_at IS NULL \
          AND (w.device_name IS NULL OR d.device_name = w.device_name)), \
@@ -249,13 +275,18 @@ fn take_if<'b>(out: &mut AstPass<'_, 'b, Pg>, whole: &str, now: &'b i64) -> Quer
     out.push_sql(whole);
     out.push_sql(
         " RETURNING r.wish, r.owner, r.user_name, r.owned, k.keypackage_ref, k.key_package, k.ciphersuite, k.not_after, \
-         r.actor, r.nonce, r.group_id, r.until, r.key, r.request, r.kept_until, r.missing), \
-         noted AS (INSERT INTO audit_events (device_id, keypackage_ref, action, actor, reservation, group_id, last_resort, \
+         r.actor, r.nonce, r.group_id, r.until",
+    );
+    out.push_sql(if is_kept { ", r.key, r.request, r.kept_until, r.missing)" } else { ")" });
+    out.push_sql(
+        ", noted AS (INSERT INTO audit_events (device_id, keypackage_ref, action, actor, reservation, group_id, last_resort, \
          at, until) SELECT owner, keypackage_ref, 'reserve', actor, nonce, group_id, false, ",
     );
     out.push_bind_param::<BigInt, _>(now)?;
-    out.push_sql(", until FROM taken), ");
-    out.push_sql(KEEP);
+    out.push_sql(", until FROM taken)");
+    if is_kept {
+        out.push_sql(KEEP);
+    }
     out.push_sql(
         " SELECT wish, owner, user_name, owned, keypackage_ref, key_package, ciphersuite, not_after FROM taken",
     );
@@ -264,10 +295,13 @@ fn take_if<'b>(out: &mut AstPass<'_, 'b, Pg>, whole: &str, now: &'b i64) -> Quer
 
 /// Takes what wishes are for, in one statement: all of a wish, or nothing.
 pub(super) fn take(conn: &mut PgConnection, targets: &[Target<'_>], now: i64) -> QueryResult<Vec<Taken>> {
-    match targets {
-        [] => Ok(Vec::new()),
-        [target] => One::of(*target, now).load(conn),
-        targets => Many::of(targets, now).load(conn),
+    let is_kept = targets.iter().any(|target| target.repeat.is_some());
+    match (targets, is_kept) {
+        ([], _) => Ok(Vec::new()),
+        ([target], false) => One::of(*target, now).load(conn),
+        ([target], true) => OneRepeatable(One::of(*target, now)).load(conn),
+        (targets, false) => Many::of(targets, now).load(conn),
+        (targets, true) => ManyRepeatable(Many::of(targets, now)).load(conn),
     }
 }
 
@@ -280,8 +314,13 @@ mod tests {
     /// The hot statements as `PostgreSQL` gets them: a change here is a change of what was measured.
     #[test]
     fn the_statements_are_those_that_were_measured() {
-        let one = One::of(Target::default(), 0);
-        insta::assert_snapshot!("take_one", debug_query::<Pg, _>(&one).to_string());
+        let one = || One::of(Target::default(), 0);
+        insta::assert_snapshot!("take_one", debug_query::<Pg, _>(&one()).to_string());
+        insta::assert_snapshot!("take_one_repeatable", debug_query::<Pg, _>(&OneRepeatable(one())).to_string());
         insta::assert_snapshot!("take_many", debug_query::<Pg, _>(&Many::default()).to_string());
+        insta::assert_snapshot!(
+            "take_many_repeatable",
+            debug_query::<Pg, _>(&ManyRepeatable(Many::default())).to_string()
+        );
     }
 }

@@ -1,0 +1,2 @@
+-- SQLite checks a foreign key within its process, which costs nearly nothing.
+SELECT 1;
