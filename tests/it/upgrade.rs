@@ -56,6 +56,8 @@ fn set_apart(directory: &Path, commit: &str) {
     });
     let program = "[[bin]]\nname = \"keypool-server-previous\"\npath = \"src/main.rs\"\n\n[dependencies]";
     change("server/Cargo.toml", &|text| text.replacen("[dependencies]", program, 1));
+    // They would have the names of today's.
+    let _ = fs::remove_dir_all(directory.join("client/examples"));
 }
 
 /// That Bob can reserve and spend at one server what Alice has uploaded at another.
