@@ -52,6 +52,8 @@ impl Clone {
         let executable = std::env::current_exe().unwrap();
         let target = executable.ancestors().nth(3).unwrap();
         symlink(target, directory.path().join("target")).unwrap();
+        // Cargo looks for its configuration, the profile among it, where it is called.
+        symlink(repository().join(".cargo"), directory.path().join(".cargo")).unwrap();
         let shims = directory.path().join("shims");
         fs::create_dir(&shims).unwrap();
         let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".to_owned());
