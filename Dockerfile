@@ -1,15 +1,11 @@
 # keypool-server, with the keypool command beside it: two programs, the C library, certificates, and nothing else.
 
-# Cargo's profile. `--build-arg PROFILE=trial` builds an image to try a change with, in half the time.
-ARG PROFILE=release
-
 FROM rust:1-slim-bookworm AS build
 # What OpenSSL is built with, for PostgreSQL over TLS and for encrypted client files.
 RUN apt-get update \
  && apt-get install -y --no-install-recommends make perl \
  && rm -rf /var/lib/apt/lists/*
 WORKDIR /keypool
-ARG PROFILE
 ENV CARGO_PROFILE_RELEASE_STRIP=symbols CARGO_TARGET_DIR=/target
 
 # The dependencies, in a layer of their own: it is built anew when a manifest changes, not when the code does. Each
@@ -24,23 +20,22 @@ RUN mkdir -p bench/src bench/benches client/src openapi/src server/src tests/src
  && touch bench/benches/key_package.rs bench/benches/local_store.rs bench/src/lib.rs \
       client/src/lib.rs openapi/src/lib.rs server/src/lib.rs tests/it/main.rs \
  && for member in bench client server tests; do echo 'fn main() {}' >$member/src/main.rs; done \
- && cargo build --locked --profile $PROFILE --package keypool-server \
- && cargo build --locked --profile $PROFILE --package keypool-client \
- && cargo clean --profile $PROFILE --package keypool-server --package keypool-client --package keypool-openapi
+ && cargo build --locked --release --package keypool-server \
+ && cargo build --locked --release --package keypool-client \
+ && cargo clean --release --package keypool-server --package keypool-client --package keypool-openapi
 
 COPY migrations migrations
 COPY openapi openapi
 COPY server server
-RUN cargo build --locked --profile $PROFILE --package keypool-server
+RUN cargo build --locked --release --package keypool-server
 COPY client client
-RUN cargo build --locked --profile $PROFILE --package keypool-client
+RUN cargo build --locked --release --package keypool-client
 
 FROM debian:bookworm-slim AS root
 RUN apt-get update \
  && apt-get install -y --no-install-recommends ca-certificates \
  && rm -rf /var/lib/apt/lists/*
-ARG PROFILE
-COPY --from=build /target/$PROFILE/keypool-server /target/$PROFILE/keypool /root/usr/local/bin/
+COPY --from=build /target/release/keypool-server /target/release/keypool /root/usr/local/bin/
 # What the programs link to, where the loader looks for it.
 RUN ldd /root/usr/local/bin/* | grep -o '/lib[^ ]*' | sort -u \
   | while read -r library; do cp --dereference --parents "$library" /root; done \
