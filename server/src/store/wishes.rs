@@ -221,8 +221,8 @@ fn many<'b>(out: &mut AstPass<'_, 'b, Pg>, many: &'b Many<'_>, is_kept: bool) ->
 
 /// Finds for each device of each user a KeyPackage, and locks it. The search begins at the nonce and goes around, as it does
 /// for one that is done alone. Nearly everything has the right ciphersuite and lives long enough, which the planner cannot
-/// know: CASE keeps it from reading and sorting all that an owner has, for fear of having to. And where it is asked whether a
-/// key came before by EXISTS, it reads all keys that there are, to look among them.
+/// know: CASE keeps it from reading and sorting all that an owner has, for fear of having to. Nor is it asked by EXISTS whether
+/// a key came before: it would read all keys that there are, to look among them.
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "what is bound has to live until the statement is sent")]
 fn pick<'b>(out: &mut AstPass<'_, 'b, Pg>, now: &'b i64, is_kept: bool) -> QueryResult<()> {
     out.push_sql(
