@@ -18,6 +18,6 @@ pub use device::{Device, decode, encode, tampered, with_the_keys_of};
 pub use http::{Answer, Http, builder, group, hot_client};
 pub use owner::{Owner, copy, new_device};
 pub use party::Party;
-pub use postgres::{Postgres, output};
+pub use postgres::{GUARDED, Postgres, output};
 pub use proxy::{Fault, Proxy};
 pub use server::{ADMIN_TOKEN, PATIENCE, Running, ServerProcess, TestServer, now, without_settings};

@@ -90,6 +90,9 @@ fn with_defaults(url: &str) -> String {
 }
 
 pub(super) fn migrate(url: &str) -> Result<(), StoreError> {
+    // Left to libpq, OpenSSL would be taken down when the program ends, under a connection that the pool is just making:
+    // a crash after all is done. Who is first says whether it is, and this one says no.
+    openssl_sys::init();
     let mut conn = PgConnection::establish(&with_defaults(url)).map_err(StoreError::transient)?;
     // The lock is the session's: it ends with this connection, whatever happens.
     diesel::sql_query("SELECT pg_advisory_lock($1)")

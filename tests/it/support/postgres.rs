@@ -18,6 +18,9 @@ const REMEDY: &str = "the tests start a PostgreSQL of their own and found no ini
 /// Stops the server and deletes its files when the pipe to it closes, which the end of the test process does.
 const WATCHDOG: &str = r#"trap '' INT TERM HUP; cat >/dev/null; "$@" -m immediate stop; rm -rf "$DIRECTORY""#;
 
+/// The role that needs a password, for a test to create.
+pub const GUARDED: &str = "guarded";
+
 /// A PostgreSQL server. It stops and is deleted when it is dropped, or the test process ends.
 #[derive(Debug)]
 pub struct Postgres {
@@ -47,6 +50,10 @@ impl Postgres {
         );
         let file = data.join("postgresql.conf");
         fs::write(&file, fs::read_to_string(&file).unwrap() + &settings).unwrap();
+        // Nobody else needs a password, which takes both sides milliseconds.
+        let access = data.join("pg_hba.conf");
+        let others = fs::read_to_string(&access).unwrap();
+        fs::write(&access, format!("host all {GUARDED} all scram-sha-256\n{others}")).unwrap();
         let watchdog = watchdog(&programs, &directory);
         let server = Self { programs, directory, port, _watchdog: watchdog };
         server.go_on();
