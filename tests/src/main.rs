@@ -7,7 +7,9 @@ use std::{
     env,
     ffi::OsString,
     io::{self, BufRead, BufReader, Write},
+    num::NonZero,
     process::{Command, ExitCode, Stdio},
+    thread,
 };
 
 use anyhow::Context;
@@ -15,6 +17,9 @@ use anyhow::Context;
 /// The tests that need nothing but HTTP, which are so named by the type of their argument, and those of containers alone. Out
 /// of the whole workspace, so that they are those that were built for all tests.
 const CONTAINERS: &[&str] = &["--workspace", "--test", "it", "--", "--include-ignored", "Anywhere__", "containers::"];
+
+/// How many tests run at once for each core: they wait for databases, servers and containers about half of their time.
+const TESTS_A_CORE: usize = 2;
 
 /// Tests that ran, by what became of them.
 #[derive(Default)]
@@ -72,6 +77,10 @@ fn cargo_test(arguments: &[OsString]) -> Command {
     let of_containers = arguments.is_empty() && env::var_os("KEYPOOL_TEST_TARGET").is_some();
     cargo.args(["test", "--locked", "--no-fail-fast"]);
     cargo.args(if of_containers { CONTAINERS } else { &["--workspace"] }).args(arguments).stdout(Stdio::piped());
+    if env::var_os("RUST_TEST_THREADS").is_none() {
+        let cores = thread::available_parallelism().map_or(1, NonZero::get);
+        cargo.env("RUST_TEST_THREADS", (TESTS_A_CORE * cores).to_string());
+    }
     // What the cargo that runs this says of this package: build scripts go by it, and would build anew what is built already.
     for (name, _) in env::vars_os() {
         let text = name.to_string_lossy();
