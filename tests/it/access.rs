@@ -121,6 +121,22 @@ async fn an_enrolment_token_is_used_once_and_in_time(#[values(Database::Postgres
 
 #[rstest]
 #[tokio::test]
+async fn enrolments_that_are_over_are_forgotten_a_few_at_a_time(
+    #[values(Database::Postgres, Database::Sqlite)] db: Database,
+) {
+    let server = TestServer::start_with(db, by_token).await;
+    for seconds in [60, 60, 60, 61] {
+        server.enrol("alice", SignedDuration::from_secs(seconds));
+    }
+    server.advance(SignedDuration::from_secs(60));
+    let (store, now) = (server.store(), server.now());
+    let forgotten = [(); 3].map(|()| store.forget(now, 2, now).unwrap());
+    assert_eq!(forgotten, [2, 1, 0]);
+    assert_eq!(server.database().number("SELECT count(*) AS n FROM enrolments"), 1);
+}
+
+#[rstest]
+#[tokio::test]
 async fn who_lost_every_device_comes_back_by_enrolment(#[values(Database::Postgres, Database::Sqlite)] db: Database) {
     let server = TestServer::start(db).await;
     server.anyone().registered("alice", "laptop").await;

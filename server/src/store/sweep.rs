@@ -12,7 +12,7 @@ use super::{
     audit::{AuditSql, Event},
     connection::with_conn,
     rows::{DeviceId, Ended, count, statements, timestamp},
-    schema::{enrolments, key_packages},
+    schema::key_packages,
 };
 
 /// What one batch came to.
@@ -107,7 +107,7 @@ macro_rules! batches {
 }
 pub(super) use batches;
 
-/// Deletes a batch of the rows of a table whose key has two columns, which Diesel has no comparison for.
+/// Deletes a batch of the rows of a table. By hand, since some keys have two columns, which Diesel has no comparison for.
 fn delete_some(table: &str, key: &str, which: &str, limit: i64) -> SqlQuery {
     diesel::sql_query(format!(
         "DELETE FROM {table} WHERE ({key}) IN (SELECT {key} FROM {table} WHERE {which} LIMIT {limit})"
@@ -148,8 +148,8 @@ statements! {
             delete_some("commits", "group_id, epoch", &old, limit).execute(conn)
         }
 
-        fn forget_enrolments(conn, now: i64) -> QueryResult<usize> {
-            diesel::delete(enrolments::table.filter(enrolments::expires_at.le(now))).execute(conn)
+        fn forget_enrolments(conn, now: i64, limit: i64) -> QueryResult<usize> {
+            delete_some("enrolments", "token_hash", &format!("expires_at <= {now}"), limit).execute(conn)
         }
     }
 }
@@ -192,7 +192,10 @@ fn expire<C: BatchSql + SweepSql + AuditSql>(conn: &mut C, limit: i64, now: i64)
 fn forget<C: BatchSql + SweepSql>(conn: &mut C, before: i64, limit: i64, now: i64) -> Result<usize, StoreError> {
     let refs = conn.ended_batch(before, limit)?;
     let rows = if refs.is_empty() { 0 } else { conn.forget_key_packages(&refs)? };
-    Ok(rows + conn.forget_keys(before, limit)? + conn.forget_answers(now, limit)? + conn.forget_enrolments(now)?)
+    Ok(rows
+        + conn.forget_keys(before, limit)?
+        + conn.forget_answers(now, limit)?
+        + conn.forget_enrolments(now, limit)?)
 }
 
 fn forget_events<C: AuditSql>(conn: &mut C, before: i64, limit: i64) -> Result<usize, StoreError> {
