@@ -18,7 +18,7 @@ use anyhow::Context;
 /// of the whole workspace, so that they are those that were built for all tests.
 const CONTAINERS: &[&str] = &["--workspace", "--test", "it", "--", "--include-ignored", "Anywhere__", "containers::"];
 
-/// How many tests run at once for each core: they wait for databases, servers and containers about half of their time.
+/// How many tests run at once for each core: with one, the processors idle a fifth of the time.
 const TESTS_A_CORE: usize = 2;
 
 /// Tests that ran, by what became of them.
