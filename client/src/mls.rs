@@ -9,6 +9,7 @@ mod membership;
 mod provider;
 mod reconciliation;
 mod report;
+mod signing;
 
 pub use commits::Invited;
 pub use connection::MlsConnection;

@@ -6,6 +6,7 @@
 mod access;
 mod bounds;
 mod client;
+mod compatibility;
 mod containers;
 mod contract;
 mod crash;
@@ -32,5 +33,4 @@ mod support;
 mod targets;
 mod together;
 mod trail;
-mod upgrade;
 mod upload;

@@ -10,7 +10,7 @@ use openmls::prelude::{
 use openmls_traits::{OpenMlsProvider, storage::StorageProvider as _};
 use sha2::{Digest, Sha256};
 
-use super::{DeviceIdentity, Provider};
+use super::{DeviceIdentity, Provider, signing::ManySignatures};
 use crate::{
     error::{Error, Result},
     storage::{KeyPackageMetadata, KeyPackageStatus, LocalStore, Spending},
@@ -119,9 +119,11 @@ impl<'a> KeyPackagePool<'a> {
         }
         let total = count + usize::from(last_resort);
         let provider = self.store.provider();
+        let signer = ManySignatures::by(identity.signer(ciphersuite)?)
+            .map_err(|error| Error::mls("read the signature key pair")(error.into()))?;
         self.store.transaction(|| {
             for index in 0..total {
-                self.generate_one(&provider, (identity, ciphersuite), index == count, now)?;
+                self.generate_one((&provider, &signer), (identity, ciphersuite), index == count, now)?;
                 progress(Progress::Generated { done: index + 1, total });
             }
             Ok(())
@@ -130,7 +132,7 @@ impl<'a> KeyPackagePool<'a> {
 
     fn generate_one(
         &self,
-        provider: &Provider<'_>,
+        (provider, signer): (&Provider<'_>, &ManySignatures<'_>),
         (identity, ciphersuite): (&DeviceIdentity, Ciphersuite),
         last_resort: bool,
         now: Timestamp,
@@ -143,7 +145,7 @@ impl<'a> KeyPackagePool<'a> {
             builder = builder.mark_as_last_resort().leaf_node_capabilities(capabilities);
         }
         let bundle = builder
-            .build(ciphersuite, provider, identity.signer(ciphersuite)?, identity.credential(ciphersuite)?)
+            .build(ciphersuite, provider, signer, identity.credential(ciphersuite)?)
             .map_err(|error| Error::mls("generate a KeyPackage")(error.into()))?;
         let keypackage_ref = keypackage_ref(bundle.key_package(), provider.crypto())?;
         let row = KeyPackageMetadata::created(keypackage_ref, (now, not_after), ciphersuite.into(), last_resort);

@@ -1,4 +1,6 @@
 //! A new version starts beside the old one, which goes on: the schema is expanded first, and contracted a version later.
+//!
+//! Tests go by their names: this one comes early, so that what it builds, mostly on one core, is built beside other tests.
 
 use std::{
     fs,
