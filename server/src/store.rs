@@ -5,6 +5,7 @@
 //! come in as values.
 
 mod audit;
+mod batch;
 mod by_hand;
 mod claims;
 mod commits;
@@ -32,6 +33,7 @@ mod wishes;
 
 use std::fmt;
 
+pub use batch::Batch;
 pub use commits::{Commit, CommitError};
 pub use connection::Store;
 pub use delivery::{Delivered, Heard, Post, Queued};

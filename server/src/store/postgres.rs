@@ -10,7 +10,7 @@ use diesel::{Connection, PgConnection, connection::SimpleConnection, prelude::*,
 
 use super::{
     StoreError,
-    claims::claims,
+    claims::{claims, fresh_of_postgres},
     connection::{self, POSTGRES_MIGRATIONS, WholeTable},
     delivery::{Announce, Heard},
     key_packages::HoldDevice,
@@ -267,7 +267,7 @@ impl HoldDevice for PgConnection {
     }
 }
 
-claims!(PgConnection, " FOR UPDATE SKIP LOCKED", [.for_update().skip_locked()], [.for_update()]);
+claims!(PgConnection, fresh_of_postgres, [.for_update().skip_locked()], [.for_update()]);
 batches!(PgConnection, .for_update().skip_locked());
 
 #[cfg(test)]

@@ -4,7 +4,7 @@ use diesel::{Connection, SqliteConnection, connection::SimpleConnection, prelude
 
 use super::{
     StoreError,
-    claims::claims,
+    claims::{claims, fresh_of_sqlite},
     connection::{self, SQLITE_MIGRATIONS, WholeTable},
     delivery::Announce,
     key_packages::HoldDevice,
@@ -114,5 +114,5 @@ impl HoldDevice for SqliteConnection {
 }
 
 // Nobody else writes while this transaction runs: there is nothing to pass over or to wait for.
-claims!(SqliteConnection, "", [], []);
+claims!(SqliteConnection, fresh_of_sqlite, [], []);
 batches!(SqliteConnection,);
