@@ -2,9 +2,8 @@
 //!
 //! A few workers, each on a thread of its own, take what is waiting, as much as there is up to a bound, do it together, and
 //! answer each. There is no timer: what comes alone is done alone, at once. While a batch is under way, the next one begins
-//! when as many wait as are in it: many small batches would cost more than they save. Or what waits joins the batch, where
-//! those do it who do one after the other. What could not be done together, for whatever reason, goes back to who asked, to
-//! be done alone.
+//! when as many wait as are in it: many small batches would cost more than they save. What could not be done together, for
+//! whatever reason, goes back to who asked, to be done alone.
 
 use std::{
     collections::VecDeque,
@@ -17,7 +16,7 @@ use std::{
 
 use tokio::sync::oneshot;
 
-use crate::{metrics::Metrics, store::Batch};
+use crate::metrics::Metrics;
 
 /// How much a [`Coalescer`] does at once.
 #[derive(Clone, Copy, Debug)]
@@ -67,7 +66,7 @@ impl<W, T> Clone for Coalescer<W, T> {
 }
 
 impl<W: Send + 'static, T: Send + 'static> Coalescer<W, T> {
-    /// Starts the workers, which end when the last clone of this is gone. `together` answers for each of a batch's wants, in
+    /// Starts the workers, which end when the last clone of this is gone. `together` answers for each of its wants, in
     /// order: `None` where it has to be done alone.
     ///
     /// # Errors
@@ -76,7 +75,7 @@ impl<W: Send + 'static, T: Send + 'static> Coalescer<W, T> {
         name: &'static str,
         size: Size,
         metrics: &Arc<Metrics>,
-        together: impl Fn(&mut dyn Batch<W>) -> Vec<Option<T>> + Send + Clone + 'static,
+        together: impl Fn(&[W]) -> Vec<Option<T>> + Send + Clone + 'static,
     ) -> std::io::Result<Self> {
         let queue = Arc::new(Queue::new(size));
         let entrance = Arc::new(Entrance(Arc::clone(&queue)));
@@ -84,17 +83,14 @@ impl<W: Send + 'static, T: Send + 'static> Coalescer<W, T> {
             let (queue, together, metrics) = (Arc::clone(&queue), together.clone(), Arc::clone(metrics));
             thread::Builder::new().name(name.to_owned()).spawn(move || {
                 let mut done = 0;
-                while let Some(jobs) = queue.next(done) {
-                    let mut open =
-                        Open { queue: &queue, told: (name, &metrics), wants: Vec::new(), answers: Vec::new() };
-                    open.take(jobs);
-                    // A fault costs those whom it meets, and not everybody who comes after them.
-                    let outcomes = panic::catch_unwind(AssertUnwindSafe(|| together(&mut open)));
-                    done = open.wants.len();
+                while let Some(batch) = queue.next(done) {
+                    done = batch.len();
+                    for job in &batch {
+                        metrics.coalesced(name, job.since.elapsed());
+                    }
                     metrics.batch(name, done);
-                    if let Ok(outcomes) = outcomes {
-                        open.answer(outcomes);
-                    } else {
+                    // A fault costs those whom it meets, and not everybody who comes after them.
+                    if panic::catch_unwind(AssertUnwindSafe(|| work(batch, &together))).is_err() {
                         tracing::error!(name, "a worker panicked; what it was at is not answered");
                     }
                 }
@@ -184,56 +180,20 @@ impl<W, T> Queue<W, T> {
             line = self.ripe.wait(line).unwrap_or_else(PoisonError::into_inner);
             line.idle -= 1;
         }
-        Some(Self::admit(&mut line, self.size.most))
-    }
-
-    /// Those who wait, up to so many.
-    fn admit(line: &mut Line<W, T>, most: usize) -> Vec<Job<W, T>> {
-        let size = line.jobs.len().min(most);
+        let size = line.jobs.len().min(self.size.most);
+        let batch = line.jobs.drain(..size).collect();
         line.under_way += size;
-        line.jobs.drain(..size).collect()
+        Some(batch)
     }
 }
 
-/// A batch that is being done.
-struct Open<'q, W, T> {
-    queue: &'q Queue<W, T>,
-    told: (&'static str, &'q Metrics),
-    wants: Vec<W>,
-    answers: Vec<oneshot::Sender<Judged<W, T>>>,
-}
-
-impl<W, T> Open<'_, W, T> {
-    fn take(&mut self, jobs: Vec<Job<W, T>>) {
-        let (name, metrics) = self.told;
-        for Job { want, since, answer } in jobs {
-            metrics.coalesced(name, since.elapsed());
-            self.wants.push(want);
-            self.answers.push(answer);
-        }
-    }
-
-    fn answer(self, outcomes: Vec<Option<T>>) {
-        let mut outcomes = outcomes.into_iter();
-        for (want, answer) in self.wants.into_iter().zip(self.answers) {
-            let judged = outcomes.next().flatten().map_or(Judged::Alone(want), Judged::Done);
-            // Who asked may be gone.
-            let _ = answer.send(judged);
-        }
-    }
-}
-
-impl<W, T> Batch<W> for Open<'_, W, T> {
-    fn wants(&self) -> &[W] {
-        &self.wants
-    }
-
-    fn admit(&mut self) -> bool {
-        let room = self.queue.size.most.saturating_sub(self.wants.len());
-        let jobs = Queue::admit(&mut self.queue.line(), room);
-        let any = !jobs.is_empty();
-        self.take(jobs);
-        any
+fn work<W, T>(batch: Vec<Job<W, T>>, together: impl Fn(&[W]) -> Vec<Option<T>>) {
+    let (wants, answers): (Vec<_>, Vec<_>) = batch.into_iter().map(|job| (job.want, job.answer)).unzip();
+    let mut outcomes = together(&wants).into_iter();
+    for (want, answer) in wants.into_iter().zip(answers) {
+        let judged = outcomes.next().flatten().map_or(Judged::Alone(want), Judged::Done);
+        // Who asked may be gone.
+        let _ = answer.send(judged);
     }
 }
 
@@ -256,22 +216,12 @@ mod tests {
 
     /// A coalescer whose batches say that they begin. It multiplies even numbers by ten, together.
     fn held(workers: usize, room: usize) -> (Coalescer<u32, u32>, mpsc::Receiver<Held>) {
-        started(workers, room, |_| ())
-    }
-
-    /// The same, with what is done with a batch while it is under way.
-    fn started(
-        workers: usize,
-        room: usize,
-        meanwhile: impl Fn(&mut dyn Batch<u32>) + Send + Clone + 'static,
-    ) -> (Coalescer<u32, u32>, mpsc::Receiver<Held>) {
         let (begun, begins) = mpsc::channel();
-        let together = move |batch: &mut dyn Batch<u32>| {
+        let together = move |wants: &[u32]| {
             let (end, ended) = mpsc::channel();
-            begun.send(Held { wants: batch.wants().to_vec(), _end: end }).unwrap();
+            begun.send(Held { wants: wants.to_vec(), _end: end }).unwrap();
             let _ = ended.recv();
-            meanwhile(batch);
-            batch.wants().iter().map(|want| want.is_multiple_of(2).then_some(want * 10)).collect()
+            wants.iter().map(|want| want.is_multiple_of(2).then_some(want * 10)).collect()
         };
         let metrics = Arc::new(Metrics::new().unwrap());
         (Coalescer::start("test", Size { workers, room, most: 64 }, &metrics, together).unwrap(), begins)
@@ -309,23 +259,6 @@ mod tests {
                 Judged::Done(done) => assert_eq!(done, want * 10),
                 Judged::Alone(back) => assert_eq!((back, want % 2), (want, 1)),
             }
-        }
-    }
-
-    #[tokio::test]
-    async fn what_comes_meanwhile_joins_a_batch_that_asks_as_far_as_it_has_room() {
-        let (coalescer, begins) = started(1, 100, |batch| {
-            assert!(batch.admit());
-            assert!(!batch.admit(), "it has as many as may");
-        });
-        let first = submit(&coalescer, 0);
-        let (_, batch) = wants(&begins);
-        let others: Vec<_> = (1..=64).map(|want| (want, submit(&coalescer, 2 * want))).collect();
-        drop(batch);
-        assert!(matches!(first.await, Ok(Judged::Done(0))));
-        assert_eq!(wants(&begins).0, [128], "who found no room in it");
-        for (want, other) in others.into_iter().take(63) {
-            assert!(matches!(other.await, Ok(Judged::Done(done)) if done == want * 20));
         }
     }
 
@@ -391,7 +324,7 @@ mod tests {
     #[tokio::test]
     async fn a_batch_that_panics_leaves_nobody_waiting() {
         let metrics = Arc::new(Metrics::new().unwrap());
-        let together = |_: &mut dyn Batch<u32>| -> Vec<Option<u32>> { panic!("on purpose") };
+        let together = |_: &[u32]| -> Vec<Option<u32>> { panic!("on purpose") };
         let coalescer = Coalescer::start("test", Size { workers: 1, room: 10, most: 64 }, &metrics, together).unwrap();
         for _ in 0..2 {
             assert!(matches!(coalescer.submit(1).await, Err(NotTaken::Stopping)));

@@ -5,7 +5,6 @@
 //! come in as values.
 
 mod audit;
-mod batch;
 mod by_hand;
 mod claims;
 mod commits;
@@ -33,7 +32,6 @@ mod wishes;
 
 use std::fmt;
 
-pub use batch::Batch;
 pub use commits::{Commit, CommitError};
 pub use connection::Store;
 pub use delivery::{Delivered, Heard, Post, Queued};

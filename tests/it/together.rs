@@ -4,9 +4,7 @@ use std::{collections::BTreeSet, thread};
 
 use jiff::{SignedDuration, Timestamp};
 use keypool_openapi::{MissingDevice, MissingReason, ReservationId, ReserveResponse};
-use keypool_server::store::{
-    Batch, DeviceId, IdempotencyKey, Reserve, ReserveError, Spend, SpendError, Spent, Store, View,
-};
+use keypool_server::store::{DeviceId, IdempotencyKey, Reserve, ReserveError, Spend, SpendError, Spent, Store, View};
 use rstest::rstest;
 use uuid::Uuid;
 
@@ -72,7 +70,7 @@ impl Scene {
     }
 
     fn reserve(&self, wants: &[Reserve]) -> Vec<Outcome> {
-        self.store.reserve_together(&mut &*wants, &|| self.view()).unwrap()
+        self.store.reserve_together(wants, self.view()).unwrap()
     }
 
     /// How many rows there are.
@@ -268,48 +266,16 @@ async fn spends_are_each_their_holders_own(#[values(Database::Postgres, Database
     let spend = |nonce, by| Spend { reservation: ReservationId { owner, nonce }, by, group_id: b"friends".to_vec() };
     let now = scene.server.now() + SignedDuration::from_hours(1);
     let spends = [spend(mine.nonce, scene.bob), spend(late.nonce, DeviceId(owner)), spend(Uuid::new_v4(), scene.bob)];
-    let outcomes = scene.store.spend_together(&mut &spends[..], &|| now).unwrap();
+    let outcomes = scene.store.spend_together(&spends, now).unwrap();
     assert!(matches!(outcomes[0], Some(Ok(_))), "a late spend of what nobody else has holds: {outcomes:?}");
     assert!(is_refused(outcomes[1].as_ref(), SpendError::NotYours));
     assert!(is_refused(outcomes[2].as_ref(), SpendError::Unknown), "{outcomes:?}");
     // Twice at the same moment it is spent once, and noted once.
     let twice = [spend(late.nonce, scene.bob), spend(late.nonce, scene.bob)];
-    let outcomes = scene.store.spend_together(&mut &twice[..], &|| now).unwrap();
+    let outcomes = scene.store.spend_together(&twice, now).unwrap();
     assert!(outcomes.iter().any(|one| matches!(one, Some(Ok(_)))), "{outcomes:?}");
     assert_eq!(
         (scene.count("key_packages WHERE state = 'spent'"), scene.count("audit_events WHERE action = 'spend'")),
         (2, 2)
     );
-}
-
-/// A wish, and one that comes while it is fulfilled.
-struct Joined<'s> {
-    scene: &'s Scene,
-    wants: Vec<Reserve>,
-    wait: SignedDuration,
-}
-
-impl Batch<Reserve> for Joined<'_> {
-    fn wants(&self) -> &[Reserve] {
-        &self.wants
-    }
-
-    fn admit(&mut self) -> bool {
-        if self.wants.len() > 1 {
-            return false;
-        }
-        self.scene.server.advance(self.wait);
-        self.wants.push(self.scene.want());
-        true
-    }
-}
-
-#[tokio::test]
-async fn on_sqlite_who_joins_a_batch_is_answered_by_the_time_of_then() {
-    let scene = Scene::new(Database::Sqlite, &[("laptop", 1)]).await;
-    assert_eq!(taken(&scene.reserve(&[scene.want()])[0]), 1);
-    let mut joined = Joined { scene: &scene, wants: vec![scene.want()], wait: SignedDuration::from_mins(1) };
-    let outcomes = scene.store.reserve_together(&mut joined, &|| scene.view()).unwrap();
-    assert_eq!(outcomes.iter().map(taken).collect::<Vec<_>>(), [0, 1], "the one KeyPackage lapsed in between");
-    assert_eq!(scene.count("audit_events WHERE action = 'reserve'"), 2);
 }

@@ -13,7 +13,7 @@ use crate::{
     clock::Clock,
     coalesce::{Coalescer, Judged, NotTaken, Size},
     problem::Failure,
-    store::{Batch, DeviceId, PoolContents, Reserve, ReserveError, Spend, SpendError, Spent, Store, StoreError, View},
+    store::{DeviceId, PoolContents, Reserve, ReserveError, Spend, SpendError, Spent, Store, StoreError, View},
 };
 
 /// Workers of each kind: enough that one fills its batch while another waits for the disk. SQLite has one writer.
@@ -50,26 +50,24 @@ impl Queues {
         let metrics = store.metrics_handle();
         let size = Size { workers: if store.is_shared() { WORKERS } else { 1 }, room, most: MOST };
         let (its, time) = (store.clone(), Arc::clone(clock));
-        let reserve = Coalescer::start("reserve", size, &metrics, move |batch: &mut dyn Batch<Reserve>| {
-            let done = its.reserve_together(batch, &|| View { now: time.now(), retire });
-            outcomes(done, batch)
+        let reserve = Coalescer::start("reserve", size, &metrics, move |wants: &[Reserve]| {
+            outcomes(its.reserve_together(wants, View { now: time.now(), retire }), wants.len())
         })?;
         let (its, time) = (store.clone(), Arc::clone(clock));
-        let spend = Coalescer::start("spend", size, &metrics, move |batch: &mut dyn Batch<Spend>| {
-            let done = its.spend_together(batch, &|| super::whole_second(time.now()));
-            outcomes(done, batch)
+        let spend = Coalescer::start("spend", size, &metrics, move |spends: &[Spend]| {
+            outcomes(its.spend_together(spends, super::whole_second(time.now())), spends.len())
         })?;
         let (its, time) = (store.clone(), Arc::clone(clock));
-        let status = Coalescer::start("status", size, &metrics, move |batch: &mut dyn Batch<DeviceId>| {
+        let status = Coalescer::start("status", size, &metrics, move |owners: &[DeviceId]| {
             let now = time.now();
-            let contents = its.contents(batch.wants(), status::draining_since(now));
-            outcomes(contents.map(|all| all.into_iter().map(|one| Some((one, now))).collect()), batch)
+            let contents = its.contents(owners, status::draining_since(now));
+            outcomes(contents.map(|all| all.into_iter().map(|one| Some((one, now))).collect()), owners.len())
         })?;
         let (its, time) = (intake.clone(), Arc::clone(clock));
         // One judges while another stores, whatever the database.
         let size = Size { workers: WORKERS, room, most: MOST_UPLOADS };
-        let upload = Coalescer::start("upload", size, &metrics, move |batch: &mut dyn Batch<Offer>| {
-            outcomes(its.together(batch.wants(), View { now: time.now(), retire }), batch)
+        let upload = Coalescer::start("upload", size, &metrics, move |offers: &[Offer]| {
+            outcomes(its.together(offers, View { now: time.now(), retire }), offers.len())
         })?;
         Ok(Self { reserve, spend, status, upload })
     }
@@ -77,9 +75,8 @@ impl Queues {
 
 /// What each of a batch is answered. Where the database is away, it is so for all of them; where it has failed in another
 /// way, each is done alone, so that one cannot spoil it for the others.
-fn outcomes<W, T>(done: Result<Vec<Option<T>>, StoreError>, batch: &dyn Batch<W>) -> Vec<Option<Result<T, Failure>>> {
-    let size = batch.wants().len();
-    match done {
+fn outcomes<T>(batch: Result<Vec<Option<T>>, StoreError>, size: usize) -> Vec<Option<Result<T, Failure>>> {
+    match batch {
         Ok(done) => done.into_iter().map(|one| one.map(Ok)).collect(),
         Err(error) if error.transient => {
             let failure = Failure::from(error);

@@ -13,7 +13,6 @@ use uuid::Uuid;
 use super::{
     Store, StoreError,
     audit::{AuditSql, Event},
-    batch::{Batch, each},
     claims::{Claim, ClaimSql, Found},
     connection::{self, Pools, with_conn},
     devices::DeviceSql,
@@ -21,7 +20,7 @@ use super::{
     postgres,
     rows::{DeviceId, DeviceRow, HandedOut, count, statements, suite, timestamp},
     schema::key_packages,
-    sqlite, together,
+    together,
     view::View,
 };
 
@@ -350,24 +349,20 @@ impl Store {
         with_conn!(self, write "reserve", |conn| wants.iter().map(|want| reserve(conn, want, view)).collect())
     }
 
-    /// The same for wishes of different callers, as fast as it goes; `None` for those that have to be fulfilled alone. `view`
-    /// is asked for when it is needed.
+    /// The same for wishes of different callers, as fast as it goes; `None` for those that have to be fulfilled alone.
     ///
     /// # Errors
     /// When the database fails. Nothing is reserved then.
     pub fn reserve_together(
         &self,
-        batch: &mut dyn Batch<Reserve>,
-        view: &dyn Fn() -> View,
+        wants: &[Reserve],
+        view: View,
     ) -> Result<Vec<Option<Result<ReserveResponse, ReserveError>>>, StoreError> {
         match &self.pools {
             // It has one writer: nobody is waited for.
-            Pools::Sqlite { writer, .. } => {
-                let body = |conn: &mut _| each(batch, |want| reserve(conn, want, view()).map(Some));
-                connection::write(writer, &self.metrics, "reserve", sqlite::transaction, body)
-            }
+            Pools::Sqlite { .. } => Ok(self.reserve(wants, view)?.into_iter().map(Some).collect()),
             Pools::Postgres(pool) => {
-                let body = |conn: &mut _| together::reserve(conn, batch.wants(), view().now);
+                let body = |conn: &mut _| together::reserve(conn, wants, view.now);
                 let fulfilled = connection::write(pool, &self.metrics, "reserve", postgres::statement, body)?;
                 Ok(fulfilled.into_iter().map(|one| one.map(Ok)).collect())
             }

@@ -12,13 +12,12 @@ use keypool_openapi::{Action, KeyPackageRef, ReservationId, State};
 use super::{
     Store, StoreError,
     audit::{AuditSql, Event},
-    batch::{Batch, each},
     by_hand::statement,
     connection::{self, Pools, with_conn},
     postgres,
     rows::{DeviceId, nonce_of, statements, timestamp},
     schema::key_packages,
-    sqlite, together,
+    together,
     view::View,
 };
 
@@ -316,23 +315,19 @@ impl Store {
         with_conn!(self, write "spend", |conn| spends.iter().map(|one| spend(conn, one, now)).collect())
     }
 
-    /// The same for reservations of different holders, as fast as it goes; `None` for those that have to be spent alone. The
-    /// time is asked for when it is needed.
+    /// The same for reservations of different holders, as fast as it goes; `None` for those that have to be spent alone.
     ///
     /// # Errors
     /// When the database fails. Nothing is spent then.
     pub fn spend_together(
         &self,
-        batch: &mut dyn Batch<Spend>,
-        now: &dyn Fn() -> Timestamp,
+        spends: &[Spend],
+        now: Timestamp,
     ) -> Result<Vec<Option<Result<Spent, SpendError>>>, StoreError> {
         match &self.pools {
-            Pools::Sqlite { writer, .. } => {
-                let body = |conn: &mut _| each(batch, |one| spend(conn, one, now()).map(Some));
-                connection::write(writer, &self.metrics, "spend", sqlite::transaction, body)
-            }
+            Pools::Sqlite { .. } => Ok(self.spend(spends, now)?.into_iter().map(Some).collect()),
             Pools::Postgres(pool) => {
-                let body = |conn: &mut _| together::spend(conn, batch.wants(), now());
+                let body = |conn: &mut _| together::spend(conn, spends, now);
                 let spent = connection::write(pool, &self.metrics, "spend", postgres::statement, body)?;
                 Ok(spent.into_iter().map(|one| one.map(Ok)).collect())
             }
