@@ -22,8 +22,9 @@ pub(super) struct Claim<'a> {
     pub returned_by: i64,
 }
 
-/// Takes or finds one KeyPackage, in one statement that two adders cannot both win. A row that another transaction holds is
-/// passed over, but for the two that wait; one that is found is held until the transaction ends.
+/// Takes or finds one KeyPackage, in one statement that two adders cannot both win, or in two on SQLite, which has one writer.
+/// A row that another transaction holds is passed over, but for the two that wait; one that is found is held until the
+/// transaction ends.
 pub(super) trait ClaimSql {
     /// Takes a fresh one: the first at or after the nonce, or else the first of all. Refs are hashes, so adders start
     /// anywhere.

@@ -15,7 +15,7 @@ use super::{
     lineage::LineageSql,
     rows::statements,
     schema::commits,
-    spending::{MarkSql, Spend, SpendError, SpendingSql, spend},
+    spending::{Spend, SpendError, SpendingSql, spend},
 };
 
 /// A Commit, with what it spends and what it brings to whom.
@@ -127,7 +127,7 @@ fn due<C: CommitSql + LineageSql>(conn: &mut C, want: &Commit) -> QueryResult<(i
 /// Everything of a Commit, or nothing. A Commit that was accepted before is accepted again, and changes nothing.
 fn commit<C>(conn: &mut C, want: &Commit, now: Timestamp) -> Result<Delivered, CommitError>
 where
-    C: CommitSql + DeliverySql + DeviceSql + MarkSql + SpendingSql + AuditSql + LineageSql + Announce,
+    C: CommitSql + DeliverySql + DeviceSql + SpendingSql + AuditSql + LineageSql + Announce,
 {
     let (group_id, second) = (&want.post.group_id, now.as_second());
     let (epoch, is_asked) = due(conn, want)?;

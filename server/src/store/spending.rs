@@ -1,10 +1,8 @@
 //! Spend and release: how a reservation ends before its time does.
 
 use diesel::{
-    pg::Pg,
     prelude::*,
     sql_types::{BigInt, Binary},
-    sqlite::Sqlite,
 };
 use jiff::Timestamp;
 use keypool_openapi::{Action, KeyPackageRef, ReservationId, State};
@@ -92,87 +90,36 @@ pub(super) struct Holder {
 /// What its holder can spend: a late spend marks what nobody else has reserved since, whatever time has made of it.
 pub(super) const SPENDABLE: &str = "state IN ('reserved', 'available', 'expired', 'retired')";
 
-/// How a KeyPackage is marked as spent.
-macro_rules! push_spent {
-    ($out:ident, $spend:expr, $now:expr) => {
-        $out.push_sql("UPDATE key_packages SET state = 'spent', ended_at = ");
-        $out.push_bind_param::<BigInt, _>(&$now)?;
-        $out.push_sql(", key_package = ");
-        $out.push_bind_param::<Binary, _>(&[][..])?;
-        $out.push_sql(", spent_group = ");
-        $out.push_bind_param::<Binary, _>(&$spend.group_id)?;
-    };
-}
-
-/// Which one.
-macro_rules! push_held {
-    ($out:ident, $spend:expr) => {
-        $out.push_sql(" WHERE device_id = ");
-        $out.push_bind_param::<BigInt, _>(&$spend.reservation.owner)?;
-        $out.push_sql(" AND reservation = ");
-        $out.push_bind_param::<Binary, _>(nonce_of(&$spend.reservation))?;
-        $out.push_sql(" AND reserved_by = ");
-        $out.push_bind_param::<BigInt, _>(&$spend.by.0)?;
-        $out.push_sql(" AND ");
-        $out.push_sql(SPENDABLE);
-    };
-}
-
-/// Marks a KeyPackage as spent on `PostgreSQL`.
+/// Marks a KeyPackage as spent.
 struct Mark<'a> {
     spend: &'a Spend,
     now: i64,
 }
 
-statement!(Mark, Binary, Pg, PgConnection => |this, out| {
-    push_spent!(out, this.spend, this.now);
-    push_held!(out, this.spend);
+statement!(Mark, Binary, both => |this, out| {
+    out.push_sql("UPDATE key_packages SET state = 'spent', ended_at = ");
+    out.push_bind_param::<BigInt, _>(&this.now)?;
+    out.push_sql(", key_package = ");
+    out.push_bind_param::<Binary, _>(&[][..])?;
+    out.push_sql(", spent_group = ");
+    out.push_bind_param::<Binary, _>(&this.spend.group_id)?;
+    out.push_sql(" WHERE device_id = ");
+    out.push_bind_param::<BigInt, _>(&this.spend.reservation.owner)?;
+    out.push_sql(" AND reservation = ");
+    out.push_bind_param::<Binary, _>(nonce_of(&this.spend.reservation))?;
+    out.push_sql(" AND reserved_by = ");
+    out.push_bind_param::<BigInt, _>(&this.spend.by.0)?;
+    out.push_sql(" AND ");
+    out.push_sql(SPENDABLE);
     out.push_sql(" RETURNING keypackage_ref");
 });
 
-/// Finds on SQLite what [`MarkFound`] marks: why there are two, [`claims`](super::claims) says.
-struct Find<'a>(&'a Spend);
-
-statement!(Find, (BigInt, Binary), Sqlite, SqliteConnection => |this, out| {
-    out.push_sql("SELECT rowid, keypackage_ref FROM key_packages");
-    push_held!(out, this.0);
-});
-
-struct MarkFound<'a> {
-    spend: &'a Spend,
-    now: i64,
-    rowid: i64,
-}
-
-statement!(MarkFound, (), Sqlite, SqliteConnection => |this, out| {
-    push_spent!(out, this.spend, this.now);
-    out.push_sql(" WHERE rowid = ");
-    out.push_bind_param::<BigInt, _>(&this.rowid)?;
-});
-
-/// How each database marks what its holder can spend.
-pub(super) trait MarkSql {
-    /// The ref of what was marked.
-    fn spend_reserved(&mut self, spend: &Spend, now: i64) -> QueryResult<Option<Vec<u8>>>;
-}
-
-impl MarkSql for PgConnection {
-    fn spend_reserved(&mut self, spend: &Spend, now: i64) -> QueryResult<Option<Vec<u8>>> {
-        Mark { spend, now }.get_result(self).optional()
-    }
-}
-
-impl MarkSql for SqliteConnection {
-    fn spend_reserved(&mut self, spend: &Spend, now: i64) -> QueryResult<Option<Vec<u8>>> {
-        let found: Option<(i64, Vec<u8>)> = Find(spend).get_result(self).optional()?;
-        let Some((rowid, keypackage_ref)) = found else { return Ok(None) };
-        MarkFound { spend, now, rowid }.execute(self)?;
-        Ok(Some(keypackage_ref))
-    }
-}
-
 statements! {
     pub(super) trait SpendingSql {
+        fn spend_reserved(conn, spend: &Spend, now: i64) -> QueryResult<Option<Vec<u8>>> {
+            Mark { spend, now }.get_result(conn).optional()
+        }
+
         /// What has lapsed is released already.
         fn release_reserved(conn, release: &Release, view: View) -> QueryResult<Option<Vec<u8>>> {
             let now = view.now.as_second();
@@ -210,7 +157,7 @@ statements! {
     }
 }
 
-pub(super) fn spend<C: MarkSql + SpendingSql + AuditSql>(
+pub(super) fn spend<C: SpendingSql + AuditSql>(
     conn: &mut C,
     want: &Spend,
     now: Timestamp,
