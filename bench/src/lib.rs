@@ -5,10 +5,8 @@ use std::time::Duration;
 use anyhow::{Result, anyhow};
 use jiff::{SignedDuration, Timestamp};
 use keypool_client::{Clock, SystemClock};
-use keypool_server::{
-    config::Config,
-    key_package::{Rules, ValidatedKeyPackage},
-};
+use keypool_server::config::Config;
+use keypool_validation::key_package::{Rules, ValidatedKeyPackage};
 use openmls::prelude::{
     BasicCredential, Ciphersuite, CredentialWithKey, KeyPackageBuilder, KeyPackageBundle, Lifetime, MlsMessageOut,
     tls_codec::Serialize,

@@ -1,7 +1,7 @@
 //! What both databases are filled with by SQL.
 
-use anyhow::{Result, anyhow};
-use keypool_server::auth::Token;
+use anyhow::Result;
+use keypool_validation::token::Token;
 
 /// KeyPackages in the pool of a device that asks for its status: a full pool.
 pub(crate) const ADDERS_POOL: usize = 32;
@@ -20,7 +20,7 @@ pub(crate) fn steps(users: u64, packages: u64) -> impl Iterator<Item = (u64, u64
 pub(crate) fn adders(count: usize) -> Result<Vec<(String, String, String)>> {
     (1..=count)
         .map(|number| {
-            let token = Token::generate().map_err(|failure| anyhow!("{failure}"))?;
+            let token = Token::generate()?;
             Ok((format!("adder-{number}"), token.reveal().to_owned(), hex::encode(token.hash())))
         })
         .collect()

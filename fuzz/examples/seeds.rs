@@ -1,13 +1,16 @@
-//! Writes the seeds of both targets anew. Only the HPKE keys in them differ from one run to the next.
+//! Writes the seeds of all targets anew. From one run to the next, the HPKE keys in them differ, and what is encrypted.
 
 use std::{error::Error, fs, path::Path};
 
 use keypool_fuzz::{IDENTITY, NOT_AFTER, NOT_BEFORE, parse, resign, rules, signer};
 use keypool_openapi::RejectionReason as R;
+use keypool_validation::mls_message::{Header, header};
 use openmls::prelude::{
-    BasicCredential, Capabilities, Ciphersuite, CredentialWithKey, Extension, ExtensionType, Extensions, KeyPackage,
-    KeyPackageBuilder, Lifetime, MlsMessageOut, UnknownExtension, tls_codec::Serialize,
+    BasicCredential, Capabilities, Ciphersuite, CredentialWithKey, Extension, ExtensionType, Extensions, GroupId,
+    KeyPackage, KeyPackageBuilder, Lifetime, MlsGroup, MlsMessageOut, PURE_CIPHERTEXT_WIRE_FORMAT_POLICY,
+    PURE_PLAINTEXT_WIRE_FORMAT_POLICY, UnknownExtension, WireFormatPolicy, tls_codec::Serialize,
 };
+use openmls_basic_credential::SignatureKeyPair;
 use openmls_rust_crypto::OpenMlsRustCrypto;
 
 type Fallible<T> = Result<T, Box<dyn Error>>;
@@ -19,9 +22,12 @@ const ENCRYPTION_KEY: std::ops::Range<usize> = INIT_KEY.end..INIT_KEY.end + 33;
 /// An extension that the server does not know.
 const UNKNOWN: u16 = 0xf001;
 
+const SUITE: Ciphersuite = Ciphersuite::MLS_128_DHKEMX25519_AES128GCM_SHA256_Ed25519;
+
 fn main() -> Fallible<()> {
     let seeds = Path::new(env!("CARGO_MANIFEST_DIR")).join("seeds");
     write_key_packages(&seeds.join("key_package"))?;
+    write_mls_messages(&seeds.join("mls_message"))?;
     write_token_headers(&seeds.join("token_header"))
 }
 
@@ -38,22 +44,21 @@ fn write_key_packages(folder: &Path) -> Fallible<()> {
 /// Each with what the server says to it.
 fn key_packages() -> Fallible<Vec<(&'static str, Vec<u8>, Result<(), R>)>> {
     use Ciphersuite as C;
-    let first = C::MLS_128_DHKEMX25519_AES128GCM_SHA256_Ed25519;
     let plain = |suite| make(suite, IDENTITY, |builder| builder);
-    let good = plain(first)?;
-    let last_resort = make(first, IDENTITY, |builder| {
+    let good = plain(SUITE)?;
+    let last_resort = make(SUITE, IDENTITY, |builder| {
         builder.leaf_node_capabilities(listing(ExtensionType::LastResort)).mark_as_last_resort()
     })?;
     let (package_extensions, leaf_extensions) = (Extensions::single(unknown())?, Extensions::single(unknown())?);
-    let unlisted = make(first, IDENTITY, |builder| builder.leaf_node_extensions(leaf_extensions.clone()))?;
-    let extended = make(first, IDENTITY, |builder| {
+    let unlisted = make(SUITE, IDENTITY, |builder| builder.leaf_node_extensions(leaf_extensions.clone()))?;
+    let extended = make(SUITE, IDENTITY, |builder| {
         builder
             .leaf_node_capabilities(listing(ExtensionType::Unknown(UNKNOWN)))
             .key_package_extensions(package_extensions)
             .leaf_node_extensions(leaf_extensions)
     })?;
     let expired =
-        make(first, IDENTITY, |builder| builder.key_package_lifetime(Lifetime::init(NOT_BEFORE, NOT_BEFORE + 86_400)))?;
+        make(SUITE, IDENTITY, |builder| builder.key_package_lifetime(Lifetime::init(NOT_BEFORE, NOT_BEFORE + 86_400)))?;
     let mut zero = good.clone();
     zero[INIT_KEY][1..].fill(0);
     let mut reused = good.clone();
@@ -68,7 +73,7 @@ fn key_packages() -> Fallible<Vec<(&'static str, Vec<u8>, Result<(), R>)>> {
         ("last-resort", last_resort, Ok(())),
         ("extended", extended, Ok(())),
         ("extension-unlisted", unlisted, Err(R::UnsupportedExtension)),
-        ("another-identity", make(first, "alice/phone", |builder| builder)?, Err(R::CredentialMismatch)),
+        ("another-identity", make(SUITE, "alice/phone", |builder| builder)?, Err(R::CredentialMismatch)),
         ("expired", expired, Err(R::LifetimeExpired)),
         ("init-key-zero", signed(&zero)?, Err(R::Malformed)),
         ("init-key-reused", signed(&reused)?, Err(R::InitKeyReused)),
@@ -85,13 +90,17 @@ fn make(
     edit: impl FnOnce(KeyPackageBuilder) -> KeyPackageBuilder,
 ) -> Fallible<Vec<u8>> {
     let signer = signer(suite).ok_or("nobody signs for this ciphersuite")?;
-    let credential = CredentialWithKey {
-        credential: BasicCredential::new(identity.into()).into(),
-        signature_key: signer.public().into(),
-    };
+    let credential = credential(identity, &signer);
     let builder = KeyPackage::builder().key_package_lifetime(Lifetime::init(NOT_BEFORE, NOT_AFTER));
     let bundle = edit(builder).build(suite, &OpenMlsRustCrypto::default(), &signer, credential)?;
     Ok(MlsMessageOut::from(bundle.key_package().clone()).tls_serialize_detached()?)
+}
+
+fn credential(identity: &str, signer: &SignatureKeyPair) -> CredentialWithKey {
+    CredentialWithKey {
+        credential: BasicCredential::new(identity.into()).into(),
+        signature_key: signer.public().into(),
+    }
 }
 
 fn listing(extension: ExtensionType) -> Capabilities {
@@ -100,6 +109,44 @@ fn listing(extension: ExtensionType) -> Capabilities {
 
 fn unknown() -> Extension {
     Extension::Unknown(UNKNOWN, UnknownExtension(vec![1, 2, 3]))
+}
+
+fn write_mls_messages(folder: &Path) -> Fallible<()> {
+    fs::create_dir_all(folder)?;
+    let of_group = |epoch, is_commit| Some(Header::OfGroup { group_id: b"garden".into(), epoch, is_commit });
+    let [commit_public, ..] = of_a_group(PURE_PLAINTEXT_WIRE_FORMAT_POLICY)?;
+    let [commit_private, welcome, application] = of_a_group(PURE_CIPHERTEXT_WIRE_FORMAT_POLICY)?;
+    for (name, bytes, expected) in [
+        ("welcome", welcome.clone(), Some(Header::Welcome)),
+        ("commit-public", commit_public, of_group(0, true)),
+        ("commit-private", commit_private.clone(), of_group(0, true)),
+        ("application", application.clone(), of_group(1, false)),
+        ("key-package", make(SUITE, IDENTITY, |builder| builder)?, Some(Header::Other)),
+        ("trailing", [application.as_slice(), &[0]].concat(), None),
+        ("truncated-in-commit", commit_private[..commit_private.len() - 1].to_vec(), None),
+        ("truncated-in-welcome", welcome[..welcome.len() / 2].to_vec(), None),
+    ] {
+        assert_eq!(header(&bytes), expected, "what the server reads of {name}");
+        fs::write(folder.join(name), bytes)?;
+    }
+    Ok(())
+}
+
+/// The Commit that adds somebody, their Welcome, and what is said then.
+fn of_a_group(wire_format: WireFormatPolicy) -> Fallible<[Vec<u8>; 3]> {
+    let provider = OpenMlsRustCrypto::default();
+    let pair = || SignatureKeyPair::new(SUITE.signature_algorithm());
+    let (alice, bob) = (pair()?, pair()?);
+    let joiner = KeyPackage::builder().build(SUITE, &provider, &bob, credential("bob/phone", &bob))?;
+    let mut group = MlsGroup::builder()
+        .ciphersuite(SUITE)
+        .with_group_id(GroupId::from_slice(b"garden"))
+        .with_wire_format_policy(wire_format)
+        .build(&provider, &alice, credential(IDENTITY, &alice))?;
+    let (commit, welcome, _) = group.add_members(&provider, &alice, &[joiner.key_package().clone()])?;
+    group.merge_pending_commit(&provider)?;
+    let said = group.create_message(&provider, &alice, b"hello")?;
+    Ok([commit.tls_serialize_detached()?, welcome.tls_serialize_detached()?, said.tls_serialize_detached()?])
 }
 
 fn write_token_headers(folder: &Path) -> Fallible<()> {

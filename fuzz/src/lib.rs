@@ -5,10 +5,7 @@ mod resign;
 pub use resign::{resign, signer};
 
 use jiff::{SignedDuration, Timestamp};
-use keypool_server::{
-    config::Config,
-    key_package::{Rejection, Rules, ValidatedKeyPackage},
-};
+use keypool_validation::key_package::{CredentialBinding, Rejection, Rules, ValidatedKeyPackage};
 
 /// Whose KeyPackages the target takes.
 pub const IDENTITY: &str = "alice/laptop";
@@ -22,11 +19,14 @@ pub const NOT_AFTER: u64 = 4_102_444_800;
 /// When it is: 2026-06-01.
 const NOW: i64 = 1_780_272_000;
 
-/// The rules of a server that nobody has configured, but for the seeds' long lifetime.
+/// The strictest rules that the seeds keep, which live long.
 #[must_use]
 pub fn rules() -> Rules {
-    let Config { ciphersuites, credential_binding, .. } = Config::default();
-    Rules { ciphersuites, credential_binding, max_lifetime: SignedDuration::from_hours(24 * 366 * 100) }
+    Rules {
+        ciphersuites: vec![1, 2, 3],
+        max_lifetime: SignedDuration::from_hours(24 * 366 * 100),
+        credential_binding: CredentialBinding::Strict,
+    }
 }
 
 /// The time at which the target judges.

@@ -5,7 +5,7 @@ use std::sync::LazyLock;
 
 use keypool_fuzz::{IDENTITY, now, parse, resign, rules};
 use keypool_openapi::RejectionReason;
-use keypool_server::key_package::{Rejection, Rules, ValidatedKeyPackage};
+use keypool_validation::key_package::{Rejection, Rules, ValidatedKeyPackage};
 use libfuzzer_sys::fuzz_target;
 
 /// Were they refused, or signed wrongly, nothing behind the signatures would be reached and nobody would notice.

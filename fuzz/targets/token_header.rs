@@ -1,7 +1,7 @@
 //! The value of an `Authorization` header.
 #![no_main]
 
-use keypool_server::auth::Token;
+use keypool_validation::token::Token;
 use libfuzzer_sys::fuzz_target;
 
 /// Were it refused, every input would be, and nobody would notice.

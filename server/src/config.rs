@@ -10,6 +10,7 @@ use std::{
 };
 
 use clap::Args;
+use keypool_validation::key_package::CredentialBinding;
 use serde::{Deserialize, Serialize};
 
 pub use load::ConfigError;
@@ -161,16 +162,6 @@ impl Default for Config {
             log_format: LogFormat::Text,
         }
     }
-}
-
-/// Whether a KeyPackage's credential has to name its uploader.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum CredentialBinding {
-    /// The credential is basic, and its identity is `user/device` of the uploader.
-    Strict,
-    /// Any credential: the application checks it.
-    Off,
 }
 
 /// What it takes to register the first device of a user. A further device takes a token of that user in every mode.

@@ -8,12 +8,11 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context, anyhow, ensure};
+use anyhow::{Context, ensure};
 use clap::{Parser, Subcommand};
 use keypool_openapi::UserName;
 use keypool_server::{
     Server, app,
-    auth::Token,
     clock::{Clock, SystemClock},
     config::{Config, ConfigFlags, LogFormat},
     metrics::Metrics,
@@ -21,6 +20,7 @@ use keypool_server::{
     store::Store,
     tls,
 };
+use keypool_validation::token::Token;
 use reqwest::StatusCode;
 use tracing_subscriber::EnvFilter;
 
@@ -121,7 +121,7 @@ fn open(config: &Config) -> anyhow::Result<Store> {
 }
 
 fn enrol(config: &Config, user: &UserName, valid_for: Duration) -> anyhow::Result<()> {
-    let (token, now) = (Token::enrolment().map_err(|failure| anyhow!("{failure}"))?, SystemClock.now());
+    let (token, now) = (Token::enrolment().context("the operating system gives no random bytes")?, SystemClock.now());
     let expires_at =
         now.checked_add(valid_for).context("the token would outlast time itself: choose a shorter time")?;
     open(config)?.enrol(user, &token.hash(), now, expires_at)?;

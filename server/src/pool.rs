@@ -13,18 +13,18 @@ use std::{ops::ControlFlow, sync::Arc, time::Duration};
 use actix_web::web;
 use jiff::{SignedDuration, Timestamp};
 use keypool_openapi::ProblemType;
+use keypool_validation::{key_package::Rules, token::Token};
 use tokio::sync::Semaphore;
 
 use queues::Queues;
 use upload::Intake;
 
 use crate::{
-    auth::{AdminHash, Token, TokenCache, jwt::JwtVerifier},
+    auth::{AdminHash, TokenCache, jwt::JwtVerifier},
     bell::Bell,
     clock::Clock,
     config::{Config, OnLapse, OnRestore, Registration},
     generation::GenerationFile,
-    key_package::Rules,
     limits::Limits,
     problem::Failure,
     store::{DeviceRow, Heard, Store, StoreError, UploadLimits, View},

@@ -7,6 +7,7 @@ use actix_web::{
     http::{StatusCode, header},
 };
 use keypool_openapi::{MissingDevice, Problem, ProblemType, ReservationId};
+use rand::rngs::SysError;
 
 use crate::store::StoreError;
 
@@ -144,6 +145,13 @@ impl From<StoreError> for Failure {
             tracing::error!(%error, "the database failed");
             Self::new(ProblemType::Internal, "The database failed; the server's log says how. Nothing was changed.")
         }
+    }
+}
+
+impl From<SysError> for Failure {
+    fn from(error: SysError) -> Self {
+        tracing::error!(%error, "the operating system gives no random bytes");
+        Self::new(ProblemType::Internal, "The server has no source of randomness; try again later.")
     }
 }
 

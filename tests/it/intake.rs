@@ -4,9 +4,9 @@ use jiff::SignedDuration;
 use keypool_openapi::{ProblemType, RejectionReason};
 use keypool_server::{
     config::{Config, Limits},
-    key_package::ValidatedKeyPackage,
     store::{DeviceId, Store, Upload, UploadLimits, UploadOutcome, View},
 };
+use keypool_validation::key_package::ValidatedKeyPackage;
 use rstest::rstest;
 
 use crate::support::{Database, Device, TestServer};

@@ -2,7 +2,8 @@
 
 use jiff::SignedDuration;
 use keypool_openapi::ProblemType;
-use keypool_server::config::{Config, CredentialBinding, OnLapse};
+use keypool_server::config::{Config, OnLapse};
+use keypool_validation::key_package::CredentialBinding;
 use rstest::rstest;
 use serde_json::{Value, json};
 

@@ -7,7 +7,7 @@ use diesel::{
 };
 use diesel_migrations::{FileBasedMigrations, MigrationHarness};
 use jiff::SignedDuration;
-use keypool_server::auth::Token;
+use keypool_validation::token::Token;
 use rstest::rstest;
 use serde_json::{Value, json};
 

@@ -7,10 +7,11 @@ use keypool_openapi::{
     AckRequest, CommitRequest, MAX_KEY_PACKAGE_SIZE, MAX_MESSAGE_SIZE, MAX_UPLOAD_BATCH, MessageRequest, ProblemType,
     RegisterRequest, ReleaseRequest, ReserveRequest, RevokeRequest, SpendRequest, UploadRequest,
 };
+use keypool_validation::token::{Token, bearer};
 use serde::de::DeserializeOwned;
 use sha2::{Digest, Sha256};
 
-use super::{Bearer, ENROLMENT_PREFIX, Token, bearer};
+use super::Bearer;
 use crate::{pool::Pool, problem::Failure, store::DeviceRow};
 
 /// What most bodies need, and much more.
@@ -248,7 +249,7 @@ async fn identify(request: &HttpRequest) -> Result<Option<Bearer>, Failure> {
     if pool.is_admin(token) {
         return Ok(Some(Bearer::Admin));
     }
-    Ok(Some(match Token::with_prefix(ENROLMENT_PREFIX, token) {
+    Ok(Some(match Token::enrolment_from(token) {
         Some(enrolment) => Bearer::Enrolment(enrolment.hash()),
         None => Bearer::Foreign(token.into()),
     }))

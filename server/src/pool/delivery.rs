@@ -6,11 +6,11 @@ use keypool_openapi::{
     AckRequest, AckResponse, CommitRequest, CommitResponse, GroupId, MAX_MESSAGE_SIZE, MessageRequest, MessageResponse,
     MessagesPage, MessagesQuery, ProblemType,
 };
+use keypool_validation::mls_message::{Header, header};
 use sha2::{Digest, Sha256};
 
 use super::{Pool, after, reservations::lost_reservation};
 use crate::{
-    mls_message::{Header, header},
     problem::{About, Failure},
     store::{Commit, CommitError, Delivered, DeviceRow, Post},
 };

@@ -7,11 +7,12 @@ use keypool_openapi::{
     Device, DeviceList, DeviceName, ProblemType, RegisterRequest, RegisterResponse, RemovedDevice, TokenResponse,
     UserName,
 };
+use keypool_validation::token::Token;
 use secrecy::ExposeSecret;
 
 use super::Pool;
 use crate::{
-    auth::{Bearer, Token, jwt::JwtError},
+    auth::{Bearer, jwt::JwtError},
     config::Registration,
     problem::Failure,
     store::{DeviceRow, Grant, NewDevice, RegisterError},

@@ -6,6 +6,7 @@ use jiff::Timestamp;
 use keypool_openapi::{
     AcceptedKeyPackage, Base64Bytes, ProblemType, RejectedKeyPackage, RejectionReason, UploadRequest, UploadResponse,
 };
+use keypool_validation::key_package::{Rejection, Rules, ValidatedKeyPackage};
 use rayon::{
     ThreadPool, ThreadPoolBuildError, ThreadPoolBuilder,
     iter::{IntoParallelRefIterator, ParallelIterator},
@@ -13,7 +14,6 @@ use rayon::{
 
 use super::Pool;
 use crate::{
-    key_package::{Rejection, Rules, ValidatedKeyPackage},
     problem::Failure,
     store::{DeviceRow, Store, StoreError, Upload, UploadLimits, UploadOutcome, View},
 };

@@ -4,6 +4,7 @@ use std::collections::{HashMap, HashSet};
 
 use diesel::{prelude::*, result::Error};
 use keypool_openapi::{Action, RejectionReason, State};
+use keypool_validation::key_package::ValidatedKeyPackage;
 
 use super::{
     Store, StoreError,
@@ -14,7 +15,6 @@ use super::{
     storing::StoringSql,
     view::{View, is_live},
 };
-use crate::key_package::ValidatedKeyPackage;
 
 /// How much a pool holds.
 #[derive(Clone, Copy, Debug)]

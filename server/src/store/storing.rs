@@ -6,6 +6,7 @@ use diesel::{
     sql_types::{BigInt, Binary, Bool, Integer},
 };
 use keypool_openapi::{Action, State};
+use keypool_validation::key_package::ValidatedKeyPackage;
 
 use super::{
     audit::{AuditSql, Event},
@@ -13,7 +14,6 @@ use super::{
     rows::{NewHpkeKey, NewKeyPackage},
     schema::{hpke_keys, key_packages},
 };
-use crate::key_package::ValidatedKeyPackage;
 
 /// How each database takes them.
 pub(super) trait StoringSql {

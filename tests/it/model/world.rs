@@ -12,7 +12,8 @@ use keypool_openapi::{
     MissingReason, PoolStatus, Problem, ProblemType, RejectionReason, ReleaseResponse, RemovedDevice, Reservation,
     ReservationId, ReserveResponse, RevokeResponse, SpendResponse, State, UploadResponse,
 };
-use keypool_server::config::{CredentialBinding, Limits, OnLapse};
+use keypool_server::config::{Limits, OnLapse};
+use keypool_validation::key_package::CredentialBinding;
 use openmls::prelude::Ciphersuite;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};

@@ -10,7 +10,6 @@ use std::{
 use jiff::{SignedDuration, Timestamp};
 use keypool_server::{
     Server,
-    auth::Token,
     clock::{Clock, ManualClock, SystemClock},
     config::Config,
     metrics::Metrics,
@@ -18,6 +17,7 @@ use keypool_server::{
     store::Store,
     sweeper::Report,
 };
+use keypool_validation::token::Token;
 use tokio::sync::oneshot;
 
 use super::{

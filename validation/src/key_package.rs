@@ -11,8 +11,6 @@ use openmls::treesync::errors::LifetimeError;
 use openmls_rust_crypto::RustCrypto;
 use openmls_traits::crypto::OpenMlsCrypto;
 
-use crate::config::CredentialBinding;
-
 /// How an `MLSMessage` of version mls10 with the wire format `mls_key_package` begins (RFC 9420, section 6).
 const HEADER: [u8; 4] = [0x00, 0x01, 0x00, 0x05];
 
@@ -47,6 +45,16 @@ pub struct Rules {
     pub max_lifetime: SignedDuration,
     /// Whether the credential has to be the uploader's.
     pub credential_binding: CredentialBinding,
+}
+
+/// Whether a KeyPackage's credential has to name its uploader.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Deserialize, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum CredentialBinding {
+    /// The credential is basic, and its identity is `user/device` of the uploader.
+    Strict,
+    /// Any credential: the application checks it.
+    Off,
 }
 
 /// Why bytes are no KeyPackage for the pool.
