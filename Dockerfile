@@ -1,12 +1,12 @@
-# keypool-server, with the keypool command beside it: two programs, the C library, certificates, and nothing else.
+# keypool-server, with the keypool command beside it: two programs, the C library, OpenSSL, certificates, and nothing else.
 
 FROM rust:1-slim-bookworm AS build
-# What OpenSSL is built with, for PostgreSQL over TLS and for encrypted client files.
+# For PostgreSQL over TLS and for encrypted client files: Debian's OpenSSL, whose mends come with the next build.
 RUN apt-get update \
- && apt-get install -y --no-install-recommends make perl \
+ && apt-get install -y --no-install-recommends libssl-dev pkg-config \
  && rm -rf /var/lib/apt/lists/*
 WORKDIR /keypool
-ENV CARGO_PROFILE_RELEASE_STRIP=symbols CARGO_TARGET_DIR=/target
+ENV CARGO_PROFILE_RELEASE_STRIP=symbols CARGO_TARGET_DIR=/target OPENSSL_NO_VENDOR=1
 
 # The dependencies, in a layer of their own: it is built anew when a manifest changes, not when the code does. Each
 # program is built by itself, else the server would get the client's SQLCipher in place of SQLite.
@@ -16,16 +16,18 @@ COPY client/Cargo.toml client/
 COPY openapi/Cargo.toml openapi/
 COPY server/Cargo.toml server/
 COPY tests/Cargo.toml tests/
-RUN mkdir -p bench/src bench/benches client/src openapi/src server/src tests/src tests/it \
+COPY validation/Cargo.toml validation/
+RUN mkdir -p bench/src bench/benches client/src openapi/src server/src tests/src tests/it validation/src \
  && touch bench/benches/key_package.rs bench/benches/local_store.rs bench/src/lib.rs \
-      client/src/lib.rs openapi/src/lib.rs server/src/lib.rs tests/it/main.rs \
+      client/src/lib.rs openapi/src/lib.rs server/src/lib.rs tests/it/main.rs validation/src/lib.rs \
  && for member in bench client server tests; do echo 'fn main() {}' >$member/src/main.rs; done \
  && cargo build --locked --release --package keypool-server \
  && cargo build --locked --release --package keypool-client \
- && cargo clean --release --package keypool-server --package keypool-client --package keypool-openapi
+ && cargo clean --release --package keypool-server --package keypool-client --package keypool-openapi --package keypool-validation
 
 COPY migrations migrations
 COPY openapi openapi
+COPY validation validation
 COPY server server
 RUN cargo build --locked --release --package keypool-server
 COPY client client
@@ -33,7 +35,7 @@ RUN cargo build --locked --release --package keypool-client
 
 FROM debian:bookworm-slim AS root
 RUN apt-get update \
- && apt-get install -y --no-install-recommends ca-certificates \
+ && apt-get install -y --no-install-recommends ca-certificates libssl3 \
  && rm -rf /var/lib/apt/lists/*
 COPY --from=build /target/release/keypool-server /target/release/keypool /root/usr/local/bin/
 # What the programs link to, where the loader looks for it.
