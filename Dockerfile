@@ -1,4 +1,4 @@
-# keypool-server, with the keypool command beside it: two programs, the C library, OpenSSL, certificates, and nothing else.
+# keypool-server, with the keypool command beside it: two programs, the C library, OpenSSL, certificates, nothing else.
 
 FROM rust:1-slim-bookworm AS build
 # For PostgreSQL over TLS and for encrypted client files: Debian's OpenSSL, whose mends come with the next build.
@@ -23,7 +23,8 @@ RUN mkdir -p bench/src bench/benches client/src openapi/src server/src tests/src
  && for member in bench client server tests; do echo 'fn main() {}' >$member/src/main.rs; done \
  && cargo build --locked --release --package keypool-server \
  && cargo build --locked --release --package keypool-client \
- && cargo clean --release --package keypool-server --package keypool-client --package keypool-openapi --package keypool-validation
+ && cargo clean --release --package keypool-server --package keypool-client \
+      --package keypool-openapi --package keypool-validation
 
 COPY migrations migrations
 COPY openapi openapi

@@ -5,7 +5,7 @@ mod resign;
 pub use resign::{resign, signer};
 
 use jiff::{SignedDuration, Timestamp};
-use keypool_validation::key_package::{CredentialBinding, Rejection, Rules, ValidatedKeyPackage};
+use keypool_validation::key_package::{CredentialBinding, KNOWN_CIPHERSUITES, Rejection, Rules, ValidatedKeyPackage};
 
 /// Whose KeyPackages the target takes.
 pub const IDENTITY: &str = "alice/laptop";
@@ -23,7 +23,7 @@ const NOW: i64 = 1_780_272_000;
 #[must_use]
 pub fn rules() -> Rules {
     Rules {
-        ciphersuites: vec![1, 2, 3],
+        ciphersuites: KNOWN_CIPHERSUITES.to_vec(),
         max_lifetime: SignedDuration::from_hours(24 * 366 * 100),
         credential_binding: CredentialBinding::Strict,
     }

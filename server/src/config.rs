@@ -10,16 +10,13 @@ use std::{
 };
 
 use clap::Args;
-use keypool_validation::key_package::CredentialBinding;
+use keypool_validation::key_package::{CredentialBinding, KNOWN_CIPHERSUITES};
 use serde::{Deserialize, Serialize};
 
 pub use load::ConfigError;
 pub use secret::{AdminToken, DatabaseUrl};
 
 const DAY: Duration = Duration::from_hours(24);
-
-/// The ciphersuites that the server can check signatures of (RFC 9420, section 17.1).
-const KNOWN_CIPHERSUITES: [u16; 3] = [1, 2, 3];
 
 /// What an operator can set.
 #[derive(Clone, Debug, Deserialize, Serialize)]

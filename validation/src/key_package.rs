@@ -11,6 +11,9 @@ use openmls::treesync::errors::LifetimeError;
 use openmls_rust_crypto::RustCrypto;
 use openmls_traits::crypto::OpenMlsCrypto;
 
+/// The ciphersuites whose signatures can be checked (RFC 9420, section 17.1).
+pub const KNOWN_CIPHERSUITES: [u16; 3] = [1, 2, 3];
+
 /// How an `MLSMessage` of version mls10 with the wire format `mls_key_package` begins (RFC 9420, section 6).
 const HEADER: [u8; 4] = [0x00, 0x01, 0x00, 0x05];
 

@@ -4,9 +4,10 @@ use std::{collections::HashMap, fmt, time::Duration};
 
 use config::{Environment, File, FileFormat};
 use keypool_openapi::MAX_TARGETS;
+use keypool_validation::key_package::KNOWN_CIPHERSUITES;
 use tracing_subscriber::EnvFilter;
 
-use super::{Config, ConfigFlags, DAY, KNOWN_CIPHERSUITES, Registration};
+use super::{Config, ConfigFlags, DAY, Registration};
 
 /// Characters of the admin token at least: it opens every user's audit trail.
 const MIN_ADMIN_TOKEN: usize = 32;
