@@ -98,6 +98,7 @@ impl ValidatedKeyPackage {
         let key_package = verify(decode(&bytes)?)?;
         let not_after = check_lifetime(&key_package, rules, now)?;
         check_credential(&key_package, owner, rules)?;
+        check_capabilities(&key_package)?;
         check_leaf_extensions(&key_package)?;
         check_keys(&key_package)?;
         let internal = |_| Rejection::malformed("The KeyPackage cannot be encoded again.");
@@ -222,6 +223,26 @@ fn check_credential(
         let detail =
             format!("The credential's type {kind:?} is not among the capabilities of the leaf node. List it there.");
         return Err(Rejection::new(RejectionReason::UnsupportedCredential, detail));
+    }
+    Ok(())
+}
+
+/// That the device can do what its KeyPackage is of, which OpenMLS checks when the leaf joins a group: too late for an inviter.
+fn check_capabilities(key_package: &KeyPackage) -> Result<(), Rejection> {
+    let (capabilities, suite) = (key_package.leaf_node().capabilities(), key_package.ciphersuite());
+    if !capabilities.versions().contains(&ProtocolVersion::Mls10) {
+        return Err(Rejection::malformed(
+            "The leaf node's capabilities do not list the protocol version mls10. List it there.",
+        ));
+    }
+    if !capabilities.ciphersuites().contains(&suite.into()) {
+        return Err(Rejection::new(
+            RejectionReason::UnsupportedCiphersuite,
+            format!(
+                "The KeyPackage is of ciphersuite {}, which the leaf node's capabilities do not list. List it there.",
+                u16::from(suite)
+            ),
+        ));
     }
     Ok(())
 }
