@@ -1,6 +1,9 @@
 //! Time as a value: whoever needs it takes a [`Clock`], and tests move it.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::{
+    sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
 
 use jiff::{SignedDuration, Timestamp};
 
@@ -8,6 +11,9 @@ use jiff::{SignedDuration, Timestamp};
 pub trait Clock: Send + Sync + 'static {
     /// The time now.
     fn now(&self) -> Timestamp;
+
+    /// How long it has been since some moment. It never goes back, even where the time is set.
+    fn elapsed(&self) -> Duration;
 }
 
 /// The operating system's time.
@@ -19,28 +25,42 @@ impl Clock for SystemClock {
     fn now(&self) -> Timestamp {
         Timestamp::now()
     }
+
+    fn elapsed(&self) -> Duration {
+        static BEGIN: LazyLock<Instant> = LazyLock::new(Instant::now);
+        BEGIN.elapsed()
+    }
 }
 
 /// A time that stands still until it is moved. Clones share it.
 #[derive(Clone, Debug)]
-pub struct ManualClock(Arc<Mutex<Timestamp>>);
+pub struct ManualClock(Arc<Mutex<(Timestamp, Duration)>>);
 
 impl ManualClock {
     /// A clock that stands at this time.
     #[must_use]
     pub fn at(now: Timestamp) -> Self {
-        Self(Arc::new(Mutex::new(now)))
+        Self(Arc::new(Mutex::new((now, Duration::ZERO))))
     }
 
-    /// Moves the time on; the end of time is the furthest.
+    /// Moves the time on; the end of time is the furthest. A negative span sets the time back, as somebody may set a machine's.
     pub fn advance(&self, span: SignedDuration) {
-        let mut now = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let (now, elapsed) = &mut *self.hands();
         *now = now.saturating_add(span).unwrap_or(Timestamp::MAX);
+        *elapsed = elapsed.saturating_add(Duration::try_from(span).unwrap_or_default());
+    }
+
+    fn hands(&self) -> MutexGuard<'_, (Timestamp, Duration)> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Clock for ManualClock {
     fn now(&self) -> Timestamp {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.hands().0
+    }
+
+    fn elapsed(&self) -> Duration {
+        self.hands().1
     }
 }

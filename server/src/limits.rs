@@ -9,7 +9,6 @@ use governor::{
     nanos::Nanos,
     state::keyed::DashMapStateStore,
 };
-use jiff::Timestamp;
 use keypool_openapi::UserName;
 
 use crate::{
@@ -20,7 +19,7 @@ use crate::{
 
 type Limiter<K> = RateLimiter<K, DashMapStateStore<K>, Time, NoOpMiddleware<Nanos>>;
 
-/// The injected clock, as the limiters read it.
+/// The injected clock, as the limiters read it: they count on it that it never goes back.
 #[derive(Clone)]
 struct Time(Arc<dyn Clock>);
 
@@ -28,8 +27,7 @@ impl GovernorClock for Time {
     type Instant = Nanos;
 
     fn now(&self) -> Nanos {
-        let since = self.0.now().duration_since(Timestamp::UNIX_EPOCH);
-        Nanos::from(Duration::try_from(since).unwrap_or_default())
+        Nanos::from(self.0.elapsed())
     }
 }
 
@@ -125,7 +123,7 @@ pub(crate) fn seconds(wait: Duration) -> u128 {
 
 #[cfg(test)]
 mod tests {
-    use jiff::SignedDuration;
+    use jiff::{SignedDuration, Timestamp};
 
     use super::*;
     use crate::clock::ManualClock;
@@ -180,6 +178,17 @@ mod tests {
         limits.request(&bob, 20).unwrap();
         limits.forget();
         assert!(limits.request(&bob, 1).is_err(), "a limit was forgotten while it was in force");
+    }
+
+    #[test]
+    fn nobody_waits_for_a_clock_that_was_set_back() {
+        let (limits, clock) = limits(|config| config.requester_burst = 100);
+        let bob = name("bob");
+        limits.request(&bob, 100).unwrap();
+        clock.advance(-SignedDuration::from_hours(1));
+        assert_eq!(limits.request(&bob, 20).unwrap_err().retry_after, Some(Duration::from_secs(1)));
+        clock.advance(SignedDuration::from_secs(1));
+        limits.request(&bob, 20).unwrap();
     }
 
     #[test]
