@@ -4,7 +4,7 @@ use std::{collections::HashMap, fmt, time::Duration};
 
 use config::{Environment, File, FileFormat};
 use keypool_openapi::MAX_TARGETS;
-use keypool_validation::key_package::KNOWN_CIPHERSUITES;
+use keypool_validation::{key_package::KNOWN_CIPHERSUITES, token::Token};
 use tracing_subscriber::EnvFilter;
 
 use super::{Config, ConfigFlags, DAY, Registration};
@@ -166,6 +166,13 @@ impl Config {
                 "too short",
                 "has to have 32 characters or more",
             )?;
+            // What a header cannot bear would never be found equal.
+            let text = token.expose();
+            let can_be_sent = text == text.trim() && text.bytes().all(|byte| byte == b' ' || byte.is_ascii_graphic());
+            let rule = "has to be ASCII alone, with no blank or end of line before or behind it";
+            require(can_be_sent, "admin_token", "not to be sent in a header", rule)?;
+            let is_another = Token::from_header(&format!("Bearer {text}")).is_none();
+            require(is_another, "admin_token", "like the token of a device", "has to look otherwise")?;
         }
         Ok(())
     }
@@ -231,6 +238,10 @@ mod tests {
             ("low_watermark = 32", "low_watermark"),
             ("pool_target = 1001", "pool_target"),
             ("log = 'a=b=c'", "log"),
+            ("admin_token = 'b3f1c0ffee5eed0ddba11cab1efab1e'", "admin_token"),
+            ("admin_token = \"b3f1c0ffee5eed0ddba11cab1efab1edd\\n\"", "admin_token"),
+            ("admin_token = 'b3f1c0ffee5eed0ddba11cab1efab1eé'", "admin_token"),
+            ("admin_token = 'keypool_AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA'", "admin_token"),
         ] {
             let error = load(&ConfigFlags::default(), toml, &[]).unwrap_err();
             assert!(matches!(&error, ConfigError::OutOfRange { key: named, .. } if named == key), "{toml}: {error}");
