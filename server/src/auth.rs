@@ -10,22 +10,38 @@ use secrecy::SecretString;
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 
-use crate::store::DeviceRow;
+use crate::store::{DeviceRow, Presented};
 
 pub(crate) use cache::TokenCache;
-pub(crate) use extract::{Admin, Caller, Content, IdempotencyHeader, MaybeBearer, Params, Reader, Signed};
+pub(crate) use extract::{Admin, Content, IdempotencyHeader, MaybeBearer, Params, Reader, Signed, unknown_token};
 
 /// Who makes a request, by the bearer token that came with it.
 #[derive(Clone, Debug)]
 pub enum Bearer {
     /// A registered device.
-    Device(Arc<DeviceRow>),
+    Device(Caller),
     /// The operator.
     Admin,
     /// Somebody with an enrolment token, by its SHA-256. It is looked at when it is used.
     Enrolment([u8; 32]),
     /// Somebody with a token of another party, which may be the operator's identity provider.
     Foreign(SecretString),
+}
+
+/// The device that makes a request, known by its token.
+#[derive(Clone, Debug)]
+pub struct Caller {
+    /// The device.
+    pub device: Arc<DeviceRow>,
+    /// The SHA-256 of its token.
+    pub token_hash: [u8; 32],
+}
+
+impl Caller {
+    /// What it showed, for what may not be done by a token that is remembered and no longer valid.
+    pub(crate) fn presented(&self) -> Presented {
+        Presented { device: self.device.id, token_hash: self.token_hash }
+    }
 }
 
 /// The operator's token, as a hash that tells an attacker nothing by the time that comparing takes.

@@ -20,14 +20,14 @@ use queues::Queues;
 use upload::Intake;
 
 use crate::{
-    auth::{AdminHash, TokenCache, jwt::JwtVerifier},
+    auth::{AdminHash, Caller, TokenCache, jwt::JwtVerifier},
     bell::Bell,
     clock::Clock,
     config::{Config, OnLapse, OnRestore, Registration},
     generation::GenerationFile,
     limits::Limits,
     problem::Failure,
-    store::{DeviceRow, Heard, Store, StoreError, UploadLimits, View},
+    store::{Heard, Store, StoreError, UploadLimits, View},
     sweeper,
 };
 
@@ -138,11 +138,27 @@ impl Pool {
         Failure: From<E>,
     {
         let place = Arc::clone(&self.places).try_acquire_owned().map_err(|_| self.overloaded())?;
+        self.aside(move |pool, now| {
+            // Held until the work is done, even where nobody waits for it any longer.
+            let _place = place;
+            verb(pool, now)
+        })
+        .await
+    }
+
+    /// The same, apart from those who wait: for what has to go on however many they are.
+    async fn aside<T, E>(
+        &self,
+        verb: impl FnOnce(&Self, Timestamp) -> Result<T, E> + Send + 'static,
+    ) -> Result<T, Failure>
+    where
+        T: Send + 'static,
+        E: Send + 'static,
+        Failure: From<E>,
+    {
         let (pool, request) = (self.clone(), tracing::Span::current());
         let result = web::block(move || {
             let _request = request.entered();
-            // Held until the work is done, even where nobody waits for it any longer.
-            let _place = place;
             verb(&pool, pool.clock.now())
         });
         Ok(result.await.map_err(|_| Self::not_finished())??)
@@ -173,7 +189,7 @@ impl Pool {
     /// Moves the generation of the database on, so that a backup that is made now is told from what comes after it.
     pub(crate) async fn raise_generation(&self) -> Result<(), Failure> {
         let Some(file) = self.generation.clone() else { return Ok(()) };
-        self.block(move |pool, _| {
+        self.aside(move |pool, _| {
             let generation = pool.store.raise_generation()?;
             file.write(generation).unwrap_or_else(|error| {
                 tracing::warn!("{error:#}: a restored backup would not be noticed");
@@ -207,13 +223,13 @@ impl Pool {
         self.bell.close();
     }
 
-    /// Whether the database answers.
+    /// Whether the database answers. Overload is no reason to send what comes to the other servers, which have as much.
     pub async fn ready(&self) -> Result<(), Failure> {
-        self.block(|pool, _| pool.store.ping()).await
+        self.aside(|pool, _| pool.store.ping()).await
     }
 
     /// The device that the token belongs to, which is counted as one that asks for something.
-    pub(crate) async fn authenticate(&self, token: &Token) -> Result<Option<Arc<DeviceRow>>, Failure> {
+    pub(crate) async fn authenticate(&self, token: &Token) -> Result<Option<Caller>, Failure> {
         let (hash, now) = (token.hash(), self.clock.now());
         let device = if let Some(device) = self.tokens.get(&hash, now) {
             Some(device)
@@ -225,7 +241,7 @@ impl Pool {
         if let Some(device) = &device {
             self.limits.request(&device.user, 1)?;
         }
-        Ok(device)
+        Ok(device.map(|device| Caller { device, token_hash: hash }))
     }
 
     /// Whether this is the operator's token.
@@ -241,12 +257,12 @@ impl Pool {
     /// Tidies up once: notes what has lapsed and expired, and forgets what may be forgotten.
     pub async fn sweep(&self) -> Result<sweeper::Report, Failure> {
         self.limits.forget();
-        self.block(|pool, now| sweeper::sweep(&pool.store, pool.policy.sweep, now)).await
+        self.aside(|pool, now| sweeper::sweep(&pool.store, pool.policy.sweep, now)).await
     }
 
     /// Counts the KeyPackages of all pools, for the metrics.
     pub async fn census(&self) -> Result<(), Failure> {
-        self.block(|pool, _| sweeper::census(&pool.store)).await
+        self.aside(|pool, _| sweeper::census(&pool.store)).await
     }
 }
 

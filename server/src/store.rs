@@ -35,7 +35,7 @@ use std::fmt;
 pub use commits::{Commit, CommitError};
 pub use connection::Store;
 pub use delivery::{Delivered, Heard, Post, Queued};
-pub use devices::{Grant, NewDevice, RegisterError, Removed};
+pub use devices::{DeviceError, Grant, NewDevice, Presented, RegisterError, Removed};
 pub use idempotency::IdempotencyKey;
 pub use key_packages::{Upload, UploadLimits, UploadOutcome};
 pub use lineage::Restored;

@@ -183,6 +183,30 @@ async fn a_token_is_changed_for_another(#[values(Database::Postgres, Database::S
 
 #[rstest]
 #[tokio::test]
+async fn a_token_that_has_ended_gives_nobody_another(#[values(Database::Postgres, Database::Sqlite)] db: Database) {
+    let server = TestServer::start(db).await;
+    let other = server.beside(|_| ()).await;
+    let laptop = server.anyone().registered("alice", "laptop").await;
+    let phone = laptop.registered("alice", "phone").await;
+    // Both are in the other server's mind.
+    let (old_laptop, old_phone) = (laptop.at(&other.base), phone.at(&other.base));
+    old_laptop.status().await;
+    old_phone.status().await;
+    let answer = laptop.post("/devices/laptop/token", &json!(null)).await.ok();
+    let laptop = server.anyone().with_token(answer["token"].as_str().unwrap());
+    laptop.delete("/devices/phone").await.ok();
+
+    for old in [old_laptop, old_phone] {
+        old.status().await;
+        old.register("alice", "tablet").await.is_problem(401, ProblemType::Unauthenticated);
+        old.post("/devices/laptop/token", &json!(null)).await.is_problem(401, ProblemType::Unauthenticated);
+        old.delete("/devices/laptop").await.is_problem(401, ProblemType::Unauthenticated);
+    }
+    assert_eq!(laptop.get("/users/alice/devices").await.ok()["devices"].as_array().unwrap().len(), 1);
+}
+
+#[rstest]
+#[tokio::test]
 async fn a_removed_device_is_gone_with_all_it_had(#[values(Database::Postgres, Database::Sqlite)] db: Database) {
     let server = TestServer::start(db).await;
     let other = server.beside(|_| ()).await;

@@ -11,7 +11,7 @@ use keypool_validation::token::{Token, bearer};
 use serde::de::DeserializeOwned;
 use sha2::{Digest, Sha256};
 
-use super::Bearer;
+use super::{Bearer, Caller};
 use crate::{pool::Pool, problem::Failure, store::DeviceRow};
 
 /// What most bodies need, and much more.
@@ -47,15 +47,12 @@ impl Body for UploadRequest {
     const LIMIT: usize = MAX_UPLOAD_BATCH * MAX_KEY_PACKAGE_SIZE * 4 / 3 + 64 * 1024;
 }
 
-/// The device that makes a request, known by its token.
-pub(crate) struct Caller(pub Arc<DeviceRow>);
-
 /// The operator, known by the admin token.
 pub(crate) struct Admin;
 
 /// Who may read a trail: a device its own, the operator any.
 pub(crate) enum Reader {
-    Device(Arc<DeviceRow>),
+    Device(Caller),
     Admin,
 }
 
@@ -84,7 +81,7 @@ impl FromRequest for Caller {
         let reader = Reader::from_request(request, payload);
         Box::pin(async move {
             match reader.await? {
-                Reader::Device(device) => Ok(Self(device)),
+                Reader::Device(caller) => Ok(caller),
                 Reader::Admin => Err(Failure::new(
                     ProblemType::Forbidden,
                     "The admin token is no device's, and this call is about a device's own pool. Use a device's token.",
@@ -120,7 +117,7 @@ impl FromRequest for Reader {
         let request = request.clone();
         Box::pin(async move {
             match identify(&request).await? {
-                Some(Bearer::Device(device)) => Ok(Self::Device(device)),
+                Some(Bearer::Device(caller)) => Ok(Self::Device(caller)),
                 Some(Bearer::Admin) => Ok(Self::Admin),
                 Some(Bearer::Enrolment(_) | Bearer::Foreign(_)) => Err(unknown_token()),
                 None => Err(no_token()),
@@ -146,8 +143,8 @@ impl<T: Body> FromRequest for Signed<T> {
     fn from_request(request: &HttpRequest, payload: &mut Payload) -> Self::Future {
         let (request, mut payload) = (request.clone(), payload.take());
         Box::pin(async move {
-            let Caller(caller) = Caller::from_request(&request, &mut Payload::None).await?;
-            Ok(Self(caller, read(&request, &mut payload).await?))
+            let caller = Caller::from_request(&request, &mut Payload::None).await?;
+            Ok(Self(caller.device, read(&request, &mut payload).await?))
         })
     }
 }
@@ -226,7 +223,7 @@ fn no_token() -> Failure {
     )
 }
 
-fn unknown_token() -> Failure {
+pub(crate) fn unknown_token() -> Failure {
     Failure::new(
         ProblemType::Unauthenticated,
         "The bearer token is not of any registered device. Check that it is the one that POST /devices answered.",
@@ -242,8 +239,8 @@ async fn identify(request: &HttpRequest) -> Result<Option<Bearer>, Failure> {
         .cloned()
         .ok_or_else(|| Failure::new(ProblemType::Internal, "The server was put together without its pool."))?;
     if let Some(token) = Token::from_header(value) {
-        let device = pool.authenticate(&token).await?.ok_or_else(unknown_token)?;
-        return Ok(Some(Bearer::Device(device)));
+        let caller = pool.authenticate(&token).await?.ok_or_else(unknown_token)?;
+        return Ok(Some(Bearer::Device(caller)));
     }
     let token = bearer(value).ok_or_else(unknown_token)?;
     if pool.is_admin(token) {

@@ -11,6 +11,7 @@ use sha2::{Digest, Sha256};
 
 use super::{Pool, after, reservations::lost_reservation};
 use crate::{
+    auth::{Caller, unknown_token},
     problem::{About, Failure},
     store::{Commit, CommitError, Delivered, DeviceRow, Post},
 };
@@ -99,25 +100,31 @@ impl Pool {
     }
 
     /// What waits for the caller. Where there is nothing, waits for it.
-    pub async fn messages(&self, caller: Arc<DeviceRow>, query: MessagesQuery) -> Result<MessagesPage, Failure> {
+    pub async fn messages(&self, caller: Caller, query: MessagesQuery) -> Result<MessagesPage, Failure> {
         let (wait, limit) = (query.wait.unwrap_or(0), query.limit.unwrap_or(PAGE));
         if wait > MAX_WAIT || !(1..=MAX_PAGE).contains(&limit) {
             return Err(malformed(format!(
                 "A request waits {MAX_WAIT} s at most, and fetches 1 to {MAX_PAGE} messages: `wait` was {wait}, `limit` {limit}."
             )));
         }
-        let (bell, end) = (self.bell.of(caller.id), tokio::time::sleep(Duration::from_secs(wait.into())));
+        let (bell, end) = (self.bell.of(caller.device.id), tokio::time::sleep(Duration::from_secs(wait.into())));
         tokio::pin!(end);
+        let mut has_waited = false;
         loop {
             // Asked for before the queue is looked at: what comes in between rings, too.
             let rung = bell.notified();
-            let device = caller.id;
-            let page = self.block(move |pool, _| pool.store.queued(device, limit)).await?.0;
+            let shown = caller.presented();
+            let page = self.block(move |pool, _| {
+                let page = pool.store.queued(shown.device, limit)?.0;
+                // While it waited, the token may have ended: what is there now may be for another who has the device's name.
+                if has_waited && !pool.store.is_valid(&shown)? { Err(unknown_token()) } else { Ok(page) }
+            });
+            let page = page.await?;
             if !page.is_empty() || wait == 0 || self.bell.is_closed() {
                 return Ok(MessagesPage { messages: page });
             }
             tokio::select! {
-                () = rung => {}
+                () = rung => has_waited = true,
                 () = &mut end => return Ok(MessagesPage { messages: Vec::new() }),
             }
         }

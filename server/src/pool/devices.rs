@@ -1,6 +1,6 @@
 //! Who comes in: registration, tokens, removal.
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
 use jiff::Timestamp;
 use keypool_openapi::{
@@ -12,10 +12,10 @@ use secrecy::ExposeSecret;
 
 use super::Pool;
 use crate::{
-    auth::{Bearer, jwt::JwtError},
+    auth::{Bearer, Caller, jwt::JwtError, unknown_token},
     config::Registration,
     problem::Failure,
-    store::{DeviceRow, Grant, NewDevice, RegisterError},
+    store::{DeviceError, DeviceRow, Grant, NewDevice, RegisterError},
 };
 
 /// Whoever knows the `Idempotency-Key` of a registration can have its answer: it must not be guessed.
@@ -42,7 +42,7 @@ impl Pool {
                 ),
             ));
         }
-        let stranger = matches!(&bearer, Some(Bearer::Device(caller)) if caller.user != user);
+        let stranger = matches!(&bearer, Some(Bearer::Device(caller)) if caller.device.user != user);
         let grant = self.grant(&user, bearer).await?;
         self.block(move |pool, now| {
             let token = Token::generate()?;
@@ -66,7 +66,7 @@ impl Pool {
     /// What a caller may do for a user by what it shows.
     async fn grant(&self, user: &UserName, bearer: Option<Bearer>) -> Result<Grant, Failure> {
         match (self.policy.registration, bearer) {
-            (_, Some(Bearer::Device(caller))) if caller.user == *user => Ok(Grant::SameUser),
+            (_, Some(Bearer::Device(caller))) if caller.device.user == *user => Ok(Grant::SameUser(caller.presented())),
             (_, Some(Bearer::Enrolment(hash))) => Ok(Grant::Enrolment(hash)),
             (_, Some(Bearer::Admin)) => Err(Failure::new(
                 ProblemType::Forbidden,
@@ -131,12 +131,11 @@ impl Pool {
     }
 
     /// Gives one of the caller's own devices another token.
-    pub async fn change_token(&self, caller: Arc<DeviceRow>, device: DeviceName) -> Result<TokenResponse, Failure> {
+    pub async fn change_token(&self, caller: Caller, device: DeviceName) -> Result<TokenResponse, Failure> {
         self.block(move |pool, _| {
-            let token = Token::generate()?;
-            let old = pool.store.change_token((&caller.user, &device), &token.hash())?;
-            let old = old.ok_or_else(|| unknown_device(&caller.user, &device))?;
-            pool.tokens.forget(&old);
+            let (token, user) = (Token::generate()?, &caller.device.user);
+            let old = pool.store.change_token(caller.presented(), (user, &device), &token.hash());
+            pool.tokens.forget(&old.map_err(|error| not_changed(error, user, &device))?);
             Ok::<_, Failure>(TokenResponse { device, token: token.reveal().to_owned() })
         })
         .await
@@ -147,11 +146,11 @@ impl Pool {
         &self,
         user: UserName,
         device: DeviceName,
-        by: Option<Arc<DeviceRow>>,
+        by: Option<Caller>,
     ) -> Result<RemovedDevice, Failure> {
         self.block(move |pool, now| {
-            let removed = pool.store.remove((&user, &device), by.map(|by| by.id), pool.view(now))?;
-            let removed = removed.ok_or_else(|| unknown_device(&user, &device))?;
+            let removed = pool.store.remove((&user, &device), by.as_ref().map(Caller::presented), pool.view(now));
+            let removed = removed.map_err(|error| not_changed(error, &user, &device))?;
             pool.tokens.forget(&removed.token_hash);
             Ok::<_, Failure>(RemovedDevice { user, device, revoked: removed.revoked })
         })
@@ -178,10 +177,19 @@ fn not_registered(error: RegisterError, new: &NewDevice, stranger: bool) -> Fail
                 "The enrolment token is not valid for {user}: it is another user's, used, or over. Ask for a new one."
             ),
         ),
+        RegisterError::CallerGone => unknown_token(),
         RegisterError::TooManyDevices => Failure::new(
             ProblemType::Forbidden,
             format!("{user} has {most} devices, and may not have more. Remove one that is no longer used."),
         ),
+    }
+}
+
+fn not_changed(error: DeviceError, user: &UserName, device: &DeviceName) -> Failure {
+    match error {
+        DeviceError::Store(error) => error.into(),
+        DeviceError::CallerGone => unknown_token(),
+        DeviceError::Unknown => unknown_device(user, device),
     }
 }
 

@@ -55,7 +55,7 @@ impl Pool {
         }
         match (reader, user) {
             (Reader::Device(caller), None) => {
-                self.block(move |pool, _| pool.store.audit(caller.id, before, limit)).await
+                self.block(move |pool, _| pool.store.audit(caller.device.id, before, limit)).await
             }
             (Reader::Device(_), Some(_)) => Err(Failure::new(
                 ProblemType::Forbidden,

@@ -25,7 +25,7 @@ use crate::{
     request_body = RegisterRequest,
     security((), ("bearer" = [])),
     responses((status = 201, description = "The device is registered", body = RegisterResponse)),
-    extensions(("x-problems" = json!(["unauthenticated", "forbidden", "already-registered"])))
+    extensions(("x-problems" = json!(["unauthenticated", "forbidden", "already-registered", "too-many-requests"])))
 )]
 #[post("/devices")]
 pub(crate) async fn register(
@@ -69,7 +69,7 @@ pub(crate) async fn change_token(
     caller: Caller,
     device: web::Path<DeviceName>,
 ) -> Result<web::Json<TokenResponse>, Failure> {
-    Ok(web::Json(pool.change_token(caller.0, device.into_inner()).await?))
+    Ok(web::Json(pool.change_token(caller, device.into_inner()).await?))
 }
 
 /// Remove one of the caller's own devices.
@@ -88,8 +88,7 @@ pub(crate) async fn remove(
     caller: Caller,
     device: web::Path<DeviceName>,
 ) -> Result<web::Json<RemovedDevice>, Failure> {
-    let caller = caller.0;
-    Ok(web::Json(pool.remove(caller.user.clone(), device.into_inner(), Some(caller)).await?))
+    Ok(web::Json(pool.remove(caller.device.user.clone(), device.into_inner(), Some(caller)).await?))
 }
 
 /// Remove any user's device.

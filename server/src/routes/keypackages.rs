@@ -96,7 +96,7 @@ pub(crate) async fn release(
 )]
 #[get("/keypackages/status")]
 pub(crate) async fn status(pool: web::Data<Pool>, caller: Caller) -> Result<web::Json<PoolStatus>, Failure> {
-    Ok(web::Json(pool.status(caller.0).await?))
+    Ok(web::Json(pool.status(caller.device).await?))
 }
 
 /// Revoke KeyPackages of the caller's own pool.
@@ -129,7 +129,7 @@ pub(crate) async fn inventory(
     caller: Caller,
     query: Params<InventoryQuery>,
 ) -> Result<web::Json<InventoryPage>, Failure> {
-    Ok(web::Json(pool.inventory(caller.0, query.0).await?))
+    Ok(web::Json(pool.inventory(caller.device, query.0).await?))
 }
 
 /// Read who did what with the caller's own KeyPackages.

@@ -24,7 +24,7 @@ pub(crate) async fn fetch(
     caller: Caller,
     query: Params<MessagesQuery>,
 ) -> Result<web::Json<MessagesPage>, Failure> {
-    Ok(web::Json(pool.messages(caller.0, query.0).await?))
+    Ok(web::Json(pool.messages(caller, query.0).await?))
 }
 
 /// Acknowledge what was fetched and dealt with.

@@ -1,5 +1,7 @@
 //! Users, devices and their tokens.
 
+use std::collections::BTreeSet;
+
 use diesel::prelude::*;
 use jiff::Timestamp;
 use keypool_openapi::{DeviceName, UserName};
@@ -41,9 +43,19 @@ pub enum Grant {
     /// Nothing: only where the user is new.
     FirstCome,
     /// A bearer token of the user's own.
-    SameUser,
+    SameUser(Presented),
     /// An enrolment token, by its SHA-256: once.
     Enrolment([u8; 32]),
+}
+
+/// A device's token, as it was shown. Who made it another's, or ended it, has meant to lock out whoever has this one: it may
+/// have been remembered since, so what would outlive it is done only where the database still knows it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Presented {
+    /// Whose it was.
+    pub device: DeviceId,
+    /// Its SHA-256.
+    pub token_hash: [u8; 32],
 }
 
 /// Why a device was not registered.
@@ -58,6 +70,9 @@ pub enum RegisterError {
     /// No such enrolment token is valid for the user.
     #[error("the enrolment token is not valid for the user")]
     NotEnrolled,
+    /// The token that was shown is no longer valid.
+    #[error("the token that was shown is no longer valid")]
+    CallerGone,
     /// The user has as many devices as may be.
     #[error("the user has as many devices as may be")]
     TooManyDevices,
@@ -73,6 +88,32 @@ impl From<diesel::result::Error> for RegisterError {
 }
 
 impl Retry for RegisterError {
+    fn lost_to_another(&self) -> bool {
+        matches!(self, Self::Store(error) if error.lost_to_another())
+    }
+}
+
+/// Why a device was not changed.
+#[derive(Debug, thiserror::Error)]
+pub enum DeviceError {
+    /// The token that was shown is no longer valid.
+    #[error("the token that was shown is no longer valid")]
+    CallerGone,
+    /// The user has no such device.
+    #[error("the user has no such device")]
+    Unknown,
+    /// The database failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+impl From<diesel::result::Error> for DeviceError {
+    fn from(error: diesel::result::Error) -> Self {
+        Self::Store(error.into())
+    }
+}
+
+impl Retry for DeviceError {
     fn lost_to_another(&self) -> bool {
         matches!(self, Self::Store(error) if error.lost_to_another())
     }
@@ -159,6 +200,11 @@ statements! {
             devices::table.filter(devices::user_name.eq(user)).select(devices::id).load(conn)
         }
 
+        fn removed_among(conn, ids: &[i64]) -> QueryResult<Vec<i64>> {
+            let removed = devices::table.filter(devices::id.eq_any(ids).and(devices::removed_at.is_not_null()));
+            removed.select(devices::id).load(conn)
+        }
+
         /// Removed ones included.
         fn devices_by_id(conn, ids: &[i64]) -> QueryResult<Vec<DeviceColumns>> {
             devices::table.filter(devices::id.eq_any(ids)).select(COLUMNS).load(conn)
@@ -171,6 +217,11 @@ statements! {
                 .select((devices::id, devices::token_hash))
                 .first(conn)
                 .optional()
+        }
+
+        fn has_token(conn, device: i64, token_hash: &[u8]) -> QueryResult<bool> {
+            let device = devices::table.find(device).filter(devices::removed_at.is_null());
+            diesel::select(diesel::dsl::exists(device.filter(devices::token_hash.eq(token_hash)))).get_result(conn)
         }
 
         fn end_device(conn, id: i64, now: i64) -> QueryResult<usize> {
@@ -190,7 +241,11 @@ statements! {
 
 /// Registers a device, or answers again where the same request did so before. It is looked for when the registration was
 /// refused: one that ran at the same time has been waited for by then.
-fn register<C: DeviceSql>(conn: &mut C, new: &NewDevice, now: Timestamp) -> Result<(), RegisterError> {
+fn register<C: DeviceSql + DeliverySql + HoldDevice>(
+    conn: &mut C,
+    new: &NewDevice,
+    now: Timestamp,
+) -> Result<(), RegisterError> {
     match (register_anew(conn, new, now), &new.repeat_key) {
         (Err(RegisterError::Store(error)), _) => Err(error.into()),
         (Err(_), Some(key)) if conn.repeat_registration(new, key)? => Ok(()),
@@ -198,7 +253,11 @@ fn register<C: DeviceSql>(conn: &mut C, new: &NewDevice, now: Timestamp) -> Resu
     }
 }
 
-fn register_anew<C: DeviceSql>(conn: &mut C, new: &NewDevice, now: Timestamp) -> Result<(), RegisterError> {
+fn register_anew<C: DeviceSql + DeliverySql + HoldDevice>(
+    conn: &mut C,
+    new: &NewDevice,
+    now: Timestamp,
+) -> Result<(), RegisterError> {
     let second = now.as_second();
     let is_new = conn.add_user(new.user.as_str(), second)?;
     match &new.grant {
@@ -206,31 +265,64 @@ fn register_anew<C: DeviceSql>(conn: &mut C, new: &NewDevice, now: Timestamp) ->
         Grant::Enrolment(hash) if !conn.use_enrolment(hash, new.user.as_str(), second)? => {
             return Err(RegisterError::NotEnrolled);
         }
+        Grant::SameUser(caller) if !is_valid(conn, caller)? => return Err(RegisterError::CallerGone),
         _ => {}
     }
     if conn.devices_of(&[new.user.as_str()])?.len() >= new.most as usize {
         return Err(RegisterError::TooManyDevices);
     }
-    if conn.add_device(new, second)? { Ok(()) } else { Err(RegisterError::AlreadyRegistered) }
+    if !conn.add_device(new, second)? {
+        return Err(RegisterError::AlreadyRegistered);
+    }
+    // What was under way to a device that had the name before may have come after it was removed.
+    if let Some((id, _)) = conn.find_device(new.user.as_str(), new.device.as_str())? {
+        conn.remove_queue(id)?;
+    }
+    Ok(())
+}
+
+/// Whether the token is still the device's. It stays so until this transaction ends.
+fn is_valid<C: DeviceSql + HoldDevice>(conn: &mut C, shown: &Presented) -> QueryResult<bool> {
+    Ok(conn.hold_device(shown.device.0)? && conn.has_token(shown.device.0, &shown.token_hash)?)
+}
+
+/// A device and its token's hash, where the caller may change it. Both rows are held, in the order of their numbers, as
+/// everybody does it.
+fn changeable<C: DeviceSql + HoldDevice>(
+    conn: &mut C,
+    by: Option<Presented>,
+    (user, device): (&UserName, &DeviceName),
+) -> Result<(i64, [u8; 32]), DeviceError> {
+    let (id, _) = conn.find_device(user.as_str(), device.as_str())?.ok_or(DeviceError::Unknown)?;
+    let others = by.map(|by| by.device.0).into_iter().filter(|other| *other != id);
+    let held: BTreeSet<_> = others.chain([id]).collect();
+    for device in held {
+        conn.hold_device(device)?;
+    }
+    if let Some(by) = by
+        && !conn.has_token(by.device.0, &by.token_hash)?
+    {
+        return Err(DeviceError::CallerGone);
+    }
+    // It may have been removed, or have another token, by whom it was waited for.
+    let (id, token_hash) = conn.find_device(user.as_str(), device.as_str())?.ok_or(DeviceError::Unknown)?;
+    Ok((id, hash(token_hash)?))
 }
 
 fn remove<C: DeviceSql + RevocationSql + AuditSql + DeliverySql + HoldDevice>(
     conn: &mut C,
-    (user, device): (&UserName, &DeviceName),
-    by: Option<DeviceId>,
+    device: (&UserName, &DeviceName),
+    by: Option<Presented>,
     view: View,
-) -> Result<Option<Removed>, StoreError> {
-    let Some((id, token_hash)) = conn.find_device(user.as_str(), device.as_str())? else { return Ok(None) };
+) -> Result<Removed, DeviceError> {
     // An upload under way ends before this, or finds the device gone.
-    if !conn.hold_device(id)? {
-        return Ok(None);
-    }
-    let revoked = revoke_all(conn, DeviceId(id), by, view)?;
+    let (id, token_hash) = changeable(conn, by, device)?;
+    let revoked = revoke_all(conn, DeviceId(id), by.map(|by| by.device), view)?;
     // Whoever is registered by this name next is not sent what was for this one.
     conn.remove_queue(id)?;
     conn.end_device(id, view.now.as_second())?;
     let revoked = u64::try_from(revoked.len()).map_err(StoreError::fatal)?;
-    Ok(Some(Removed { token_hash: hash(token_hash)?, revoked }))
+    Ok(Removed { token_hash, revoked })
 }
 
 fn hash(bytes: Vec<u8>) -> Result<[u8; 32], StoreError> {
@@ -277,34 +369,42 @@ impl Store {
         rows.into_iter().map(DeviceRow::from_columns).collect::<Result<_, _>>().map(Some)
     }
 
-    /// Removes a device with all that is in its pool; `None` where there is no such device. Without `by`, the operator
-    /// does it.
+    /// Removes a device with all that is in its pool. Without `by`, the operator does it.
     ///
     /// # Errors
-    /// When the database fails. Nothing is changed then.
+    /// See [`DeviceError`]. Nothing is changed then.
     pub fn remove(
         &self,
         device: (&UserName, &DeviceName),
-        by: Option<DeviceId>,
+        by: Option<Presented>,
         view: View,
-    ) -> Result<Option<Removed>, StoreError> {
+    ) -> Result<Removed, DeviceError> {
         with_conn!(self, write "remove", |conn| remove(conn, device, by, view))
     }
 
-    /// Gives a device another token, and answers the hash of the one before; `None` where there is no such device.
+    /// Gives a device another token, and answers the hash of the one before.
     ///
     /// # Errors
-    /// When the database fails. The old token stays valid then.
+    /// See [`DeviceError`]. The old token stays valid then.
     pub fn change_token(
         &self,
+        by: Presented,
         device: (&UserName, &DeviceName),
         token_hash: &[u8; 32],
-    ) -> Result<Option<[u8; 32]>, StoreError> {
+    ) -> Result<[u8; 32], DeviceError> {
         with_conn!(self, write "change_token", |conn| {
-            let Some((id, old)) = conn.find_device(device.0.as_str(), device.1.as_str())? else { return Ok(None) };
+            let (id, old) = changeable(conn, Some(by), device)?;
             conn.change_token(id, token_hash)?;
-            hash(old).map(Some)
+            Ok::<_, DeviceError>(old)
         })
+    }
+
+    /// Whether a token that was shown is still valid.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub fn is_valid(&self, shown: &Presented) -> Result<bool, StoreError> {
+        with_conn!(self, read, |conn| conn.has_token(shown.device.0, &shown.token_hash))
     }
 
     /// Notes an enrolment token by its SHA-256.
