@@ -274,16 +274,22 @@ async fn a_commit_whose_answer_was_lost_can_be_asked_for_again(
     let mut alices = at_alice.founds("friends");
     let reservation = alice.reserved("bob").await;
     let (commit, welcome) = alices.adds(&[&reservation]);
-    let body = json!({"commit": encode(&commit), "welcome": encode(&welcome), "reservations": [reservation["reservation_id"]]});
+    let body = json!({
+        "commit": encode(&commit),
+        "welcome": encode(&welcome),
+        "reservations": [reservation["reservation_id"]],
+        "recipients": [{"user": "nobody", "device": "phone"}]
+    });
     let path = format!("/groups/{}/commits", alices.path());
+    let missed = json!([{"user": "nobody", "device": "phone", "reason": "unknown-device"}]);
     for _ in 0..3 {
-        assert_eq!(alice.post(&path, &body).await.ok()["epoch"], 1);
+        assert_eq!(alice.post(&path, &body).await.ok(), json!({"epoch": 1, "undelivered": missed}));
     }
     assert_eq!((queue(&bob).await.len(), &bob.status().await["spent"]), (1, &json!(1)));
     // Also when others have come since.
     alices.merges();
     update(&alice, &mut alices, &[]).await.ok();
-    assert_eq!(alice.post(&path, &body).await.ok()["epoch"], 1);
+    assert_eq!(alice.post(&path, &body).await.ok(), json!({"epoch": 1, "undelivered": missed}));
     assert_eq!(queue(&bob).await.len(), 1);
 }
 
@@ -370,6 +376,26 @@ async fn who_waits_is_woken_at_once_by_whichever_server(#[values(Database::Postg
     let begun = Instant::now();
     assert_eq!(bob.get("/messages?wait=1").await.ok(), json!({"messages": []}));
     assert!(begun.elapsed() >= Duration::from_secs(1));
+}
+
+#[rstest]
+#[tokio::test]
+async fn who_waits_with_a_token_that_ends_hears_nothing(#[values(Database::Postgres, Database::Sqlite)] db: Database) {
+    let server = TestServer::start(db).await;
+    let (alice, at_alice) = registered(&server, "alice", 0).await;
+    let (bob, _) = registered(&server, "bob", 0).await;
+    let mut party = at_alice.founds("friends");
+    update(&alice, &mut party, &[]).await.ok();
+    let waiting = tokio::spawn({
+        let bob = bob.clone();
+        async move { bob.get("/messages?wait=60").await }
+    });
+    server.waits_for_a_message().await;
+    let answer = bob.post("/devices/phone/token", &json!(null)).await.ok();
+    say(&alice, &mut party, "hello", &["bob"]).await.ok();
+    waiting.await.unwrap().is_problem(401, ProblemType::Unauthenticated);
+    let bob = server.anyone().with_token(answer["token"].as_str().unwrap());
+    assert_eq!(queue(&bob).await.len(), 1);
 }
 
 #[rstest]
@@ -463,4 +489,80 @@ async fn a_device_of_the_same_name_has_none_of_the_old_ones_messages(
     tablet.delete("/devices/phone").await.ok();
     let phone = tablet.register("bob", "phone").await.ok();
     assert_eq!(queue(&server.anyone().with_token(phone["token"].as_str().unwrap())).await, [] as [Value; 0]);
+}
+
+#[rstest]
+#[tokio::test]
+async fn a_key_package_serves_one_commit(
+    #[values(Database::Postgres, Database::Sqlite)] db: Database,
+    #[values(false, true)] is_last_resort: bool,
+) {
+    let server = TestServer::start(db).await;
+    let (alice, at_alice) = registered(&server, "alice", 0).await;
+    let (bob, at_bob) = registered(&server, "bob", 0).await;
+    bob.uploaded(&[if is_last_resort { at_bob.last_resort() } else { at_bob.key_package() }]).await;
+    let mut party = at_alice.founds("friends");
+    let reservation = alice.reserved("bob").await;
+    let (commit, welcome) = party.adds(&[&reservation]);
+    let body = |commit: &[u8]| {
+        json!({
+            "commit": encode(commit), "welcome": encode(&welcome), "reservations": [reservation["reservation_id"]]
+        })
+    };
+    let path = format!("/groups/{}/commits", party.path());
+    alice.post(&path, &body(&commit)).await.ok();
+    party.merges();
+    let again = alice.post(&path, &body(&party.updates())).await;
+    again.is_problem(409, ProblemType::AlreadySpent);
+    assert_eq!(queue(&bob).await.len(), 1);
+    party.clears();
+    update(&alice, &mut party, &[]).await.ok();
+}
+
+#[rstest]
+#[tokio::test]
+async fn nothing_comes_to_a_device_for_one_that_had_its_name_before(
+    #[values(Database::Postgres, Database::Sqlite)] db: Database,
+) {
+    let server = TestServer::start(db).await;
+    let (alice, at_alice) = registered(&server, "alice", 0).await;
+    let (bob, at_bob) = registered(&server, "bob", 0).await;
+    let laptop = bob.registered("bob", "laptop").await;
+    bob.uploaded(&[at_bob.last_resort()]).await;
+    let mut party = at_alice.founds("friends");
+    update(&alice, &mut party, &["bob"]).await.ok();
+    party.merges();
+    let reservation = alice.reserved("bob").await;
+    assert_eq!(reservation["last_resort"], true);
+    laptop.delete("/devices/phone").await.ok();
+    add(&alice, &mut party, &[&reservation], &[]).await.is_problem(409, ProblemType::ReservationLapsed);
+    // As it can come when it was under way while the device was removed.
+    server.database().run(
+        "INSERT INTO deliveries (device_id, envelope_id) SELECT d.id, e.id FROM devices d, envelopes e \
+         WHERE d.user_name = 'bob' AND d.device_name = 'phone'",
+    );
+    let anew = laptop.registered("bob", "phone").await;
+    assert_eq!(queue(&anew).await, [] as [Value; 0]);
+}
+
+#[tokio::test]
+async fn what_all_have_acknowledged_at_the_same_moment_is_gone() {
+    let server = TestServer::start(Database::Postgres).await;
+    let (alice, at_alice) = registered(&server, "alice", 0).await;
+    let (bob, _) = registered(&server, "bob", 0).await;
+    registered(&server, "carol", 0).await;
+    let mut party = at_alice.founds("friends");
+    update(&alice, &mut party, &["bob", "carol"]).await.ok();
+    let waiting = queue(&bob).await;
+    let mut carol = server.database();
+    carol.run("BEGIN; SELECT id FROM envelopes FOR NO KEY UPDATE");
+    carol.run("DELETE FROM deliveries WHERE device_id = (SELECT id FROM devices WHERE user_name = 'carol')");
+    let of_bob = tokio::spawn(async move { ack(&bob, &[&waiting[0]]).await });
+    while carol.waiting() < 1 {
+        assert!(!of_bob.is_finished(), "it did not wait for who acknowledges the same");
+        tokio::task::yield_now().await;
+    }
+    carol.run("COMMIT");
+    assert_eq!(of_bob.await.unwrap(), 1);
+    assert_eq!(carol.number("SELECT count(*) AS n FROM envelopes"), 0);
 }

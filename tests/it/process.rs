@@ -413,3 +413,29 @@ async fn a_command_that_has_done_its_work_ends_well() {
         ends_well("enrol", &["--user", "alice"]).await;
     }
 }
+
+/// What changes the schema may be done by an account of its own, as docs/operations.md has it.
+#[tokio::test]
+async fn a_server_needs_no_right_to_change_a_schema_that_is_up_to_date() {
+    let place = Database::Postgres.fresh();
+    let run_as = async |user: &str, subcommand, arguments: &'static [&str]| {
+        let url = place.url.replace("postgres@", &format!("{user}@"));
+        let output = run(subcommand, move |command| {
+            command.args(arguments).env("KEYPOOL_DATABASE_URL", url);
+        });
+        output.await
+    };
+    assert!(run_as("postgres", "migrate", &[]).await.status.success());
+    place.open().run(
+        "CREATE ROLE serves LOGIN; REVOKE CREATE ON SCHEMA public FROM PUBLIC; \
+         GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO serves",
+    );
+    let output = run_as("serves", "enrol", &["--user", "alice"]).await;
+    assert!(output.status.success(), "{}", said(&output));
+    // Where there is something to change, it says that it may not.
+    place.open().run(
+        "DELETE FROM __diesel_schema_migrations WHERE version = (SELECT max(version) FROM __diesel_schema_migrations)",
+    );
+    let output = run_as("serves", "enrol", &["--user", "alice"]).await;
+    assert!(!output.status.success() && said(&output).contains("migration"), "{}", said(&output));
+}

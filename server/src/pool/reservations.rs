@@ -234,7 +234,7 @@ pub(super) fn lost_reservation(error: SpendError, id: &keypool_openapi::Reservat
         ),
         SpendError::AlreadySpent => Failure::new(
             ProblemType::AlreadySpent,
-            format!("Reservation {id} was spent for another group. Reserve another KeyPackage for this one."),
+            format!("Reservation {id} is spent already, and a KeyPackage is used once. Reserve another one."),
         ),
         SpendError::Lapsed => Failure::new(
             ProblemType::ReservationLapsed,

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use diesel::{dsl::max, prelude::*};
 use jiff::Timestamp;
-use keypool_openapi::{MessageKind, ReservationId};
+use keypool_openapi::{MessageKind, ReservationId, Undelivered};
 
 use super::{
     Store, StoreError,
@@ -12,10 +12,11 @@ use super::{
     connection::{Retry, with_conn},
     delivery::{Announce, Delivered, DeliverySql, NewEnvelope, Post, envelope, found, queue},
     devices::DeviceSql,
+    idempotency::{IdempotencyKey, IdempotencySql},
     lineage::LineageSql,
     rows::statements,
     schema::commits,
-    spending::{Spend, SpendError, SpendingSql, spend},
+    spending::{Spend, SpendError, SpendingSql, spend_first},
 };
 
 /// A Commit, with what it spends and what it brings to whom.
@@ -124,10 +125,11 @@ fn due<C: CommitSql + LineageSql>(conn: &mut C, want: &Commit) -> QueryResult<(i
     Ok(if is_gap { (want.epoch, None) } else { (next, asked) })
 }
 
-/// Everything of a Commit, or nothing. A Commit that was accepted before is accepted again, and changes nothing.
+/// Everything of a Commit, or nothing. A Commit that was accepted before is answered the same, and changes
+/// nothing.
 fn commit<C>(conn: &mut C, want: &Commit, now: Timestamp) -> Result<Delivered, CommitError>
 where
-    C: CommitSql + DeliverySql + DeviceSql + SpendingSql + AuditSql + LineageSql + Announce,
+    C: CommitSql + DeliverySql + DeviceSql + SpendingSql + AuditSql + LineageSql + IdempotencySql + Announce,
 {
     let (group_id, second) = (&want.post.group_id, now.as_second());
     let (epoch, is_asked) = due(conn, want)?;
@@ -135,9 +137,11 @@ where
         return Err(CommitError::NotAMember);
     }
     if epoch != want.epoch || !conn.add_commit(want, second)? {
-        let is_repeated = conn.commit_digest(group_id, want.epoch)?.is_some_and(|known| known == want.digest);
+        if conn.commit_digest(group_id, want.epoch)?.is_some_and(|known| known == want.digest) {
+            return Ok(Delivered { undelivered: missed_before(conn, want)?, ..Delivered::default() });
+        }
         let newest = conn.newest_commit(group_id)?.map_or(epoch, |(newest, ..)| newest);
-        return if is_repeated { Ok(Delivered::default()) } else { Err(CommitError::Stale(newest.saturating_add(1))) };
+        return Err(CommitError::Stale(newest.saturating_add(1)));
     }
     conn.supersede(group_id, want.epoch)?;
     // In one order, whoever commits: so two that spend the same never wait for each other.
@@ -146,10 +150,15 @@ where
     reservations.dedup();
     for reservation in &reservations {
         let one = Spend { reservation: *reservation, by: want.post.by, group_id: group_id.clone() };
-        spend(conn, &one, now)?.map_err(|error| CommitError::Reservation(*reservation, error))?;
+        spend_first(conn, &one, now)?.map_err(|error| CommitError::Reservation(*reservation, error))?;
+    }
+    let joining: BTreeSet<_> = reservations.iter().map(|reservation| reservation.owner).collect();
+    // A last resort is never held, so that one of a device that was removed can be spent; but nobody would read the Welcome.
+    let gone = conn.removed_among(&Vec::from_iter(joining.iter().copied()))?;
+    if let Some(reservation) = reservations.iter().find(|reservation| gone.contains(&reservation.owner)) {
+        return Err(CommitError::Reservation(*reservation, SpendError::Lapsed));
     }
     let (members, mut undelivered) = found(conn, &want.post)?;
-    let joining: BTreeSet<_> = reservations.iter().map(|reservation| reservation.owner).collect();
     let capacity = want.post.capacity;
     let mut delivered = queue(conn, envelope(&want.post, MessageKind::Commit, second), &members, capacity)?;
     if let Some(welcome) = &want.welcome {
@@ -160,7 +169,23 @@ where
         delivered.undelivered.extend(welcomed.undelivered);
     }
     undelivered.append(&mut delivered.undelivered);
+    if !undelivered.is_empty() {
+        let answer = serde_json::to_vec(&undelivered).map_err(StoreError::fatal)?;
+        conn.begin_answer(want.post.by.0, &missed_by(want), second)?;
+        conn.keep_answer(want.post.by.0, &want.digest, &answer)?;
+    }
     Ok(Delivered { undelivered, ..delivered })
+}
+
+/// Where it is kept whom a Commit was not queued for: those devices cannot follow the group, and a sender who lost the answer
+/// has to hear of them. It is forgotten when what was queued is.
+fn missed_by(want: &Commit) -> IdempotencyKey {
+    IdempotencyKey { key: want.digest, request: want.digest, until: want.post.expires_at }
+}
+
+fn missed_before<C: IdempotencySql>(conn: &mut C, want: &Commit) -> Result<Vec<Undelivered>, StoreError> {
+    let kept = conn.answer_of(want.post.by.0, &want.digest).optional()?;
+    kept.map_or(Ok(Vec::new()), |(_, answer)| serde_json::from_slice(&answer).map_err(StoreError::fatal))
 }
 
 impl Store {

@@ -176,6 +176,12 @@ pub(super) trait Announce {
     fn announce(&mut self, devices: &[i64]) -> QueryResult<()>;
 }
 
+/// Holds what a device's deliveries bring until the transaction ends; waits for whoever holds it. In the order of their numbers,
+/// so that two who wait never wait for each other.
+pub(super) trait HoldEnvelopes {
+    fn hold_envelopes(&mut self, device: i64, deliveries: &[i64]) -> QueryResult<()>;
+}
+
 /// What a server hears of the others of its database.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Heard {
@@ -294,13 +300,15 @@ fn queued<C: DeliverySql + DeviceSql>(conn: &mut C, device: DeviceId, limit: u32
 }
 
 /// Takes messages out of a device's queue, and tells the senders of those Welcomes that could not be opened.
-fn acknowledge<C: DeliverySql + DeviceSql + Announce>(
+fn acknowledge<C: DeliverySql + DeviceSql + HoldEnvelopes + Announce>(
     conn: &mut C,
     device: DeviceId,
     (ids, unreadable): (&[i64], &[i64]),
     (now, expires_at): (i64, i64),
 ) -> Result<(usize, Vec<DeviceId>), StoreError> {
     let all: Vec<_> = ids.iter().chain(unreadable).copied().collect();
+    // Of those who acknowledge the same at the same time, the second sees that the first has done so.
+    conn.hold_envelopes(device.0, &all)?;
     let held = conn.held(device.0, &all)?;
     let removed = conn.remove_deliveries(device.0, &all)?;
     let mut told = Vec::new();

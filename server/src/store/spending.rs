@@ -48,7 +48,7 @@ pub enum SpendError {
     Unknown,
     /// Another device made it.
     NotYours,
-    /// It was spent for another group.
+    /// It was spent for another group, or for something else in this one.
     AlreadySpent,
     /// It ran out, and the KeyPackage went to another, or was revoked.
     Lapsed,
@@ -157,15 +157,35 @@ statements! {
     }
 }
 
-pub(super) fn spend<C: SpendingSql + AuditSql>(
+/// Spends a reservation, or answers again where the same request did so before.
+fn spend<C: SpendingSql + AuditSql>(
     conn: &mut C,
     want: &Spend,
     now: Timestamp,
 ) -> Result<Result<Spent, SpendError>, StoreError> {
+    Ok(spend_or_find(conn, want, now)?.map(|(spent, _)| spent))
+}
+
+/// Spends a reservation for something new, such as another Commit. A KeyPackage is used once, for the same group, too.
+pub(super) fn spend_first<C: SpendingSql + AuditSql>(
+    conn: &mut C,
+    want: &Spend,
+    now: Timestamp,
+) -> Result<Result<Spent, SpendError>, StoreError> {
+    let spent = spend_or_find(conn, want, now)?;
+    Ok(spent.and_then(|(spent, is_first)| if is_first { Ok(spent) } else { Err(SpendError::AlreadySpent) }))
+}
+
+/// What is spent, and whether it was not before.
+fn spend_or_find<C: SpendingSql + AuditSql>(
+    conn: &mut C,
+    want: &Spend,
+    now: Timestamp,
+) -> Result<Result<(Spent, bool), SpendError>, StoreError> {
     let (owner, nonce) = (want.reservation.owner, nonce_of(&want.reservation));
     if let Some(keypackage_ref) = conn.spend_reserved(want, now.as_second())? {
         conn.record(&[spend_event(want, &keypackage_ref, false, now)])?;
-        return Ok(Ok(Spent { keypackage_ref: keypackage_ref.into(), state: State::Spent, spent_at: now }));
+        return Ok(Ok((Spent { keypackage_ref: keypackage_ref.into(), state: State::Spent, spent_at: now }, true)));
     }
     if let Some(holder) = conn.holder(&want.reservation)? {
         if holder.reserved_by != Some(want.by.0) {
@@ -195,12 +215,12 @@ pub(super) fn spend<C: SpendingSql + AuditSql>(
         ));
     }
     conn.record(&[spend_event(want, &first.keypackage_ref, true, now)])?;
-    Ok(Ok(Spent { keypackage_ref, state: State::Available, spent_at: now }))
+    Ok(Ok((Spent { keypackage_ref, state: State::Available, spent_at: now }, true)))
 }
 
 /// A spend that was done before: the same answer for the same group, and none for another.
-fn again(same_group: bool, spent: Spent) -> Result<Spent, SpendError> {
-    if same_group { Ok(spent) } else { Err(SpendError::AlreadySpent) }
+fn again(same_group: bool, spent: Spent) -> Result<(Spent, bool), SpendError> {
+    if same_group { Ok((spent, false)) } else { Err(SpendError::AlreadySpent) }
 }
 
 fn spend_event<'a>(spend: &'a Spend, keypackage_ref: &'a [u8], last_resort: bool, now: Timestamp) -> Event<'a> {
