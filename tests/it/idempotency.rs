@@ -248,3 +248,21 @@ async fn a_registration_and_its_repetition_may_meet() {
         task.await.unwrap().ok();
     }
 }
+
+#[tokio::test]
+async fn a_key_that_comes_anew_while_its_old_answer_is_forgotten_is_kept() {
+    let server = TestServer::start(Database::Postgres).await;
+    server.anyone().registered("bob", "phone").await;
+    let mut anew = server.database();
+    anew.run("INSERT INTO idempotency_keys SELECT id, 'key', '', '', 1 FROM devices");
+    anew.run("BEGIN; UPDATE idempotency_keys SET expires_at = 4000000000");
+    let (store, now) = (server.store(), server.now());
+    let forgetting = tokio::task::spawn_blocking(move || store.forget(now, 10, now).unwrap());
+    while anew.waiting() < 1 {
+        assert!(!forgetting.is_finished(), "it did not wait for who has the key");
+        tokio::task::yield_now().await;
+    }
+    anew.run("COMMIT");
+    assert_eq!(forgetting.await.unwrap(), 0);
+    assert_eq!(anew.number("SELECT count(*) AS n FROM idempotency_keys"), 1);
+}

@@ -105,14 +105,19 @@ pub(super) struct EventRow {
     until: Option<i64>,
 }
 
+/// Rows of one statement at most: SQLite takes 32,766 values in one, PostgreSQL 65,535, and a row has nine.
+const AT_ONCE: usize = 1_000;
+
 statements! {
     pub(super) trait AuditSql {
         fn record(conn, events: &[Event<'_>]) -> QueryResult<usize> {
-            let insert = diesel::insert_into(audit_events::table);
             match events {
                 // What is kept prepared, unlike one for each number of rows.
-                [event] => insert.values(event).execute(conn),
-                events => insert.values(events).execute(conn),
+                [event] => diesel::insert_into(audit_events::table).values(event).execute(conn),
+                events => events
+                    .chunks(AT_ONCE)
+                    .map(|some| diesel::insert_into(audit_events::table).values(some).execute(conn))
+                    .sum(),
             }
         }
 
@@ -221,5 +226,16 @@ mod tests {
         let plan: Vec<Step> = diesel::sql_query(format!("EXPLAIN QUERY PLAN {statement}")).load(&mut conn).unwrap();
         let plan: Vec<_> = plan.into_iter().map(|step| step.detail).collect();
         assert!(plan[0].contains("INDEX audit_events_of_reservation (device_id=? AND reservation=?)"), "{plan:?}");
+    }
+
+    #[test]
+    fn any_number_of_events_is_noted_at_once() {
+        let mut conn = SqliteConnection::establish(":memory:").unwrap();
+        migrate(&mut conn, SQLITE_MIGRATIONS).unwrap();
+        // They are of nobody.
+        diesel::sql_query("PRAGMA foreign_keys = OFF").execute(&mut conn).unwrap();
+        let events = vec![Event::plain((7, &[1; 32]), Action::Revoke, None, false, 0); 5_000];
+        assert_eq!(conn.record(&events), Ok(5_000));
+        assert_eq!(conn.record(&[]), Ok(0));
     }
 }

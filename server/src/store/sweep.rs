@@ -52,6 +52,12 @@ pub(super) trait Census {
 /// Ref, owner, `not_after`, whether it is a last resort.
 type ExpiredColumns = (Vec<u8>, i64, i64, bool);
 
+/// What is live, or has ended, and expired by then. By a comparison: SQLite goes by an index for nothing else.
+#[diesel::dsl::auto_type(no_type_alias)]
+pub(super) fn aged(live: bool, by: i64) -> _ {
+    key_packages::live.eq(live).and(key_packages::not_after.le(by))
+}
+
 /// Finds a batch and holds it until the transaction ends; what another transaction holds is not in it.
 pub(super) trait BatchSql {
     /// Reservations that have lapsed before their KeyPackage expired, in the order of who had them, from this device on.
@@ -84,7 +90,7 @@ macro_rules! batches {
             fn expired_batch(&mut self, now: i64, limit: i64) -> QueryResult<Vec<(Vec<u8>, i64, i64, bool)>> {
                 use $crate::store::schema::key_packages as k;
                 k::table
-                    .filter(k::live.and(k::not_after.le(now)))
+                    .filter($crate::store::sweep::aged(true, now))
                     .order(k::not_after.asc())
                     .limit(limit)
                     .select((k::keypackage_ref, k::device_id, k::not_after, k::last_resort))
@@ -95,7 +101,7 @@ macro_rules! batches {
             fn ended_batch(&mut self, before: i64, limit: i64) -> QueryResult<Vec<Vec<u8>>> {
                 use $crate::store::schema::key_packages as k;
                 k::table
-                    .filter(diesel::dsl::not(k::live).and(k::not_after.le(before)))
+                    .filter($crate::store::sweep::aged(false, before))
                     .order(k::not_after.asc())
                     .limit(limit)
                     .select(k::keypackage_ref)
@@ -137,9 +143,10 @@ statements! {
             delete_some("hpke_keys", "device_id, public_key", &old, limit).execute(conn)
         }
 
+        /// A key that is used anew while it is waited for is kept: its row is looked at again.
         fn forget_answers(conn, now: i64, limit: i64) -> QueryResult<usize> {
             let old = format!("expires_at <= {now} ORDER BY expires_at");
-            delete_some("idempotency_keys", "device_id, key", &old, limit).execute(conn)
+            delete_some("idempotency_keys", "device_id, key", &old, limit).sql(format!(" AND expires_at <= {now}")).execute(conn)
         }
 
         /// But for the newest of each group.
@@ -253,5 +260,34 @@ impl Store {
     pub fn census(&self) -> Result<Vec<(State, u64)>, StoreError> {
         let rows = with_conn!(self, read, |conn| conn.census())?;
         rows.into_iter().map(|(state, n)| Ok((state.parse().map_err(StoreError::fatal)?, count(n)?))).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use diesel::{debug_query, sql_types::Text, sqlite::Sqlite};
+
+    use super::*;
+    use crate::store::connection::{SQLITE_MIGRATIONS, migrate};
+
+    #[derive(QueryableByName)]
+    struct Step {
+        #[diesel(sql_type = Text)]
+        detail: String,
+    }
+
+    #[test]
+    fn sqlite_finds_what_is_due_by_the_index_that_is_for_it() {
+        let mut conn = SqliteConnection::establish(":memory:").unwrap();
+        migrate(&mut conn, SQLITE_MIGRATIONS).unwrap();
+        for live in [true, false] {
+            let due = key_packages::table.filter(aged(live, 7)).order(key_packages::not_after.asc());
+            let due = debug_query::<Sqlite, _>(&due.select(key_packages::keypackage_ref)).to_string();
+            let (statement, _) = due.split_once(" -- binds").unwrap();
+            let plan: Vec<Step> = diesel::sql_query(format!("EXPLAIN QUERY PLAN {statement}")).load(&mut conn).unwrap();
+            let plan: Vec<_> = plan.into_iter().map(|step| step.detail).collect();
+            assert!(plan[0].contains("INDEX key_packages_ageing (live=? AND not_after<?)"), "{plan:?}");
+            assert_eq!(plan.len(), 1, "it sorts what it found: {plan:?}");
+        }
     }
 }
