@@ -12,6 +12,9 @@ use super::{Config, ConfigFlags, DAY, Registration};
 /// Characters of the admin token at least: it opens every user's audit trail.
 const MIN_ADMIN_TOKEN: usize = 32;
 
+/// KeyPackages that a sweep changes in one statement at most: each is named in it, and SQLite takes 32,766 values.
+const MAX_SWEEP_BATCH: u32 = 10_000;
+
 /// Why there is no configuration.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
@@ -57,7 +60,8 @@ impl Config {
     pub fn load_from(flags: &ConfigFlags, environment: HashMap<String, String>) -> Result<Self, ConfigError> {
         // Only what is a setting: for a service named keypool, Kubernetes sets KEYPOOL_PORT and others of its own.
         let known = Self::variables();
-        let mut environment: HashMap<_, _> = environment.into_iter().filter(|(name, _)| known.contains(name)).collect();
+        let is_set = |(name, value): &(String, String)| known.contains(name) && !value.is_empty();
+        let mut environment: HashMap<_, _> = environment.into_iter().filter(is_set).collect();
         let ciphersuites = environment.remove("KEYPOOL_CIPHERSUITES");
         let ciphersuites =
             ciphersuites.map(|list| list.split(',').map(|item| item.trim().to_owned()).collect::<Vec<_>>());
@@ -66,9 +70,7 @@ impl Config {
             builder = builder.add_source(File::from(file.as_path()).format(FileFormat::Toml));
         }
         let config: Self = builder
-            .add_source(
-                Environment::with_prefix("KEYPOOL").prefix_separator("_").source(Some(environment)).ignore_empty(true),
-            )
+            .add_source(Environment::with_prefix("KEYPOOL").prefix_separator("_").source(Some(environment)))
             .set_override_option("ciphersuites", ciphersuites)?
             .set_override_option("listen", flags.listen.map(|address| address.to_string()))?
             .set_override_option("database_url", flags.database_url.clone())?
@@ -129,6 +131,8 @@ impl Config {
         let burst = self.requester_burst;
         let users = u32::try_from(MAX_TARGETS).unwrap_or(u32::MAX);
         require(burst >= users, "requester_burst", burst, "has to be at least 100: one request may name 100 users")?;
+        let batch = self.sweep_batch;
+        require(batch <= MAX_SWEEP_BATCH, "sweep_batch", batch, "has to be at most 10000")?;
         let interval = self.sweep_interval;
         require(interval >= Duration::from_secs(1), "sweep_interval", humantime(interval), "has to be at least 1s")?;
         let window = self.idempotency_window;
@@ -238,6 +242,7 @@ mod tests {
             ("low_watermark = 32", "low_watermark"),
             ("pool_target = 1001", "pool_target"),
             ("log = 'a=b=c'", "log"),
+            ("sweep_batch = 10001", "sweep_batch"),
             ("admin_token = 'b3f1c0ffee5eed0ddba11cab1efab1e'", "admin_token"),
             ("admin_token = \"b3f1c0ffee5eed0ddba11cab1efab1edd\\n\"", "admin_token"),
             ("admin_token = 'b3f1c0ffee5eed0ddba11cab1efab1eé'", "admin_token"),
@@ -255,5 +260,13 @@ mod tests {
             assert_eq!(config.unwrap().ciphersuites, suites);
         }
         assert!(load(&ConfigFlags::default(), "", &[("KEYPOOL_CIPHERSUITES", "one")]).is_err());
+    }
+
+    #[test]
+    fn an_empty_variable_is_one_that_is_not_set() {
+        let variables: Vec<_> = Config::variables().into_iter().map(|name| (name, "")).collect();
+        let variables: Vec<_> = variables.iter().map(|(name, empty)| (name.as_str(), *empty)).collect();
+        let config = load(&ConfigFlags::default(), "pool_capacity = 500", &variables).unwrap();
+        assert_eq!((config.pool_capacity, &config.ciphersuites), (500, &Config::default().ciphersuites));
     }
 }
