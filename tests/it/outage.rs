@@ -10,6 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use futures_util::future::{join_all, select_all};
 use keypool_openapi::ProblemType;
 use reqwest::{Method, header};
 use rstest::rstest;
@@ -119,4 +120,22 @@ async fn connections_that_are_cut_in_between_cost_nobody_a_request() {
         server.database().end_others();
         alice.status().await;
     }
+}
+
+#[rstest]
+#[tokio::test]
+async fn a_server_that_has_too_much_to_do_is_still_ready(#[values(Database::Postgres, Database::Sqlite)] db: Database) {
+    let server = TestServer::start(db).await;
+    let narrow = server.beside(|config| config.max_waiting_requests = 1).await;
+    let alice = narrow.anyone().registered("alice", "laptop").await;
+    let mut database = server.database();
+    database.hold_all();
+    // One of them waits in the one place that there is.
+    let removals = (0..4).map(|_| Box::pin(alice.delete("/devices/laptop")));
+    let (refused, _, waiting) = select_all(removals).await;
+    refused.is_problem(503, ProblemType::Unavailable);
+    assert_eq!(narrow.anyone().get("/readyz").await.status, 200);
+    database.run("COMMIT");
+    let removed = join_all(waiting).await;
+    assert_eq!(removed.iter().filter(|answer| answer.status == 200).count(), 1, "{removed:?}");
 }

@@ -157,7 +157,7 @@ async fn what_was_held_at_the_backup_cannot_be_spent_after_it(
     bob.reserve("alice").await.is_problem(404, ProblemType::PoolExhausted);
     let trail = alice.get("/keypackages/audit").await.ok()["events"].clone();
     let revoked = trail.as_array().unwrap().iter().filter(|event| event["action"] == "revoke");
-    assert_eq!(revoked.filter(|event| event["by"].is_null()).count(), 3, "{trail}");
+    assert_eq!(revoked.filter(|event| event["actor"].is_null()).count(), 3, "{trail}");
     drop((server, place));
 }
 
