@@ -1,32 +1,20 @@
 //! `docker compose up` and then the README, to the letter.
 
-use std::{
-    fs,
-    os::unix::fs::{PermissionsExt, symlink},
-    process::Stdio,
-};
+use std::{fs, os::unix::fs::symlink, process::Stdio};
 
 use serde_json::Value;
 
 use crate::{
     readme::{Clone, blocks, blocks_of, repository},
-    support::compose::is_plugin,
+    support::compose::understand_compose,
 };
-
-/// The README says `docker compose`; where only its older program is there, that is what it means.
-const OLDER: &str =
-    "#!/bin/sh\nif [ \"$1\" = compose ]; then shift; exec docker-compose \"$@\"; fi\nexec /usr/bin/docker \"$@\"\n";
 
 /// What `docker compose` finds in a clone.
 fn prepare(clone: &Clone) {
     for name in ["docker-compose.yml", "deploy"] {
         symlink(repository().join(name), clone.directory().join(name)).unwrap();
     }
-    if !is_plugin() {
-        let shim = clone.directory().join("shims/docker");
-        fs::write(&shim, OLDER).unwrap();
-        fs::set_permissions(shim, fs::Permissions::from_mode(0o755)).unwrap();
-    }
+    understand_compose(&clone.directory().join("shims"));
 }
 
 /// Takes the deployment down again.

@@ -80,6 +80,19 @@ impl Compose {
         compose(&self.project, self.port, &self.data)
     }
 
+    /// Runs what the operator of this deployment runs, and answers what it printed.
+    pub fn script(&self, script: &str) -> String {
+        let shims = tempfile::tempdir().unwrap();
+        understand_compose(shims.path());
+        let path =
+            env::join_paths([shims.path().to_owned()].into_iter().chain(env::split_paths(&env::var("PATH").unwrap())));
+        let compose = self.command();
+        let mut shell = Command::new("bash");
+        shell.envs(compose.get_envs().filter_map(|(name, value)| Some((name, value?))));
+        shell.env("COMPOSE_PROJECT_NAME", &self.project).env("PATH", path.unwrap());
+        output(shell.current_dir(compose.get_current_dir().unwrap()).args(["-euo", "pipefail", "-c", script]))
+    }
+
     /// The containers of a service.
     pub fn containers(&self, service: &str) -> Vec<String> {
         self.run(&["ps", "--quiet", service]).lines().map(str::to_owned).collect()
@@ -110,8 +123,21 @@ pub fn docker(args: &[&str]) -> String {
     output(Command::new("docker").args(args))
 }
 
+/// The documents say `docker compose`; where only its older program is there, that is what it means.
+const OLDER: &str =
+    "#!/bin/sh\nif [ \"$1\" = compose ]; then shift; exec docker-compose \"$@\"; fi\nexec /usr/bin/docker \"$@\"\n";
+
+/// Puts a program into a directory, where it is needed, that makes `docker compose` of what is there.
+pub fn understand_compose(directory: &Path) {
+    if !is_plugin() {
+        let shim = directory.join("docker");
+        fs::write(&shim, OLDER).unwrap();
+        fs::set_permissions(shim, fs::Permissions::from_mode(0o755)).unwrap();
+    }
+}
+
 /// Whether `docker compose` is there.
-pub fn is_plugin() -> bool {
+fn is_plugin() -> bool {
     static IS_PLUGIN: OnceLock<bool> = OnceLock::new();
     *IS_PLUGIN
         .get_or_init(|| Command::new("docker").args(["compose", "version"]).output().expect(REMEDY).status.success())
