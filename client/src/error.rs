@@ -135,6 +135,12 @@ pub enum Error {
     /// What the command was given cannot be used.
     #[error("{0}")]
     Usage(String),
+    /// What came could not be written to where it was to be printed.
+    #[error("what came could not be printed, and none of it is lost")]
+    Unprinted {
+        /// Why not.
+        source: io::Error,
+    },
     /// The address of a server cannot be read.
     #[error("{0:?} is no address of a server")]
     ServerAddress(String),
@@ -265,6 +271,9 @@ impl Error {
             }
             Self::Damaged(_) | Self::MissingKeys(_) => {
                 "restore the data directory from a backup, or make a new device in another --data-dir"
+            }
+            Self::Unprinted { .. } => {
+                "run `keypool receive` again with an output that takes it: all that came is printed again"
             }
             Self::ServerAddress(_) => "give it as http://HOST:PORT or https://HOST",
             Self::Unreachable { .. } => "check that the server runs and that the address is right, then try again",

@@ -4,7 +4,10 @@ use clap::{Args, Subcommand};
 use keypool_openapi::UserName;
 
 use super::output::Output;
-use crate::{client::MlsClient, error::Result};
+use crate::{
+    client::MlsClient,
+    error::{Error, Result},
+};
 
 /// What to do with groups.
 #[derive(Debug, Subcommand)]
@@ -109,10 +112,10 @@ pub(super) async fn send(args: SendArgs, client: &MlsClient, output: &Output) ->
     Ok(())
 }
 
-/// Prints what came, and only then says that it is dealt with.
+/// Prints what came, and only when that is out says that it is dealt with: the server has it no more.
 pub(super) async fn receive(args: &ReceiveArgs, client: &MlsClient, output: &Output) -> Result<()> {
     let membership = client.membership();
     let incoming = membership.receive(args.wait).await?;
-    output.received(&membership.groups()?, &incoming);
+    output.received(&membership.groups()?, &incoming).map_err(|source| Error::Unprinted { source })?;
     membership.done(&incoming)
 }

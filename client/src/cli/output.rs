@@ -1,4 +1,7 @@
-use std::{fmt::Write as _, io::Write as _};
+use std::{
+    fmt::Write as _,
+    io::{self, Write as _},
+};
 
 use clap::builder::styling::{AnsiColor, Style};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -111,12 +114,13 @@ impl Output {
         self.answer(&members, || members.iter().map(name).collect::<Vec<_>>().join("\n"));
     }
 
-    pub(super) fn received(&self, groups: &[Group], incoming: &[Incoming]) {
+    /// Answers whether it is out: what is printed is not kept anywhere else.
+    pub(super) fn received(&self, groups: &[Group], incoming: &[Incoming]) -> io::Result<()> {
         let line = |one: &Incoming| format!("{} [{}] {}", one.sent_at, group_name(groups, one), what_text(&one.what));
-        self.answer(&incoming, || match incoming {
+        self.print(&incoming, || match incoming {
             [] => "Nothing came.".to_owned(),
             incoming => incoming.iter().map(line).collect::<Vec<_>>().join("\n"),
-        });
+        })
     }
 
     pub(super) fn doctor(&self, checks: &[Check]) {
@@ -197,14 +201,20 @@ impl Output {
     }
 
     fn answer(&self, answer: &impl Serialize, text: impl FnOnce() -> String) {
+        // A reader that closed the pipe has read enough.
+        let _ = self.print(answer, text);
+    }
+
+    fn print(&self, answer: &impl Serialize, text: impl FnOnce() -> String) -> io::Result<()> {
         let text = if self.json {
             serde_json::to_string_pretty(answer)
                 .unwrap_or_else(|error| json!({ "error": error.to_string() }).to_string())
         } else {
             text()
         };
-        // A reader that closed the pipe has read enough.
-        let _ = writeln!(anstream::stdout(), "{text}");
+        let mut stdout = anstream::stdout();
+        writeln!(stdout, "{text}")?;
+        stdout.flush()
     }
 }
 

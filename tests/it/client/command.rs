@@ -1,7 +1,9 @@
 //! The `keypool` command as people and scripts use it.
 
 use std::{
-    fs,
+    fs::{self, File},
+    io::{Read as _, Write as _},
+    net::TcpListener,
     path::Path,
     process::{Command, Output, Stdio},
 };
@@ -10,7 +12,7 @@ use rstest::rstest;
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::support::{Anywhere, Owner, TestServer, binary, without_settings};
+use crate::support::{Anywhere, Owner, TestServer, binary, copy, without_settings};
 
 struct Shell {
     directory: TempDir,
@@ -56,10 +58,14 @@ impl Shell {
     }
 }
 
-/// A shell whose device is initialised.
+/// A shell whose device is Alice's, and initialised.
 fn initialised(server: &TestServer, extra: &[&str]) -> Shell {
+    shell_of(server, "alice", extra)
+}
+
+fn shell_of(server: &TestServer, user: &str, extra: &[&str]) -> Shell {
     let shell = Shell::new();
-    shell.text(&[&["init", "--server", &server.base, "--user", "alice", "--device", "laptop"], extra].concat());
+    shell.text(&[&["init", "--server", &server.base, "--user", user, "--device", "laptop"], extra].concat());
     shell
 }
 
@@ -223,4 +229,30 @@ async fn an_encrypted_device_needs_its_passphrase(#[values(Anywhere::Postgres, A
     let other = Shell::new();
     let (_, said) = other.failure(&["init", "--server", &server.base, "--user", "bob", "--encrypt"]);
     assert!(said.contains("passphrase") && !other.data().join("keypool.db").exists(), "{said}");
+}
+
+#[rstest]
+#[tokio::test(flavor = "multi_thread")]
+async fn what_cannot_be_printed_comes_again(
+    #[values(Anywhere::Postgres, Anywhere::Sqlite)] db: Anywhere,
+    #[values(&["receive"], &["receive", "--json"])] receive: &[&str],
+) {
+    let server = TestServer::start(db).await;
+    let (alice, bob) = (initialised(&server, &[]), shell_of(&server, "bob", &[]));
+    alice.text(&["group", "create", "friends"]);
+    alice.text(&["group", "invite", "friends", "bob"]);
+    bob.text(&["receive"]);
+    alice.text(&["send", "friends", "hello, bob"]);
+    let full = || Stdio::from(File::options().write(true).open("/dev/full").unwrap());
+    let closed = || Stdio::from(std::io::pipe().unwrap().1);
+    for nowhere in [full(), closed()] {
+        let output = bob.command(receive).stdout(nowhere).output().unwrap();
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(1), "{said}");
+        assert!(said.contains("none of it is lost") && said.contains("run `keypool receive` again"), "{said}");
+    }
+    assert!(bob.text(receive).contains("hello, bob"));
+    assert!(!bob.text(receive).contains("hello, bob"));
+    // Of anything else, a reader that closed the pipe has read enough.
+    assert!(bob.command(&["status"]).stdout(closed()).status().unwrap().success());
 }
