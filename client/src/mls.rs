@@ -18,6 +18,7 @@ pub use identity::DeviceIdentity;
 #[cfg(test)]
 pub(crate) use keypackage_pool::hash_reference;
 pub use keypackage_pool::{KeyPackagePool, KeyPackagePoolConfig, Progress};
+pub(crate) use membership::clean;
 pub use membership::{Group, Invitation, MlsMembership};
 pub use provider::{Cbor, CborError, Provider, SqliteStorage};
 pub use report::{RefreshReport, Rejection, Warning};

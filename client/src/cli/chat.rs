@@ -306,14 +306,14 @@ impl Chat<'_> {
 
     fn groups(&mut self) -> Result<()> {
         let groups = self.client.membership().groups()?;
-        let names: Vec<_> = groups.into_iter().map(|group| output::clean(&group.name)).collect();
+        let names: Vec<_> = groups.into_iter().map(|group| group.name).collect();
         self.terminal.show(&names.join(", "));
         Ok(())
     }
 
     fn switch(&mut self, name: &str) -> Result<()> {
         self.group = self.client.membership().find_group(name)?;
-        self.terminal.show(&format!("This is {}.", output::clean(&self.group.name)));
+        self.terminal.show(&format!("This is {}.", self.group.name));
         Ok(())
     }
 

@@ -16,7 +16,7 @@ use super::tables;
 use crate::{
     doctor::{Check, Verdict},
     error::Error,
-    mls::{DeviceIdentity, Group, Incoming, Invited, Progress, RefreshReport, What},
+    mls::{DeviceIdentity, Group, Incoming, Invited, Progress, RefreshReport, What, clean},
 };
 
 const BAR_WIDTH: usize = 32;
@@ -132,7 +132,7 @@ impl Output {
                     Verdict::Failure => ("failure", AnsiColor::Red),
                 };
                 let advice = check.advice.as_ref().map(|advice| format!("\n           {advice}")).unwrap_or_default();
-                format!("{}  {}: {}{advice}", painted(mark, colour), check.name, check.found)
+                format!("{}  {}: {}{advice}", painted(mark, colour), check.name, clean(&check.found))
             };
             checks.iter().map(line).collect::<Vec<_>>().join("\n")
         });
@@ -173,7 +173,8 @@ impl Output {
         } else {
             let error = painted("error", AnsiColor::Red);
             let hint = hint.map(|hint| format!("\n  hint: {hint}")).unwrap_or_default();
-            format!("{error}: {message}{hint}")
+            // Servers, and what is in front of them, write into it as they like.
+            format!("{error}: {}{hint}", clean(message))
         };
         // With stderr closed there is nobody to tell; the exit code still does.
         let _ = writeln!(anstream::stderr(), "{text}");
@@ -223,14 +224,9 @@ pub(super) fn error_line(what: &str, error: &Error) -> String {
     format!("{}: {what}: {}", painted("error", AnsiColor::Red), clean(&error.with_causes()))
 }
 
-/// What others wrote, without what a terminal would obey.
-pub(super) fn clean(text: &str) -> String {
-    text.chars().filter(|c| !c.is_control()).collect()
-}
-
 /// The name of the group that something is about.
 pub(super) fn group_name(groups: &[Group], one: &Incoming) -> String {
-    clean(groups.iter().find(|group| group.id == one.group).map_or(one.group.as_str(), |group| &group.name))
+    groups.iter().find(|group| group.id == one.group).map_or(&one.group, |group| &group.name).clone()
 }
 
 pub(super) fn what_text(what: &What) -> String {
@@ -249,8 +245,8 @@ pub(super) fn what_text(what: &What) -> String {
 
 pub(super) fn invited_text(group: &Group, invited: &Invited) -> String {
     let mut text = match invited.added.as_slice() {
-        [] => format!("Nobody was added to {}.", clean(&group.name)),
-        added => format!("{} added to {}.", names(added), clean(&group.name)),
+        [] => format!("Nobody was added to {}.", group.name),
+        added => format!("{} added to {}.", names(added), group.name),
     };
     for missing in &invited.missing {
         let device = missing.device.as_ref().map_or_else(String::new, |device| format!("/{device}"));
@@ -296,7 +292,9 @@ pub(super) fn refresh_text(report: &RefreshReport) -> String {
     let warnings = report.warnings.iter().map(ToString::to_string).chain(report.rejected.iter().map(|rejection| {
         format!(
             "the server refused KeyPackage {} as {}: {}",
-            rejection.keypackage_ref, rejection.reason, rejection.detail
+            rejection.keypackage_ref,
+            rejection.reason,
+            clean(&rejection.detail)
         )
     }));
     for warning in warnings {

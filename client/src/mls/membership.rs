@@ -40,7 +40,7 @@ pub struct Invitation {
 pub struct Group {
     /// Its id, in hex.
     pub id: String,
-    /// What its members call it; its id, where its name has not come yet.
+    /// What its members call it, without control characters; its id, where its name has not come yet.
     pub name: String,
     /// Its epoch.
     pub epoch: u64,
@@ -83,9 +83,12 @@ impl<'a> MlsMembership<'a> {
     pub fn groups(&self) -> Result<Vec<Group>> {
         let group = |row: GroupRow| {
             let group = self.load_group(&row.group_id)?;
+            let id = hex::encode(&row.group_id);
+            // Any member may have chosen the name, and it is shown on terminals.
+            let name = row.name.map(|name| clean(&name)).filter(|name| !name.is_empty());
             Ok(Group {
-                id: hex::encode(&row.group_id),
-                name: row.name.unwrap_or_else(|| hex::encode(&row.group_id)),
+                name: name.unwrap_or_else(|| id.clone()),
+                id,
                 epoch: group.epoch().as_u64(),
                 members: group.members().count(),
                 group_id: row.group_id,
@@ -231,6 +234,11 @@ impl<'a> MlsMembership<'a> {
         }
         Ok(group)
     }
+}
+
+/// What others wrote, without what a terminal would obey.
+pub(crate) fn clean(text: &str) -> String {
+    text.chars().filter(|c| !c.is_control()).collect()
 }
 
 fn read_welcome(bytes: &[u8]) -> Result<Welcome> {

@@ -256,3 +256,62 @@ async fn what_cannot_be_printed_comes_again(
     // Of anything else, a reader that closed the pipe has read enough.
     assert!(bob.command(&["status"]).stdout(closed()).status().unwrap().success());
 }
+
+#[rstest]
+#[tokio::test(flavor = "multi_thread")]
+async fn what_others_write_does_nothing_to_a_terminal(#[values(Anywhere::Postgres, Anywhere::Sqlite)] db: Anywhere) {
+    const HOSTILE: &str = "\u{1b}]0;owned\u{7}\r";
+    let server = TestServer::start(db).await;
+    let (alice, bob) = (initialised(&server, &[]), shell_of(&server, "bob", &[]));
+    let _carol = shell_of(&server, "carol", &[]);
+    alice.text(&["group", "create", &format!("{HOSTILE}friends")]);
+    alice.text(&["group", "invite", "]0;ownedfriends", "bob"]);
+    bob.text(&["receive"]);
+    let shown = |shell: &Shell, args: &[&str]| {
+        // As on a terminal: nothing is taken out because it goes into a pipe.
+        let output = shell.command(args).env("CLICOLOR_FORCE", "1").output().unwrap();
+        let text = String::from_utf8([output.stdout, output.stderr].concat()).unwrap();
+        let obeyed = text.contains("\u{1b}]") || text.contains(['\u{7}', '\r']);
+        assert!(!obeyed, "{args:?}: {text:?}");
+        text
+    };
+    alice.text(&["send", "]0;ownedfriends", "hello"]);
+    for command in [
+        &["receive"][..],
+        &["group", "list"],
+        &["send", "]0;ownedfriends", "hi"],
+        &["group", "update", "]0;ownedfriends"],
+        &["group", "invite", "]0;ownedfriends", "carol"],
+        &["group", "remove", "]0;ownedfriends", "carol"],
+        &["group", "leave", "]0;ownedfriends"],
+    ] {
+        let text = shown(&bob, command);
+        assert!(text.contains("]0;ownedfriends"), "{command:?}: {text:?}");
+    }
+    let nameless = alice.json(&["group", "create", "\u{7}"]);
+    assert_eq!(nameless["name"], nameless["id"]);
+
+    // What is in front of a server, or poses as one, gets no further.
+    let base = answering(&format!("HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n{HOSTILE}no"));
+    let init = ["init", "--server", &base, "--user", "dave"];
+    let text = shown(&Shell::new(), &init);
+    assert!(text.contains("]0;ownedno"), "{text:?}");
+    let (_, said) = Shell::new().failure(&[&init[..], &["--json"]].concat());
+    let said: Value = serde_json::from_str(&said).unwrap();
+    assert!(said["error"].as_str().unwrap().contains(HOSTILE), "programs get it as it came: {said}");
+}
+
+/// The address of something that answers every request so.
+fn answering(answer: &str) -> String {
+    let (listener, answer) = (TcpListener::bind("127.0.0.1:0").unwrap(), answer.to_owned());
+    let base = format!("http://{}", listener.local_addr().unwrap());
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            // A request and its body are smaller than this, and come at once.
+            let _ = stream.read(&mut [0; 65_536]).unwrap();
+            stream.write_all(answer.as_bytes()).unwrap();
+        }
+    });
+    base
+}
