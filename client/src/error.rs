@@ -113,10 +113,10 @@ pub enum Error {
     /// There is no such group in the local store.
     #[error("there is no group {0:?} here")]
     UnknownGroup(String),
-    /// Several groups are called so.
-    #[error("several groups are called {name:?}: {}", ids.join(", "))]
+    /// Several groups are called so, or have an id that begins so.
+    #[error("several groups are called {name:?}, or have an id that begins so: {}", ids.join(", "))]
     AmbiguousGroup {
-        /// The name.
+        /// What was given.
         name: String,
         /// Their ids, in hex.
         ids: Vec<String>,
@@ -257,7 +257,7 @@ impl Error {
             Self::File { .. } => "check that the directory exists and is yours, and that the disk has room",
             Self::NewerStore { .. } => "use the version that wrote it, or a newer one",
             Self::UnknownGroup(_) => "`keypool group list` lists those that this device is in",
-            Self::AmbiguousGroup { .. } => "give the beginning of its id instead, four characters or more",
+            Self::AmbiguousGroup { .. } => "give its whole id; `keypool group list` says which group is which",
             Self::Encrypted(_) => "give its passphrase in KEYPOOL_PASSPHRASE or by --passphrase-file",
             Self::NotEncrypted(_) => {
                 "leave the passphrase out, or make a new device in another --data-dir: encryption begins with `keypool init`"

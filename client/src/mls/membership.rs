@@ -22,6 +22,10 @@ const LEAF_LIFETIME: u64 = 84 * 24 * 60 * 60;
 /// How many epochs back a message is still read: it may have been sent before a Commit that came first.
 const PAST_EPOCHS: usize = 3;
 
+/// The digits of an id that nobody has for a name: as many as the ids have that are made here. One who chooses a shorter
+/// id could choose it to look like the name of another group.
+const WHOLE_ID: usize = 32;
+
 /// What came of adding a user to a group.
 #[derive(Clone, Debug)]
 pub struct Invitation {
@@ -76,7 +80,7 @@ impl<'a> MlsMembership<'a> {
         let group_id = uuid::Uuid::new_v4().into_bytes();
         self.create_group(&group_id)?;
         self.store.put_group(&group_id, Some(name), self.clock())?;
-        self.find_group(name)
+        self.find_group(&hex::encode(group_id))
     }
 
     /// The groups that this device is in, in the order in which it joined them.
@@ -97,16 +101,17 @@ impl<'a> MlsMembership<'a> {
         self.store.groups()?.into_iter().map(group).collect()
     }
 
-    /// The group of this name, or whose id in hex begins so.
+    /// The group of this name, or whose id in hex begins so. Others choose names and ids: where one group has the name
+    /// and another the id, nobody knows which is meant, and only a whole id tells for sure.
     pub fn find_group(&self, name: &str) -> Result<Group> {
-        let groups = self.groups()?;
-        let mut named: Vec<_> = groups.iter().filter(|group| group.name == name).collect();
-        if named.is_empty() && name.len() >= 4 {
-            named = groups.iter().filter(|group| group.id.starts_with(name)).collect();
+        let mut groups = self.groups()?;
+        if let Some(whole) = groups.iter().find(|group| group.id == name && name.len() >= WHOLE_ID) {
+            return Ok(whole.clone());
         }
-        match named.as_slice() {
+        groups.retain(|group| group.name == name || name.len() >= 4 && group.id.starts_with(name));
+        match groups.as_slice() {
             [] => Err(Error::UnknownGroup(name.to_owned())),
-            [one] => Ok((*one).clone()),
+            [one] => Ok(one.clone()),
             several => Err(Error::AmbiguousGroup {
                 name: name.to_owned(),
                 ids: several.iter().map(|group| group.id.clone()).collect(),

@@ -148,3 +148,26 @@ fn an_addition_that_is_not_spent_leaves_the_group_as_it_was() {
     assert_eq!((group.epoch(), group.members().count()), (epoch, 1));
     assert!(alice.membership().load_group(b"friends").unwrap().pending_commit().is_none());
 }
+
+#[test]
+fn a_group_that_looks_like_another_takes_nothing_from_it() {
+    let alice = Device::new("alice");
+    let membership = alice.membership();
+    let find = |name: &str| membership.find_group(name);
+    let is_ambiguous = |name: &str| matches!(find(name), Err(Error::AmbiguousGroup { ids, .. }) if ids.len() == 2);
+    let own = membership.create_named_group("cafe").unwrap();
+    let beginning = &own.id[..6];
+    assert_eq!(find("cafe").unwrap(), own);
+    assert_eq!(find(beginning).unwrap(), own);
+    assert!(matches!(find(&own.id[..3]), Err(Error::UnknownGroup(_))), "too short to be meant as an id");
+
+    membership.create_named_group(beginning).unwrap();
+    assert!(is_ambiguous(beginning));
+    membership.create_named_group(&own.id).unwrap();
+    assert_eq!(find(&own.id).unwrap(), own, "a whole id always tells");
+    membership.create_group(&[0xca, 0xfe]).unwrap();
+    alice.store.put_group(&[0xca, 0xfe], Some("other"), SystemClock.now()).unwrap();
+    assert!(is_ambiguous("cafe"), "the id of one is the name of the other");
+    membership.create_named_group("other").unwrap();
+    assert!(is_ambiguous("other"));
+}
