@@ -141,6 +141,14 @@ pub enum Error {
         /// Why not.
         source: io::Error,
     },
+    /// A chat ended before all that was typed was sent.
+    #[error("not sent: {}", texts.join(", "))]
+    Unsent {
+        /// What, each quoted and with its group.
+        texts: Vec<String>,
+        /// Why not.
+        source: Box<Error>,
+    },
     /// The address of a server cannot be read.
     #[error("{0:?} is no address of a server")]
     ServerAddress(String),
@@ -208,7 +216,7 @@ impl Error {
     #[must_use]
     pub fn is_retryable(&self) -> bool {
         match self {
-            Self::Unreachable { .. } | Self::InUse(_) => true,
+            Self::Unreachable { .. } | Self::InUse(_) | Self::Unsent { .. } => true,
             Self::Refused { status, .. } | Self::Answer { status, .. } => matches!(status, 429 | 500 | 502..=504),
             _ => false,
         }
@@ -275,6 +283,7 @@ impl Error {
             Self::Unprinted { .. } => {
                 "run `keypool receive` again with an output that takes it: all that came is printed again"
             }
+            Self::Unsent { .. } => "say it again, in a chat or with `keypool send`, when the server can be reached",
             Self::ServerAddress(_) => "give it as http://HOST:PORT or https://HOST",
             Self::Unreachable { .. } => "check that the server runs and that the address is right, then try again",
             Self::Answer { .. } => {

@@ -145,13 +145,14 @@ struct Chat<'c> {
     group: Group,
     terminal: Terminal,
     /// What was typed and could not be sent yet, with the group that it is for.
-    unsent: VecDeque<(Vec<u8>, String)>,
+    unsent: VecDeque<(Group, String)>,
     messages_since_refresh: u32,
     args: ChatArgs,
     timer: Interval,
 }
 
-/// Talks in a group until the user has enough. Nothing that fails ends it: it is told in one line.
+/// Talks in a group until the user has enough. Nothing that fails ends it: it is told in one line. What is left unsent
+/// at the end is the error.
 pub(super) async fn run_client_loop(args: ChatArgs, client: &MlsClient, output: &Output) -> Result<()> {
     if output.is_json() {
         return Err(Error::Usage("a chat is for people: programs use `keypool send` and `keypool receive`".to_owned()));
@@ -165,7 +166,7 @@ pub(super) async fn run_client_loop(args: ChatArgs, client: &MlsClient, output: 
     let mut chat = Chat { client, group, terminal, unsent, messages_since_refresh, args, timer };
     chat.terminal.show(&format!("This is {}. /help says what can be done here.", chat.group.name));
     chat.run().await;
-    Ok(())
+    chat.end().await
 }
 
 /// What the loop woke up for.
@@ -243,7 +244,7 @@ impl Chat<'_> {
                 Ok(())
             }
             _ => {
-                self.unsent.push_back((self.group.group_id.clone(), line.to_owned()));
+                self.unsent.push_back((self.group.clone(), line.to_owned()));
                 self.flush().await;
                 Ok(())
             }
@@ -254,25 +255,43 @@ impl Chat<'_> {
         false
     }
 
-    /// Sends what was typed, in order. What cannot be sent now is sent later.
+    /// Sends what was typed. What cannot be sent now is sent later.
     async fn flush(&mut self) {
-        while let Some((group_id, text)) = self.unsent.front() {
-            match self.client.membership().send(group_id, text).await {
+        if let Err(error) = self.send_unsent().await {
+            let waiting = self.unsent.len();
+            self.tell_error(&format!("{waiting} not sent yet, and will be"), &error);
+        }
+    }
+
+    /// Tries once more to send what waits, for nobody will after this.
+    async fn end(mut self) -> Result<()> {
+        // The editor is gone, and would show nothing that it is given.
+        self.terminal.shown = None;
+        if !self.unsent.is_empty() {
+            self.terminal.show(&format!("Trying once more to send what is not sent yet: {}.", self.unsent.len()));
+        }
+        self.send_unsent().await.map_err(|source| {
+            let texts = self.unsent.iter().map(|(group, text)| format!("{text:?} to {}", group.name)).collect();
+            Error::Unsent { texts, source: source.into() }
+        })
+    }
+
+    /// Sends what was typed, in order. Fails where the rest has to wait.
+    async fn send_unsent(&mut self) -> Result<()> {
+        while let Some((group, text)) = self.unsent.front() {
+            match self.client.membership().send(&group.group_id, text).await {
                 Ok(()) => {
                     self.unsent.pop_front();
                     self.messages_since_refresh += 1;
                 }
-                Err(error) if error.is_retryable() => {
-                    let waiting = self.unsent.len();
-                    self.tell_error(&format!("{waiting} not sent yet, and will be"), &error);
-                    return;
-                }
+                Err(error) if error.is_retryable() => return Err(error),
                 Err(error) => {
                     self.unsent.pop_front();
                     self.tell_error("not sent", &error);
                 }
             }
         }
+        Ok(())
     }
 
     /// Shows what came, and only then says that it is dealt with.

@@ -1,8 +1,9 @@
 //! `keypool chat` in a real terminal: what a person types, and what they see.
 
 use std::{
+    io::Write as _,
     path::{Path, PathBuf},
-    process::Command,
+    process::{Command, Output, Stdio},
     time::{Duration, Instant},
 };
 
@@ -10,7 +11,9 @@ use rstest::rstest;
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::support::{Anywhere, Database, Http, PATIENCE, Running, ServerProcess, binary, without_settings};
+use crate::support::{
+    Anywhere, Database, Fault, Http, PATIENCE, Proxy, Running, ServerProcess, binary, without_settings,
+};
 
 /// A person with a device of their own.
 struct Person {
@@ -40,6 +43,15 @@ impl Person {
         let output = self.command(args).arg("--json").output().unwrap();
         assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
         serde_json::from_slice(&output.stdout).unwrap()
+    }
+
+    /// Pipes a line into a chat, which ends with it.
+    fn pipes(&self, line: &str) -> Output {
+        let mut chat = self.command(&["chat", "friends"]);
+        chat.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut chat = chat.spawn().unwrap();
+        writeln!(chat.stdin.take().unwrap(), "{line}").unwrap();
+        chat.wait_with_output().unwrap()
     }
 
     /// Sits down and chats.
@@ -222,6 +234,36 @@ async fn a_server_that_is_away_ends_no_chat_and_loses_no_message(
         alices.quits();
         bobs.quits();
         drop(people);
+    })
+    .await;
+}
+
+#[rstest]
+#[tokio::test(flavor = "multi_thread")]
+async fn the_end_of_a_chat_sends_what_waits_or_says_what_is_lost(
+    #[values(Anywhere::Postgres, Anywhere::Sqlite)] db: Anywhere,
+) {
+    let server = Running::start(db).await;
+    let proxy = Proxy::before(&server.base).await;
+    let (behind, base) = (proxy.clone(), server.base.clone());
+    blocking(move || {
+        let (alice, bob) = (Person::of(&behind.base, "alice"), Person::of(&base, "bob"));
+        alice.runs(&["group", "create", "friends"]);
+        alice.runs(&["group", "invite", "friends", "bob"]);
+        bob.runs(&["receive"]);
+        // Longer than a call is tried for: it fails at once.
+        let busy = Fault::Busy(3_600);
+        behind.fail_on("POST /groups/", busy);
+        let output = alice.pipes("are you there?");
+        assert_eq!(output.status.code(), Some(0), "{output:?}");
+        let came = bob.runs(&["receive"]);
+        assert_eq!(came[0]["text"], "are you there?", "{came}");
+
+        behind.next(&[busy; 100]);
+        let output = alice.pipes("hello?");
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(3), "{said}");
+        assert!(said.contains(r#"not sent: "hello?" to friends"#) && said.contains("keypool send"), "{said}");
     })
     .await;
 }
