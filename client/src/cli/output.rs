@@ -236,7 +236,12 @@ pub(super) fn what_text(what: &What) -> String {
         What::Changed => "the group changed".to_owned(),
         What::Removed => "this device is no longer in the group".to_owned(),
         What::Unreadable { device } => {
-            format!("{} could not open the invitation; invite {} again", name(device), device.user)
+            format!(
+                "{} could not open the invitation: have it refresh its pool, remove {user} from the group, which takes \
+                 out all devices of {user}, and invite {user} again",
+                name(device),
+                user = device.user
+            )
         }
         What::KeysGone { by } => format!("an invitation by {} was for keys that are gone; they were told", name(by)),
         What::Ignored { why } => format!("passed over: {}", clean(why)),

@@ -60,7 +60,8 @@ pub enum What {
     Changed,
     /// This device was removed from the group, or has left it.
     Removed,
-    /// A device could not open the Welcome that this device sent it: invite its user again.
+    /// A device could not open the Welcome that this device sent it, and is in the group all the same: remove its user,
+    /// with all of the user's devices, and invite them again.
     Unreadable {
         /// Which device.
         device: DeviceOf,

@@ -315,3 +315,29 @@ fn answering(answer: &str) -> String {
     });
     base
 }
+
+#[rstest]
+#[tokio::test(flavor = "multi_thread")]
+async fn who_could_not_open_an_invitation_is_in_when_the_advice_is_followed(
+    #[values(Anywhere::Postgres, Anywhere::Sqlite)] db: Anywhere,
+) {
+    let server = TestServer::start(db).await;
+    let (alice, bob, backup) = (initialised(&server, &[]), shell_of(&server, "bob", &[]), Shell::new());
+    fs::create_dir(backup.data()).unwrap();
+    copy(&bob.data(), &backup.data());
+    bob.text(&["revoke", "--all"]);
+    bob.text(&["refresh"]);
+    alice.text(&["group", "create", "friends"]);
+    alice.text(&["group", "invite", "friends", "bob"]);
+    assert_eq!(backup.json(&["receive"])[0]["type"], "keys-gone");
+    let advice = alice.text(&["receive"]);
+    let steps = "bob/laptop could not open the invitation: have it refresh its pool, remove bob from the group, which takes \
+                 out all devices of bob, and invite bob again";
+    assert!(advice.contains(steps), "{advice}");
+    backup.text(&["refresh"]);
+    assert!(alice.text(&["group", "invite", "friends", "bob"]).contains("Nobody was added"), "bob is in the group");
+    alice.text(&["group", "remove", "friends", "bob"]);
+    alice.text(&["group", "invite", "friends", "bob"]);
+    let came = backup.json(&["receive"]);
+    assert!(came.as_array().unwrap().iter().any(|one| one["type"] == "joined"), "{came}");
+}
