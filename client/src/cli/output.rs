@@ -124,18 +124,7 @@ impl Output {
     }
 
     pub(super) fn doctor(&self, checks: &[Check]) {
-        self.answer(&checks, || {
-            let line = |check: &Check| {
-                let (mark, colour) = match check.verdict {
-                    Verdict::Ok => ("ok     ", AnsiColor::Green),
-                    Verdict::Warning => ("warning", AnsiColor::Yellow),
-                    Verdict::Failure => ("failure", AnsiColor::Red),
-                };
-                let advice = check.advice.as_ref().map(|advice| format!("\n           {advice}")).unwrap_or_default();
-                format!("{}  {}: {}{advice}", painted(mark, colour), check.name, clean(&check.found))
-            };
-            checks.iter().map(line).collect::<Vec<_>>().join("\n")
-        });
+        self.answer(&checks, || checks.iter().map(check_text).collect::<Vec<_>>().join("\n"));
     }
 
     pub(super) fn spent(&self, answer: &SpendResponse) {
@@ -297,16 +286,24 @@ pub(super) fn refresh_text(report: &RefreshReport) -> String {
     let warnings = report.warnings.iter().map(ToString::to_string).chain(report.rejected.iter().map(|rejection| {
         format!(
             "the server refused KeyPackage {} as {}: {}",
-            rejection.keypackage_ref,
-            rejection.reason,
-            clean(&rejection.detail)
+            rejection.keypackage_ref, rejection.reason, rejection.detail
         )
     }));
     for warning in warnings {
-        let _ = write!(text, "\n{}: {warning}", painted("warning", AnsiColor::Yellow));
+        let _ = write!(text, "\n{}: {}", painted("warning", AnsiColor::Yellow), clean(&warning));
     }
     let _ = write!(text, "\n{}", health_text(&report.pool));
     text
+}
+
+fn check_text(check: &Check) -> String {
+    let (mark, colour) = match check.verdict {
+        Verdict::Ok => ("ok     ", AnsiColor::Green),
+        Verdict::Warning => ("warning", AnsiColor::Yellow),
+        Verdict::Failure => ("failure", AnsiColor::Red),
+    };
+    let advice = check.advice.as_ref().map(|advice| format!("\n           {advice}")).unwrap_or_default();
+    format!("{}  {}: {}{advice}", painted(mark, colour), check.name, clean(&check.found))
 }
 
 fn status_text(status: &PoolStatus) -> String {
@@ -352,4 +349,39 @@ pub(super) fn health_text(status: &PoolStatus) -> String {
         Health::Empty => "The pool is empty, and nobody can add this device; `keypool refresh` fills it.".to_owned(),
     };
     painted(&text, colour(status.health))
+}
+
+#[cfg(test)]
+mod tests {
+    use keypool_openapi::RejectionReason;
+
+    use super::*;
+    use crate::mls::Rejection;
+
+    const HOSTILE: &str = "\u{7}\u{1b}]0;owned\r";
+
+    #[test]
+    fn what_the_doctor_heard_from_a_server_does_nothing_to_a_terminal() {
+        let found = HOSTILE.to_owned();
+        let text = check_text(&Check { name: "server", verdict: Verdict::Failure, found, advice: None });
+        assert!(text.ends_with("server: ]0;owned"), "{text:?}");
+    }
+
+    #[test]
+    fn why_a_server_refused_a_key_package_does_nothing_to_a_terminal() {
+        let pool = json!({
+            "user": "alice", "device": "laptop", "at": "2026-01-01T00:00:00Z", "available": 0, "fresh": 0, "lapsed": 0,
+            "reserved": 0, "spent": 0, "expired": 0, "revoked": 0, "total": 0, "expiring_soon": 0, "last_upload": null,
+            "last_resort": { "present": true, "uses": 0 }, "health": "empty", "recommended_upload": 32,
+            "inventory_digest": "", "draining": [], "ciphersuites": []
+        });
+        let mut report = RefreshReport::new(serde_json::from_value(pool).unwrap());
+        report.rejected.push(Rejection {
+            keypackage_ref: vec![1; 32].into(),
+            reason: RejectionReason::Malformed,
+            detail: HOSTILE.to_owned(),
+        });
+        let text = refresh_text(&report);
+        assert!(text.contains("as malformed: ]0;owned\n"), "{text:?}");
+    }
 }
