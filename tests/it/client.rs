@@ -6,6 +6,7 @@ mod chat;
 mod command;
 mod crash;
 mod delivery;
+mod first_come;
 mod groups;
 mod random;
 mod refresh;

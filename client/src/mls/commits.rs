@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use jiff::Timestamp;
 use keypool_openapi::{
     Base64Bytes, CommitRequest, DeviceOf, GroupId, MissingDevice, ProblemType, Reservation, ReservationId,
-    ReserveRequest, UserName,
+    ReserveRequest, ReserveResponse, UserName,
 };
 use openmls::prelude::{LeafNodeIndex, LeafNodeParameters, MlsGroup, MlsMessageOut};
 use openmls_traits::OpenMlsProvider as _;
@@ -14,6 +14,7 @@ use tracing::{info, warn};
 
 use super::{
     MlsMembership,
+    identity::identity,
     membership::{encode, release, reserved_key_package},
 };
 use crate::error::{Error, Result};
@@ -26,10 +27,11 @@ const PROOF_LABEL: &str = "keypool commit proof";
 const PROOF_LENGTH: usize = 32;
 
 /// What a Commit changes.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 enum Change<'c> {
     Add(&'c [Reservation]),
-    Remove(&'c [LeafNodeIndex]),
+    /// Whoever has these leaves in the epoch at hand: after another Commit it may be somebody else.
+    Remove(Vec<LeafNodeIndex>),
     /// New keys of this device's, and what others have proposed.
     Update,
 }
@@ -45,6 +47,8 @@ pub struct Invited {
 
 /// Why a Commit was given up.
 enum Refusal {
+    /// Another Commit came first, and is taken in.
+    Stale(Error),
     /// A reservation is another's by now.
     Lapsed(ReservationId, Error),
     Other(Error),
@@ -60,9 +64,9 @@ impl MlsMembership<'_> {
     /// Adds all devices of some users to a group: reserves a KeyPackage of each, and commits. The Commit, the spending
     /// and the Welcome happen together on the server, or not at all.
     ///
-    /// Where another Commit came first, it is taken in and the addition is made anew, with the same reservations; one
-    /// that went to another since is replaced by a fresh one. Where the answer does not come, the Commit is kept, and the
-    /// next call on any group finds out what became of it.
+    /// Where another Commit came first, it is taken in and the addition is made anew, with the same reservations, but for
+    /// those of devices that it has added; one that went to another since is replaced by a fresh one. Where the answer
+    /// does not come, the Commit is kept, and the next call on any group finds out what became of it.
     pub async fn invite(&self, group_id: &[u8], users: &[UserName]) -> Result<Invited> {
         self.settle().await?;
         let request = ReserveRequest {
@@ -70,34 +74,56 @@ impl MlsMembership<'_> {
             group_id: Some(Base64Bytes(group_id.to_vec())),
             ..ReserveRequest::of_all(users.to_vec())
         };
-        let answer = self.connection.api().reserve_key_package(&request).await?;
+        let answer = self.reserve(&request, users).await?;
         let (mut held, mut missing) = (answer.reservations, answer.missing);
-        let mut replaced = 0;
-        loop {
-            self.spare_members(group_id, &mut held).await?;
-            if held.is_empty() {
-                break;
+        if let Err(refusal) = self.add(group_id, &mut held, &mut missing).await {
+            // What is under way may still be accepted: its reservations are not given back.
+            if refusal.is_final() {
+                release(self.connection.api(), &held).await;
             }
-            match self.commit(group_id, Change::Add(&held)).await {
-                Ok(()) => break,
-                Err(Refusal::Lapsed(id, _))
-                    if replaced < ATTEMPTS && held.iter().any(|one| one.reservation_id == id) =>
-                {
-                    replaced += 1;
-                    let more = self.replacement(group_id, &mut held, id).await?;
-                    missing.extend(more);
-                }
-                // What is under way may still be accepted: its reservations are not given back.
-                Err(refusal) if !refusal.is_final() => return Err(refusal.into_error()),
-                Err(refusal) => {
-                    release(self.connection.api(), &held).await;
-                    return Err(refusal.into_error());
-                }
-            }
+            return Err(refusal.into_error());
         }
         let added = held.into_iter().map(|one| DeviceOf { user: one.user, device: one.device }).collect();
         self.tell_name(group_id).await;
         Ok(Invited { added, missing })
+    }
+
+    /// Commits to adding those whose KeyPackages are held. What is held in the end was added.
+    async fn add(
+        &self,
+        group_id: &[u8],
+        held: &mut Vec<Reservation>,
+        missing: &mut Vec<MissingDevice>,
+    ) -> Result<(), Refusal> {
+        let mut attempts = 0;
+        loop {
+            self.spare_members(group_id, held).await?;
+            if held.is_empty() {
+                return Ok(());
+            }
+            attempts += 1;
+            match self.commit_once(group_id, Change::Add(held)).await {
+                Err(Refusal::Stale(_)) if attempts < ATTEMPTS => {}
+                Err(Refusal::Lapsed(id, _))
+                    if attempts < ATTEMPTS && held.iter().any(|one| one.reservation_id == id) =>
+                {
+                    missing.extend(self.replacement(group_id, held, id).await?);
+                }
+                outcome => return outcome,
+            }
+        }
+    }
+
+    /// Reserves, and gives everything back where something is of a user who was not asked for: the server does not choose
+    /// who comes into a group.
+    async fn reserve(&self, request: &ReserveRequest, users: &[UserName]) -> Result<ReserveResponse> {
+        let answer = self.connection.api().reserve_key_package(request).await?;
+        let Some(foreign) = answer.reservations.iter().find(|one| !users.contains(&one.user)) else {
+            return Ok(answer);
+        };
+        release(self.connection.api(), &answer.reservations).await;
+        let asked: Vec<_> = users.iter().map(UserName::as_str).collect();
+        Err(Error::ForeignKeyPackage { device: asked.join(", "), found: identity(&foreign.user, &foreign.device) })
     }
 
     /// Reserves a fresh KeyPackage of the device whose reservation went to another. On an error, all is given back.
@@ -110,13 +136,14 @@ impl MlsMembership<'_> {
         let Some(at) = held.iter().position(|one| one.reservation_id == lapsed) else { return Ok(Vec::new()) };
         let gone = held.remove(at);
         info!(device = %gone.device, "a reservation went to another; reserving a fresh KeyPackage");
+        let user = gone.user;
         let request = ReserveRequest {
             device: Some(gone.device),
             ciphersuite: Some(gone.ciphersuite),
             group_id: Some(Base64Bytes(group_id.to_vec())),
-            ..ReserveRequest::of(gone.user)
+            ..ReserveRequest::of(user.clone())
         };
-        match self.connection.api().reserve_key_package(&request).await {
+        match self.reserve(&request, &[user]).await {
             Ok(answer) => {
                 held.extend(answer.reservations);
                 Ok(answer.missing)
@@ -128,17 +155,23 @@ impl MlsMembership<'_> {
         }
     }
 
-    /// Removes all devices of a user from a group.
+    /// Removes all devices of a user from a group. Where another member does so first, it is done as well.
     pub async fn remove(&self, group_id: &[u8], user: &UserName) -> Result<Vec<DeviceOf>> {
-        self.settle().await?;
-        let (leaves, devices): (Vec<_>, Vec<_>) = members_of(&self.load_group(group_id)?)
-            .into_iter()
-            .filter(|(_, device)| device.user == *user && *device != self.own_name())
-            .unzip();
-        if leaves.is_empty() {
+        self.catch_up().await?;
+        let own = self.own_name();
+        let of_user = |group: &MlsGroup| -> (Vec<_>, Vec<_>) {
+            let members = members_of(group).into_iter();
+            members.filter(|(_, device)| device.user == *user && *device != own).unzip()
+        };
+        let (_, devices) = of_user(&self.load_group(group_id)?);
+        if devices.is_empty() {
             return Err(Error::NotAMember { user: user.clone(), group: self.name_of(group_id)? });
         }
-        self.commit(group_id, Change::Remove(&leaves)).await.map_err(Refusal::into_error)?;
+        self.commit(group_id, |group| {
+            let (leaves, _) = of_user(group);
+            (!leaves.is_empty()).then_some(Change::Remove(leaves))
+        })
+        .await?;
         Ok(devices)
     }
 
@@ -146,7 +179,13 @@ impl MlsMembership<'_> {
     /// the old keys is locked out (RFC 9420, section 16.6).
     pub async fn update_keys(&self, group_id: &[u8]) -> Result<()> {
         self.settle().await?;
-        self.commit(group_id, Change::Update).await.map_err(Refusal::into_error)
+        self.commit(group_id, |_| Some(Change::Update)).await
+    }
+
+    /// Settles what is open, and takes in what waits in the queue by now.
+    pub(super) async fn catch_up(&self) -> Result<()> {
+        self.settle().await?;
+        self.take_in(0).await
     }
 
     /// Finds out what became of Commits whose answer did not come: sends each again, which changes nothing where it was
@@ -167,44 +206,54 @@ impl MlsMembership<'_> {
         Ok(())
     }
 
-    /// Commits, again where another Commit came first.
-    async fn commit(&self, group_id: &[u8], change: Change<'_>) -> Result<(), Refusal> {
-        let mut last = None;
-        for _ in 0..ATTEMPTS {
-            let request = self.stage_request(group_id, change)?;
-            let error = match self.connection.api().commit(&group_path(group_id)?, &request).await {
-                Ok(answer) => {
-                    for missed in &answer.undelivered {
-                        warn!(user = %missed.user, device = %missed.device, reason = %missed.reason, "not delivered");
-                    }
-                    return Ok(self.accept(group_id)?);
-                }
-                Err(error) => error,
-            };
-            match (error.problem(), error.reservation_id()) {
-                (Some(ProblemType::StaleEpoch), _) => {
-                    self.reject(group_id)?;
-                    // What came first is in the queue.
-                    self.take_in(0).await?;
-                    last = Some(error);
-                }
-                (_, Some(id)) => {
-                    self.reject(group_id)?;
-                    return Err(Refusal::Lapsed(id, error));
-                }
-                _ if is_final(&error) => {
-                    self.reject(group_id)?;
-                    return Err(error.into());
-                }
-                // A try before this one may have been accepted: it is settled later.
-                _ => return Err(error.into()),
+    /// Commits, again where another Commit came first: `change` says each time what to change in the group as it is by
+    /// then. With nothing left to change, others have done it.
+    async fn commit<'c>(&self, group_id: &[u8], change: impl Fn(&MlsGroup) -> Option<Change<'c>>) -> Result<()> {
+        let mut attempts = 0;
+        loop {
+            let Some(change) = change(&self.load_group(group_id)?) else { return Ok(()) };
+            attempts += 1;
+            match self.commit_once(group_id, change).await {
+                Err(Refusal::Stale(_)) if attempts < ATTEMPTS => {}
+                outcome => return outcome.map_err(Refusal::into_error),
             }
         }
-        Err(last.unwrap_or_else(|| Error::UnknownGroup(hex::encode(group_id))).into())
+    }
+
+    /// Commits in the epoch that this device knows.
+    async fn commit_once(&self, group_id: &[u8], change: Change<'_>) -> Result<(), Refusal> {
+        let request = self.stage_request(group_id, &change)?;
+        let error = match self.connection.api().commit(&group_path(group_id)?, &request).await {
+            Ok(answer) => {
+                for missed in &answer.undelivered {
+                    warn!(user = %missed.user, device = %missed.device, reason = %missed.reason, "not delivered");
+                }
+                return Ok(self.accept(group_id)?);
+            }
+            Err(error) => error,
+        };
+        match (error.problem(), error.reservation_id()) {
+            (Some(ProblemType::StaleEpoch), _) => {
+                self.reject(group_id)?;
+                // What came first is in the queue.
+                self.take_in(0).await?;
+                Err(Refusal::Stale(error))
+            }
+            (_, Some(id)) => {
+                self.reject(group_id)?;
+                Err(Refusal::Lapsed(id, error))
+            }
+            _ if is_final(&error) => {
+                self.reject(group_id)?;
+                Err(error.into())
+            }
+            // A try before this one may have been accepted: it is settled later.
+            _ => Err(error.into()),
+        }
     }
 
     /// Makes the Commit, and keeps the request that carries it, in one transaction.
-    fn stage_request(&self, group_id: &[u8], change: Change<'_>) -> Result<CommitRequest> {
+    fn stage_request(&self, group_id: &[u8], change: &Change<'_>) -> Result<CommitRequest> {
         let mut group = self.load_group(group_id)?;
         let (provider, signer) = (self.store.provider(), self.identity.signer_in(self.store, &group)?);
         let recipients = self.others_in(&group);
@@ -331,7 +380,7 @@ impl Refusal {
     /// Whether nothing of the Commit is under way any more.
     fn is_final(&self) -> bool {
         match self {
-            Self::Lapsed(..) => true,
+            Self::Stale(_) | Self::Lapsed(..) => true,
             // What failed here was never sent.
             Self::Other(error) => {
                 is_final(error)
@@ -342,7 +391,7 @@ impl Refusal {
 
     fn into_error(self) -> Error {
         match self {
-            Self::Lapsed(_, error) | Self::Other(error) => error,
+            Self::Stale(error) | Self::Lapsed(_, error) | Self::Other(error) => error,
         }
     }
 }

@@ -12,32 +12,32 @@ use rstest::rstest;
 
 use crate::support::{Anywhere, Database, Device, Fault, Owner, Proxy, TestServer, Where, encode, new_device};
 
-async fn start(db: impl Into<Where>) -> TestServer {
+pub async fn start(db: impl Into<Where>) -> TestServer {
     TestServer::start_with(db, |config| config.limits = Limits::Off).await
 }
 
-fn user(name: &str) -> UserName {
+pub fn user(name: &str) -> UserName {
     name.parse().unwrap()
 }
 
-async fn invite(by: &Owner, group: &Group, users: &[&str]) -> BTreeSet<String> {
+pub async fn invite(by: &Owner, group: &Group, users: &[&str]) -> BTreeSet<String> {
     let users: Vec<_> = users.iter().map(|name| user(name)).collect();
     let invited = by.membership().invite(&group.group_id, &users).await.unwrap();
     assert_eq!(invited.missing, []);
     invited.added.iter().map(|one| format!("{}/{}", one.user, one.device)).collect()
 }
 
-fn members(owner: &Owner, group: &Group) -> BTreeSet<String> {
+pub fn members(owner: &Owner, group: &Group) -> BTreeSet<String> {
     let members = owner.membership().members(&group.group_id).unwrap();
     members.iter().map(|one| format!("{}/{}", one.user, one.device)).collect()
 }
 
-fn epoch(owner: &Owner, group: &Group) -> u64 {
+pub fn epoch(owner: &Owner, group: &Group) -> u64 {
     owner.membership().groups().unwrap().iter().find(|one| one.id == group.id).unwrap().epoch
 }
 
 /// A group of users with a device each, in which all have taken in what came.
-async fn group_of(server: &TestServer, users: &[&str]) -> (Group, Vec<Owner>) {
+pub async fn group_of(server: &TestServer, users: &[&str]) -> (Group, Vec<Owner>) {
     let mut owners = Vec::new();
     for name in users {
         owners.push(Owner::of(server, name).await);

@@ -18,6 +18,8 @@ pub enum Fault {
     Lost,
     /// Something in front of the server answers 503, and says how many seconds to wait.
     Busy(u64),
+    /// It arrives with the second of these in place of the first, which are as long as each other.
+    Altered(&'static str, &'static str),
 }
 
 /// Something between a client and its server that loses things as it is told. Requests are noted when they are done.
@@ -79,7 +81,7 @@ impl Proxy {
 
     /// One request a connection.
     async fn pass(&self, mut client: TcpStream, server: &str) {
-        let Some(request) = message(&mut client).await else { return };
+        let Some(mut request) = message(&mut client).await else { return };
         let head = String::from_utf8_lossy(&request).split("\r\n\r\n").next().unwrap().to_owned();
         let _passes = self.gate.read().await;
         let fails = self.failing.lock().unwrap().take_if(|(beginning, _)| head.starts_with(beginning.as_str()));
@@ -93,12 +95,16 @@ impl Proxy {
                 self.seen.lock().unwrap().push(head);
                 let _ = client.write_all(answer.as_bytes()).await;
             }
-            None | Some(Fault::LostAnswer) => {
+            None | Some(Fault::LostAnswer | Fault::Altered(..)) => {
+                if let Some(Fault::Altered(before, after)) = fault {
+                    assert_eq!(before.len(), after.len());
+                    request = String::from_utf8(request).unwrap().replace(before, after).into_bytes();
+                }
                 let mut to_server = TcpStream::connect(server).await.unwrap();
                 to_server.write_all(&request).await.unwrap();
                 let answer = message(&mut to_server).await;
                 self.seen.lock().unwrap().push(head);
-                if let (None, Some(answer)) = (fault, answer) {
+                if let (None | Some(Fault::Altered(..)), Some(answer)) = (fault, answer) {
                     let text = String::from_utf8_lossy(&answer);
                     let end = text.find("\r\n").unwrap();
                     let _ = client.write_all(&answer[..end]).await;

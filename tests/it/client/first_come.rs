@@ -1,0 +1,95 @@
+//! Members who change a group at the same time, or without having read what others changed.
+
+use std::pin::Pin;
+
+use keypool_client::{Error, KeyPackagePoolConfig};
+use rstest::rstest;
+use tokio::sync::OwnedRwLockWriteGuard;
+
+use super::delivery::{epoch, group_of, invite, members, start, user};
+use crate::support::{Anywhere, Database, Fault, Owner, Proxy, TestServer, new_device};
+
+fn names<const N: usize>(names: [&str; N]) -> std::collections::BTreeSet<String> {
+    names.into_iter().map(|name| format!("{name}/laptop")).collect()
+}
+
+/// A user whose requests go through a proxy.
+pub async fn behind_a_proxy(server: &TestServer, name: &str) -> (Proxy, Owner) {
+    let proxy = Proxy::before(&server.base).await;
+    let (owner, _) = Owner::with(server, &new_device(&proxy.base, name), KeyPackagePoolConfig::default()).await;
+    (proxy, owner)
+}
+
+/// Lets a call go on until a request of it that begins so is answered, and holds those that come after it.
+async fn held_after<F: Future>(proxy: &Proxy, mut call: Pin<&mut F>, beginning: &str) -> OwnedRwLockWriteGuard<()> {
+    proxy.seen();
+    while !proxy.passed().iter().any(|head| head.starts_with(beginning)) {
+        assert!(futures_util::poll!(call.as_mut()).is_pending());
+        tokio::task::yield_now().await;
+    }
+    proxy.held().await
+}
+
+/// A member's leaf goes to somebody else while another removes that member: a leaf is no name.
+#[rstest]
+#[tokio::test]
+async fn who_took_the_place_of_a_removed_member_stays(#[values(Database::Postgres, Database::Sqlite)] db: Database) {
+    let server = start(db).await;
+    let (proxy, alice) = behind_a_proxy(&server, "alice").await;
+    let (bob, carol, dave) =
+        (Owner::of(&server, "bob").await, Owner::of(&server, "carol").await, Owner::of(&server, "dave").await);
+    let group = alice.membership().create_named_group("friends").unwrap();
+    invite(&alice, &group, &["bob", "carol"]).await;
+    bob.hears().await;
+    let (membership, whom) = (alice.membership(), user("carol"));
+    let removal = membership.remove(&group.group_id, &whom);
+    tokio::pin!(removal);
+    let gate = held_after(&proxy, removal.as_mut(), "GET /messages").await;
+    bob.membership().remove(&group.group_id, &whom).await.unwrap();
+    invite(&bob, &group, &["dave"]).await;
+    drop(gate);
+    removal.await.unwrap();
+    for owner in [&alice, &bob, &dave] {
+        owner.hears().await;
+        assert_eq!(members(owner, &group), names(["alice", "bob", "dave"]), "{}", owner.name());
+        assert_eq!(epoch(owner, &group), 3, "nothing was left to commit to");
+    }
+    drop(carol);
+}
+
+#[rstest]
+#[tokio::test]
+async fn whom_another_has_added_is_spared_and_the_others_are_added(
+    #[values(Anywhere::Postgres, Anywhere::Sqlite)] db: Anywhere,
+) {
+    let server = start(db).await;
+    let (group, owners) = group_of(&server, &["alice", "bob"]).await;
+    let (carol, dave) = (Owner::of(&server, "carol").await, Owner::of(&server, "dave").await);
+    invite(&owners[1], &group, &["carol"]).await;
+    // Alice has not read that.
+    assert_eq!(invite(&owners[0], &group, &["carol", "dave"]).await, names(["dave"]));
+    for owner in [&owners[0], &owners[1], &carol, &dave] {
+        owner.hears().await;
+        assert_eq!(members(owner, &group), names(["alice", "bob", "carol", "dave"]), "{}", owner.name());
+        assert_eq!(owner.status().await.unwrap().reserved, 0, "a reservation of {} is left over", owner.name());
+    }
+}
+
+#[rstest]
+#[tokio::test]
+async fn a_server_cannot_choose_who_comes_into_a_group(#[values(Database::Postgres, Database::Sqlite)] db: Database) {
+    let server = start(db).await;
+    let (proxy, alice) = behind_a_proxy(&server, "alice").await;
+    let (bob, eve) = (Owner::of(&server, "bob").await, Owner::of(&server, "eve").await);
+    let group = alice.membership().create_named_group("friends").unwrap();
+    proxy.fail_on("POST /keypackages/reserve", Fault::Altered("\"bob\"", "\"eve\""));
+    let refused = alice.membership().invite(&group.group_id, &[user("bob")]).await.unwrap_err();
+    let is_eve = |error: &Error| matches!(error, Error::ForeignKeyPackage { found, .. } if found == "eve/laptop");
+    assert!(is_eve(&refused), "{refused}");
+    assert_eq!((members(&alice, &group), epoch(&alice, &group)), (names(["alice"]), 0));
+    let status = eve.status().await.unwrap();
+    assert_eq!((status.reserved, status.spent), (0, 0));
+    invite(&alice, &group, &["bob"]).await;
+    bob.hears().await;
+    assert_eq!(members(&bob, &group), names(["alice", "bob"]));
+}
