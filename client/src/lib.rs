@@ -73,8 +73,8 @@ pub use doctor::{Check, Verdict};
 pub use error::{Cause, Error, Result};
 pub use mls::{
     CIPHERSUITE, Cbor, CborError, DeviceIdentity, Group, Incoming, Invitation, Invited, KeyPackagePool,
-    KeyPackagePoolConfig, MlsConnection, MlsMembership, Progress, Provider, RefreshReport, Rejection, SqliteStorage,
-    Warning, What,
+    KeyPackagePoolConfig, MlsConnection, MlsMembership, Progress, Provider, RefreshReport, Rejection, Removed,
+    SqliteStorage, Warning, What,
 };
 pub use openmls;
 pub use storage::{KeyPackageMetadata, KeyPackageStatus, LocalStore, ReservationInfo, Spending};

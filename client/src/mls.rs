@@ -11,7 +11,7 @@ mod reconciliation;
 mod report;
 mod signing;
 
-pub use commits::Invited;
+pub use commits::{Invited, Removed};
 pub use connection::MlsConnection;
 pub use delivery::{Incoming, What};
 pub use identity::DeviceIdentity;

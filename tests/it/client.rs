@@ -1,6 +1,7 @@
 //! The client library and the `keypool` command against real servers.
 
 mod backup;
+mod behind;
 mod calls;
 mod chat;
 mod command;

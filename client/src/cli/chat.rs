@@ -11,7 +11,7 @@ use std::{
 use anstream::adapter::strip_str;
 use clap::Args;
 use jiff::tz::TimeZone;
-use keypool_openapi::UserName;
+use keypool_openapi::{Undelivered, UserName};
 use reedline::{ExternalPrinter, Prompt, PromptEditMode, PromptHistorySearch, Reedline, Signal};
 use tokio::{
     sync::mpsc,
@@ -255,7 +255,7 @@ impl Chat<'_> {
         false
     }
 
-    /// Sends what was typed. What cannot be sent now is sent later.
+    /// Sends what was typed, in order. What cannot be sent now is sent later.
     async fn flush(&mut self) {
         if let Err(error) = self.send_unsent().await {
             let waiting = self.unsent.len();
@@ -280,7 +280,8 @@ impl Chat<'_> {
     async fn send_unsent(&mut self) -> Result<()> {
         while let Some((group, text)) = self.unsent.front() {
             match self.client.membership().send(&group.group_id, text).await {
-                Ok(()) => {
+                Ok(undelivered) => {
+                    self.tell_undelivered(&undelivered);
                     self.unsent.pop_front();
                     self.messages_since_refresh += 1;
                 }
@@ -345,7 +346,8 @@ impl Chat<'_> {
 
     async fn remove(&mut self, name: &str) -> Result<()> {
         let removed = self.client.membership().remove(&self.group.group_id, &user(name)?).await?;
-        self.terminal.show(&format!("{} removed.", output::names(&removed)));
+        let warnings = output::undelivered_text(&removed.undelivered);
+        self.terminal.show(&format!("{} removed.{warnings}", output::names(&removed.removed)));
         Ok(())
     }
 
@@ -356,8 +358,9 @@ impl Chat<'_> {
     }
 
     async fn leave(&mut self) -> Result<()> {
-        self.client.membership().leave(&self.group.group_id).await?;
-        self.terminal.show("The others are asked to let this device go.");
+        let undelivered = self.client.membership().leave(&self.group.group_id).await?;
+        let warnings = output::undelivered_text(&undelivered);
+        self.terminal.show(&format!("The others are asked to let this device go.{warnings}"));
         Ok(())
     }
 
@@ -378,6 +381,12 @@ impl Chat<'_> {
         match self.client.refresh_key_packages(&|_| {}).await {
             Ok(report) => self.terminal.show(&output::refresh_text(&report)),
             Err(error) => self.tell_error("the pool could not be refreshed", &error),
+        }
+    }
+
+    fn tell_undelivered(&mut self, undelivered: &[Undelivered]) {
+        if !undelivered.is_empty() {
+            self.terminal.show(output::undelivered_text(undelivered).trim_start());
         }
     }
 

@@ -92,13 +92,13 @@ pub(super) async fn group(command: GroupCommand, client: &MlsClient, output: &Ou
         }
         GroupCommand::Update { group } => {
             let group = membership.find_group(&group)?;
-            membership.update_keys(&group.group_id).await?;
-            output.said(&format!("This device has new keys in {}.", group.name));
+            let undelivered = membership.update_keys(&group.group_id).await?;
+            output.delivered(&format!("This device has new keys in {}.", group.name), &undelivered);
         }
         GroupCommand::Leave { group } => {
             let group = membership.find_group(&group)?;
-            membership.leave(&group.group_id).await?;
-            output.said(&format!("The members of {} are asked to let this device go.", group.name));
+            let undelivered = membership.leave(&group.group_id).await?;
+            output.delivered(&format!("The members of {} are asked to let this device go.", group.name), &undelivered);
         }
     }
     Ok(())
@@ -107,8 +107,8 @@ pub(super) async fn group(command: GroupCommand, client: &MlsClient, output: &Ou
 pub(super) async fn send(args: SendArgs, client: &MlsClient, output: &Output) -> Result<()> {
     let membership = client.membership();
     let group = membership.find_group(&args.group)?;
-    membership.send(&group.group_id, &args.text).await?;
-    output.said(&format!("Sent to {}.", group.name));
+    let undelivered = membership.send(&group.group_id, &args.text).await?;
+    output.delivered(&format!("Sent to {}.", group.name), &undelivered);
     Ok(())
 }
 

@@ -7,7 +7,7 @@ use clap::builder::styling::{AnsiColor, Style};
 use indicatif::{ProgressBar, ProgressStyle};
 use keypool_openapi::{
     AuditPage, DeviceOf, Health, InventoryItem, PoolStatus, ReleaseResponse, ReserveResponse, RevokeResponse,
-    SpendResponse,
+    SpendResponse, Undelivered, UndeliveredReason,
 };
 use serde::Serialize;
 use serde_json::json;
@@ -16,7 +16,7 @@ use super::tables;
 use crate::{
     doctor::{Check, Verdict},
     error::Error,
-    mls::{DeviceIdentity, Group, Incoming, Invited, Progress, RefreshReport, What, clean},
+    mls::{DeviceIdentity, Group, Incoming, Invited, Progress, RefreshReport, Removed, What, clean},
 };
 
 const BAR_WIDTH: usize = 32;
@@ -84,9 +84,12 @@ impl Output {
         });
     }
 
-    /// One sentence for people; for programs, that it is done.
-    pub(super) fn said(&self, sentence: &str) {
-        self.answer(&json!({ "done": true }), || sentence.to_owned());
+    /// What went to the members of a group: one sentence for people, for programs that it is done, and whom it did not
+    /// reach.
+    pub(super) fn delivered(&self, sentence: &str, undelivered: &[Undelivered]) {
+        self.answer(&json!({ "done": true, "undelivered": undelivered }), || {
+            sentence.to_owned() + &undelivered_text(undelivered)
+        });
     }
 
     pub(super) fn group_created(&self, group: &Group) {
@@ -106,8 +109,11 @@ impl Output {
         self.answer(invited, || invited_text(group, invited));
     }
 
-    pub(super) fn removed(&self, group: &Group, devices: &[DeviceOf]) {
-        self.answer(&json!({ "removed": devices }), || format!("{} removed from {}.", names(devices), group.name));
+    pub(super) fn removed(&self, group: &Group, removed: &Removed) {
+        self.answer(removed, || {
+            let warnings = undelivered_text(&removed.undelivered);
+            format!("{} removed from {}.{warnings}", names(&removed.removed), group.name)
+        });
     }
 
     pub(super) fn members(&self, members: &[DeviceOf]) {
@@ -252,7 +258,19 @@ pub(super) fn invited_text(group: &Group, invited: &Invited) -> String {
             missing.reason
         );
     }
-    text
+    text + &undelivered_text(&invited.undelivered)
+}
+
+/// A line for each device that something did not reach, after what is told before.
+pub(super) fn undelivered_text(undelivered: &[Undelivered]) -> String {
+    let line = |Undelivered { user, device, reason }: &Undelivered| {
+        let why = match reason {
+            UndeliveredReason::UnknownDevice => "the server knows no such device any more",
+            UndeliveredReason::QueueFull => "its queue on the server is full",
+        };
+        format!("\n{}: it did not reach {user}/{device}: {why}.", painted("warning", AnsiColor::Yellow))
+    };
+    undelivered.iter().map(line).collect()
 }
 
 fn name(DeviceOf { user, device }: &DeviceOf) -> String {

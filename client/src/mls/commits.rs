@@ -5,9 +5,9 @@ use std::collections::BTreeSet;
 use jiff::Timestamp;
 use keypool_openapi::{
     Base64Bytes, CommitRequest, DeviceOf, GroupId, MissingDevice, ProblemType, Reservation, ReservationId,
-    ReserveRequest, ReserveResponse, UserName,
+    ReserveRequest, ReserveResponse, Undelivered, UserName,
 };
-use openmls::prelude::{LeafNodeIndex, LeafNodeParameters, MlsGroup, MlsMessageOut};
+use openmls::prelude::{LeafNodeIndex, LeafNodeParameters, MlsGroup, MlsMessageOut, Sender};
 use openmls_traits::OpenMlsProvider as _;
 use sha2::{Digest, Sha256};
 use tracing::{info, warn};
@@ -43,6 +43,17 @@ pub struct Invited {
     pub added: Vec<DeviceOf>,
     /// The devices that were not, and the users who have none.
     pub missing: Vec<MissingDevice>,
+    /// The devices that the server could not queue the Commit or the Welcome for.
+    pub undelivered: Vec<Undelivered>,
+}
+
+/// What came of removing a user from a group.
+#[derive(Clone, Debug, serde::Serialize)]
+pub struct Removed {
+    /// The devices that were removed.
+    pub removed: Vec<DeviceOf>,
+    /// The devices that the server could not queue the Commit for.
+    pub undelivered: Vec<Undelivered>,
 }
 
 /// Why a Commit was given up.
@@ -76,16 +87,19 @@ impl MlsMembership<'_> {
         };
         let answer = self.reserve(&request, users).await?;
         let (mut held, mut missing) = (answer.reservations, answer.missing);
-        if let Err(refusal) = self.add(group_id, &mut held, &mut missing).await {
-            // What is under way may still be accepted: its reservations are not given back.
-            if refusal.is_final() {
-                release(self.connection.api(), &held).await;
+        let undelivered = match self.add(group_id, &mut held, &mut missing).await {
+            Ok(undelivered) => undelivered,
+            Err(refusal) => {
+                // What is under way may still be accepted: its reservations are not given back.
+                if refusal.is_final() {
+                    release(self.connection.api(), &held).await;
+                }
+                return Err(refusal.into_error());
             }
-            return Err(refusal.into_error());
-        }
+        };
         let added = held.into_iter().map(|one| DeviceOf { user: one.user, device: one.device }).collect();
         self.tell_name(group_id).await;
-        Ok(Invited { added, missing })
+        Ok(Invited { added, missing, undelivered })
     }
 
     /// Commits to adding those whose KeyPackages are held. What is held in the end was added.
@@ -94,12 +108,12 @@ impl MlsMembership<'_> {
         group_id: &[u8],
         held: &mut Vec<Reservation>,
         missing: &mut Vec<MissingDevice>,
-    ) -> Result<(), Refusal> {
+    ) -> Result<Vec<Undelivered>, Refusal> {
         let mut attempts = 0;
         loop {
             self.spare_members(group_id, held).await?;
             if held.is_empty() {
-                return Ok(());
+                return Ok(Vec::new());
             }
             attempts += 1;
             match self.commit_once(group_id, Change::Add(held)).await {
@@ -156,33 +170,49 @@ impl MlsMembership<'_> {
     }
 
     /// Removes all devices of a user from a group. Where another member does so first, it is done as well.
-    pub async fn remove(&self, group_id: &[u8], user: &UserName) -> Result<Vec<DeviceOf>> {
+    pub async fn remove(&self, group_id: &[u8], user: &UserName) -> Result<Removed> {
         self.catch_up().await?;
         let own = self.own_name();
         let of_user = |group: &MlsGroup| -> (Vec<_>, Vec<_>) {
             let members = members_of(group).into_iter();
             members.filter(|(_, device)| device.user == *user && *device != own).unzip()
         };
-        let (_, devices) = of_user(&self.load_group(group_id)?);
-        if devices.is_empty() {
+        let (_, removed) = of_user(&self.load_group(group_id)?);
+        if removed.is_empty() {
             return Err(Error::NotAMember { user: user.clone(), group: self.name_of(group_id)? });
         }
-        self.commit(group_id, |group| {
-            let (leaves, _) = of_user(group);
-            (!leaves.is_empty()).then_some(Change::Remove(leaves))
-        })
-        .await?;
-        Ok(devices)
+        let undelivered = self
+            .commit(group_id, |group| {
+                let (leaves, _) = of_user(group);
+                (!leaves.is_empty()).then_some(Change::Remove(leaves))
+            })
+            .await?;
+        Ok(Removed { removed, undelivered })
     }
 
     /// Replaces this device's keys in a group, and commits to what others have proposed: after that, whoever had stolen
     /// the old keys is locked out (RFC 9420, section 16.6).
-    pub async fn update_keys(&self, group_id: &[u8]) -> Result<()> {
+    pub async fn update_keys(&self, group_id: &[u8]) -> Result<Vec<Undelivered>> {
         self.settle().await?;
         self.commit(group_id, |_| Some(Change::Update)).await
     }
 
-    /// Settles what is open, and takes in what waits in the queue by now.
+    /// Commits to what others have proposed in a group, so that who wants to leave is out. All members try, and one wins.
+    /// Whoever has proposed to leave cannot commit to that.
+    pub(super) async fn commit_to_proposals(&self, group_id: &[u8]) -> Result<()> {
+        let undelivered = self
+            .commit(group_id, |group| {
+                let own = Sender::Member(group.own_leaf_index());
+                let is_leaving = group.pending_proposals().any(|one| *one.sender() == own);
+                (group.has_pending_proposals() && !is_leaving).then_some(Change::Update)
+            })
+            .await?;
+        warn_of(&undelivered);
+        Ok(())
+    }
+
+    /// Settles what is open, and takes in what waits in the queue by now: what is made in an epoch that is over, others
+    /// pass over or cannot read.
     pub(super) async fn catch_up(&self) -> Result<()> {
         self.settle().await?;
         self.take_in(0).await
@@ -195,7 +225,10 @@ impl MlsMembership<'_> {
             let request: CommitRequest = serde_json::from_str(&request)
                 .map_err(|error| Error::Damaged(format!("a pending Commit cannot be read: {error}")))?;
             match self.connection.api().commit(&group_path(&group_id)?, &request).await {
-                Ok(_) => self.accept(&group_id)?,
+                Ok(answer) => {
+                    self.accept(&group_id)?;
+                    warn_of(&answer.undelivered);
+                }
                 Err(error) if is_final(&error) => {
                     warn!(%error, "a Commit whose answer had not come was refused");
                     self.reject(&group_id)?;
@@ -208,10 +241,14 @@ impl MlsMembership<'_> {
 
     /// Commits, again where another Commit came first: `change` says each time what to change in the group as it is by
     /// then. With nothing left to change, others have done it.
-    async fn commit<'c>(&self, group_id: &[u8], change: impl Fn(&MlsGroup) -> Option<Change<'c>>) -> Result<()> {
+    async fn commit<'c>(
+        &self,
+        group_id: &[u8],
+        change: impl Fn(&MlsGroup) -> Option<Change<'c>>,
+    ) -> Result<Vec<Undelivered>> {
         let mut attempts = 0;
         loop {
-            let Some(change) = change(&self.load_group(group_id)?) else { return Ok(()) };
+            let Some(change) = change(&self.load_group(group_id)?) else { return Ok(Vec::new()) };
             attempts += 1;
             match self.commit_once(group_id, change).await {
                 Err(Refusal::Stale(_)) if attempts < ATTEMPTS => {}
@@ -220,15 +257,13 @@ impl MlsMembership<'_> {
         }
     }
 
-    /// Commits in the epoch that this device knows.
-    async fn commit_once(&self, group_id: &[u8], change: Change<'_>) -> Result<(), Refusal> {
+    /// Commits in the epoch that this device knows. Answers whom the Commit could not be queued for.
+    async fn commit_once(&self, group_id: &[u8], change: Change<'_>) -> Result<Vec<Undelivered>, Refusal> {
         let request = self.stage_request(group_id, &change)?;
         let error = match self.connection.api().commit(&group_path(group_id)?, &request).await {
             Ok(answer) => {
-                for missed in &answer.undelivered {
-                    warn!(user = %missed.user, device = %missed.device, reason = %missed.reason, "not delivered");
-                }
-                return Ok(self.accept(group_id)?);
+                self.accept(group_id)?;
+                return Ok(answer.undelivered);
             }
             Err(error) => error,
         };
@@ -354,6 +389,13 @@ impl MlsMembership<'_> {
 
     pub(super) fn clock(&self) -> Timestamp {
         self.connection.now()
+    }
+}
+
+/// Tells whom something could not be queued for, where no caller waits for the answer.
+pub(super) fn warn_of(undelivered: &[Undelivered]) {
+    for missed in undelivered {
+        warn!(user = %missed.user, device = %missed.device, reason = %missed.reason, "not delivered");
     }
 }
 

@@ -7,7 +7,7 @@ use secrecy::SecretString;
 use tracing::{info, warn};
 
 use super::{
-    DeviceIdentity, KeyPackagePool, KeyPackagePoolConfig, Progress, RefreshReport, Rejection, Warning,
+    DeviceIdentity, KeyPackagePool, KeyPackagePoolConfig, MlsMembership, Progress, RefreshReport, Rejection, Warning,
     keypackage_pool::{GRACE, give_up},
     reconciliation::{Reconciliation, reconcile},
 };
@@ -75,7 +75,8 @@ impl<'a> MlsConnection<'a> {
     /// Brings the pool in order. Idempotent: where all is in order, it is one request, and changes nothing.
     ///
     /// 1. Asks the server how the pool is doing.
-    /// 2. Removes here what ended a day ago.
+    /// 2. Removes here what ended a day ago; before that, takes in this device's queue, where the Welcome that needs it
+    ///    may wait.
     /// 3. Where the server was restored from a backup, gives up all that may have been handed out since.
     /// 4. Where the two sides differ, reads the server's inventory, takes over what it says, and withdraws there what has
     ///    no keys here.
@@ -98,7 +99,11 @@ impl<'a> MlsConnection<'a> {
         if skew.abs() > SKEW {
             report.warnings.push(Warning::ClockSkew { seconds: skew.as_secs() });
         }
-        report.removed = self.pool().cleanup_expired(here.min(there))?;
+        let ended = here.min(there);
+        if !self.pool().outdated(ended)?.is_empty() {
+            MlsMembership::new(*self, identity).catch_up().await?;
+        }
+        report.removed = self.pool().cleanup_expired(ended)?;
         self.heed_fence(&mut report)?;
         self.agree(&mut report).await?;
         self.upload_unconfirmed(&mut report, &|_| {}).await?;

@@ -1,14 +1,14 @@
 //! Messages: out to the members of a group, and in from this device's queue on the server.
 
 use jiff::Timestamp;
-use keypool_openapi::{AckRequest, DeviceOf, MessageKind, MessageRequest, QueuedMessage};
+use keypool_openapi::{AckRequest, Base64Bytes, DeviceOf, MessageKind, MessageRequest, QueuedMessage, Undelivered};
 use openmls::prelude::{MlsGroup, ProcessedMessageContent, Sender};
 use serde::{Deserialize, Serialize};
 use tracing::{info, warn};
 
 use super::{
     MlsMembership,
-    commits::{group_path, members_of},
+    commits::{group_path, members_of, warn_of},
     membership::{decode, encode},
 };
 use crate::error::{Error, Result};
@@ -79,9 +79,14 @@ pub enum What {
 }
 
 impl MlsMembership<'_> {
-    /// Sends a text to all other members of a group.
-    pub async fn send(&self, group_id: &[u8], text: &str) -> Result<()> {
-        self.settle().await?;
+    /// Sends a text to all other members of a group, in the epoch that the group is in by now. What comes meanwhile is
+    /// answered by the next [`MlsMembership::receive`].
+    ///
+    /// Answers the devices that the server could not queue it for.
+    pub async fn send(&self, group_id: &[u8], text: &str) -> Result<Vec<Undelivered>> {
+        self.catch_up().await?;
+        // Nothing can be said while something is proposed (RFC 9420, section 12.4).
+        self.commit_to_proposals(group_id).await?;
         self.send_content(group_id, &Content::Text(text.to_owned())).await
     }
 
@@ -91,19 +96,20 @@ impl MlsMembership<'_> {
             let row = self.store.groups()?.into_iter().find(|row| row.group_id == group_id);
             match row.and_then(|row| row.name) {
                 Some(name) => self.send_content(group_id, &Content::GroupName(name)).await,
-                None => Ok(()),
+                None => Ok(Vec::new()),
             }
         };
-        if let Err(error) = told.await {
-            warn!(%error, "could not tell the group's name");
+        match told.await {
+            Ok(undelivered) => warn_of(&undelivered),
+            Err(error) => warn!(%error, "could not tell the group's name"),
         }
     }
 
-    async fn send_content(&self, group_id: &[u8], content: &Content) -> Result<()> {
+    async fn send_content(&self, group_id: &[u8], content: &Content) -> Result<Vec<Undelivered>> {
         let mut group = self.load_group(group_id)?;
         let recipients = self.others_in(&group);
         if recipients.is_empty() {
-            return Ok(());
+            return Ok(Vec::new());
         }
         let bytes = serde_json::to_vec(content)
             .map_err(|error| Error::Damaged(format!("a message cannot be written: {error}")))?;
@@ -114,22 +120,25 @@ impl MlsMembership<'_> {
                 .map_err(|error| Error::mls("encrypt the message")(error.into()))?;
             encode(&message)
         })?;
-        let request = MessageRequest { message: keypool_openapi::Base64Bytes(message), recipients };
-        let answer = self.connection.api().send_message(&group_path(group_id)?, &request).await?;
-        for missed in &answer.undelivered {
-            warn!(user = %missed.user, device = %missed.device, reason = %missed.reason, "not delivered");
-        }
-        Ok(())
+        self.post(group_id, message, recipients).await
+    }
+
+    async fn post(&self, group_id: &[u8], message: Vec<u8>, recipients: Vec<DeviceOf>) -> Result<Vec<Undelivered>> {
+        let request = MessageRequest { message: Base64Bytes(message), recipients };
+        Ok(self.connection.api().send_message(&group_path(group_id)?, &request).await?.undelivered)
     }
 
     /// Asks the others to remove this device from a group: a device cannot remove itself (RFC 9420, section 12.2). It is
     /// out when one of them has committed to that. A group without others is gone at once.
-    pub async fn leave(&self, group_id: &[u8]) -> Result<()> {
-        self.settle().await?;
+    ///
+    /// Answers the devices that the server could not queue it for.
+    pub async fn leave(&self, group_id: &[u8]) -> Result<Vec<Undelivered>> {
+        self.catch_up().await?;
         let mut group = self.load_group(group_id)?;
         let recipients = self.others_in(&group);
         if recipients.is_empty() {
-            return self.forget_group(&mut group);
+            self.forget_group(&mut group)?;
+            return Ok(Vec::new());
         }
         let signer = self.identity.signer_in(self.store, &group)?;
         let message = self.store.transaction(|| {
@@ -138,9 +147,7 @@ impl MlsMembership<'_> {
                 .map_err(|error| Error::mls("propose to leave the group")(error.into()))?;
             encode(&proposal)
         })?;
-        let request = MessageRequest { message: keypool_openapi::Base64Bytes(message), recipients };
-        self.connection.api().send_message(&group_path(group_id)?, &request).await?;
-        Ok(())
+        self.post(group_id, message, recipients).await
     }
 
     /// Takes in what waits in this device's queue, and answers all that was not dealt with yet, the oldest first. Waits
@@ -151,7 +158,7 @@ impl MlsMembership<'_> {
         self.settle().await?;
         let wait = if self.store.inbox()?.is_empty() { wait } else { 0 };
         self.take_in(wait).await?;
-        if let Err(error) = self.commit_to_proposals().await {
+        if let Err(error) = self.commit_to_all_proposals().await {
             // Another member may do it, and what came is told all the same.
             warn!(error = error.with_causes(), "could not commit to what others proposed");
         }
@@ -185,7 +192,7 @@ impl MlsMembership<'_> {
     }
 
     /// Takes one message in, if that was not done before, and notes what it came to, in one transaction.
-    fn take_in_once(&self, message: &QueuedMessage) -> Result<Option<What>> {
+    pub(super) fn take_in_once(&self, message: &QueuedMessage) -> Result<Option<What>> {
         if self.store.is_in_inbox(message.id)? {
             return Ok(None);
         }
@@ -199,6 +206,10 @@ impl MlsMembership<'_> {
             // OpenMLS refused it, and everything is as it was: it will not get better, and must not block the queue.
             Err(error @ Error::Mls { .. }) => {
                 let what = match message.kind {
+                    // It was used before, or is of no use.
+                    MessageKind::Welcome if self.load_group(&message.group_id.0).is_ok() => {
+                        What::Ignored { why: "this device is in the group already".to_owned() }
+                    }
                     MessageKind::Welcome => What::KeysGone { by: message.from.clone() },
                     _ => What::Ignored { why: error.with_causes() },
                 };
@@ -226,14 +237,7 @@ impl MlsMembership<'_> {
         let group_id = &message.group_id.0;
         match message.kind {
             MessageKind::Unreadable => return Ok(What::Unreadable { device: message.from.clone() }),
-            MessageKind::Welcome => {
-                if self.load_group(group_id).is_ok() {
-                    return Ok(What::Ignored { why: "this device is in the group already".to_owned() });
-                }
-                let group = self.join_within(&message.message.0)?;
-                self.store.put_group(group.group_id().as_slice(), None, self.clock())?;
-                return Ok(What::Joined { by: message.from.clone() });
-            }
+            MessageKind::Welcome => return self.welcomed(message),
             MessageKind::Commit | MessageKind::Message => {}
         }
         let Ok(mut group) = self.load_group(group_id) else {
@@ -281,6 +285,30 @@ impl MlsMembership<'_> {
         }
     }
 
+    /// Joins a group. Whoever is in it already may have fallen behind for good, as with a restored backup, and was removed
+    /// and invited again since: what is here of the group gives way to a later epoch of it, and to nothing else.
+    fn welcomed(&self, message: &QueuedMessage) -> Result<What> {
+        let group_id = &message.group_id.0;
+        let known = match self.load_group(group_id) {
+            Ok(mut group) => {
+                // Not its row: the group keeps its name.
+                group.delete(provider_storage(&self.store.provider())).map_err(Error::storage("delete old keys"))?;
+                self.store.delete_pending_commit(group_id)?;
+                Some(group.epoch())
+            }
+            Err(Error::UnknownGroup(_)) => None,
+            Err(error) => return Err(error),
+        };
+        let group = self.join_within(&message.message.0)?;
+        let is_later = known.is_none_or(|known| group.epoch() > known);
+        if group.group_id().as_slice() != group_id.as_slice() || !is_later {
+            let unfit = "it is of another group than the server says, or of an epoch that is over";
+            return Err(Error::mls("join the group from this Welcome")(unfit.into()));
+        }
+        self.store.put_group(group_id, None, self.clock())?;
+        Ok(What::Joined { by: message.from.clone() })
+    }
+
     /// What an application message says.
     fn said(&self, group: &MlsGroup, sender: String, bytes: &[u8]) -> Result<What> {
         let text = match serde_json::from_slice(bytes) {
@@ -296,16 +324,9 @@ impl MlsMembership<'_> {
         Ok(What::Text { sender, text })
     }
 
-    /// Commits to what others have proposed, so that who wants to leave is out. All members try, and one wins.
-    async fn commit_to_proposals(&self) -> Result<()> {
+    async fn commit_to_all_proposals(&self) -> Result<()> {
         for row in self.store.groups()? {
-            let group = self.load_group(&row.group_id)?;
-            let own_leaving = group
-                .pending_proposals()
-                .any(|one| matches!(one.sender(), Sender::Member(leaf) if *leaf == group.own_leaf_index()));
-            if group.has_pending_proposals() && !own_leaving {
-                self.update_keys(&row.group_id).await?;
-            }
+            self.commit_to_proposals(&row.group_id).await?;
         }
         Ok(())
     }

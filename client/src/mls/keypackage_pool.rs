@@ -1,4 +1,4 @@
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
 use jiff::{SignedDuration, Timestamp};
 use keypool_openapi::{KeyPackageRef, PoolStatus};
@@ -238,22 +238,21 @@ impl<'a> KeyPackagePool<'a> {
         self.store.transaction(|| self.store.mark_spent(keypackage_ref, spending, now))
     }
 
-    /// Removes what is of no use any more, the keys first: what has expired or was withdrawn a day ago, since until then
-    /// a Welcome for it may be under way, and what the server refused. Answers how many were removed.
+    /// What is of no use any more: what has expired or was withdrawn a day ago, since until then a Welcome for it may be
+    /// under way, and what the server refused.
+    pub(crate) fn outdated(&self, now: Timestamp) -> Result<BTreeSet<KeyPackageRef>> {
+        let failed = self.store.get_metadata_by_status(KeyPackageStatus::Failed)?.into_iter();
+        let is_over = |row: &KeyPackageMetadata| row.keep_until.is_none_or(|until| until <= now);
+        let long_ago = now.saturating_sub(GRACE).unwrap_or(Timestamp::MIN);
+        let expired = self.store.get_expired_refs(long_ago)?;
+        Ok(failed.filter(is_over).map(|row| row.keypackage_ref).chain(expired).collect())
+    }
+
+    /// Removes what is of no use any more, the keys first. Answers how many were removed.
     pub fn cleanup_expired(&self, now: Timestamp) -> Result<usize> {
-        let mut removed = 0;
+        let outdated = self.outdated(now)?;
         self.store.transaction(|| {
-            for row in self.store.get_metadata_by_status(KeyPackageStatus::Failed)? {
-                if row.keep_until.is_none_or(|until| until <= now) {
-                    self.delete(&row.keypackage_ref)?;
-                    removed += 1;
-                }
-            }
-            let long_ago = now.saturating_sub(GRACE).unwrap_or(Timestamp::MIN);
-            for keypackage_ref in self.store.get_expired_refs(long_ago)? {
-                self.delete(&keypackage_ref)?;
-                removed += 1;
-            }
+            outdated.iter().try_for_each(|keypackage_ref| self.delete(keypackage_ref))?;
             for keypackage_ref in self.store.get_expired_refs(now)? {
                 let row = self.store.find_metadata(&keypackage_ref)?;
                 if row.is_some_and(|row| row.status.may_become(KeyPackageStatus::Expired)) {
@@ -262,7 +261,7 @@ impl<'a> KeyPackagePool<'a> {
             }
             Ok(())
         })?;
-        Ok(removed)
+        Ok(outdated.len())
     }
 
     /// Deletes a KeyPackage: the keys first, then the row.

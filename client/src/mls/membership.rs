@@ -146,7 +146,11 @@ impl<'a> MlsMembership<'a> {
     pub fn load_group(&self, group_id: &[u8]) -> Result<MlsGroup> {
         MlsGroup::load(self.store.provider().storage(), &GroupId::from_slice(group_id))
             .map_err(Error::storage("read the group"))?
-            .ok_or_else(|| Error::UnknownGroup(String::from_utf8_lossy(group_id).into_owned()))
+            .ok_or_else(|| {
+                // An application's own id may be a word.
+                let name = String::from_utf8(group_id.to_vec());
+                Error::UnknownGroup(name.unwrap_or_else(|_| hex::encode(group_id)))
+            })
     }
 
     /// Adds all of a user's devices to a group whose messages the application delivers by itself: reserves a KeyPackage

@@ -341,3 +341,24 @@ async fn who_could_not_open_an_invitation_is_in_when_the_advice_is_followed(
     let came = backup.json(&["receive"]);
     assert!(came.as_array().unwrap().iter().any(|one| one["type"] == "joined"), "{came}");
 }
+
+#[rstest]
+#[tokio::test(flavor = "multi_thread")]
+async fn whom_something_did_not_reach_is_named(#[values(Anywhere::Postgres, Anywhere::Sqlite)] db: Anywhere) {
+    let server = TestServer::start(db).await;
+    let alice = initialised(&server, &[]);
+    let (bob, carol) = (Owner::of(&server, "bob").await, Owner::of(&server, "carol").await);
+    alice.text(&["group", "create", "friends"]);
+    assert_eq!(alice.json(&["group", "invite", "friends", "bob", "carol"])["undelivered"], serde_json::json!([]));
+    assert_eq!(alice.text(&["send", "friends", "hello"]), "Sent to friends.\n");
+    bob.http().delete("/devices/laptop").await;
+    let missed = serde_json::json!([{"user": "bob", "device": "laptop", "reason": "unknown-device"}]);
+    assert_eq!(alice.json(&["send", "friends", "hello"]), serde_json::json!({"done": true, "undelivered": missed}));
+    let told = alice.text(&["send", "friends", "hello"]);
+    assert!(told.contains("did not reach bob/laptop: the server knows no such device any more"), "{told}");
+    assert_eq!(alice.json(&["group", "update", "friends"])["undelivered"], missed);
+    assert_eq!(alice.json(&["group", "remove", "friends", "carol"])["undelivered"], missed);
+    let told = alice.text(&["group", "leave", "friends"]);
+    assert!(told.contains("did not reach bob/laptop"), "{told}");
+    drop(carol);
+}

@@ -9,7 +9,7 @@ use tokio::sync::OwnedRwLockWriteGuard;
 use super::delivery::{epoch, group_of, invite, members, start, user};
 use crate::support::{Anywhere, Database, Fault, Owner, Proxy, TestServer, new_device};
 
-fn names<const N: usize>(names: [&str; N]) -> std::collections::BTreeSet<String> {
+pub fn names<const N: usize>(names: [&str; N]) -> std::collections::BTreeSet<String> {
     names.into_iter().map(|name| format!("{name}/laptop")).collect()
 }
 
@@ -20,10 +20,14 @@ pub async fn behind_a_proxy(server: &TestServer, name: &str) -> (Proxy, Owner) {
     (proxy, owner)
 }
 
-/// Lets a call go on until a request of it that begins so is answered, and holds those that come after it.
-async fn held_after<F: Future>(proxy: &Proxy, mut call: Pin<&mut F>, beginning: &str) -> OwnedRwLockWriteGuard<()> {
+/// Lets a call go on until so many requests of it that begin so are answered, and holds those that come after it.
+pub async fn held_after<F: Future>(
+    proxy: &Proxy,
+    mut call: Pin<&mut F>,
+    (beginning, times): (&str, usize),
+) -> OwnedRwLockWriteGuard<()> {
     proxy.seen();
-    while !proxy.passed().iter().any(|head| head.starts_with(beginning)) {
+    while proxy.passed().iter().filter(|head| head.starts_with(beginning)).count() < times {
         assert!(futures_util::poll!(call.as_mut()).is_pending());
         tokio::task::yield_now().await;
     }
@@ -44,7 +48,7 @@ async fn who_took_the_place_of_a_removed_member_stays(#[values(Database::Postgre
     let (membership, whom) = (alice.membership(), user("carol"));
     let removal = membership.remove(&group.group_id, &whom);
     tokio::pin!(removal);
-    let gate = held_after(&proxy, removal.as_mut(), "GET /messages").await;
+    let gate = held_after(&proxy, removal.as_mut(), ("GET /messages", 1)).await;
     bob.membership().remove(&group.group_id, &whom).await.unwrap();
     invite(&bob, &group, &["dave"]).await;
     drop(gate);

@@ -1,11 +1,11 @@
-use keypool_openapi::{DeviceName, KeyPackageRef};
+use keypool_openapi::{DeviceName, DeviceOf, KeyPackageRef, MessageKind, QueuedMessage};
 use openmls::prelude::LeafNodeIndex;
 use tempfile::TempDir;
 
 use super::*;
 use crate::{
     clock::{Clock as _, SystemClock},
-    mls::KeyPackagePoolConfig,
+    mls::{KeyPackagePoolConfig, What},
 };
 
 struct Device {
@@ -170,4 +170,46 @@ fn a_group_that_looks_like_another_takes_nothing_from_it() {
     assert!(is_ambiguous("cafe"), "the id of one is the name of the other");
     membership.create_named_group("other").unwrap();
     assert!(is_ambiguous("other"));
+}
+
+/// A Welcome as it comes from a queue.
+fn queued(id: u64, group_id: &[u8], from: &Device, welcome: &[u8]) -> QueuedMessage {
+    QueuedMessage {
+        id,
+        kind: MessageKind::Welcome,
+        group_id: Base64Bytes(group_id.to_vec()),
+        from: DeviceOf { user: from.identity.user().clone(), device: from.identity.device().clone() },
+        message: Base64Bytes(welcome.to_vec()),
+        sent_at: SystemClock.now(),
+    }
+}
+
+#[test]
+fn a_welcome_that_comes_again_changes_nothing() {
+    let (alice, bob) = (Device::new("alice"), Device::new("bob"));
+    // A last resort opens it as often as it comes.
+    let (_, welcome) = group_and_welcome(&alice, &bob.reservation(0, true));
+    let comes = |id| bob.membership().take_in_once(&queued(id, b"friends", &alice, &welcome)).unwrap().unwrap();
+    assert!(matches!(comes(1), What::Joined { .. }));
+    assert!(matches!(comes(2), What::Ignored { .. }));
+    let group = bob.membership().load_group(b"friends").unwrap();
+    assert_eq!((group.epoch().as_u64(), group.members().count()), (1, 2));
+    assert_eq!(bob.membership().groups().unwrap().len(), 1);
+}
+
+#[test]
+fn a_welcome_of_another_group_than_the_server_says_changes_nothing() {
+    let (alice, bob) = (Device::new("alice"), Device::new("bob"));
+    let (_, welcome) = group_and_welcome(&alice, &bob.reservation(1, false));
+    bob.membership().create_named_group("own").unwrap();
+    let own = bob.membership().find_group("own").unwrap();
+    for (id, said) in [(1, own.group_id.as_slice()), (2, b"others")] {
+        let what = bob.membership().take_in_once(&queued(id, said, &alice, &welcome)).unwrap().unwrap();
+        assert!(!matches!(what, What::Joined { .. }), "{what:?}");
+        assert_eq!(bob.membership().groups().unwrap(), std::slice::from_ref(&own));
+        assert!(matches!(bob.membership().load_group(b"friends"), Err(Error::UnknownGroup(_))));
+        assert_eq!(bob.counts(), (1, 1), "its keys are still there");
+    }
+    let what = bob.membership().take_in_once(&queued(3, b"friends", &alice, &welcome)).unwrap().unwrap();
+    assert!(matches!(what, What::Joined { .. }), "{what:?}");
 }
