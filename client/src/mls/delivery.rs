@@ -1,5 +1,7 @@
 //! Messages: out to the members of a group, and in from this device's queue on the server.
 
+use std::collections::BTreeSet;
+
 use jiff::Timestamp;
 use keypool_openapi::{AckRequest, Base64Bytes, DeviceOf, MessageKind, MessageRequest, QueuedMessage, Undelivered};
 use openmls::prelude::{MlsGroup, ProcessedMessageContent, Sender};
@@ -286,21 +288,23 @@ impl MlsMembership<'_> {
     }
 
     /// Joins a group. Whoever is in it already may have fallen behind for good, as with a restored backup, and was removed
-    /// and invited again since: what is here of the group gives way to a later epoch of it, and to nothing else.
+    /// and invited again since: what is here of the group gives way to a later epoch of it, by one of its members, and to
+    /// nothing else. A server that makes up a group cannot put it in the place of one that there is.
     fn welcomed(&self, message: &QueuedMessage) -> Result<What> {
         let group_id = &message.group_id.0;
         let known = match self.load_group(group_id) {
             Ok(mut group) => {
+                let keys: BTreeSet<_> = group.members().map(|member| member.signature_key).collect();
                 // Not its row: the group keeps its name.
                 group.delete(provider_storage(&self.store.provider())).map_err(Error::storage("delete old keys"))?;
                 self.store.delete_pending_commit(group_id)?;
-                Some(group.epoch())
+                Some((group.epoch(), keys))
             }
             Err(Error::UnknownGroup(_)) => None,
             Err(error) => return Err(error),
         };
-        let group = self.join_within(&message.message.0)?;
-        let is_later = known.is_none_or(|known| group.epoch() > known);
+        let group = self.join_within(&message.message.0, known.as_ref().map(|(_, keys)| keys))?;
+        let is_later = known.is_none_or(|(known, _)| group.epoch() > known);
         if group.group_id().as_slice() != group_id.as_slice() || !is_later {
             let unfit = "it is of another group than the server says, or of an epoch that is over";
             return Err(Error::mls("join the group from this Welcome")(unfit.into()));

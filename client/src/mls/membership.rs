@@ -1,3 +1,5 @@
+use std::collections::BTreeSet;
+
 use keypool_openapi::{
     Base64Bytes, KeyPackageRef, MissingDevice, ReleaseRequest, Reservation, ReserveRequest, SpendRequest, UserName,
 };
@@ -216,11 +218,11 @@ impl<'a> MlsMembership<'a> {
     /// Joins a group from the `MLSMessage` with a Welcome. In one transaction with it, the keys and the metadata of the
     /// KeyPackage that it uses are deleted; a last resort stays. On an error everything is as it was.
     pub fn join(&self, welcome: &[u8]) -> Result<MlsGroup> {
-        self.store.transaction(|| self.join_within(welcome))
+        self.store.transaction(|| self.join_within(welcome, None))
     }
 
-    /// The same within a transaction.
-    pub(super) fn join_within(&self, welcome: &[u8]) -> Result<MlsGroup> {
+    /// The same within a transaction. Where `inviters` are given, only by somebody who signs with one of these keys.
+    pub(super) fn join_within(&self, welcome: &[u8], inviters: Option<&BTreeSet<Vec<u8>>>) -> Result<MlsGroup> {
         let welcome = read_welcome(welcome)?;
         let refs: Vec<KeyPackageRef> =
             welcome.secrets().iter().map(|secrets| secrets.new_member().as_slice().to_vec().into()).collect();
@@ -228,13 +230,17 @@ impl<'a> MlsMembership<'a> {
             MlsGroupJoinConfig::builder().use_ratchet_tree_extension(true).max_past_epochs(PAST_EPOCHS).build();
         let (provider, pool) = (self.store.provider(), self.connection.pool());
         let failed = |cause: Cause| Error::mls("join the group from this Welcome")(cause);
-        let group = StagedWelcome::build_from_welcome(&provider, &config, welcome)
+        let staged = StagedWelcome::build_from_welcome(&provider, &config, welcome)
             .map_err(|error| failed(error.into()))?
             // Members that joined long ago and never updated have leaves past their lifetime, and are members.
             .skip_lifetime_validation()
             .build()
-            .and_then(|staged| staged.into_group(&provider))
             .map_err(|error| failed(error.into()))?;
+        let inviter = staged.welcome_sender().map_err(|error| failed(error.into()))?.signature_key().as_slice();
+        if inviters.is_some_and(|known| !known.contains(inviter)) {
+            return Err(failed("whoever invites was not in the group when this device last knew it".into()));
+        }
+        let group = staged.into_group(&provider).map_err(|error| failed(error.into()))?;
         for keypackage_ref in &refs {
             // OpenMLS has deleted the keys of the one that it used, unless it is a last resort.
             if !pool.has_keys(keypackage_ref)? {

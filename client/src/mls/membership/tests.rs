@@ -213,3 +213,22 @@ fn a_welcome_of_another_group_than_the_server_says_changes_nothing() {
     let what = bob.membership().take_in_once(&queued(3, b"friends", &alice, &welcome)).unwrap().unwrap();
     assert!(matches!(what, What::Joined { .. }), "{what:?}");
 }
+
+#[test]
+fn a_group_is_in_the_place_of_one_that_there_is_only_by_a_member_of_that() {
+    let (alice, bob, carol, mallory) =
+        (Device::new("alice"), Device::new("bob"), Device::new("carol"), Device::new("mallory"));
+    // A last resort opens any number of Welcomes.
+    let reservation = bob.reservation(0, true);
+    let comes = |id, welcome: &[u8]| bob.membership().take_in_once(&queued(id, b"friends", &alice, welcome)).unwrap();
+    let (_, welcome) = group_and_welcome(&alice, &reservation);
+    assert!(matches!(comes(1, &welcome), Some(What::Joined { .. })));
+    // Of the same name, and a later epoch.
+    let (mut made_up, _) = group_and_welcome(&mallory, &carol.reservation(1, false));
+    let (_, welcome) =
+        mallory.membership().stage(&mut made_up, &reservation.user, std::slice::from_ref(&reservation)).unwrap();
+    assert!(matches!(comes(2, &welcome), Some(What::Ignored { .. })));
+    let group = bob.membership().load_group(b"friends").unwrap();
+    let names: Vec<_> = group.members().map(|member| member.credential.serialized_content().to_vec()).collect();
+    assert_eq!((group.epoch().as_u64(), names), (1, vec![b"alice/laptop".to_vec(), b"bob/laptop".to_vec()]));
+}
