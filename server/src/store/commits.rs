@@ -154,7 +154,8 @@ where
     }
     let joining: BTreeSet<_> = reservations.iter().map(|reservation| reservation.owner).collect();
     // A last resort is never held, so that one of a device that was removed can be spent; but nobody would read the Welcome.
-    let gone = conn.removed_among(&Vec::from_iter(joining.iter().copied()))?;
+    let owners: Vec<_> = joining.iter().copied().collect();
+    let gone = conn.removed_among(&owners)?;
     if let Some(reservation) = reservations.iter().find(|reservation| gone.contains(&reservation.owner)) {
         return Err(CommitError::Reservation(*reservation, SpendError::Lapsed));
     }

@@ -239,12 +239,12 @@ fn a_credential_that_the_leaf_does_not_list_is_refused() {
 #[test]
 fn a_leaf_that_does_not_list_what_its_key_package_is_of_is_refused() {
     let with = |capabilities| Maker { capabilities, ..Maker::new() }.make();
-    let others = vec![Ciphersuite::MLS_128_DHKEMP256_AES128GCM_SHA256_P256.into()];
+    let others = vec![Ciphersuite::MLS_128_DHKEMP256_AES128GCM_SHA256_P256];
     assert_rejected(
         with(Capabilities::builder().ciphersuites(others).build()),
         RejectionReason::UnsupportedCiphersuite,
     );
-    parse(with(Capabilities::builder().ciphersuites(vec![SUITE.into()]).build())).unwrap();
+    parse(with(Capabilities::builder().ciphersuites(vec![SUITE]).build())).unwrap();
     let drafts = vec![ProtocolVersion::Other(0xf001)];
     assert_rejected(with(Capabilities::builder().versions(drafts).build()), RejectionReason::Malformed);
 }
