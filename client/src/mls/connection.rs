@@ -99,11 +99,11 @@ impl<'a> MlsConnection<'a> {
         if skew.abs() > SKEW {
             report.warnings.push(Warning::ClockSkew { seconds: skew.as_secs() });
         }
-        let ended = here.min(there);
-        if !self.pool().outdated(ended)?.is_empty() {
+        let now = here.min(there);
+        if !self.pool().ended(now)?.is_empty() {
             MlsMembership::new(*self, identity).catch_up().await?;
         }
-        report.removed = self.pool().cleanup_expired(ended)?;
+        report.removed = self.pool().cleanup_expired(now)?;
         self.heed_fence(&mut report)?;
         self.agree(&mut report).await?;
         self.upload_unconfirmed(&mut report, &|_| {}).await?;

@@ -238,19 +238,22 @@ impl<'a> KeyPackagePool<'a> {
         self.store.transaction(|| self.store.mark_spent(keypackage_ref, spending, now))
     }
 
-    /// What is of no use any more: what has expired or was withdrawn a day ago, since until then a Welcome for it may be
-    /// under way, and what the server refused.
-    pub(crate) fn outdated(&self, now: Timestamp) -> Result<BTreeSet<KeyPackageRef>> {
-        let failed = self.store.get_metadata_by_status(KeyPackageStatus::Failed)?.into_iter();
-        let is_over = |row: &KeyPackageMetadata| row.keep_until.is_none_or(|until| until <= now);
-        let long_ago = now.saturating_sub(GRACE).unwrap_or(Timestamp::MIN);
-        let expired = self.store.get_expired_refs(long_ago)?;
-        Ok(failed.filter(is_over).map(|row| row.keypackage_ref).chain(expired).collect())
+    /// What expired or was withdrawn a day ago: until then, a Welcome for it may be under way.
+    pub(crate) fn ended(&self, now: Timestamp) -> Result<BTreeSet<KeyPackageRef>> {
+        let withdrawn = self.failed(|row| row.keep_until.is_some_and(|until| until <= now))?;
+        let expired = self.store.get_expired_refs(now.saturating_sub(GRACE).unwrap_or(Timestamp::MIN))?;
+        Ok(withdrawn.into_iter().chain(expired).collect())
     }
 
-    /// Removes what is of no use any more, the keys first. Answers how many were removed.
+    fn failed(&self, is: impl Fn(&KeyPackageMetadata) -> bool) -> Result<BTreeSet<KeyPackageRef>> {
+        let failed = self.store.get_metadata_by_status(KeyPackageStatus::Failed)?.into_iter();
+        Ok(failed.filter(is).map(|row| row.keypackage_ref).collect())
+    }
+
+    /// Removes what is of no use any more, the keys first: what has ended, and what the server refused and never handed
+    /// out. Answers how many were removed.
     pub fn cleanup_expired(&self, now: Timestamp) -> Result<usize> {
-        let outdated = self.outdated(now)?;
+        let outdated = &self.ended(now)? | &self.failed(|row| row.keep_until.is_none())?;
         self.store.transaction(|| {
             outdated.iter().try_for_each(|keypackage_ref| self.delete(keypackage_ref))?;
             for keypackage_ref in self.store.get_expired_refs(now)? {

@@ -1,6 +1,5 @@
 //! Devices that have not read yet what changed: they act in the group as it is, and find back into it.
 
-use jiff::SignedDuration;
 use keypool_client::What;
 use keypool_openapi::{Undelivered, UndeliveredReason};
 use rstest::rstest;
@@ -133,22 +132,4 @@ async fn who_fell_behind_for_good_is_invited_anew_and_is_back(
     assert_eq!(alice.texts().await, [("bob/laptop".to_owned(), "back".to_owned())]);
     alice.membership().send(&group.group_id, "welcome").await.unwrap();
     assert_eq!(restored.texts().await, [("alice/laptop".to_owned(), "welcome".to_owned())]);
-}
-
-#[rstest]
-#[tokio::test]
-async fn an_invitation_is_read_before_its_keys_are_removed(
-    #[values(Anywhere::Postgres, Anywhere::Sqlite)] db: Anywhere,
-) {
-    let server = start(db).await;
-    let (alice, bob) = (Owner::of(&server, "alice").await, Owner::of(&server, "bob").await);
-    let group = alice.membership().create_named_group("friends").unwrap();
-    invite(&alice, &group, &["bob"]).await;
-    let away = SignedDuration::from_hours(16 * 24);
-    server.advance(away);
-    bob.advance(away);
-    let report = bob.refresh().await.unwrap();
-    assert_eq!(report.removed, 32, "all but the one that was used");
-    assert_eq!(members(&bob, &group), names(["alice", "bob"]));
-    assert!(matches!(bob.hears().await.as_slice(), [What::Joined { .. }, What::Changed]));
 }

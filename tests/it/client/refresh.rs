@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use jiff::SignedDuration;
 use keypool_client::{
-    CIPHERSUITE, Error, KeyPackagePoolConfig, KeyPackageStatus, MlsClient, RefreshReport, Warning,
+    CIPHERSUITE, Error, KeyPackagePoolConfig, KeyPackageStatus, MlsClient, RefreshReport, Warning, What,
     openmls::prelude::{Ciphersuite, MlsMessageBodyIn, MlsMessageIn, OpenMlsProvider, ProtocolVersion},
 };
 use keypool_openapi::{PoolStatus, Reservation, State, UserName};
@@ -226,6 +226,28 @@ async fn an_invitation_under_way_over_the_end_of_its_package_still_joins(
     assert_eq!(report.pool.fresh, 32);
     alice.hears().await;
     assert_eq!(alice.membership().members(&group.group_id).unwrap().len(), 2);
+}
+
+/// Here the keys end by their withdrawal, a day after it, and not by their lifetime.
+#[rstest]
+#[tokio::test]
+async fn an_invitation_that_waits_is_read_before_its_keys_are_removed(
+    #[values(Anywhere::Postgres, Anywhere::Sqlite)] db: Anywhere,
+) {
+    let server = TestServer::start(db).await;
+    let (alice, bob) = (Owner::of(&server, "alice").await, Owner::of(&server, "bob").await);
+    let inventory = alice.inventory().await.unwrap().into_iter();
+    alice.revoke(Some(inventory.filter(|one| !one.last_resort).map(|one| one.keypackage_ref).collect())).await.unwrap();
+    let group = bob.membership().create_named_group("friends").unwrap();
+    bob.membership().invite(&group.group_id, &["alice".parse().unwrap()]).await.unwrap();
+    // Replaces the last resort, which the invitation is for.
+    assert_eq!(alice.refresh().await.unwrap().generated, 33);
+    server.advance(DAY);
+    alice.advance(DAY);
+    assert_eq!(alice.refresh().await.unwrap().removed, 33);
+    assert_eq!(alice.membership().members(&group.group_id).unwrap().len(), 2);
+    assert!(alice.hears().await.iter().any(|what| matches!(what, What::Joined { .. })));
+    is_settled(&server, &alice).await;
 }
 
 #[rstest]
