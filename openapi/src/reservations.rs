@@ -143,6 +143,7 @@ pub struct ReleaseRequest {
 pub struct ReleaseResponse {
     /// The KeyPackage.
     pub keypackage_ref: KeyPackageRef,
-    /// `available`, or `retired` where the operator has each KeyPackage handed out only once.
+    /// `available`, or `retired` where the operator has each KeyPackage handed out only once; `revoked` or `expired` where that came
+    /// first.
     pub state: State,
 }

@@ -30,7 +30,7 @@ pub(crate) async fn fetch(
 /// Acknowledge what was fetched and dealt with.
 ///
 /// It leaves the queue. Ids that are not in the caller's queue are passed over, so it may be repeated. The sender of a
-/// Welcome that is `unreadable` finds a note about it in its own queue, and can invite again.
+/// Welcome that is `unreadable` finds a note about it in its own queue, and can remove the device and invite it again.
 #[utoipa::path(
     tag = "messages",
     request_body = AckRequest,
