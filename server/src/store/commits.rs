@@ -125,8 +125,7 @@ fn due<C: CommitSql + LineageSql>(conn: &mut C, want: &Commit) -> QueryResult<(i
     Ok(if is_gap { (want.epoch, None) } else { (next, asked) })
 }
 
-/// Everything of a Commit, or nothing. A Commit that was accepted before is answered the same, and changes
-/// nothing.
+/// Everything of a Commit, or nothing. A Commit that was accepted before is answered the same, and changes nothing.
 fn commit<C>(conn: &mut C, want: &Commit, now: Timestamp) -> Result<Delivered, CommitError>
 where
     C: CommitSql + DeliverySql + DeviceSql + SpendingSql + AuditSql + LineageSql + IdempotencySql + Announce,

@@ -294,8 +294,7 @@ fn changeable<C: DeviceSql + HoldDevice>(
     (user, device): (&UserName, &DeviceName),
 ) -> Result<(i64, [u8; 32]), DeviceError> {
     let (id, _) = conn.find_device(user.as_str(), device.as_str())?.ok_or(DeviceError::Unknown)?;
-    let others = by.map(|by| by.device.0).into_iter().filter(|other| *other != id);
-    let held: BTreeSet<_> = others.chain([id]).collect();
+    let held: BTreeSet<_> = by.map(|by| by.device.0).into_iter().chain([id]).collect();
     for device in held {
         conn.hold_device(device)?;
     }
