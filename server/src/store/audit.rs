@@ -205,33 +205,19 @@ impl Store {
 
 #[cfg(test)]
 mod tests {
-    use diesel::{debug_query, sqlite::Sqlite};
-
     use super::*;
-    use crate::store::connection::{SQLITE_MIGRATIONS, migrate};
-
-    #[derive(QueryableByName)]
-    struct Step {
-        #[diesel(sql_type = Text)]
-        detail: String,
-    }
+    use crate::store::sqlite::plans::{migrated, plan};
 
     /// PostgreSQL is asked in the integration tests.
     #[test]
     fn sqlite_finds_a_reservation_by_the_index_that_is_for_it() {
-        let mut conn = SqliteConnection::establish(":memory:").unwrap();
-        migrate(&mut conn, SQLITE_MIGRATIONS).unwrap();
-        let traces = debug_query::<Sqlite, _>(&Traces { owner: 7, nonce: &[9; 16] }).to_string();
-        let (statement, _) = traces.split_once(" -- binds").unwrap();
-        let plan: Vec<Step> = diesel::sql_query(format!("EXPLAIN QUERY PLAN {statement}")).load(&mut conn).unwrap();
-        let plan: Vec<_> = plan.into_iter().map(|step| step.detail).collect();
+        let plan = plan(&Traces { owner: 7, nonce: &[9; 16] });
         assert!(plan[0].contains("INDEX audit_events_of_reservation (device_id=? AND reservation=?)"), "{plan:?}");
     }
 
     #[test]
     fn any_number_of_events_is_noted_at_once() {
-        let mut conn = SqliteConnection::establish(":memory:").unwrap();
-        migrate(&mut conn, SQLITE_MIGRATIONS).unwrap();
+        let mut conn = migrated();
         // They are of nobody.
         diesel::sql_query("PRAGMA foreign_keys = OFF").execute(&mut conn).unwrap();
         let events = vec![Event::plain((7, &[1; 32]), Action::Revoke, None, false, 0); 5_000];

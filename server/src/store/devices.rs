@@ -265,7 +265,7 @@ fn register_anew<C: DeviceSql + DeliverySql + HoldDevice>(
         Grant::Enrolment(hash) if !conn.use_enrolment(hash, new.user.as_str(), second)? => {
             return Err(RegisterError::NotEnrolled);
         }
-        Grant::SameUser(caller) if !is_valid(conn, caller)? => return Err(RegisterError::CallerGone),
+        Grant::SameUser(caller) if !stays_valid(conn, caller)? => return Err(RegisterError::CallerGone),
         _ => {}
     }
     if conn.devices_of(&[new.user.as_str()])?.len() >= new.most as usize {
@@ -282,7 +282,7 @@ fn register_anew<C: DeviceSql + DeliverySql + HoldDevice>(
 }
 
 /// Whether the token is still the device's. It stays so until this transaction ends.
-fn is_valid<C: DeviceSql + HoldDevice>(conn: &mut C, shown: &Presented) -> QueryResult<bool> {
+fn stays_valid<C: DeviceSql + HoldDevice>(conn: &mut C, shown: &Presented) -> QueryResult<bool> {
     Ok(conn.hold_device(shown.device.0)? && conn.has_token(shown.device.0, &shown.token_hash)?)
 }
 

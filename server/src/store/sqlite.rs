@@ -123,3 +123,31 @@ impl HoldDevice for SqliteConnection {
 // Nobody else writes while this transaction runs: there is nothing to pass over or to wait for.
 claims!(SqliteConnection, fresh_of_sqlite, [], []);
 batches!(SqliteConnection,);
+
+/// How SQLite goes about a statement, for the tests of those that must not read whole tables.
+#[cfg(test)]
+pub(super) mod plans {
+    use diesel::{debug_query, query_builder::QueryFragment, sql_types::Text, sqlite::Sqlite};
+
+    use super::*;
+
+    #[derive(QueryableByName)]
+    struct Step {
+        #[diesel(sql_type = Text)]
+        detail: String,
+    }
+
+    /// An empty database of today's schema.
+    pub fn migrated() -> SqliteConnection {
+        let mut conn = SqliteConnection::establish(":memory:").unwrap();
+        connection::migrate(&mut conn, SQLITE_MIGRATIONS).unwrap();
+        conn
+    }
+
+    pub fn plan(query: &impl QueryFragment<Sqlite>) -> Vec<String> {
+        let query = debug_query::<Sqlite, _>(query).to_string();
+        let (statement, _) = query.split_once(" -- binds").unwrap();
+        let steps = diesel::sql_query(format!("EXPLAIN QUERY PLAN {statement}")).load::<Step>(&mut migrated());
+        steps.unwrap().into_iter().map(|step| step.detail).collect()
+    }
+}

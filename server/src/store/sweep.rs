@@ -265,27 +265,14 @@ impl Store {
 
 #[cfg(test)]
 mod tests {
-    use diesel::{debug_query, sql_types::Text, sqlite::Sqlite};
-
     use super::*;
-    use crate::store::connection::{SQLITE_MIGRATIONS, migrate};
-
-    #[derive(QueryableByName)]
-    struct Step {
-        #[diesel(sql_type = Text)]
-        detail: String,
-    }
+    use crate::store::sqlite::plans::plan;
 
     #[test]
     fn sqlite_finds_what_is_due_by_the_index_that_is_for_it() {
-        let mut conn = SqliteConnection::establish(":memory:").unwrap();
-        migrate(&mut conn, SQLITE_MIGRATIONS).unwrap();
         for live in [true, false] {
             let due = key_packages::table.filter(aged(live, 7)).order(key_packages::not_after.asc());
-            let due = debug_query::<Sqlite, _>(&due.select(key_packages::keypackage_ref)).to_string();
-            let (statement, _) = due.split_once(" -- binds").unwrap();
-            let plan: Vec<Step> = diesel::sql_query(format!("EXPLAIN QUERY PLAN {statement}")).load(&mut conn).unwrap();
-            let plan: Vec<_> = plan.into_iter().map(|step| step.detail).collect();
+            let plan = plan(&due.select(key_packages::keypackage_ref));
             assert!(plan[0].contains("INDEX key_packages_ageing (live=? AND not_after<?)"), "{plan:?}");
             assert_eq!(plan.len(), 1, "it sorts what it found: {plan:?}");
         }

@@ -232,7 +232,7 @@ async fn an_invitation_under_way_over_the_end_of_its_package_still_joins(
 #[rstest]
 #[tokio::test]
 async fn an_invitation_that_waits_is_read_before_its_keys_are_removed(
-    #[values(Anywhere::Postgres, Anywhere::Sqlite)] db: Anywhere,
+    #[values(Database::Postgres, Database::Sqlite)] db: Database,
 ) {
     let server = TestServer::start(db).await;
     let (alice, bob) = (Owner::of(&server, "alice").await, Owner::of(&server, "bob").await);
