@@ -118,6 +118,7 @@ pub enum MissingReason {
     PoolExpired,
     /// It has KeyPackages, but of other ciphersuites.
     NoMatchingCiphersuite,
-    /// The caller reserves this user's KeyPackages too often.
+    /// The caller reserves this user's KeyPackages too often, or the answer has 4 MiB of others already: another request
+    /// gets it.
     TooManyRequests,
 }

@@ -14,6 +14,7 @@ mod devices;
 mod idempotency;
 mod inventory;
 mod key_packages;
+mod leftovers;
 mod lineage;
 mod postgres;
 mod proven;
@@ -46,6 +47,9 @@ pub use spending::{Release, ReleaseError, Released, Spend, SpendError, Spent};
 pub use status::{LiveKeyPackage, PoolContents};
 pub use sweep::Swept;
 pub use view::View;
+
+/// How many bytes of messages or KeyPackages one answer has, about, so that memory is bounded by what is asked at a time.
+const ANSWER_BYTES: usize = 4 * 1024 * 1024;
 
 /// The database could not do what it was asked.
 #[derive(Debug)]

@@ -3,6 +3,7 @@
 use jiff::SignedDuration;
 use keypool_openapi::ProblemType;
 use rstest::rstest;
+use serde_json::json;
 
 use crate::support::{Database, Device, Raw, TestServer};
 
@@ -83,6 +84,40 @@ async fn what_became_of_a_reservation_is_found_in_a_long_trail() {
     database.end_others();
     let (entries, rows) = read(&mut database, "audit_events");
     assert!(entries + rows < 10, "{entries} index entries and {rows} rows were read for one reservation");
+    assert!(entries > 0);
+}
+
+/// What all devices of alice had, and has been used.
+const SPENT: &str = "INSERT INTO key_packages \
+    (keypackage_ref, device_id, ciphersuite, key_package, not_after, last_resort, state, reservation, reserved_by, \
+    reserved_until, ended_at, spent_group) SELECT sha256((id * 100000 + n)::text::bytea), id, 1, '', 4000000000 + n, \
+    false, 'spent', sha256((id * 100000 + n)::text::bytea), id, 0, 0, '' \
+    FROM devices, generate_series(1, 10000) n WHERE user_name = 'alice'";
+
+#[rstest]
+#[tokio::test]
+async fn a_pool_with_nothing_else_is_not_searched_through_all_that_was_spent(#[values(false, true)] is_analysed: bool) {
+    let server = TestServer::start(Database::Postgres).await;
+    let mut database = server.database();
+    let anyone = server.anyone();
+    let (alice, bob) = (anyone.registered("alice", "laptop").await, anyone.registered("bob", "phone").await);
+    alice.registered("alice", "phone").await;
+    alice.uploaded(&[Device::new("alice", "laptop").last_resort()]).await;
+    let mut other = server.database();
+    other.run(SPENT);
+    if is_analysed {
+        other.run("ANALYZE");
+    }
+    database.end_others();
+    database.run("SELECT pg_stat_reset()");
+    let answer = bob.reserve("alice").await.ok();
+    assert_eq!(
+        (&answer["reservations"][0]["last_resort"], &answer["missing"][0]["device"]),
+        (&json!(true), &json!("phone"))
+    );
+    database.end_others();
+    let (entries, rows) = read(&mut database, "key_packages");
+    assert!(entries + rows < 50, "{entries} index entries and {rows} rows were read for one last resort");
     assert!(entries > 0);
 }
 

@@ -2,12 +2,12 @@
 
 use std::collections::BTreeSet;
 
-use keypool_openapi::{MAX_TARGETS, ProblemType};
+use keypool_openapi::{MAX_KEY_PACKAGE_SIZE, MAX_TARGETS, ProblemType};
 use openmls::prelude::Ciphersuite;
 use rstest::rstest;
 use serde_json::{Value, json};
 
-use crate::support::{Answer, Anywhere, Database, Device, Http, TestServer, with_the_keys_of};
+use crate::support::{Answer, Anywhere, Database, Device, Http, Raw, TestServer, with_the_keys_of};
 
 const SUITE_3: Ciphersuite = Ciphersuite::MLS_128_DHKEMX25519_CHACHA20POLY1305_SHA256_Ed25519;
 
@@ -242,4 +242,42 @@ async fn any_number_get_the_last_resort_at_once(#[values(Anywhere::Postgres, Any
     }
     assert_eq!(ids.len(), 20);
     assert_eq!(alice.status().await["last_resort"], json!({"present": true, "uses": 20}));
+}
+
+/// Gives users so many devices between them, each with a KeyPackage of the largest size. Nobody parses it.
+fn add_large(database: &mut Raw, users: &[&str], devices: u8) {
+    let large = database.bytes(&vec![0; MAX_KEY_PACKAGE_SIZE]);
+    for user in users {
+        database.run(&format!("INSERT INTO users (name, created_at) VALUES ('{user}', 0)"));
+    }
+    for (n, user) in (0..devices).zip(users.iter().cycle()) {
+        let bytes = database.bytes(&[n; 32]);
+        database.run(&format!(
+            "INSERT INTO devices (user_name, device_name, token_hash, created_at) VALUES ('{user}', 'd{n:02}', {bytes}, 0);
+             INSERT INTO key_packages (keypackage_ref, device_id, ciphersuite, key_package, not_after, last_resort, state)
+             SELECT {bytes}, max(id), 1, {large}, 4000000000, false, 'available' FROM devices"
+        ));
+    }
+}
+
+#[rstest]
+#[tokio::test]
+async fn an_answer_has_4_mib_of_key_packages_and_says_what_is_left_for_another(
+    #[values(Database::Postgres, Database::Sqlite)] db: Database,
+    #[values(&["large"], &["large", "too"])] users: &[&str],
+    #[values(false, true)] is_repeatable: bool,
+) {
+    let server = TestServer::start(db).await;
+    let bob = server.anyone().registered("bob", "phone").await;
+    add_large(&mut server.database(), users, 66);
+    let asks = if is_repeatable { bob.with_key("once") } else { bob.clone() };
+    let answer = reserve(&asks, json!({"targets": users})).await.ok();
+    assert_eq!(owners(&answer).len() * MAX_KEY_PACKAGE_SIZE, 4 * 1024 * 1024);
+    let left = answer["missing"].as_array().unwrap();
+    assert_eq!(left.len(), 2);
+    for one in left {
+        let (user, device) = (one["user"].as_str().unwrap(), one["device"].as_str().unwrap());
+        assert_eq!(*one, missing(user, Some(device), "too-many-requests"));
+        reserve(&bob, json!({"target_user": user, "device": device})).await.ok();
+    }
 }

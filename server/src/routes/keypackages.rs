@@ -35,7 +35,8 @@ pub(crate) async fn upload(
 ///
 /// Held for the caller alone until `expires_at`; then it returns to the pool, unless it was spent. Never handed out
 /// before come first, then those that returned, then the last resort, which is never used up. What could not be
-/// reserved is in `missing`; where nothing at all could be, the call is answered with a problem that has it.
+/// reserved is in `missing`; where nothing at all could be, the call is answered with a problem that has it. An answer has
+/// 4 MiB of KeyPackages, about: the devices that are left are in `missing` as `too-many-requests`, for another call.
 ///
 /// With an `Idempotency-Key`, the call can be repeated when its answer got lost: it answers the very same reservations.
 #[utoipa::path(

@@ -10,7 +10,7 @@ use jiff::Timestamp;
 use keypool_openapi::{Base64Bytes, DeviceOf, MessageKind, QueuedMessage, Undelivered, UndeliveredReason};
 
 use super::{
-    Store, StoreError,
+    ANSWER_BYTES, Store, StoreError,
     commits::CommitSql,
     connection::{Pools, with_conn},
     devices::DeviceSql,
@@ -20,9 +20,6 @@ use super::{
     sweep::SweepSql,
 };
 use crate::config::Config;
-
-/// How many bytes of messages are fetched at once, but for a first one that is larger.
-const PAGE_BYTES: i64 = 4 * 1024 * 1024;
 
 #[diesel::declare_sql_function]
 extern "SQL" {
@@ -275,9 +272,9 @@ where
 fn queued<C: DeliverySql + DeviceSql>(conn: &mut C, device: DeviceId, limit: u32) -> Result<Queued, StoreError> {
     let (mut last, mut bytes) = (None, 0);
     for (id, size) in conn.queue_sizes(device.0, i64::from(limit))? {
-        bytes += i64::from(size);
+        bytes += usize::try_from(size).map_err(StoreError::fatal)?;
         // The first one is had however large it is.
-        if last.is_some() && bytes > PAGE_BYTES {
+        if last.is_some() && bytes > ANSWER_BYTES {
             break;
         }
         last = Some(id);

@@ -11,12 +11,13 @@ use keypool_openapi::{
 use uuid::Uuid;
 
 use super::{
-    Store, StoreError,
+    ANSWER_BYTES, Store, StoreError,
     audit::{AuditSql, Event},
     claims::{Claim, ClaimSql, Found},
     connection::{self, Pools, with_conn},
     devices::DeviceSql,
     idempotency::{IdempotencyKey, IdempotencySql},
+    leftovers::LeftoverSql,
     postgres,
     rows::{DeviceId, DeviceRow, HandedOut, count, statements, suite, timestamp},
     schema::key_packages,
@@ -97,18 +98,6 @@ statements! {
                 .optional()
         }
 
-        /// Whether something stands in the pool that another transaction holds at this moment.
-        fn is_contended(conn, claim: &Claim<'_>) -> QueryResult<bool> {
-            let returned = key_packages::handed_out.and(key_packages::reserved_until.le(claim.returned_by));
-            diesel::select(diesel::dsl::exists(
-                key_packages::table
-                    .filter(key_packages::device_id.eq(claim.owner).and(key_packages::not_after.ge(claim.usable_until)))
-                    .filter(key_packages::ciphersuite.between(claim.suites.0, claim.suites.1))
-                    .filter(key_packages::fresh.nullable().or(returned)),
-            ))
-            .get_result(conn)
-        }
-
         /// How many reservations a device holds, and when the first of them lapses.
         fn held_by(conn, by: DeviceId, now: i64) -> QueryResult<(i64, Option<i64>)> {
             key_packages::table
@@ -117,28 +106,13 @@ statements! {
                 .select((diesel::dsl::count_star(), diesel::dsl::min(key_packages::reserved_until)))
                 .first(conn)
         }
-
-        /// What stands in the pool but was not to be had, or has expired there: ciphersuites, and how long each lives.
-        fn leftovers(conn, claim: &Claim<'_>, now: i64) -> QueryResult<Vec<(i32, i64)>> {
-            let expired = || key_packages::state.eq(State::Expired.as_ref());
-            let idle = key_packages::reserved_until.is_null().or(key_packages::reserved_until.le(claim.returned_by));
-            // What expired while it was held, or in the very second in which that ended, has expired and is not retired.
-            let ended = key_packages::not_after.le(now);
-            let ended = ended.and(key_packages::reserved_until.ge(key_packages::not_after.nullable()));
-            key_packages::table
-                .filter(key_packages::device_id.eq(claim.owner).and(key_packages::live.or(expired())))
-                .filter(expired().or(idle).or(ended))
-                .select((key_packages::ciphersuite, key_packages::not_after))
-                .distinct()
-                .load(conn)
-        }
     }
 }
 
 /// Reserves, or answers again what the same request was answered before.
 fn reserve<C>(conn: &mut C, want: &Reserve, view: View) -> Result<Result<ReserveResponse, ReserveError>, StoreError>
 where
-    C: ClaimSql + ReservationSql + AuditSql + DeviceSql + IdempotencySql,
+    C: ClaimSql + ReservationSql + LeftoverSql + AuditSql + DeviceSql + IdempotencySql,
 {
     let Some(repeat) = &want.repeat else { return reserve_anew(conn, want, view) };
     if !conn.begin_answer(want.by.0, repeat, view.now.as_second())? {
@@ -167,7 +141,7 @@ fn reserve_anew<C>(
     view: View,
 ) -> Result<Result<ReserveResponse, ReserveError>, StoreError>
 where
-    C: ClaimSql + ReservationSql + AuditSql + DeviceSql,
+    C: ClaimSql + ReservationSql + LeftoverSql + AuditSql + DeviceSql,
 {
     let names: Vec<_> = want.users.iter().map(UserName::as_str).collect();
     let mut owners = Vec::new();
@@ -184,8 +158,14 @@ where
     reserved.missing.extend_from_slice(&want.refused);
     // In the order of their numbers, as every request does it: two that wait for rows never wait for each other.
     owners.sort_unstable_by_key(|owner| owner.id.0);
+    let mut bytes = 0;
     for owner in &owners {
-        reserve_of(conn, want, owner, view, &mut reserved)?;
+        if bytes < ANSWER_BYTES {
+            bytes += reserve_of(conn, want, owner, view, &mut reserved)?;
+        } else {
+            let (device, reason) = (Some(owner.device.clone()), MissingReason::TooManyRequests);
+            reserved.missing.push(MissingDevice { user: owner.user.clone(), device, reason, ciphersuites: Vec::new() });
+        }
     }
     Ok(Ok(in_order(reserved)))
 }
@@ -229,15 +209,16 @@ fn absent<C: DeviceSql>(conn: &mut C, want: &Reserve, owners: &[DeviceRow]) -> R
     Ok(without.into_iter().map(missing).collect())
 }
 
+/// Answers how many bytes the KeyPackage has that is reserved, if one is.
 fn reserve_of<C>(
     conn: &mut C,
     want: &Reserve,
     owner: &DeviceRow,
     view: View,
     reserved: &mut ReserveResponse,
-) -> Result<(), StoreError>
+) -> Result<usize, StoreError>
 where
-    C: ClaimSql + ReservationSql + AuditSql,
+    C: ClaimSql + ReservationSql + LeftoverSql + AuditSql,
 {
     let suites = want.ciphersuite.map_or((0, i32::from(u16::MAX)), |suite| (suite.into(), suite.into()));
     let claim = Claim {
@@ -251,9 +232,10 @@ where
     };
     let Some((handed_out, last_resort)) = pick(conn, &claim)? else {
         reserved.missing.push(miss(owner, &claim, &conn.leftovers(&claim, view.now.as_second())?)?);
-        return Ok(());
+        return Ok(0);
     };
     let (keypackage_ref, bytes, ciphersuite, not_after) = handed_out;
+    let size = bytes.len();
     conn.record(&[Event {
         reservation: Some(claim.nonce),
         group_id: want.group_id.as_deref(),
@@ -277,11 +259,11 @@ where
         expires_at: want.until,
         last_resort,
     });
-    Ok(())
+    Ok(size)
 }
 
 /// Fresh before returned before the last resort; and whether it is the last resort.
-fn pick<C: ClaimSql + ReservationSql + AuditSql>(
+fn pick<C: ClaimSql + ReservationSql + LeftoverSql + AuditSql>(
     conn: &mut C,
     claim: &Claim<'_>,
 ) -> QueryResult<Option<(HandedOut, bool)>> {

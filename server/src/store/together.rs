@@ -76,7 +76,10 @@ pub(super) fn reserve(
     now: Timestamp,
 ) -> Result<Vec<Option<ReserveResponse>>, StoreError> {
     let shared = shared_keys(wants);
-    let is_plain = |want: &Reserve| want.repeat.as_ref().is_none_or(|key| !shared.contains(&(want.by.0, key.key)));
+    let is_plain = |want: &Reserve| {
+        i64::try_from(want.users.len()).is_ok_and(|users| users <= wishes::MOST_DEVICES)
+            && want.repeat.as_ref().is_none_or(|key| !shared.contains(&(want.by.0, key.key)))
+    };
     let missing = wants.iter().map(|want| serde_json::to_string(&want.refused).map_err(StoreError::fatal));
     let missing = missing.collect::<Result<Vec<_>, _>>()?;
     let rooms = rooms(wants);

@@ -1,8 +1,8 @@
 //! The statement that takes what is fresh, on `PostgreSQL`: for one wish, or for many at once.
 //!
 //! A wish is fulfilled as a whole or not at all: where one of its users has no device, or one of its devices nothing fresh
-//! that is not held, or two wishes met at the same KeyPackage, nothing is taken for it. Nor where its caller may be near the
-//! most that it may hold, or its key came before.
+//! that is not held, or two wishes met at the same KeyPackage, nothing is taken for it. Nor where it is for very many devices,
+//! where its caller may be near the most that it may hold, or its key came before.
 
 use diesel::{
     pg::Pg,
@@ -15,6 +15,10 @@ use super::{
     by_hand::{columns, statement},
     idempotency::IdempotencyKey,
 };
+
+/// The most devices of a wish, which is left for alone where it is for more: the largest KeyPackages of so many are
+/// [`super::ANSWER_BYTES`].
+pub(super) const MOST_DEVICES: i64 = 64;
 
 /// A user of a wish, of whose devices each is to give a KeyPackage.
 #[derive(Clone, Copy, Debug, Default)]
@@ -180,7 +184,7 @@ fn one<'b>(out: &mut AstPass<'_, 'b, Pg>, one: &'b One<'_>, is_kept: bool) -> Qu
     } else {
         out.push_sql(" AS room) AS w");
     }
-    take_if(out, "NOT EXISTS (SELECT 1 FROM pick WHERE place IS NULL)", &one.now, is_kept)
+    take_if(out, "(SELECT count(*) = count(place) AND count(*) <= ", " FROM pick)", &one.now, is_kept)
 }
 
 fn many<'b>(out: &mut AstPass<'_, 'b, Pg>, many: &'b Many<'_>, is_kept: bool) -> QueryResult<()> {
@@ -215,8 +219,10 @@ fn many<'b>(out: &mut AstPass<'_, 'b, Pg>, many: &'b Many<'_>, is_kept: bool) ->
     );
     out.push_sql(if is_kept { ", key, request, kept_until, missing)" } else { ")" });
     let whole = "r.wish NOT IN (SELECT wish FROM (SELECT wish, place, \
-                 row_number() OVER (PARTITION BY place ORDER BY wish) AS rank FROM pick) met WHERE place IS NULL OR rank > 1)";
-    take_if(out, whole, &many.now, is_kept)
+                 row_number() OVER (PARTITION BY place ORDER BY wish) AS rank, \
+                 count(*) OVER (PARTITION BY wish) AS devices FROM pick) met \
+                 WHERE place IS NULL OR rank > 1 OR devices > ";
+    take_if(out, whole, ")", &many.now, is_kept)
 }
 
 /// Finds for each device of each user a KeyPackage, and locks it. The search begins at the nonce and goes around, as it does
@@ -261,11 +267,11 @@ const KEEP: &str = ", kept AS (INSERT INTO idempotency_keys (device_id, key, req
     'not_after', to_timestamp(not_after), 'expires_at', to_timestamp(until), 'last_resort', false)))::text, 'UTF8'), \
     kept_until FROM taken WHERE key IS NOT NULL GROUP BY actor, key, request, missing, kept_until ORDER BY actor, key)";
 
-/// Takes what was found and locked where `whole` holds for its wish, and notes it. It stays where it is: the update goes to
+/// Takes what was found and locked where `whole` holds for its wish, with the most devices before its `end`, and notes it. It stays where it is: the update goes to
 /// its place and not through the index. Who changes what is fresh ends that it is: what was changed since the statement began
 /// is passed over, and never half of a wish is missed.
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "what is bound has to live until the statement is sent")]
-fn take_if<'b>(out: &mut AstPass<'_, 'b, Pg>, whole: &str, now: &'b i64, is_kept: bool) -> QueryResult<()> {
+fn take_if<'b>(out: &mut AstPass<'_, 'b, Pg>, whole: &str, end: &str, now: &'b i64, is_kept: bool) -> QueryResult<()> {
     out.push_sql(
         " LEFT JOIN devices d ON d.user_name = w.user_name AND d.removed_at IS NULL \
          AND (w.device_name IS NULL OR d.device_name = w.device_name)), \
@@ -273,6 +279,8 @@ fn take_if<'b>(out: &mut AstPass<'_, 'b, Pg>, whole: &str, now: &'b i64, is_kept
          reserved_until = r.until FROM pick r WHERE k.ctid = r.place AND ",
     );
     out.push_sql(whole);
+    out.push_bind_param::<BigInt, _>(&MOST_DEVICES)?;
+    out.push_sql(end);
     out.push_sql(
         " RETURNING r.wish, r.owner, r.user_name, r.owned, k.keypackage_ref, k.key_package, k.ciphersuite, k.not_after, \
          r.actor, r.nonce, r.group_id, r.until",
