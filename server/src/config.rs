@@ -48,7 +48,8 @@ pub struct Config {
     pub jwt_jwks: Option<String>,
     /// Devices that a user has at most.
     pub max_devices: u32,
-    /// The operator's bearer token, for any user's audit trail, the pools that are low, and the removal of devices.
+    /// The operator's bearer token, for any user's devices and audit trail, the pools that are low, and the removal of
+    /// devices.
     pub admin_token: Option<AdminToken>,
     /// How long a server goes on trusting a bearer token that it has just looked up: so long a removed device may still
     /// be served by another server of the same database.

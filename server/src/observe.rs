@@ -66,12 +66,16 @@ impl RootSpanBuilder for RequestSpan {
 /// Counts, times and logs a request, and puts its id on the answer. Stands within the request's span.
 pub async fn observe<B: MessageBody>(
     metrics: web::Data<Metrics>,
-    request: ServiceRequest,
+    mut request: ServiceRequest,
     next: Next<B>,
 ) -> Result<ServiceResponse<B>, Error> {
     let known = request.extensions_mut().remove::<Known>();
     let (id, route) = known.map_or((None, UNMATCHED), |known| (HeaderValue::try_from(known.id).ok(), known.route));
     let running = metrics.request(method(request.method()), route);
+    // Whatever can be got can be asked for its head (RFC 9110, section 9.3.2); the body is left out where it would be sent.
+    if *request.method() == Method::HEAD {
+        request.head_mut().method = Method::GET;
+    }
     let mut outcome = next.call(request).await;
     let status = match &outcome {
         Ok(response) => response.status().as_u16(),

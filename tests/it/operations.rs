@@ -40,6 +40,23 @@ async fn the_server_shows_how_it_is_and_what_it_offers(#[values(Anywhere::Postgr
     assert_eq!(anyone.get("/swagger-ui/swagger-ui-bundle.js").await.status, 200);
 }
 
+#[rstest]
+#[tokio::test]
+async fn what_can_be_got_can_be_asked_for_its_head(#[values(Anywhere::Postgres, Anywhere::Sqlite)] db: Anywhere) {
+    let server = TestServer::start(db).await;
+    let alice = server.anyone().registered("alice", "laptop").await;
+    let head = async |path| alice.try_send(Method::HEAD, path, None).await.unwrap();
+    for path in ["/healthz", "/openapi.json", "/users/alice/devices"] {
+        let (whole, head) = (alice.get(path).await, head(path).await);
+        assert_eq!((head.status, head.text.as_str()), (200, ""), "{path}");
+        assert_eq!(head.header("content-type"), whole.header("content-type"), "{path}");
+        assert_eq!(head.header("content-length"), Some(whole.text.len().to_string().as_str()), "{path}");
+    }
+    assert_eq!(head("/users/nobody/devices").await.status, 404);
+    let answer = head("/keypackages/reserve").await;
+    assert_eq!((answer.status, answer.header("allow")), (405, Some("POST")));
+}
+
 #[test]
 fn the_committed_document_is_current() {
     let committed = concat!(env!("CARGO_MANIFEST_DIR"), "/../openapi/openapi.json");

@@ -89,7 +89,7 @@ async fn provoke(kind: ProblemType, scene: &Scene) -> (u16, Answer) {
         P::NotFound => (404, bob.get("/keypackages").await),
         P::MethodNotAllowed => {
             let answer = bob.delete("/keypackages/status").await;
-            assert_eq!(answer.header("allow"), Some("GET"));
+            assert_eq!(answer.header("allow"), Some("GET, HEAD"));
             (405, answer)
         }
         P::PoolExhausted => (404, bob.reserve("alice").await),

@@ -31,7 +31,8 @@ impl Paths {
 }
 
 fn methods(item: &PathItem) -> BTreeSet<&'static str> {
-    let all = [("DELETE", &item.delete), ("GET", &item.get), ("POST", &item.post), ("PUT", &item.put)];
+    let get = &item.get;
+    let all = [("DELETE", &item.delete), ("GET", get), ("HEAD", get), ("POST", &item.post), ("PUT", &item.put)];
     all.into_iter().filter(|(_, operation)| operation.is_some()).map(|(method, _)| method).collect()
 }
 

@@ -50,7 +50,7 @@ impl Body for UploadRequest {
 /// The operator, known by the admin token.
 pub(crate) struct Admin;
 
-/// Who may read a trail: a device its own, the operator any.
+/// Who may read what is not a device's alone: every device, and the operator.
 pub(crate) enum Reader {
     Device(Caller),
     Admin,

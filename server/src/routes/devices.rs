@@ -6,7 +6,7 @@ use keypool_openapi::{
 };
 
 use crate::{
-    auth::{Admin, Caller, Content, IdempotencyHeader, MaybeBearer},
+    auth::{Admin, Caller, Content, IdempotencyHeader, MaybeBearer, Reader},
     pool::Pool,
     problem::Failure,
 };
@@ -38,6 +38,8 @@ pub(crate) async fn register(
 }
 
 /// List a user's devices.
+///
+/// For every device, and for the operator.
 #[utoipa::path(
     tag = "devices",
     params(("user" = UserName, Path, description = "The user")),
@@ -47,7 +49,7 @@ pub(crate) async fn register(
 #[get("/users/{user}/devices")]
 pub(crate) async fn list(
     pool: web::Data<Pool>,
-    _caller: Caller,
+    _reader: Reader,
     user: web::Path<UserName>,
 ) -> Result<web::Json<DeviceList>, Failure> {
     Ok(web::Json(pool.devices(user.into_inner()).await?))
