@@ -11,7 +11,7 @@ use std::{
 
 use keypool_server::config::{Config, ConfigFlags};
 
-use crate::support::built::as_from_a_shell;
+use crate::support::{built::as_from_a_shell, output};
 
 pub fn repository() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()
@@ -105,19 +105,23 @@ fn the_quick_start_works_as_it_is_written() {
         .stdout(Stdio::piped())
         .spawn()
         .unwrap();
-    let output = server.stdout.take().unwrap();
+    let said = server.stdout.take().unwrap();
     let _server = Background(server);
-    let first = BufReader::new(output).lines().next().expect("the server ended without a word").unwrap();
+    let first = BufReader::new(said).lines().next().expect("the server ended without a word").unwrap();
     assert!(first.starts_with("keypool-server listening on http://127.0.0.1:8080 "), "{first}");
-    let output = clone.shell(&blocks("```sh quickstart")).stdin(Stdio::null()).output().unwrap();
-    let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    assert!(output.status.success(), "{out}\n{err}");
+    let done = clone.shell(&blocks("```sh quickstart")).stdin(Stdio::null()).output().unwrap();
+    let (out, err) = (String::from_utf8_lossy(&done.stdout), String::from_utf8_lossy(&done.stderr));
+    assert!(done.status.success(), "{out}\n{err}");
     assert!(out.contains(r#""state":"spent""#), "{out}");
     // One spent by the command, one by curl; the first reservation of the command is still held.
     let status = out.lines().last().unwrap();
     for part in [r#""spent":2"#, r#""reserved":1"#, r#""fresh":29"#, r#""total":32"#, r#""health":"good""#] {
         assert!(status.contains(part), "no {part} in {status}");
     }
+    let guide = fs::read_to_string(repository().join("docs/writing-a-client.md")).unwrap();
+    fs::write(clone.directory().join("reconcile.py"), blocks_of(&guide, "```python reconcile")).unwrap();
+    let script = "TOKEN=$(target/debug/keypool --data-dir alice token) python3 reconcile.py";
+    assert_eq!(output(&mut clone.shell(script)), "the same\n");
 }
 
 #[test]
