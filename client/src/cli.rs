@@ -182,7 +182,8 @@ struct InitArgs {
     /// The device's name, unique among the user's
     #[arg(long, value_name = "NAME", default_value = "main")]
     device: DeviceName,
-    /// The token of another device of the user, needed for all but the first
+    /// The token of another device of the user; for the first, what the server wants: an enrolment token, or one of its
+    /// identity provider
     #[arg(long, value_name = "TOKEN", env = "KEYPOOL_USER_TOKEN", hide_env_values = true)]
     user_token: Option<SecretString>,
     /// A ciphersuite to have a pool of, by its number in RFC 9420; may be given several times

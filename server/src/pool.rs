@@ -14,7 +14,7 @@ use actix_web::web;
 use jiff::{SignedDuration, Timestamp};
 use keypool_openapi::ProblemType;
 use keypool_validation::{key_package::Rules, token::Token};
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use queues::Queues;
 use upload::Intake;
@@ -30,6 +30,9 @@ use crate::{
     store::{Heard, Store, StoreError, UploadLimits, View},
     sweeper,
 };
+
+/// How many KiB of large bodies the server has at the same time. What is made of one takes twice as much beside it.
+const BODIES: usize = 128 * 1024;
 
 /// What the operator decides.
 #[derive(Clone, Debug)]
@@ -69,6 +72,8 @@ pub struct Pool {
     intake: Intake,
     /// One place for each request that may wait for the database.
     places: Arc<Semaphore>,
+    /// Room for large bodies, by KiB.
+    bodies: Arc<Semaphore>,
     /// Where it is kept how far the database has come, if it does not tell by itself that it was restored.
     generation: Option<GenerationFile>,
 }
@@ -122,6 +127,7 @@ impl Pool {
             provider: provider.map(Arc::new),
             bell: Arc::default(),
             places: Arc::new(Semaphore::new(room)),
+            bodies: Arc::new(Semaphore::new(BODIES)),
             generation: GenerationFile::of(config),
         })
     }
@@ -162,6 +168,18 @@ impl Pool {
             verb(&pool, pool.clock.now())
         });
         Ok(result.await.map_err(|_| Self::not_finished())??)
+    }
+
+    /// Room for a large body, until what this answers is dropped.
+    pub(crate) fn room_for(&self, bytes: usize) -> Result<OwnedSemaphorePermit, Failure> {
+        let kib = u32::try_from(bytes.div_ceil(1024)).unwrap_or(u32::MAX);
+        Arc::clone(&self.bodies).try_acquire_many_owned(kib).map_err(|_| {
+            self.store.metrics().shed();
+            Failure::new(
+                ProblemType::Unavailable,
+                "The server has too many large requests at once. Try again in a moment, or send less at a time.",
+            )
+        })
     }
 
     fn overloaded(&self) -> Failure {

@@ -3,6 +3,8 @@
 use std::{
     io::{BufRead, BufReader, Write},
     net::TcpStream,
+    sync::mpsc,
+    thread,
     time::Duration,
 };
 
@@ -11,14 +13,12 @@ use reqwest::Method;
 use rstest::rstest;
 use serde_json::json;
 
-use crate::support::{Anywhere, Device, Http, TestServer};
+use crate::support::{Anywhere, Database, Device, Http, TestServer};
 
-/// Sends a request's head and nothing of its body, and reads the status of the answer.
-fn status_of_a_head(caller: &Http, path: &str, length: u64) -> String {
+/// Sends a request's head and nothing of its body.
+fn head(caller: &Http, path: &str, length: u64) -> TcpStream {
     let address = caller.base.trim_start_matches("http://");
     let mut stream = TcpStream::connect(address).unwrap();
-    // A server that waited for the body would wait for ever.
-    stream.set_read_timeout(Some(Duration::from_secs(4))).unwrap();
     let bearer = caller.token.as_ref().map_or_else(String::new, |token| format!("Authorization: Bearer {token}\r\n"));
     write!(
         stream,
@@ -26,9 +26,21 @@ fn status_of_a_head(caller: &Http, path: &str, length: u64) -> String {
          Content-Length: {length}\r\n\r\n"
     )
     .unwrap();
+    stream
+}
+
+/// The status of the answer.
+fn status(stream: TcpStream) -> String {
     let mut line = String::new();
     BufReader::new(stream).read_line(&mut line).expect("the server waits for a body that it will refuse");
     line.split(' ').nth(1).unwrap_or_default().to_owned()
+}
+
+fn status_of_a_head(caller: &Http, path: &str, length: u64) -> String {
+    let stream = head(caller, path, length);
+    // A server that waited for the body would wait for ever.
+    stream.set_read_timeout(Some(Duration::from_secs(4))).unwrap();
+    status(stream)
 }
 
 #[rstest]
@@ -48,6 +60,43 @@ async fn a_large_body_is_refused_by_its_length_alone(#[values(Anywhere::Postgres
     let anyone = server.anyone();
     assert_eq!(status_of_a_head(&anyone, "/keypackages/upload", upload), "401");
     assert_eq!(status_of_a_head(&anyone, "/devices", u64::MAX / 2), "413");
+}
+
+#[tokio::test]
+async fn large_bodies_have_room_for_some_at_the_same_time_and_small_ones_always() {
+    let server = TestServer::start(Database::Sqlite).await;
+    let alice = server.anyone().registered("alice", "laptop").await;
+    let upload = 100 * 64 * 1024 * 4 / 3;
+    // 128 MiB have room for fifteen: of seventeen, two are refused, whichever they are.
+    let begun: Vec<_> = (0..17).map(|_| head(&alice, "/keypackages/upload", upload)).collect();
+    let (said, answers) = mpsc::channel();
+    let mut streams: Vec<_> = begun.iter().map(|stream| Some(stream.try_clone().unwrap())).collect();
+    let listeners: Vec<_> = begun
+        .into_iter()
+        .enumerate()
+        .map(|(n, stream)| {
+            let said = said.clone();
+            thread::spawn(move || said.send((n, status(stream))).unwrap())
+        })
+        .collect();
+    for _ in 0..2 {
+        let (n, status) = answers.recv().unwrap();
+        assert_eq!(status, "503");
+        streams[n] = None;
+    }
+    alice.uploaded(&Device::new("alice", "laptop").key_packages(2)).await;
+    // What has been read and answered makes room.
+    for stream in streams.iter_mut().flatten() {
+        stream.write_all(&vec![b' '; usize::try_from(upload).unwrap()]).unwrap();
+    }
+    for _ in 0..15 {
+        assert_eq!(answers.recv().unwrap().1, "400");
+    }
+    for listener in listeners {
+        listener.join().unwrap();
+    }
+    let empty = Some(" ".repeat(usize::try_from(upload).unwrap()));
+    assert_eq!(alice.try_send(Method::POST, "/keypackages/upload", empty).await.unwrap().status, 400);
 }
 
 #[rstest]

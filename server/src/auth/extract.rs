@@ -2,7 +2,7 @@
 
 use std::{future::Future, pin::Pin, sync::Arc, time::Duration};
 
-use actix_web::{FromRequest, HttpRequest, dev::Payload, http::header, web};
+use actix_web::{FromRequest, HttpMessage, HttpRequest, dev::Payload, http::header, web};
 use keypool_openapi::{
     AckRequest, CommitRequest, MAX_KEY_PACKAGE_SIZE, MAX_MESSAGE_SIZE, MAX_UPLOAD_BATCH, MessageRequest, ProblemType,
     RegisterRequest, ReleaseRequest, ReserveRequest, RevokeRequest, SpendRequest, UploadRequest,
@@ -193,9 +193,23 @@ impl FromRequest for IdempotencyHeader {
     }
 }
 
+/// Takes room for a body that may be large, which the request has until it is over. Who does not say how large it is takes as
+/// much as there may be.
+fn make_room<T: Body>(request: &HttpRequest) -> Result<(), Failure> {
+    let announced = request.headers().get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
+    let bytes = announced.unwrap_or(T::LIMIT);
+    // What is larger than it may be is not read.
+    if (SMALL_BODY + 1..=T::LIMIT).contains(&bytes) {
+        let room = pool_of(request)?.room_for(bytes)?;
+        request.extensions_mut().insert(room);
+    }
+    Ok(())
+}
+
 /// Reads a body as JSON, whatever its label says: `curl -d` labels everything as a form.
 async fn read<T: Body>(request: &HttpRequest, payload: &mut Payload) -> Result<T, Failure> {
     use actix_web::error::JsonPayloadError as E;
+    make_room::<T>(request)?;
     let body = web::JsonBody::<T>::new(request, payload, Some(&|_| true), false).limit(T::LIMIT);
     let body = tokio::time::timeout(BODY_TIMEOUT, body).await.map_err(|_| {
         Failure::new(
@@ -230,14 +244,16 @@ pub(crate) fn unknown_token() -> Failure {
     )
 }
 
+fn pool_of(request: &HttpRequest) -> Result<&web::Data<Pool>, Failure> {
+    let pool = request.app_data::<web::Data<Pool>>();
+    pool.ok_or_else(|| Failure::new(ProblemType::Internal, "The server was put together without its pool."))
+}
+
 /// Whom the request's token belongs to; `None` where it carries none. A device's request is counted.
 async fn identify(request: &HttpRequest) -> Result<Option<Bearer>, Failure> {
     let Some(value) = request.headers().get(header::AUTHORIZATION) else { return Ok(None) };
     let value = value.to_str().map_err(|_| unknown_token())?;
-    let pool = request
-        .app_data::<web::Data<Pool>>()
-        .cloned()
-        .ok_or_else(|| Failure::new(ProblemType::Internal, "The server was put together without its pool."))?;
+    let pool = pool_of(request)?.clone();
     if let Some(token) = Token::from_header(value) {
         let caller = pool.authenticate(&token).await?.ok_or_else(unknown_token)?;
         return Ok(Some(Bearer::Device(caller)));
