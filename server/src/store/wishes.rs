@@ -267,9 +267,9 @@ const KEEP: &str = ", kept AS (INSERT INTO idempotency_keys (device_id, key, req
     'not_after', to_timestamp(not_after), 'expires_at', to_timestamp(until), 'last_resort', false)))::text, 'UTF8'), \
     kept_until FROM taken WHERE key IS NOT NULL GROUP BY actor, key, request, missing, kept_until ORDER BY actor, key)";
 
-/// Takes what was found and locked where `whole` holds for its wish, with the most devices before its `end`, and notes it. It stays where it is: the update goes to
-/// its place and not through the index. Who changes what is fresh ends that it is: what was changed since the statement began
-/// is passed over, and never half of a wish is missed.
+/// Takes what was found and locked where `whole` holds for its wish, with the most devices before its `end`, and notes it. It
+/// stays where it is: the update goes to its place and not through the index. Who changes what is fresh ends that it is: what
+/// was changed since the statement began is passed over, and never half of a wish is missed.
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "what is bound has to live until the statement is sent")]
 fn take_if<'b>(out: &mut AstPass<'_, 'b, Pg>, whole: &str, end: &str, now: &'b i64, is_kept: bool) -> QueryResult<()> {
     out.push_sql(
