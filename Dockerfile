@@ -8,8 +8,8 @@ RUN apt-get update \
 WORKDIR /keypool
 ENV CARGO_PROFILE_RELEASE_STRIP=symbols CARGO_TARGET_DIR=/target OPENSSL_NO_VENDOR=1
 
-# The dependencies, in a layer of their own: it is built anew when a manifest changes, not when the code does. Each
-# program is built by itself, else the server would get the client's SQLCipher in place of SQLite.
+# The dependencies, in a layer of their own: it is built again when a manifest changes, not when the code does. Each program
+# is built by itself, else the server would get the client's SQLCipher in place of SQLite.
 COPY Cargo.toml Cargo.lock ./
 COPY bench/Cargo.toml bench/
 COPY client/Cargo.toml client/
@@ -17,6 +17,7 @@ COPY openapi/Cargo.toml openapi/
 COPY server/Cargo.toml server/
 COPY tests/Cargo.toml tests/
 COPY validation/Cargo.toml validation/
+COPY workspace-hack workspace-hack
 RUN mkdir -p bench/src bench/benches client/src openapi/src server/src tests/src tests/it validation/src \
  && touch bench/benches/key_package.rs bench/benches/local_store.rs bench/src/lib.rs \
       client/src/lib.rs openapi/src/lib.rs server/src/lib.rs tests/it/main.rs validation/src/lib.rs \

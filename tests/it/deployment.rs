@@ -12,7 +12,7 @@ use serde_json::Value;
 
 use crate::{
     readme::repository,
-    support::{Database, Device, TestServer, cargo},
+    support::{Database, Device, TestServer, cargo, output},
 };
 
 fn read(path: &str) -> String {
@@ -155,6 +155,31 @@ fn the_licenses_of_the_image_are_current() {
             lock.contains(&format!("name = \"{name}\"\nversion = \"{version}\"\n")),
             "{one} is not used any more: {how}"
         );
+    }
+}
+
+/// The dependencies that a build of some packages compiles, each with its features.
+fn compiled(selection: &[&str]) -> BTreeSet<String> {
+    let tree = output(
+        cargo()
+            .args(["tree", "--locked", "--target", "x86_64-unknown-linux-gnu", "--prefix", "none"])
+            .args(["--no-dedupe", "--format", "{p} with {f}"])
+            .args(selection)
+            .current_dir(repository()),
+    );
+    tree.lines().filter(|line| !line.starts_with("keypool-")).map(str::to_owned).collect()
+}
+
+/// One build of a dependency serves the tests, the image and whoever builds one program: that saves minutes each time.
+#[test]
+fn a_program_alone_is_built_from_the_dependencies_of_the_whole_workspace() {
+    let workspace = compiled(&["--workspace", "--edges", "normal,build,dev"]);
+    assert!(workspace.len() > 300, "{}", workspace.len());
+    // The server has SQLite where the client has SQLCipher; a test has more of chrono than the client.
+    for (package, own) in [("keypool-server", "libsqlite3-sys "), ("keypool-client", "chrono ")] {
+        let alone = compiled(&["--package", package, "--edges", "normal,build"]);
+        let again: Vec<_> = alone.difference(&workspace).filter(|line| !line.starts_with(own)).collect();
+        assert!(again.is_empty(), "{package} alone builds these again: run `cargo hakari generate`: {again:?}");
     }
 }
 
