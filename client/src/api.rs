@@ -21,10 +21,10 @@ use crate::error::{Error, Result};
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How long one try may take.
-const TIMEOUT: Duration = Duration::from_secs(30);
+const TRY_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// How long a call may take with all its tries.
-const DEADLINE: Duration = Duration::from_mins(1);
+/// How long a call may take with all its tries, unless [`ApiClient::with_timeout`] says otherwise.
+pub const DEFAULT_TIMEOUT: Duration = Duration::from_mins(1);
 
 /// The longest page of a list.
 const PAGE: u32 = 1_000;
@@ -33,13 +33,14 @@ const IDEMPOTENCY_KEY: &str = "Idempotency-Key";
 
 /// Keypool's HTTP calls, typed. An answer that is an error becomes [`Error::Refused`].
 ///
-/// Each call may be repeated without harm, and is, with growing waits, where the server was not reached or was busy: for a
-/// minute at most, and not before the time that the server asks for.
+/// Each call may be repeated without harm, and is, with growing waits, where the server was not reached or was busy: for
+/// [`DEFAULT_TIMEOUT`], and not before the time that the server asks for.
 #[derive(Clone)]
 pub struct ApiClient {
     http: reqwest::Client,
     server: Url,
     token: Option<SecretString>,
+    timeout: Duration,
 }
 
 impl fmt::Debug for ApiClient {
@@ -58,12 +59,19 @@ impl ApiClient {
         let http = reqwest::Client::builder()
             .user_agent(concat!("keypool/", env!("CARGO_PKG_VERSION")))
             .connect_timeout(CONNECT_TIMEOUT)
-            .timeout(TIMEOUT)
+            .timeout(TRY_TIMEOUT)
             // A redirect could carry the bearer token to another path of the same host, and no call needs one.
             .redirect(reqwest::redirect::Policy::none())
             .build()
             .map_err(|source| Error::Unreachable { server: server.to_string(), source })?;
-        Ok(Self { http, server, token })
+        Ok(Self { http, server, token, timeout: DEFAULT_TIMEOUT })
+    }
+
+    /// The same client, whose calls may take so long with all their tries. A call that waits on the server for a message
+    /// may take as long as that wait.
+    #[must_use]
+    pub fn with_timeout(self, timeout: Duration) -> Self {
+        Self { timeout, ..self }
     }
 
     /// The server's address, as the client uses it.
@@ -158,8 +166,10 @@ impl ApiClient {
     /// The oldest in the device's own queue; where there is nothing, what comes within so many seconds, a minute at most.
     pub async fn messages(&self, wait: u32, limit: u32) -> Result<MessagesPage> {
         let query = MessagesQuery { wait: Some(wait), limit: Some(limit) };
-        let patience = TIMEOUT + Duration::from_secs(wait.into());
-        self.call_within(patience, || Ok(self.request(Method::GET, "messages")?.query(&query))).await
+        self.call_that_waits(Duration::from_secs(wait.into()), || {
+            Ok(self.request(Method::GET, "messages")?.query(&query))
+        })
+        .await
     }
 
     /// Takes messages out of the device's own queue.
@@ -184,24 +194,24 @@ impl ApiClient {
 
     /// Makes a call that may be repeated, until it is answered, or time is up.
     async fn call<T: DeserializeOwned>(&self, build: impl Fn() -> Result<RequestBuilder>) -> Result<T> {
-        self.call_within(TIMEOUT, build).await
+        self.call_that_waits(Duration::ZERO, build).await
     }
 
-    /// The same for a call whose answer may take its time.
-    async fn call_within<T: DeserializeOwned>(
+    /// The same for a call that the server answers after so long where nothing happens.
+    async fn call_that_waits<T: DeserializeOwned>(
         &self,
-        patience: Duration,
+        wait: Duration,
         build: impl Fn() -> Result<RequestBuilder>,
     ) -> Result<T> {
         let started = Instant::now();
-        let deadline = DEADLINE.max(patience);
+        let deadline = self.timeout.max(wait + TRY_TIMEOUT.min(self.timeout));
         let left = || deadline.saturating_sub(started.elapsed());
         let waits = ExponentialBuilder::new()
             .with_min_delay(Duration::from_millis(100))
             .with_max_delay(Duration::from_secs(5))
             .without_max_times()
             .with_jitter();
-        (async || self.send(build()?.timeout(patience.min(left()))).await)
+        (async || self.send(build()?.timeout((wait + TRY_TIMEOUT).min(left()))).await)
             .retry(waits)
             .when(|error: &Error| error.is_retryable() && error.retry_after().unwrap_or_default() < left())
             .adjust(|error, wait| {

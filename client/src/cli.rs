@@ -16,6 +16,7 @@ use openmls::prelude::Ciphersuite;
 use secrecy::{ExposeSecret, SecretString};
 
 use crate::{
+    api::DEFAULT_TIMEOUT,
     client::{MlsClient, NewDevice, Settings},
     doctor::Verdict,
     error::{Error, Result},
@@ -64,6 +65,10 @@ struct Cli {
     /// A file with the passphrase of an encrypted data directory; KEYPOOL_PASSPHRASE holds the passphrase itself
     #[arg(long, global = true, value_name = "FILE", env = "KEYPOOL_PASSPHRASE_FILE")]
     passphrase_file: Option<PathBuf>,
+    /// How long to try while the server is away or busy, before it exits with 3
+    #[arg(long, global = true, value_name = "SECONDS", env = "KEYPOOL_TIMEOUT", default_value_t = DEFAULT_TIMEOUT.as_secs(),
+        value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    timeout: u64,
     /// Print JSON, errors too, for programs
     #[arg(long, global = true)]
     json: bool,
@@ -237,33 +242,33 @@ pub async fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
 }
 
 async fn run(cli: Cli, output: &Output) -> Result<ExitCode> {
-    let Cli { data_dir, passphrase_file, command, .. } = cli;
+    let Cli { data_dir, passphrase_file, timeout, command, .. } = cli;
     if let Command::Completions { shell } = command {
         clap_complete::generate(shell, &mut Cli::command(), "keypool", &mut io::stdout());
         return Ok(ExitCode::SUCCESS);
     }
     let directory = data_dir.map_or_else(default_data_dir, Ok)?;
     let passphrase = given_passphrase(passphrase_file.as_deref())?;
+    let settings = Settings { passphrase, timeout: Duration::from_secs(timeout), ..Settings::default() };
     match command {
-        Command::Init(args) => init(args, &directory, passphrase, output).await?,
+        Command::Init(args) => init(args, &directory, settings, output).await?,
         command => {
-            let mut client = existing(&directory, passphrase)?;
+            let mut client = existing(&directory, settings)?;
             return with_device(command, &mut client, output).await;
         }
     }
     Ok(ExitCode::SUCCESS)
 }
 
-async fn init(args: InitArgs, directory: &Path, passphrase: Option<SecretString>, output: &Output) -> Result<()> {
+async fn init(args: InitArgs, directory: &Path, mut settings: Settings, output: &Output) -> Result<()> {
     let InitArgs { server, user, device, user_token, ciphersuite, encrypt } = args;
-    let passphrase = match passphrase {
+    settings.passphrase = match settings.passphrase {
         None if LocalStore::is_encrypted(directory)? => Some(asked_passphrase(directory, false)?),
         None if encrypt => Some(asked_passphrase(directory, true)?),
         given => given,
     };
     let ciphersuites = ciphersuite.into_iter().filter_map(|number| Ciphersuite::try_from(number).ok()).collect();
     let new = NewDevice { server, user, device, user_token, ciphersuites };
-    let settings = Settings { passphrase, ..Settings::default() };
     let (client, report) = output
         .with_progress(|progress| async move { MlsClient::init(directory, &new, settings, &progress).await })
         .await?;
@@ -318,15 +323,15 @@ async fn with_device(command: Command, client: &mut MlsClient, output: &Output) 
 }
 
 /// Opens the device of a directory, and makes no directory where there is none.
-fn existing(directory: &Path, passphrase: Option<SecretString>) -> Result<MlsClient> {
+fn existing(directory: &Path, mut settings: Settings) -> Result<MlsClient> {
     if !directory.is_dir() {
         return Err(Error::NotInitialised(directory.to_owned()));
     }
-    let passphrase = match passphrase {
+    settings.passphrase = match settings.passphrase {
         None if LocalStore::is_encrypted(directory)? => Some(asked_passphrase(directory, false)?),
         given => given,
     };
-    MlsClient::open_with(directory, Settings { passphrase, ..Settings::default() })
+    MlsClient::open_with(directory, settings)
 }
 
 /// The passphrase of the file, or of the environment. A line's end is no part of it.

@@ -10,7 +10,7 @@ use openmls::prelude::{Ciphersuite, MlsGroup};
 use secrecy::SecretString;
 
 use crate::{
-    api::ApiClient,
+    api::{ApiClient, DEFAULT_TIMEOUT},
     clock::{Clock, SystemClock},
     error::{Error, Result},
     mls::{
@@ -43,11 +43,18 @@ pub struct Settings {
     pub pool: KeyPackagePoolConfig,
     /// What the local store is encrypted with; see [`LocalStore::open_with`].
     pub passphrase: Option<SecretString>,
+    /// How long a call may take with all its tries, where the server is away or busy.
+    pub timeout: Duration,
 }
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { clock: Box::new(SystemClock), pool: KeyPackagePoolConfig::default(), passphrase: None }
+        Self {
+            clock: Box::new(SystemClock),
+            pool: KeyPackagePoolConfig::default(),
+            passphrase: None,
+            timeout: DEFAULT_TIMEOUT,
+        }
     }
 }
 
@@ -83,7 +90,7 @@ impl MlsClient {
         let store = LocalStore::open_with(data_dir, settings.passphrase.as_ref())?;
         let mut identity = DeviceIdentity::create(&store, &new.server, (&new.user, &new.device), &new.ciphersuites)?;
         if identity.token().is_none() {
-            let api = ApiClient::new(identity.server(), new.user_token.clone())?;
+            let api = ApiClient::new(identity.server(), new.user_token.clone())?.with_timeout(settings.timeout);
             MlsConnection::new(&api, &store, &*settings.clock, &settings.pool).register(&mut identity).await?;
         }
         let client = Self::assemble(store, identity, settings)?;
@@ -106,7 +113,7 @@ impl MlsClient {
 
     fn assemble(store: LocalStore, identity: DeviceIdentity, settings: Settings) -> Result<Self> {
         let token = identity.token().cloned().ok_or_else(|| Error::NotRegistered(identity.identity()))?;
-        let api = ApiClient::new(identity.server(), Some(token))?;
+        let api = ApiClient::new(identity.server(), Some(token))?.with_timeout(settings.timeout);
         Ok(Self { store, identity, api, settings })
     }
 

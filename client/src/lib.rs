@@ -66,7 +66,7 @@ mod error;
 mod mls;
 mod storage;
 
-pub use api::ApiClient;
+pub use api::{ApiClient, DEFAULT_TIMEOUT};
 pub use client::{MlsClient, NewDevice, Settings};
 pub use clock::{Clock, ManualClock, SystemClock};
 pub use doctor::{Check, Verdict};

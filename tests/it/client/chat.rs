@@ -217,15 +217,19 @@ async fn a_server_that_is_away_ends_no_chat_and_loses_no_message(
     let (base, address) = (server.base.clone(), server.address().to_owned());
     let (people, alices, bobs) = tokio::task::spawn_blocking(move || {
         let (alice, bob) = two_people(&base);
-        let (alices, bobs) = (alice.chats(&[]), bob.chats(&[]));
+        let (alices, bobs) = (alice.chats(&["--timeout", "1", "--refresh-seconds", "1"]), bob.chats(&[]));
         ((alice, bob), alices, bobs)
     })
     .await
     .unwrap();
     server.kill();
-    alices.types("are you there?");
-    // Longer than a call is tried for: the message has to wait in the chat.
-    tokio::time::sleep(Duration::from_secs(62)).await;
+    let alices = tokio::task::spawn_blocking(move || {
+        alices.types("are you there?");
+        // The call is given up: the message waits in the chat.
+        alices.sees("1 not sent yet, and will be");
+        alices
+    });
+    let alices = alices.await.unwrap();
     let _server = ServerProcess::start_at(&place, &address).await;
     blocking(move || {
         bobs.sees("alice/laptop: are you there?");
@@ -251,7 +255,7 @@ async fn the_end_of_a_chat_sends_what_waits_or_says_what_is_lost(
         alice.runs(&["group", "create", "friends"]);
         alice.runs(&["group", "invite", "friends", "bob"]);
         bob.runs(&["receive"]);
-        // Longer than a call is tried for: it fails at once.
+        // Longer than the call may take: it fails at once.
         let busy = Fault::Busy(3_600);
         behind.fail_on("POST /groups/", busy);
         let output = alice.pipes("are you there?");

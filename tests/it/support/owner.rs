@@ -138,7 +138,7 @@ impl Owner {
 }
 
 fn settings(clock: &Arc<ManualClock>, pool: KeyPackagePoolConfig) -> Settings {
-    Settings { clock: Box::new(Arc::clone(clock)), pool, passphrase: None }
+    Settings { clock: Box::new(Arc::clone(clock)), pool, ..Settings::default() }
 }
 
 /// Copies a data directory as a backup does: all its files.
