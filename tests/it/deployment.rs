@@ -4,6 +4,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
     path::Path,
+    process::Command,
 };
 
 use promql_parser::parser::{Expr, parse};
@@ -14,6 +15,9 @@ use crate::{
     readme::repository,
     support::{Database, Device, TestServer, cargo, output},
 };
+
+/// What the image is built for.
+const TARGET: &str = "x86_64-unknown-linux-gnu";
 
 fn read(path: &str) -> String {
     fs::read_to_string(repository().join(path)).unwrap()
@@ -122,12 +126,12 @@ fn warnings(folder: &Path) -> Vec<String> {
     found
 }
 
-/// Of the crates that the two programs are made of, all are in the text that goes with the image, and no others.
+/// Of the crates that the two programs are made of, which does not include what runs in the compiler alone, all are in the text that goes with the image, and no others.
 #[test]
 fn the_licenses_of_the_image_are_current() {
     let packages = ["--package", "keypool-server", "--package", "keypool-client"];
     let tree = cargo()
-        .args(["tree", "--locked", "--edges", "normal", "--prefix", "none", "--target", "x86_64-unknown-linux-gnu"])
+        .args(["tree", "--locked", "--edges", "normal,no-proc-macro", "--prefix", "none", "--target", TARGET])
         .args(packages)
         .current_dir(repository())
         .output()
@@ -158,11 +162,32 @@ fn the_licenses_of_the_image_are_current() {
     }
 }
 
+/// The gate, the hosted runner and the `justfile` have the same steps.
+#[test]
+fn every_step_of_the_gate_runs_on_the_hosted_runner_and_none_is_unknown() {
+    let steps = output(Command::new(repository().join(".ci/run")).arg("--list"));
+    let steps: BTreeSet<_> = steps.lines().collect();
+    let workflow = read(".github/workflows/ci.yml");
+    let matrix = workflow.lines().find_map(|line| line.trim().strip_prefix("steps: [")?.strip_suffix(']')).unwrap();
+    assert_eq!(matrix.split([' ', ',']).filter(|step| !step.is_empty()).collect::<BTreeSet<_>>(), steps);
+    let (justfile, page) = (read("justfile"), read("docs/development.md"));
+    let commands: Vec<_> = justfile
+        .lines()
+        .map(str::trim)
+        .chain(page.split('`'))
+        .filter_map(|text| text.strip_prefix(".ci/run "))
+        .collect();
+    assert!(commands.len() > 3, "{commands:?}");
+    for step in commands.into_iter().flat_map(str::split_whitespace).filter(|word| !word.starts_with('-')) {
+        assert!(steps.contains(step), "{step} is no step of .ci/run: {steps:?}");
+    }
+}
+
 /// The dependencies that a build of some packages compiles, each with its features.
 fn compiled(selection: &[&str]) -> BTreeSet<String> {
     let tree = output(
         cargo()
-            .args(["tree", "--locked", "--target", "x86_64-unknown-linux-gnu", "--prefix", "none"])
+            .args(["tree", "--locked", "--target", TARGET, "--prefix", "none"])
             .args(["--no-dedupe", "--format", "{p} with {f}"])
             .args(selection)
             .current_dir(repository()),
