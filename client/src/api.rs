@@ -165,7 +165,7 @@ impl ApiClient {
 
     /// The oldest in the device's own queue; where there is nothing, what comes within so many seconds, a minute at most.
     pub async fn messages(&self, wait: u32, limit: u32) -> Result<MessagesPage> {
-        let query = MessagesQuery { wait: Some(wait), limit: Some(limit) };
+        let query = MessagesQuery { wait: Some(wait), limit: Some(limit), devices_version: None };
         self.call_that_waits(Duration::from_secs(wait.into()), || {
             Ok(self.request(Method::GET, "messages")?.query(&query))
         })

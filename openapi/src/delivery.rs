@@ -105,6 +105,9 @@ pub struct MessagesQuery {
     /// How many at most.
     #[param(nullable = false, minimum = 1, maximum = 1000, default = 100)]
     pub limit: Option<u32>,
+    /// The `devices_version` of an earlier answer. Where it is another one by now, the call does not wait.
+    #[param(nullable = false, minimum = 0)]
+    pub devices_version: Option<u64>,
 }
 
 /// What waits for the caller.
@@ -112,6 +115,11 @@ pub struct MessagesQuery {
 pub struct MessagesPage {
     /// The oldest first; each is here until it is acknowledged.
     pub messages: Vec<QueuedMessage>,
+    /// Another number whenever a device of the caller's user was registered, removed, or has changed its signature key.
+    /// `GET /users/{user}/devices?removed=true` then says which: tell the person what differs.
+    #[serde(default)]
+    #[schema(example = 3)]
+    pub devices_version: u64,
 }
 
 /// Something that waits for a device.

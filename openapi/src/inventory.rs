@@ -169,6 +169,8 @@ pub enum Action {
     Lapse,
     /// Its `not_after` passed.
     Expire,
+    /// It was the first KeyPackage under a new signature key of its owner, which took the place of the one before.
+    SignatureKeyChanged,
 }
 
 /// One step in the life of a KeyPackage.
@@ -198,6 +200,9 @@ pub struct AuditEvent {
     /// Until when what began holds: an upload's `not_after`, a reservation's end.
     #[schema(value_type = Option<String>, format = DateTime)]
     pub until: Option<Timestamp>,
+    /// With `signature-key-changed`: the new signature key.
+    #[serde(default)]
+    pub signature_key: Option<Base64Bytes>,
 }
 
 /// How many pools to list.

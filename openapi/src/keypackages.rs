@@ -3,7 +3,9 @@ use serde::{Deserialize, Serialize};
 use strum::{AsRefStr, Display, EnumIter, EnumString, IntoStaticStr};
 use utoipa::ToSchema;
 
-use crate::{DeviceName, KeyPackageRef, MAX_UPLOAD_BATCH, UserName, bounded};
+use crate::{
+    DeviceName, KeyPackageRef, MAX_SIGNATURE_KEY_CHANGES, MAX_UPLOAD_BATCH, SignatureKeyChange, UserName, bounded,
+};
 
 /// Where a KeyPackage is in its life.
 #[derive(
@@ -47,6 +49,24 @@ pub struct UploadRequest {
     #[serde(deserialize_with = "bounded::<_, _, MAX_UPLOAD_BATCH>")]
     #[schema(min_items = 1, max_items = 100, example = json!(["AAEABQABAAEg"]))]
     pub keypackages: Vec<String>,
+    /// Signature keys that change with this upload, one of each ciphersuite at most. A change counts together with the
+    /// first KeyPackage under the new key that is accepted, and not without one: what is available under the old key,
+    /// the last resort included, is revoked, and what is reserved can still be spent.
+    #[serde(
+        default,
+        deserialize_with = "bounded::<_, _, MAX_SIGNATURE_KEY_CHANGES>",
+        skip_serializing_if = "Vec::is_empty"
+    )]
+    #[schema(max_items = 16)]
+    pub signature_key_changes: Vec<SignatureKeyChange>,
+}
+
+impl UploadRequest {
+    /// An upload of KeyPackages, each in base64, under the signature keys that the device has.
+    #[must_use]
+    pub fn of(keypackages: Vec<String>) -> Self {
+        Self { keypackages, signature_key_changes: Vec::new() }
+    }
 }
 
 /// What became of each KeyPackage of an upload.
@@ -56,6 +76,11 @@ pub struct UploadResponse {
     pub accepted: Vec<AcceptedKeyPackage>,
     /// Those refused, each with its reason, in the order of the upload.
     pub rejected: Vec<RejectedKeyPackage>,
+    /// The ciphersuites of `signature_key_changes` whose key is the new one now. For each of the others, `rejected` says
+    /// why of the KeyPackages under the new key.
+    #[serde(default)]
+    #[schema(example = json!([1]))]
+    pub changed_signature_keys: Vec<u16>,
     /// The pool after the upload.
     pub pool: PoolStatus,
 }
@@ -113,6 +138,8 @@ pub enum RejectionReason {
     InvalidSignature,
     /// The credential is not the caller's `user/device`.
     CredentialMismatch,
+    /// The signature key is not the one that the device has in this ciphersuite.
+    SignatureKeyMismatch,
     /// `not_after` has passed.
     LifetimeExpired,
     /// `not_before` has not come.

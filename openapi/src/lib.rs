@@ -12,6 +12,7 @@ mod keypackages;
 mod problems;
 mod registration;
 mod reservations;
+mod signature_keys;
 
 pub use delivery::{
     AckRequest, AckResponse, CommitRequest, CommitResponse, MessageKind, MessageRequest, MessageResponse, MessagesPage,
@@ -27,10 +28,17 @@ pub use keypackages::{
     SuiteStatus, UploadRequest, UploadResponse,
 };
 pub use problems::{MissingReason, Problem, ProblemType};
-pub use registration::{Device, DeviceList, RegisterRequest, RegisterResponse, RemovedDevice, TokenResponse};
+pub use registration::{
+    Device, DeviceList, DevicesQuery, LookupRequest, LookupResponse, RegisterRequest, RegisterResponse, RemovedDevice,
+    TokenResponse,
+};
 pub use reservations::{
     MissingDevice, ReleaseRequest, ReleaseResponse, Reservation, ReserveRequest, ReserveResponse, SpendRequest,
     SpendResponse,
+};
+pub use signature_keys::{
+    PreviousSignatureKey, SIGNATURE_KEY_CHANGE_LABEL, SignatureKey, SignatureKeyChange, SignatureKeyChangeContent,
+    signature_key_fingerprint,
 };
 
 use fields::{bounded, present, some_bounded, whole, whole_numbers};
@@ -55,3 +63,9 @@ pub const MAX_MESSAGE_SIZE: usize = 1024 * 1024;
 
 /// The most KeyPackages that one revocation may name.
 pub const MAX_REVOCATIONS: usize = 1_000;
+
+/// The most signature keys that one upload may change: a device has one of each ciphersuite.
+pub const MAX_SIGNATURE_KEY_CHANGES: usize = 16;
+
+/// The most users whose devices one look-up may ask for.
+pub const MAX_LOOKUP_USERS: usize = 1_000;

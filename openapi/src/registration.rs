@@ -1,8 +1,8 @@
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
-use utoipa::ToSchema;
+use utoipa::{IntoParams, ToSchema};
 
-use crate::{DeviceName, UserName};
+use crate::{DeviceName, MAX_LOOKUP_USERS, PreviousSignatureKey, SignatureKey, UserName, bounded};
 
 /// A new device, to be registered.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
@@ -55,8 +55,18 @@ pub struct RemovedDevice {
     pub revoked: u64,
 }
 
+/// Which of a user's devices to list.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize, IntoParams)]
+#[serde(default, deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub struct DevicesQuery {
+    /// Whether to list removed devices, too.
+    #[param(nullable = false, default = false)]
+    pub removed: Option<bool>,
+}
+
 /// The devices of a user.
-#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct DeviceList {
     /// The user.
     #[schema(example = "alice")]
@@ -66,12 +76,48 @@ pub struct DeviceList {
 }
 
 /// One device of a user.
-#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Device {
     /// The device's name.
     #[schema(example = "laptop")]
     pub device: DeviceName,
-    /// When it was registered.
+    /// When it was registered last.
     #[schema(value_type = String, format = DateTime)]
     pub registered_at: Timestamp,
+    /// When it was removed; `null` where it is registered.
+    #[serde(default)]
+    #[schema(value_type = Option<String>, format = DateTime)]
+    pub removed_at: Option<Timestamp>,
+    /// Its signature keys, by ciphersuite: what a new leaf of the device has to carry. Empty where it has uploaded
+    /// nothing yet, where it was removed, and where the operator has set `KEYPOOL_CREDENTIAL_BINDING=off`.
+    #[serde(default)]
+    pub signature_keys: Vec<SignatureKey>,
+    /// The signature keys that it had before, the newest first, those of earlier registrations included: what leaves that
+    /// are in a group already may carry.
+    #[serde(default)]
+    pub previous_signature_keys: Vec<PreviousSignatureKey>,
+}
+
+/// Whose devices to look up.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct LookupRequest {
+    /// The users, 1 to 1000.
+    #[serde(deserialize_with = "bounded::<_, _, MAX_LOOKUP_USERS>")]
+    #[schema(min_items = 1, max_items = 1000)]
+    pub users: Vec<UserName>,
+    /// Whether to answer removed devices, too.
+    #[serde(default)]
+    pub removed: bool,
+}
+
+/// The devices of several users.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct LookupResponse {
+    /// The users and their devices, by name.
+    pub users: Vec<DeviceList>,
+    /// The users that the server does not know.
+    pub unknown: Vec<UserName>,
+    /// The users for whom this answer, of 4 MiB about, had no room: another call answers them.
+    pub remaining: Vec<UserName>,
 }

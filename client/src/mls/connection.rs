@@ -240,7 +240,7 @@ impl<'a> MlsConnection<'a> {
         let mut done = 0;
         for batch in unconfirmed.chunks(MAX_UPLOAD_BATCH) {
             let keypackages = batch.iter().map(|(_, message)| Base64Bytes(message.clone()).encode()).collect();
-            let answer = self.api.upload_key_packages(&UploadRequest { keypackages }).await?;
+            let answer = self.api.upload_key_packages(&UploadRequest::of(keypackages)).await?;
             report.uploaded += answer.accepted.len();
             report.rejected.extend(record(self.store, batch, &answer)?);
             report.pool = answer.pool;

@@ -121,11 +121,11 @@ impl Pool {
             });
             let page = page.await?;
             if !page.is_empty() || wait == 0 || self.bell.is_closed() {
-                return Ok(MessagesPage { messages: page });
+                return Ok(MessagesPage { messages: page, devices_version: 0 });
             }
             tokio::select! {
                 () = rung => has_waited = true,
-                () = &mut end => return Ok(MessagesPage { messages: Vec::new() }),
+                () = &mut end => return Ok(MessagesPage { messages: Vec::new(), devices_version: 0 }),
             }
         }
     }

@@ -124,7 +124,13 @@ impl Pool {
     pub async fn devices(&self, user: UserName) -> Result<DeviceList, Failure> {
         self.block(move |pool, _| {
             let devices = pool.store.devices(&user)?.ok_or_else(|| unknown_user(&user))?;
-            let device = |row: DeviceRow| Device { device: row.device, registered_at: row.registered_at };
+            let device = |row: DeviceRow| Device {
+                device: row.device,
+                registered_at: row.registered_at,
+                removed_at: None,
+                signature_keys: Vec::new(),
+                previous_signature_keys: Vec::new(),
+            };
             Ok::<_, Failure>(DeviceList { devices: devices.into_iter().map(device).collect(), user })
         })
         .await

@@ -189,7 +189,7 @@ impl Pool {
             return Err(Failure::new(ProblemType::PoolFull, rejected.swap_remove(0).detail));
         }
         let pool = self.status(caller).await?;
-        Ok(UploadResponse { accepted, rejected, pool })
+        Ok(UploadResponse { accepted, rejected, changed_signature_keys: Vec::new(), pool })
     }
 }
 

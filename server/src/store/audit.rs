@@ -171,6 +171,7 @@ fn event(row: EventRow, names: &Names) -> Result<AuditEvent, StoreError> {
         group_id: row.group_id.map(Base64Bytes),
         last_resort: row.last_resort,
         until: row.until.map(timestamp).transpose()?,
+        signature_key: None,
     })
 }
 

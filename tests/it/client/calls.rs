@@ -42,7 +42,7 @@ async fn every_call_survives_a_lost_request_and_a_lost_answer(
     let packages = Device::new("alice", "laptop").key_packages(3);
     let keypackages = packages.iter().map(|bytes| encode(bytes)).collect();
     proxy.next(&[fault]);
-    assert_eq!(alice.upload_key_packages(&UploadRequest { keypackages }).await.unwrap().accepted.len(), 3);
+    assert_eq!(alice.upload_key_packages(&UploadRequest::of(keypackages)).await.unwrap().accepted.len(), 3);
     twice(&proxy);
 
     let bob = server.anyone().registered("bob", "phone").await;

@@ -35,7 +35,8 @@ fn play(life: &mut Life, event: &AuditEvent, who: Option<Who>, retire: bool) {
         Action::Revoke => matches!(state, State::Available | State::Reserved),
         Action::Lapse => is_about_the_hold && life.end.is_none() && life.hold.is_some_and(|hold| hold.until == at),
         Action::Expire => life.end.is_none() && life.not_after == at,
-        Action::Upload => false,
+        // The model changes no signature key.
+        Action::Upload | Action::SignatureKeyChanged => false,
     };
     assert!(follows, "{event:?} cannot follow on {life:?}");
     match event.action {
@@ -48,6 +49,6 @@ fn play(life: &mut Life, event: &AuditEvent, who: Option<Who>, retire: bool) {
         Action::Release => life.hold = life.hold.map(|hold| Hold { until: at, ..hold }),
         Action::Revoke => life.end = Some(End::Revoked),
         // Time has done these already.
-        Action::Lapse | Action::Expire | Action::Upload => {}
+        Action::Lapse | Action::Expire | Action::Upload | Action::SignatureKeyChanged => {}
     }
 }

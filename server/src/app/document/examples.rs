@@ -5,10 +5,11 @@ use keypool_openapi::{
     AcceptedKeyPackage, AckRequest, AckResponse, Action, AuditEvent, AuditPage, Base64Bytes, CommitRequest,
     CommitResponse, Device, DeviceList, DeviceName, DeviceOf, Drain, EndedKeyPackage, Health, InventoryItem,
     InventoryPage, KeyPackageRef, LastResortStatus, LowPool, LowPools, MessageKind, MessageRequest, MessageResponse,
-    MessagesPage, MissingDevice, MissingReason, PoolStatus, QueuedMessage, RegisterRequest, RegisterResponse,
-    RejectedKeyPackage, RejectionReason, ReleaseRequest, ReleaseResponse, RemovedDevice, Reservation, ReservationId,
-    ReserveRequest, ReserveResponse, RevokeRequest, RevokeResponse, SpendRequest, SpendResponse, State, SuiteStatus,
-    TokenResponse, Undelivered, UndeliveredReason, UploadRequest, UploadResponse, UserName,
+    MessagesPage, MissingDevice, MissingReason, PoolStatus, PreviousSignatureKey, QueuedMessage, RegisterRequest,
+    RegisterResponse, RejectedKeyPackage, RejectionReason, ReleaseRequest, ReleaseResponse, RemovedDevice, Reservation,
+    ReservationId, ReserveRequest, ReserveResponse, RevokeRequest, RevokeResponse, SignatureKey, SpendRequest,
+    SpendResponse, State, SuiteStatus, TokenResponse, Undelivered, UndeliveredReason, UploadRequest, UploadResponse,
+    UserName,
 };
 use serde::Serialize;
 use serde_json::Value;
@@ -64,7 +65,7 @@ fn example(operation: &str) -> Option<Example> {
         "remove" | "remove_any" => {
             of(None, value(&RemovedDevice { user: user("alice"), device: device("laptop"), revoked: 33 }))
         }
-        "upload" => of(json(&UploadRequest { keypackages: vec!["AAEABQABAAE=".to_owned()] }), value(&uploaded())),
+        "upload" => of(json(&UploadRequest::of(vec!["AAEABQABAAE=".to_owned()])), value(&uploaded())),
         "reserve" => of(json(&reserve()), value(&reserved())),
         "spend" => of(
             json(&SpendRequest { reservation_id: reservation_id(), group_id: group() }),
@@ -84,7 +85,7 @@ fn example(operation: &str) -> Option<Example> {
             json(&MessageRequest { message: message(), recipients: vec![named("bob", "phone")] }),
             value(&MessageResponse { undelivered: vec![undelivered()] }),
         ),
-        "fetch" => of(None, value(&MessagesPage { messages: vec![queued()] })),
+        "fetch" => of(None, value(&MessagesPage { messages: vec![queued()], devices_version: 3 })),
         "acknowledge" => {
             of(json(&AckRequest { ids: vec![4711], unreadable: Vec::new() }), value(&AckResponse { acknowledged: 1 }))
         }
@@ -134,7 +135,25 @@ fn not_after() -> Timestamp {
 }
 
 fn devices() -> DeviceList {
-    DeviceList { user: user("alice"), devices: vec![Device { device: device("laptop"), registered_at: time(0) }] }
+    DeviceList {
+        user: user("alice"),
+        devices: vec![Device {
+            device: device("laptop"),
+            registered_at: time(0),
+            removed_at: None,
+            signature_keys: vec![SignatureKey {
+                ciphersuite: 1,
+                signature_key: Base64Bytes(vec![1; 32]),
+                since: time(20),
+            }],
+            previous_signature_keys: vec![PreviousSignatureKey {
+                ciphersuite: 1,
+                signature_key: Base64Bytes(vec![2; 32]),
+                since: time(1),
+                until: time(20),
+            }],
+        }],
+    }
 }
 
 fn uploaded() -> UploadResponse {
@@ -146,6 +165,7 @@ fn uploaded() -> UploadResponse {
             reason: RejectionReason::InvalidSignature,
             detail: "The signature of the KeyPackage does not verify. Sign it again.".to_owned(),
         }],
+        changed_signature_keys: Vec::new(),
         pool: status(),
     }
 }
@@ -253,6 +273,7 @@ fn audit() -> AuditPage {
             group_id: Some(group()),
             last_resort: false,
             until: Some(time(60)),
+            signature_key: None,
         }],
         next: Some(4711),
     }
