@@ -62,8 +62,20 @@ where
     T: TryFrom<u64>,
 {
     let number: Option<Whole> = Option::deserialize(deserializer)?;
-    let Some(Whole(number)) = number else { return Ok(None) };
-    T::try_from(number).map(Some).map_err(|_| D::Error::custom(format_args!("{number} is too large a number")))
+    number.map(fitting).transpose()
+}
+
+/// Reads a whole number as [`whole`] does, that may not be left out.
+pub(crate) fn whole_number<'de, D, T>(deserializer: D) -> Result<T, D::Error>
+where
+    D: Deserializer<'de>,
+    T: TryFrom<u64>,
+{
+    fitting(Whole::deserialize(deserializer)?)
+}
+
+fn fitting<T: TryFrom<u64>, E: Error>(Whole(number): Whole) -> Result<T, E> {
+    T::try_from(number).map_err(|_| E::custom(format_args!("{number} is too large a number")))
 }
 
 /// Reads whole numbers as [`whole`] does, and as many as [`bounded`] does.

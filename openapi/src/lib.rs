@@ -41,7 +41,7 @@ pub use signature_keys::{
     signature_key_fingerprint,
 };
 
-use fields::{bounded, present, some_bounded, whole, whole_numbers};
+use fields::{bounded, present, some_bounded, whole, whole_number, whole_numbers};
 
 /// The most KeyPackages that one upload may carry.
 pub const MAX_UPLOAD_BATCH: usize = 100;

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use utoipa::ToSchema;
 
-use crate::{Base64Bytes, DeviceName, UserName};
+use crate::{Base64Bytes, DeviceName, UserName, whole_number};
 
 /// The label under which a device signs the change of its signature key (RFC 9420, section 5.1.2).
 pub const SIGNATURE_KEY_CHANGE_LABEL: &str = "KeypoolSignatureKeyChange";
@@ -47,7 +47,8 @@ pub struct PreviousSignatureKey {
 #[serde(deny_unknown_fields)]
 pub struct SignatureKeyChange {
     /// The ciphersuite whose key changes (RFC 9420, section 17.1).
-    #[schema(example = 1)]
+    #[serde(deserialize_with = "whole_number")]
+    #[schema(maximum = 65535, example = 1)]
     pub ciphersuite: u16,
     /// The new public key, as the leaf nodes of the new KeyPackages have it.
     pub signature_key: Base64Bytes,

@@ -70,6 +70,7 @@ impl Server {
             let store = store.with_context(|| format!("cannot open {}", config.database_url))?;
             let (kind, pool) = (store.kind(), Pool::new(store, clock, &config)?);
             pool.resume(&config)?;
+            pool.adopt_signature_keys()?;
             pool.listen(&config)?;
             Ok((kind, pool))
         });

@@ -2,7 +2,9 @@
 
 mod delivery;
 mod devices;
+mod directory;
 mod inventory;
+mod key_changes;
 mod queues;
 mod reservations;
 mod status;
@@ -13,7 +15,10 @@ use std::{ops::ControlFlow, sync::Arc, time::Duration};
 use actix_web::web;
 use jiff::{SignedDuration, Timestamp};
 use keypool_openapi::ProblemType;
-use keypool_validation::{key_package::Rules, token::Token};
+use keypool_validation::{
+    key_package::{CredentialBinding, Rules},
+    token::Token,
+};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use queues::Queues;
@@ -40,6 +45,8 @@ struct Policy {
     registration: Registration,
     admin: Option<AdminHash>,
     max_devices: u32,
+    /// Whether a device is held to one signature key in each ciphersuite.
+    binds_keys: bool,
     reservation_ttl: Duration,
     max_reservation_ttl: Duration,
     /// Whether a KeyPackage is handed out once only.
@@ -91,6 +98,7 @@ impl Pool {
             registration: config.registration,
             admin: config.admin_token.as_ref().map(|token| AdminHash::of(token.expose())),
             max_devices: config.max_devices,
+            binds_keys: config.credential_binding == CredentialBinding::Strict,
             reservation_ttl: config.reservation_ttl,
             max_reservation_ttl: config.max_reservation_ttl,
             retire: config.on_lapse == OnLapse::Retire,
@@ -113,7 +121,11 @@ impl Pool {
             max_lifetime: SignedDuration::try_from(config.max_lifetime)?,
             credential_binding: config.credential_binding,
         };
-        let intake = Intake::new(store.clone(), rules, UploadLimits { capacity: config.pool_capacity })?;
+        let intake = Intake::new(
+            store.clone(),
+            rules,
+            UploadLimits { capacity: config.pool_capacity, binds_keys: policy.binds_keys },
+        )?;
         let room = config.max_waiting_requests as usize;
         let queues = Queues::start(&store, &intake, &clock, (policy.retire, room))?;
         Ok(Self {
@@ -202,6 +214,21 @@ impl Pool {
         let Some(file) = &self.generation else { return Ok(()) };
         let trust = config.on_restore == OnRestore::Trust;
         file.write(self.store.resume(file.read()?, trust, self.clock.now())?)
+    }
+
+    /// Records the signature keys of devices from before they were kept. Blocks.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub(crate) fn adopt_signature_keys(&self) -> Result<(), StoreError> {
+        if !self.policy.binds_keys {
+            return Ok(());
+        }
+        let keys = self.store.adopt_signature_keys(self.clock.now())?;
+        if keys > 0 {
+            tracing::info!(keys, "recorded the signature keys of KeyPackages from before they were kept");
+        }
+        Ok(())
     }
 
     /// Moves the generation of the database on, so that a backup that is made now is told from what comes after it.

@@ -376,7 +376,7 @@ async fn who_waits_is_woken_at_once_by_whichever_server(#[values(Database::Postg
     println!("woken after {:?}", sent.elapsed());
     ack(&bob, &[&heard["messages"][0]]).await;
     let begun = Instant::now();
-    assert_eq!(bob.get("/messages?wait=1").await.ok(), json!({"messages": []}));
+    assert_eq!(bob.get("/messages?wait=1").await.ok()["messages"], json!([]));
     assert!(begun.elapsed() >= Duration::from_secs(1));
 }
 

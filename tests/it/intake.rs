@@ -1,17 +1,20 @@
 //! Uploads that are stored together are stored as each would be alone, or left for that.
 
+use std::collections::HashMap;
+
 use jiff::SignedDuration;
 use keypool_openapi::{ProblemType, RejectionReason};
 use keypool_server::{
     config::{Config, Limits},
-    store::{DeviceId, Store, Upload, UploadLimits, UploadOutcome, View},
+    store::{DeviceId, Registration, Store, Upload, UploadLimits, UploadOutcome, Uploaded, View},
 };
-use keypool_validation::key_package::ValidatedKeyPackage;
+use keypool_validation::{key_package::ValidatedKeyPackage, token::Token};
 use rstest::rstest;
 
 use crate::support::{Database, Device, TestServer};
 
 const STORED: UploadOutcome = UploadOutcome::Stored;
+const LIMITS: UploadLimits = UploadLimits { capacity: 2, binds_keys: true };
 const REUSED: UploadOutcome = UploadOutcome::Refused(RejectionReason::InitKeyReused);
 
 /// A server where alice and bob have a device each, and its store.
@@ -20,17 +23,31 @@ struct Scene {
     store: Store,
     alice: DeviceId,
     bob: DeviceId,
+    /// By which each came, and when it was registered.
+    shown: HashMap<DeviceId, ([u8; 32], i64)>,
 }
 
 impl Scene {
     async fn new(db: Database) -> Self {
         let server = TestServer::start(db).await;
+        let mut shown = HashMap::new();
+        let mut devices = Vec::new();
         for user in ["alice", "bob"] {
-            server.anyone().registered(user, "laptop").await;
+            let token = server.anyone().registered(user, "laptop").await.token.unwrap();
+            let token = Token::from_header(&format!("Bearer {token}")).unwrap().hash();
+            let of = |column: &str| {
+                server.database().number(&format!("SELECT {column} AS n FROM devices WHERE user_name = '{user}'"))
+            };
+            let device = DeviceId(of("id"));
+            shown.insert(device, (token, of("created_at")));
+            devices.push(device);
         }
-        let id = |user| server.database().number(&format!("SELECT id AS n FROM devices WHERE user_name = '{user}'"));
-        let (alice, bob) = (DeviceId(id("alice")), DeviceId(id("bob")));
-        Self { store: server.store(), server, alice, bob }
+        Self { store: server.store(), server, alice: devices[0], bob: devices[1], shown }
+    }
+
+    fn upload<'a>(&self, device: DeviceId, packages: &'a [ValidatedKeyPackage]) -> Upload<'a> {
+        let (token_hash, at) = self.shown[&device];
+        Upload { by: Registration { device, at }, token_hash, packages, changes: &[] }
     }
 
     fn view(&self) -> View {
@@ -41,12 +58,15 @@ impl Scene {
         &self,
         uploads: [(DeviceId, &[ValidatedKeyPackage]); N],
     ) -> [Option<Vec<UploadOutcome>>; N] {
-        let uploads = uploads.map(|(owner, packages)| Upload { owner, packages });
-        self.store.upload_together(&uploads, UploadLimits { capacity: 2 }, self.view()).unwrap().try_into().unwrap()
+        let uploads = uploads.map(|(owner, packages)| self.upload(owner, packages));
+        let uploaded = self.store.upload_together(&uploads, LIMITS, self.view()).unwrap();
+        let outcomes: Vec<_> = uploaded.into_iter().map(|one| one.map(|one| one.outcomes)).collect();
+        outcomes.try_into().unwrap()
     }
 
     fn alone(&self, owner: DeviceId, packages: &[ValidatedKeyPackage]) -> Option<Vec<UploadOutcome>> {
-        self.store.upload(Upload { owner, packages }, UploadLimits { capacity: 2 }, self.view()).unwrap()
+        let uploaded = self.store.upload(self.upload(owner, packages), LIMITS, self.view()).unwrap();
+        uploaded.map(|Uploaded { outcomes, .. }| outcomes)
     }
 
     /// What stands for a KeyPackage here: the store believes what it is told of it.
@@ -56,6 +76,7 @@ impl Scene {
             ciphersuite: 1,
             init_key: vec![number; 32],
             encryption_key: vec![100 + number; 32],
+            signature_key: vec![7; 32],
             not_after: self.server.now() + SignedDuration::from_hours(24),
             last_resort: false,
             bytes: vec![number; 300],

@@ -29,6 +29,7 @@ mod process;
 mod race;
 mod readme;
 mod restore;
+mod signature_keys;
 mod support;
 mod targets;
 mod together;

@@ -45,7 +45,7 @@ async fn each_looks_at_its_own_whatever_else_there_is(#[values(false, true)] is_
     server.sweep().await;
     database.end_others();
     let scans = |table: &str| format!("SELECT seq_scan AS n FROM pg_stat_user_tables WHERE relname = '{table}'");
-    for table in ["users", "devices", "hpke_keys", "audit_events", "idempotency_keys"] {
+    for table in ["users", "devices", "hpke_keys", "audit_events", "idempotency_keys", "signature_keys"] {
         assert_eq!(database.number(&scans(table)), 0, "{table} was read as a whole");
     }
     // The server counts the pools once when it starts.

@@ -31,6 +31,8 @@ pub struct ValidatedKeyPackage {
     pub init_key: Vec<u8>,
     /// The encryption key of its leaf node as it is encoded.
     pub encryption_key: Vec<u8>,
+    /// The signature key of its leaf node: the public key alone, without a length.
+    pub signature_key: Vec<u8>,
     /// When it expires.
     pub not_after: Timestamp,
     /// Whether it carries the last-resort extension.
@@ -110,6 +112,7 @@ impl ValidatedKeyPackage {
             ciphersuite,
             init_key: key_package.hpke_init_key().tls_serialize_detached().map_err(internal)?,
             encryption_key: key_package.leaf_node().encryption_key().tls_serialize_detached().map_err(internal)?,
+            signature_key: key_package.leaf_node().signature_key().as_slice().to_vec(),
             not_after,
             last_resort: key_package.last_resort(),
             bytes,

@@ -167,6 +167,7 @@ pub(super) fn routes(config: &mut utoipa_actix_web::service_config::ServiceConfi
         .service(keypackages::low_pools)
         .service(devices::register)
         .service(devices::list)
+        .service(devices::lookup)
         .service(devices::change_token)
         .service(devices::remove)
         .service(devices::remove_any)

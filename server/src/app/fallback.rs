@@ -17,15 +17,15 @@ impl Paths {
         Self(document.paths.paths.iter().map(path).collect())
     }
 
-    /// The methods of a path, if anything is served there.
+    /// The methods of a path, if anything is served there. A path that the document has word for word goes before one with
+    /// parameters that it matches, as OpenAPI has it.
     fn methods(&self, path: &str) -> Option<String> {
-        let methods: BTreeSet<_> = self
-            .0
-            .iter()
-            .filter(|(pattern, _)| pattern.is_match(path))
-            .flat_map(|(_, methods)| methods)
-            .copied()
-            .collect();
+        let matching = || self.0.iter().filter(|(pattern, _)| pattern.is_match(path));
+        let exact = matching().find(|(pattern, _)| pattern.pattern() == Some(path));
+        let methods: BTreeSet<_> = match exact {
+            Some((_, methods)) => methods.clone(),
+            None => matching().flat_map(|(_, methods)| methods).copied().collect(),
+        };
         (!methods.is_empty()).then(|| methods.into_iter().collect::<Vec<_>>().join(", "))
     }
 }

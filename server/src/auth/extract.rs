@@ -1,18 +1,19 @@
 //! What handlers take from a request: who makes it, then what it says.
 
-use std::{future::Future, pin::Pin, sync::Arc, time::Duration};
+use std::{future::Future, pin::Pin, time::Duration};
 
 use actix_web::{FromRequest, HttpMessage, HttpRequest, dev::Payload, http::header, web};
 use keypool_openapi::{
-    AckRequest, CommitRequest, MAX_KEY_PACKAGE_SIZE, MAX_MESSAGE_SIZE, MAX_UPLOAD_BATCH, MessageRequest, ProblemType,
-    RegisterRequest, ReleaseRequest, ReserveRequest, RevokeRequest, SpendRequest, UploadRequest,
+    AckRequest, CommitRequest, LookupRequest, MAX_KEY_PACKAGE_SIZE, MAX_LOOKUP_USERS, MAX_MESSAGE_SIZE,
+    MAX_UPLOAD_BATCH, MessageRequest, ProblemType, RegisterRequest, ReleaseRequest, ReserveRequest, RevokeRequest,
+    SpendRequest, UploadRequest,
 };
 use keypool_validation::token::{Token, bearer};
 use serde::de::DeserializeOwned;
 use sha2::{Digest, Sha256};
 
 use super::{Bearer, Caller};
-use crate::{pool::Pool, problem::Failure, store::DeviceRow};
+use crate::{pool::Pool, problem::Failure};
 
 /// What most bodies need, and much more.
 const SMALL_BODY: usize = 128 * 1024;
@@ -30,6 +31,10 @@ pub(crate) trait Body: DeserializeOwned + 'static {
 }
 
 impl Body for RegisterRequest {}
+impl Body for LookupRequest {
+    /// A thousand of the longest names.
+    const LIMIT: usize = MAX_LOOKUP_USERS * 160;
+}
 impl Body for ReserveRequest {}
 impl Body for SpendRequest {}
 impl Body for ReleaseRequest {}
@@ -60,7 +65,7 @@ pub(crate) enum Reader {
 pub(crate) struct MaybeBearer(pub Option<Bearer>);
 
 /// A device's request: the caller, and then the body, which is not even read before the caller is known.
-pub(crate) struct Signed<T>(pub Arc<DeviceRow>, pub T);
+pub(crate) struct Signed<T>(pub Caller, pub T);
 
 /// A request's body, of whomever.
 pub(crate) struct Content<T>(pub T);
@@ -144,7 +149,7 @@ impl<T: Body> FromRequest for Signed<T> {
         let (request, mut payload) = (request.clone(), payload.take());
         Box::pin(async move {
             let caller = Caller::from_request(&request, &mut Payload::None).await?;
-            Ok(Self(caller.device, read(&request, &mut payload).await?))
+            Ok(Self(caller, read(&request, &mut payload).await?))
         })
     }
 }

@@ -13,7 +13,7 @@ use super::{Pool, after, reservations::lost_reservation};
 use crate::{
     auth::{Caller, unknown_token},
     problem::{About, Failure},
-    store::{Commit, CommitError, Delivered, DeviceRow, Post},
+    store::{Commit, CommitError, Delivered, DeviceRow, Post, Queued},
 };
 
 /// The longest that a request may wait for a message.
@@ -113,19 +113,21 @@ impl Pool {
         loop {
             // Asked for before the queue is looked at: what comes in between rings, too.
             let rung = bell.notified();
-            let shown = caller.presented();
-            let page = self.block(move |pool, _| {
-                let page = pool.store.queued(shown.device, limit)?.0;
+            let (device, shown) = (Arc::clone(&caller.device), caller.presented());
+            let queued = self.block(move |pool, _| {
+                let queued = pool.store.queued(&device, limit)?;
                 // While it waited, the token may have ended: what is there now may be for another who has the device's name.
-                if has_waited && !pool.store.is_valid(&shown)? { Err(unknown_token()) } else { Ok(page) }
+                if has_waited && !pool.store.is_valid(&shown)? { Err(unknown_token()) } else { Ok(queued) }
             });
-            let page = page.await?;
-            if !page.is_empty() || wait == 0 || self.bell.is_closed() {
-                return Ok(MessagesPage { messages: page, devices_version: 0 });
+            let Queued { messages, devices_version } = queued.await?;
+            let has_news = !messages.is_empty() || query.devices_version.is_some_and(|known| known != devices_version);
+            let page = MessagesPage { messages, devices_version };
+            if has_news || wait == 0 || self.bell.is_closed() {
+                return Ok(page);
             }
             tokio::select! {
                 () = rung => has_waited = true,
-                () = &mut end => return Ok(MessagesPage { messages: Vec::new(), devices_version: 0 }),
+                () = &mut end => return Ok(page),
             }
         }
     }

@@ -4,8 +4,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use keypool_openapi::{
-    Device, DeviceList, DeviceName, ProblemType, RegisterRequest, RegisterResponse, RemovedDevice, TokenResponse,
-    UserName,
+    DeviceName, ProblemType, RegisterRequest, RegisterResponse, RemovedDevice, TokenResponse, UserName,
 };
 use keypool_validation::token::Token;
 use secrecy::ExposeSecret;
@@ -15,7 +14,7 @@ use crate::{
     auth::{Bearer, Caller, jwt::JwtError, unknown_token},
     config::Registration,
     problem::Failure,
-    store::{DeviceError, DeviceRow, Grant, NewDevice, RegisterError},
+    store::{DeviceError, Grant, NewDevice, RegisterError},
 };
 
 /// Whoever knows the `Idempotency-Key` of a registration can have its answer: it must not be guessed.
@@ -56,7 +55,10 @@ impl Pool {
                 most: pool.policy.max_devices,
             };
             match pool.store.register(&new, now) {
-                Ok(()) => Ok(RegisterResponse { user: new.user, device: new.device, token: token.reveal().to_owned() }),
+                Ok(told) => {
+                    pool.bell.ring(&told);
+                    Ok(RegisterResponse { user: new.user, device: new.device, token: token.reveal().to_owned() })
+                }
                 Err(error) => Err(not_registered(error, &new, stranger)),
             }
         })
@@ -120,22 +122,6 @@ impl Pool {
         }
     }
 
-    /// The devices of a user.
-    pub async fn devices(&self, user: UserName) -> Result<DeviceList, Failure> {
-        self.block(move |pool, _| {
-            let devices = pool.store.devices(&user)?.ok_or_else(|| unknown_user(&user))?;
-            let device = |row: DeviceRow| Device {
-                device: row.device,
-                registered_at: row.registered_at,
-                removed_at: None,
-                signature_keys: Vec::new(),
-                previous_signature_keys: Vec::new(),
-            };
-            Ok::<_, Failure>(DeviceList { devices: devices.into_iter().map(device).collect(), user })
-        })
-        .await
-    }
-
     /// Gives one of the caller's own devices another token.
     pub async fn change_token(&self, caller: Caller, device: DeviceName) -> Result<TokenResponse, Failure> {
         self.block(move |pool, _| {
@@ -158,6 +144,7 @@ impl Pool {
             let removed = pool.store.remove((&user, &device), by.as_ref().map(Caller::presented), pool.view(now));
             let removed = removed.map_err(|error| not_changed(error, &user, &device))?;
             pool.tokens.forget(&removed.token_hash);
+            pool.bell.ring(&removed.told);
             Ok::<_, Failure>(RemovedDevice { user, device, revoked: removed.revoked })
         })
         .await

@@ -124,6 +124,9 @@ impl Pool {
 
     /// Takes an offer of KeyPackages in, with others or alone.
     pub(super) async fn take_in(&self, offer: Offer) -> Result<Settled, Failure> {
+        if offer.changes_a_key() {
+            return self.block(move |pool, now| pool.intake.alone(offer, pool.view(now))).await;
+        }
         match self.submitted(&self.queues.upload, offer).await? {
             Judged::Done(settled) => settled,
             Judged::Alone(offer) => self.block(move |pool, now| pool.intake.alone(offer, pool.view(now))).await,

@@ -1,6 +1,6 @@
 //! What enters the pool.
 
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc};
 
 use jiff::Timestamp;
 use keypool_openapi::{
@@ -12,10 +12,14 @@ use rayon::{
     iter::{IntoParallelRefIterator, ParallelIterator},
 };
 
-use super::Pool;
+use super::{
+    Pool,
+    key_changes::{Changes, check_form, registration},
+};
 use crate::{
+    auth::Caller,
     problem::Failure,
-    store::{DeviceRow, Store, StoreError, Upload, UploadLimits, UploadOutcome, View},
+    store::{DeviceId, DeviceRow, Store, StoreError, Upload, UploadLimits, UploadOutcome, Uploaded, View},
 };
 
 /// How far those who judge KeyPackages stand back behind all else on the machine, as `nice` has it.
@@ -38,14 +42,24 @@ fn judges() -> Result<ThreadPool, ThreadPoolBuildError> {
 
 /// KeyPackages that a device uploads, each in base64.
 pub(super) struct Offer {
-    caller: Arc<DeviceRow>,
+    caller: Caller,
     packages: Vec<String>,
+    changes: Changes,
+}
+
+impl Offer {
+    /// Whether it changes a signature key. That is rare, and done alone.
+    pub(super) fn changes_a_key(&self) -> bool {
+        !self.changes.proven.is_empty()
+    }
 }
 
 /// What became of them.
 pub(super) struct Settled {
     accepted: Vec<AcceptedKeyPackage>,
     rejected: Vec<RejectedKeyPackage>,
+    changed: Vec<u16>,
+    told: Vec<DeviceId>,
 }
 
 /// What each of an offer's KeyPackages is by itself, whatever its pool holds.
@@ -80,10 +94,10 @@ impl Intake {
         let stored =
             if uploads.is_empty() { Vec::new() } else { self.store.upload_together(&uploads, self.limits, view)? };
         let mut stored = stored.into_iter();
-        let settled = judgements.into_iter().map(|judgement| {
+        let settled = offers.iter().zip(judgements).map(|(offer, judgement)| {
             let nothing = judgement.valid.is_empty();
-            let outcomes = if nothing { Some(Vec::new()) } else { stored.next().flatten() };
-            outcomes.map(|outcomes| self.settle(judgement, outcomes))
+            let uploaded = if nothing { Some(Uploaded::default()) } else { stored.next().flatten() };
+            uploaded.map(|uploaded| self.settle(offer, judgement, uploaded))
         });
         Ok(settled.collect())
     }
@@ -94,16 +108,17 @@ impl Intake {
         let judgements = self.judge(&offers, view.now);
         let [offer] = offers;
         let judgement = judgements.into_iter().next().ok_or_else(super::queues::nothing)?;
-        let outcomes = self.store.upload(upload(&offer, &judgement), self.limits, view)?.ok_or_else(|| {
-            let detail = "The device was removed. Register it again, and upload new KeyPackages.";
+        let uploaded = self.store.upload(upload(&offer, &judgement), self.limits, view)?.ok_or_else(|| {
+            let detail =
+                "The device was removed, or its token replaced. Register it again, and upload new KeyPackages.";
             Failure::new(ProblemType::Unauthenticated, detail)
         })?;
-        Ok(self.settle(judgement, outcomes))
+        Ok(self.settle(&offer, judgement, uploaded))
     }
 
     fn judge(&self, offers: &[Offer], now: Timestamp) -> Vec<Judgement> {
         let judge = |offer: &Offer| {
-            offer.packages.par_iter().map(|text| self.validate(&offer.caller, text, now)).collect::<Vec<_>>()
+            offer.packages.par_iter().map(|text| self.validate(&offer.caller.device, text, now)).collect::<Vec<_>>()
         };
         let judged: Vec<_> = self.judges.install(|| offers.par_iter().map(judge).collect());
         judged.into_iter().map(Judgement::of).collect()
@@ -115,11 +130,24 @@ impl Intake {
         ValidatedKeyPackage::parse(bytes.0, (&caller.user, &caller.device), &self.rules, now)
     }
 
-    fn settle(&self, judgement: Judgement, outcomes: Vec<UploadOutcome>) -> Settled {
+    fn settle(&self, offer: &Offer, judgement: Judgement, uploaded: Uploaded) -> Settled {
         let Judgement { valid, indexes, mut rejected } = judgement;
+        let Uploaded { outcomes, told, .. } = uploaded;
+        let stored: BTreeSet<_> = valid
+            .iter()
+            .zip(&outcomes)
+            .filter(|(_, outcome)| self.limits.binds_keys && **outcome == UploadOutcome::Stored)
+            .map(|(package, _)| (package.ciphersuite, package.signature_key.as_slice()))
+            .collect();
+        let changed = offer.changes.made(&stored);
         let mut accepted = Vec::new();
         for ((index, package), outcome) in indexes.into_iter().zip(valid).zip(outcomes) {
             match outcome {
+                UploadOutcome::OtherKey(current) => {
+                    let detail = offer.changes.refusal(&package, &current);
+                    let reason = RejectionReason::SignatureKeyMismatch;
+                    rejected.push(RejectedKeyPackage { index, reason, detail });
+                }
                 UploadOutcome::Stored | UploadOutcome::Known => accepted.push(accept(index, package)),
                 UploadOutcome::Refused(reason) => {
                     let detail = self.refusal(reason, &package);
@@ -128,7 +156,7 @@ impl Intake {
             }
         }
         rejected.sort_by_key(|rejection| rejection.index);
-        Settled { accepted, rejected }
+        Settled { accepted, rejected, changed, told }
     }
 
     fn refusal(&self, reason: RejectionReason, package: &ValidatedKeyPackage) -> String {
@@ -169,27 +197,42 @@ impl Judgement {
     }
 }
 
-fn upload<'a>(offer: &Offer, judgement: &'a Judgement) -> Upload<'a> {
-    Upload { owner: offer.caller.id, packages: &judgement.valid }
+fn upload<'a>(offer: &'a Offer, judgement: &'a Judgement) -> Upload<'a> {
+    let Caller { device, token_hash } = &offer.caller;
+    let (by, changes) = (registration(device), &offer.changes.proven);
+    Upload { by, token_hash: *token_hash, packages: &judgement.valid, changes }
 }
 
 impl Pool {
-    /// Takes KeyPackages into the caller's pool, each judged on its own.
-    pub async fn upload(&self, caller: Arc<DeviceRow>, request: UploadRequest) -> Result<UploadResponse, Failure> {
-        let packages = request.keypackages;
+    /// Takes KeyPackages into the caller's pool, each judged on its own, and changes its signature keys.
+    pub async fn upload(&self, caller: Caller, request: UploadRequest) -> Result<UploadResponse, Failure> {
+        let UploadRequest { keypackages: packages, signature_key_changes: asked } = request;
         if packages.is_empty() {
             return Err(Failure::new(
                 ProblemType::MalformedRequest,
                 "The upload has no KeyPackages. Send at least one, each as the base64 of its MLSMessage.",
             ));
         }
-        let offer = Offer { caller: Arc::clone(&caller), packages };
-        let Settled { accepted, mut rejected } = self.take_in(offer).await?;
+        check_form(&asked)?;
+        let device = Arc::clone(&caller.device);
+        let changes = if asked.is_empty() || !self.policy.binds_keys {
+            Changes::default()
+        } else {
+            let device = Arc::clone(&device);
+            self.block(move |pool, _| {
+                let keys = pool.store.signature_keys(device.id)?;
+                Ok::<_, StoreError>(Changes::check(asked, &device, &keys))
+            })
+            .await?
+        };
+        let Settled { accepted, mut rejected, changed, told } =
+            self.take_in(Offer { caller, packages, changes }).await?;
+        self.bell.ring(&told);
         if accepted.is_empty() && rejected.iter().all(|r| r.reason == RejectionReason::PoolFull) {
             return Err(Failure::new(ProblemType::PoolFull, rejected.swap_remove(0).detail));
         }
-        let pool = self.status(caller).await?;
-        Ok(UploadResponse { accepted, rejected, changed_signature_keys: Vec::new(), pool })
+        let pool = self.status(device).await?;
+        Ok(UploadResponse { accepted, rejected, changed_signature_keys: changed, pool })
     }
 }
 

@@ -2,11 +2,12 @@
 
 use actix_web::{HttpResponse, delete, get, post, web};
 use keypool_openapi::{
-    DeviceList, DeviceName, RegisterRequest, RegisterResponse, RemovedDevice, TokenResponse, UserName,
+    DeviceList, DeviceName, DevicesQuery, LookupRequest, LookupResponse, RegisterRequest, RegisterResponse,
+    RemovedDevice, TokenResponse, UserName,
 };
 
 use crate::{
-    auth::{Admin, Caller, Content, IdempotencyHeader, MaybeBearer, Reader},
+    auth::{Admin, Caller, Content, IdempotencyHeader, MaybeBearer, Params, Reader, Signed},
     pool::Pool,
     problem::Failure,
 };
@@ -39,10 +40,11 @@ pub(crate) async fn register(
 
 /// List a user's devices.
 ///
-/// For every device, and for the operator.
+/// For every device, and for the operator. Each device comes with the signature keys that the server holds it to, and those
+/// that it had before: what a leaf node of the device is compared with.
 #[utoipa::path(
     tag = "devices",
-    params(("user" = UserName, Path, description = "The user")),
+    params(("user" = UserName, Path, description = "The user"), DevicesQuery),
     responses((status = 200, description = "The devices, by name", body = DeviceList)),
     extensions(("x-problems" = json!(["unknown-user"])))
 )]
@@ -51,8 +53,26 @@ pub(crate) async fn list(
     pool: web::Data<Pool>,
     _reader: Reader,
     user: web::Path<UserName>,
+    query: Params<DevicesQuery>,
 ) -> Result<web::Json<DeviceList>, Failure> {
-    Ok(web::Json(pool.devices(user.into_inner()).await?))
+    Ok(web::Json(pool.devices(user.into_inner(), query.0).await?))
+}
+
+/// Look up the devices of many users.
+///
+/// What `GET /users/{user}/devices` answers, for up to 1000 users at once: the members of a group that the caller joins.
+/// Every ten users count as one request.
+#[utoipa::path(
+    tag = "devices",
+    request_body = LookupRequest,
+    responses((status = 200, description = "The users that there are, and those that there are not", body = LookupResponse))
+)]
+#[post("/devices/lookup")]
+pub(crate) async fn lookup(
+    pool: web::Data<Pool>,
+    Signed(caller, request): Signed<LookupRequest>,
+) -> Result<web::Json<LookupResponse>, Failure> {
+    Ok(web::Json(pool.lookup(caller, request).await?))
 }
 
 /// Give a device a new bearer token.

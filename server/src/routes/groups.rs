@@ -29,7 +29,7 @@ pub(crate) async fn commit(
     group_id: web::Path<GroupId>,
     Signed(caller, request): Signed<CommitRequest>,
 ) -> Result<web::Json<CommitResponse>, Failure> {
-    Ok(web::Json(pool.commit(caller, group_id.into_inner(), request).await?))
+    Ok(web::Json(pool.commit(caller.device, group_id.into_inner(), request).await?))
 }
 
 /// Send a message to members of a group.
@@ -49,5 +49,5 @@ pub(crate) async fn send(
     group_id: web::Path<GroupId>,
     Signed(caller, request): Signed<MessageRequest>,
 ) -> Result<web::Json<MessageResponse>, Failure> {
-    Ok(web::Json(pool.post(caller, group_id.into_inner(), request).await?))
+    Ok(web::Json(pool.post(caller.device, group_id.into_inner(), request).await?))
 }

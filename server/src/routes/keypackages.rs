@@ -52,7 +52,7 @@ pub(crate) async fn reserve(
     key: IdempotencyHeader,
     Signed(caller, request): Signed<ReserveRequest>,
 ) -> Result<web::Json<ReserveResponse>, Failure> {
-    Ok(web::Json(pool.reserve(caller, request, key.0.map(|(hash, _)| hash)).await?))
+    Ok(web::Json(pool.reserve(caller.device, request, key.0.map(|(hash, _)| hash)).await?))
 }
 
 /// Spend a reservation: its KeyPackage is in a Commit.
@@ -70,7 +70,7 @@ pub(crate) async fn spend(
     pool: web::Data<Pool>,
     Signed(caller, request): Signed<SpendRequest>,
 ) -> Result<web::Json<SpendResponse>, Failure> {
-    Ok(web::Json(pool.spend(caller, request).await?))
+    Ok(web::Json(pool.spend(caller.device, request).await?))
 }
 
 /// Release a reservation that is not needed.
@@ -87,7 +87,7 @@ pub(crate) async fn release(
     pool: web::Data<Pool>,
     Signed(caller, request): Signed<ReleaseRequest>,
 ) -> Result<web::Json<ReleaseResponse>, Failure> {
-    Ok(web::Json(pool.release(caller, request).await?))
+    Ok(web::Json(pool.release(caller.device, request).await?))
 }
 
 /// How the caller's own pool is doing.
@@ -113,7 +113,7 @@ pub(crate) async fn revoke(
     pool: web::Data<Pool>,
     Signed(caller, request): Signed<RevokeRequest>,
 ) -> Result<web::Json<RevokeResponse>, Failure> {
-    Ok(web::Json(pool.revoke(caller, request).await?))
+    Ok(web::Json(pool.revoke(caller.device, request).await?))
 }
 
 /// List what the server knows of the caller's own pool.

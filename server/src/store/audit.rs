@@ -35,6 +35,27 @@ pub(super) struct Event<'a> {
     pub until: Option<i64>,
 }
 
+/// A KeyPackage that was the first under a new signature key of its owner. It is written as an upload, which servers of the
+/// version before can read: the key tells it from one.
+#[derive(Clone, Copy, Insertable)]
+#[diesel(table_name = audit_events, treat_none_as_default_value = false)]
+pub(super) struct KeyChangeEvent<'a> {
+    device_id: i64,
+    keypackage_ref: &'a [u8],
+    action: &'static str,
+    actor: i64,
+    last_resort: bool,
+    at: i64,
+    signature_key: &'a [u8],
+}
+
+impl<'a> KeyChangeEvent<'a> {
+    pub fn new((owner, keypackage_ref): (i64, &'a [u8]), signature_key: &'a [u8], last_resort: bool, at: i64) -> Self {
+        let action = Action::Upload.into();
+        Self { device_id: owner, keypackage_ref, action, actor: owner, last_resort, at, signature_key }
+    }
+}
+
 impl<'a> Event<'a> {
     /// What somebody did to a KeyPackage that no reservation is part of.
     pub fn plain(
@@ -103,6 +124,7 @@ pub(super) struct EventRow {
     last_resort: bool,
     at: i64,
     until: Option<i64>,
+    signature_key: Option<Vec<u8>>,
 }
 
 /// Rows of one statement at most: SQLite takes 32,766 values in one, PostgreSQL 65,535, and a row has nine.
@@ -119,6 +141,10 @@ statements! {
                     .map(|some| diesel::insert_into(audit_events::table).values(some).execute(conn))
                     .sum(),
             }
+        }
+
+        fn record_key_change(conn, event: KeyChangeEvent<'_>) -> QueryResult<usize> {
+            diesel::insert_into(audit_events::table).values(event).execute(conn)
         }
 
         fn traces(conn, owner: i64, nonce: &[u8]) -> QueryResult<Vec<Trace>> {
@@ -163,7 +189,10 @@ fn event(row: EventRow, names: &Names) -> Result<AuditEvent, StoreError> {
     Ok(AuditEvent {
         id: row.id,
         at: timestamp(row.at)?,
-        action: row.action.parse().map_err(StoreError::fatal)?,
+        action: match row.signature_key {
+            Some(_) => Action::SignatureKeyChanged,
+            None => row.action.parse().map_err(StoreError::fatal)?,
+        },
         keypackage_ref: row.keypackage_ref.into(),
         owner: names.of(row.device_id)?,
         actor: row.actor.map(|actor| names.of(actor)).transpose()?,
@@ -171,7 +200,7 @@ fn event(row: EventRow, names: &Names) -> Result<AuditEvent, StoreError> {
         group_id: row.group_id.map(Base64Bytes),
         last_resort: row.last_resort,
         until: row.until.map(timestamp).transpose()?,
-        signature_key: None,
+        signature_key: row.signature_key.map(Base64Bytes),
     })
 }
 

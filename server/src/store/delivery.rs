@@ -17,6 +17,7 @@ use super::{
     postgres,
     rows::{DeviceColumns, DeviceId, DeviceRow, Names, statements, timestamp},
     schema::{deliveries, envelopes},
+    signature_keys::SignatureKeySql,
     sweep::SweepSql,
 };
 use crate::config::Config;
@@ -55,7 +56,12 @@ pub struct Delivered {
 
 /// What waits for a device.
 #[derive(Clone, Debug)]
-pub struct Queued(pub Vec<QueuedMessage>);
+pub struct Queued {
+    /// The oldest first.
+    pub messages: Vec<QueuedMessage>,
+    /// Another number whenever the user's devices have changed.
+    pub devices_version: u64,
+}
 
 #[derive(Clone, Copy, Insertable)]
 #[diesel(table_name = envelopes, treat_none_as_default_value = false)]
@@ -269,7 +275,11 @@ where
     Ok(Some(Delivered { undelivered, ..delivered }))
 }
 
-fn queued<C: DeliverySql + DeviceSql>(conn: &mut C, device: DeviceId, limit: u32) -> Result<Queued, StoreError> {
+fn queued<C: DeliverySql + DeviceSql>(
+    conn: &mut C,
+    device: DeviceId,
+    limit: u32,
+) -> Result<Vec<QueuedMessage>, StoreError> {
     let (mut last, mut bytes) = (None, 0);
     for (id, size) in conn.queue_sizes(device.0, i64::from(limit))? {
         bytes += usize::try_from(size).map_err(StoreError::fatal)?;
@@ -279,7 +289,7 @@ fn queued<C: DeliverySql + DeviceSql>(conn: &mut C, device: DeviceId, limit: u32
         }
         last = Some(id);
     }
-    let Some(last) = last else { return Ok(Queued(Vec::new())) };
+    let Some(last) = last else { return Ok(Vec::new()) };
     let rows = conn.queued(device.0, last)?;
     let senders: Vec<_> = rows.iter().map(|row| row.1).collect();
     let names = Names::from_columns(if senders.is_empty() { Vec::new() } else { conn.devices_by_id(&senders)? })?;
@@ -293,7 +303,7 @@ fn queued<C: DeliverySql + DeviceSql>(conn: &mut C, device: DeviceId, limit: u32
             sent_at: timestamp(at)?,
         })
     };
-    Ok(Queued(rows.into_iter().map(message).collect::<Result<_, StoreError>>()?))
+    rows.into_iter().map(message).collect()
 }
 
 /// Takes messages out of a device's queue, and tells the senders of those Welcomes that could not be opened.
@@ -353,12 +363,17 @@ impl Store {
         with_conn!(self, write "post", |conn| post(conn, want, now))
     }
 
-    /// The oldest that waits for a device.
+    /// The oldest that waits for a device, and the version of its user's devices.
     ///
     /// # Errors
     /// When the database fails.
-    pub fn queued(&self, device: DeviceId, limit: u32) -> Result<Queued, StoreError> {
-        with_conn!(self, read, |conn| queued(conn, device, limit))
+    pub fn queued(&self, device: &DeviceRow, limit: u32) -> Result<Queued, StoreError> {
+        with_conn!(self, read, |conn| {
+            // The version first: what changes in between is then seen at the next call, and not missed.
+            let devices_version = conn.devices_version(device.user.as_str())?;
+            let devices_version = u64::try_from(devices_version).map_err(StoreError::fatal)?;
+            Ok::<_, StoreError>(Queued { messages: queued(conn, device.id, limit)?, devices_version })
+        })
     }
 
     /// Takes messages out of a device's queue; `unreadable` are Welcomes whose senders are told that they could not be

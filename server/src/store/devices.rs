@@ -10,11 +10,12 @@ use super::{
     Store, StoreError,
     audit::AuditSql,
     connection::{Retry, with_conn},
-    delivery::DeliverySql,
+    delivery::{Announce, DeliverySql},
     key_packages::HoldDevice,
     revocation::{RevocationSql, revoke_all},
     rows::{DeviceColumns, DeviceId, DeviceRow, statements},
     schema::{devices, enrolments, users},
+    signature_keys::{SignatureKeySql, tell_siblings},
     view::View,
 };
 
@@ -120,12 +121,14 @@ impl Retry for DeviceError {
 }
 
 /// A device that was removed.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Removed {
     /// The SHA-256 of the token that is no longer valid.
     pub token_hash: [u8; 32],
     /// How many KeyPackages were revoked with it.
     pub revoked: u64,
+    /// The user's other devices.
+    pub told: Vec<DeviceId>,
 }
 
 const COLUMNS: (devices::id, devices::user_name, devices::device_name, devices::created_at) =
@@ -241,23 +244,23 @@ statements! {
 
 /// Registers a device, or answers again where the same request did so before. It is looked for when the registration was
 /// refused: one that ran at the same time has been waited for by then.
-fn register<C: DeviceSql + DeliverySql + HoldDevice>(
+fn register<C: DeviceSql + DeliverySql + HoldDevice + SignatureKeySql + Announce>(
     conn: &mut C,
     new: &NewDevice,
     now: Timestamp,
-) -> Result<(), RegisterError> {
+) -> Result<Vec<DeviceId>, RegisterError> {
     match (register_anew(conn, new, now), &new.repeat_key) {
         (Err(RegisterError::Store(error)), _) => Err(error.into()),
-        (Err(_), Some(key)) if conn.repeat_registration(new, key)? => Ok(()),
+        (Err(_), Some(key)) if conn.repeat_registration(new, key)? => Ok(Vec::new()),
         (outcome, _) => outcome,
     }
 }
 
-fn register_anew<C: DeviceSql + DeliverySql + HoldDevice>(
+fn register_anew<C: DeviceSql + DeliverySql + HoldDevice + SignatureKeySql + Announce>(
     conn: &mut C,
     new: &NewDevice,
     now: Timestamp,
-) -> Result<(), RegisterError> {
+) -> Result<Vec<DeviceId>, RegisterError> {
     let second = now.as_second();
     let is_new = conn.add_user(new.user.as_str(), second)?;
     match &new.grant {
@@ -275,10 +278,10 @@ fn register_anew<C: DeviceSql + DeliverySql + HoldDevice>(
         return Err(RegisterError::AlreadyRegistered);
     }
     // What was under way to a device that had the name before may have come after it was removed.
-    if let Some((id, _)) = conn.find_device(new.user.as_str(), new.device.as_str())? {
-        conn.remove_queue(id)?;
-    }
-    Ok(())
+    let Some((id, _)) = conn.find_device(new.user.as_str(), new.device.as_str())? else { return Ok(Vec::new()) };
+    conn.remove_queue(id)?;
+    conn.close_keys(id, second)?;
+    Ok(tell_siblings(conn, id)?)
 }
 
 /// Whether the token is still the device's. It stays so until this transaction ends.
@@ -308,7 +311,7 @@ fn changeable<C: DeviceSql + HoldDevice>(
     Ok((id, hash(token_hash)?))
 }
 
-fn remove<C: DeviceSql + RevocationSql + AuditSql + DeliverySql + HoldDevice>(
+fn remove<C: DeviceSql + RevocationSql + AuditSql + DeliverySql + HoldDevice + SignatureKeySql + Announce>(
     conn: &mut C,
     device: (&UserName, &DeviceName),
     by: Option<Presented>,
@@ -319,9 +322,11 @@ fn remove<C: DeviceSql + RevocationSql + AuditSql + DeliverySql + HoldDevice>(
     let revoked = revoke_all(conn, DeviceId(id), by.map(|by| by.device), view)?;
     // Whoever is registered by this name next is not sent what was for this one.
     conn.remove_queue(id)?;
+    conn.close_keys(id, view.now.as_second())?;
     conn.end_device(id, view.now.as_second())?;
+    let told = tell_siblings(conn, id)?;
     let revoked = u64::try_from(revoked.len()).map_err(StoreError::fatal)?;
-    Ok(Removed { token_hash, revoked })
+    Ok(Removed { token_hash, revoked, told })
 }
 
 fn hash(bytes: Vec<u8>) -> Result<[u8; 32], StoreError> {
@@ -329,11 +334,11 @@ fn hash(bytes: Vec<u8>) -> Result<[u8; 32], StoreError> {
 }
 
 impl Store {
-    /// Registers a device.
+    /// Registers a device, and answers the user's other devices, which are told.
     ///
     /// # Errors
     /// See [`RegisterError`]. Nothing is changed then.
-    pub fn register(&self, new: &NewDevice, now: Timestamp) -> Result<(), RegisterError> {
+    pub fn register(&self, new: &NewDevice, now: Timestamp) -> Result<Vec<DeviceId>, RegisterError> {
         with_conn!(self, write "register", |conn| register(conn, new, now))
     }
 
@@ -354,18 +359,6 @@ impl Store {
             })?;
         }
         DeviceRow::from_columns(columns).map(Some)
-    }
-
-    /// The devices of a user by name; `None` where the user is unknown.
-    ///
-    /// # Errors
-    /// When the database fails.
-    pub fn devices(&self, user: &UserName) -> Result<Option<Vec<DeviceRow>>, StoreError> {
-        let rows = with_conn!(self, read, |conn| conn.devices_of(&[user.as_str()]))?;
-        if rows.is_empty() && with_conn!(self, read, |conn| conn.known_users(&[user.as_str()]))?.is_empty() {
-            return Ok(None);
-        }
-        rows.into_iter().map(DeviceRow::from_columns).collect::<Result<_, _>>().map(Some)
     }
 
     /// Removes a device with all that is in its pool. Without `by`, the operator does it.

@@ -8,10 +8,12 @@ use keypool_validation::key_package::ValidatedKeyPackage;
 
 use super::{
     Store, StoreError,
-    audit::{AuditSql, Event},
+    audit::{AuditSql, Event, KeyChangeEvent},
     connection::with_conn,
+    delivery::Announce,
     rows::{DeviceId, Ended, statements},
     schema::{devices, key_packages},
+    signature_keys::{KeyChange, NewKey, Registration, SignatureKeySql, adopt, change_key},
     storing::StoringSql,
     view::{View, is_live},
 };
@@ -21,24 +23,50 @@ use super::{
 pub struct UploadLimits {
     /// KeyPackages that are available or reserved, per device and ciphersuite; the last resort is not counted.
     pub capacity: u32,
+    /// Whether a device is held to one signature key in each ciphersuite.
+    pub binds_keys: bool,
 }
 
 /// What a device puts into its pool at once.
 #[derive(Clone, Copy, Debug)]
 pub struct Upload<'a> {
-    /// Whose pool it is.
-    pub owner: DeviceId,
+    /// Whose pool it is, and by which registration.
+    pub by: Registration,
+    /// The SHA-256 of the token that it came with. A signature key outlives the token, so only one that is still valid can
+    /// set a key.
+    pub token_hash: [u8; 32],
     /// Valid ones.
     pub packages: &'a [ValidatedKeyPackage],
+    /// Signature keys that are to change, one of each ciphersuite at most.
+    pub changes: &'a [KeyChange],
+}
+
+impl Upload<'_> {
+    fn owner(&self) -> i64 {
+        self.by.device.0
+    }
+}
+
+/// What became of an upload.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Uploaded {
+    /// What became of each KeyPackage, in their order.
+    pub outcomes: Vec<UploadOutcome>,
+    /// The ciphersuites whose signature key has changed.
+    pub changed: Vec<u16>,
+    /// The other devices of the user, where a key has changed.
+    pub told: Vec<DeviceId>,
 }
 
 /// What became of a valid KeyPackage.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum UploadOutcome {
     /// It is in the pool now.
     Stored,
     /// It was in the pool before, and nothing changed: an upload whose answer was lost, repeated.
     Known,
+    /// It was refused, since the device has this other signature key.
+    OtherKey(Vec<u8>),
     /// It was refused.
     Refused(RejectionReason),
 }
@@ -97,15 +125,21 @@ pub(super) trait HoldDevice {
     fn hold_device(&mut self, owner: i64) -> QueryResult<bool>;
     /// Which of the devices are still registered, and held by nobody else.
     fn hold_idle(&mut self, owners: &[i64]) -> QueryResult<Vec<i64>>;
+    /// Holds the KeyPackages of a device and ciphersuite: nobody reserves, spends or releases one meanwhile.
+    fn hold_pool(&mut self, owner: i64, suite: i32) -> QueryResult<()>;
 }
 
 /// What there is already of what comes. As KeyPackages are accepted, it learns of them.
 struct Judge {
-    capacity: i64,
+    limits: UploadLimits,
     /// By ref: whose, and where in its life.
     known: HashMap<Vec<u8>, (i64, State)>,
     /// By owner, those that it had.
     keys: HashSet<(i64, Vec<u8>)>,
+    /// The signature keys by owner and ciphersuite.
+    signature_keys: HashMap<(i64, i32), Vec<u8>>,
+    /// Signature keys that are recorded with this upload.
+    first: Vec<NewKey>,
     /// How many, by owner and ciphersuite.
     live: HashMap<(i64, i32), i64>,
 }
@@ -118,34 +152,115 @@ struct Before {
 }
 
 impl Judge {
-    fn about<C: UploadSql + StoringSql>(
+    fn about<C: UploadSql + StoringSql + SignatureKeySql>(
         conn: &mut C,
         uploads: &[Upload<'_>],
         limits: UploadLimits,
         view: View,
     ) -> Result<Self, StoreError> {
         let packages =
-            || uploads.iter().flat_map(|upload| upload.packages.iter().map(|package| (upload.owner.0, package)));
+            || uploads.iter().flat_map(|upload| upload.packages.iter().map(|package| (upload.owner(), package)));
         let refs: Vec<_> = packages().map(|(_, package)| package.keypackage_ref.as_bytes()).collect();
         let keys: Vec<_> =
             packages().flat_map(|(owner, p)| [(owner, p.init_key.as_slice()), (owner, &p.encryption_key)]).collect();
-        let owners: Vec<_> = uploads.iter().map(|upload| upload.owner.0).collect();
-        Ok(Self {
-            capacity: i64::from(limits.capacity),
-            known: conn.known_refs(&refs)?.into_iter().map(|row| known(row, view)).collect::<Result<_, _>>()?,
-            keys: conn.known_keys(&keys)?.into_iter().collect(),
+        let owners: Vec<_> = uploads.iter().map(Upload::owner).collect();
+        let bound = if limits.binds_keys { uploads } else { &[] };
+        let registrations: Vec<_> = bound.iter().map(|upload| upload.by).collect();
+        let known = conn.known_refs(&refs)?.into_iter().map(|row| known(row, view)).collect::<Result<_, _>>()?;
+        let known_keys = conn.known_keys(&keys, &registrations)?;
+        let mut judge = Self {
+            limits,
+            known,
+            keys: known_keys.hpke.into_iter().collect(),
+            signature_keys: known_keys.signature.into_iter().collect(),
+            first: Vec::new(),
             live: conn.live_counts(&owners, view)?.into_iter().collect(),
-        })
+        };
+        judge.adopt(conn, &registrations, view)?;
+        Ok(judge)
+    }
+
+    /// Devices that have KeyPackages and no signature key are from before keys were kept.
+    fn adopt<C: SignatureKeySql>(
+        &mut self,
+        conn: &mut C,
+        registrations: &[Registration],
+        view: View,
+    ) -> Result<(), StoreError> {
+        let has_key: HashSet<_> = self.signature_keys.keys().map(|(owner, _)| *owner).collect();
+        let has_pool: HashSet<_> = self.live.keys().map(|(owner, _)| *owner).collect();
+        let devices = registrations.iter().map(|registration| registration.device.0);
+        let old: Vec<_> = devices.filter(|device| has_pool.contains(device) && !has_key.contains(device)).collect();
+        if !old.is_empty() {
+            let adopted = adopt(conn, &old, view.now.as_second())?;
+            self.signature_keys
+                .extend(adopted.into_iter().map(|key| ((key.device_id, key.ciphersuite), key.signature_key)));
+        }
+        Ok(())
+    }
+
+    /// The owners whose upload would set a signature key, and whose token is no longer valid.
+    fn outdated<C: SignatureKeySql>(&self, conn: &mut C, uploads: &[Upload<'_>]) -> Result<HashSet<i64>, StoreError> {
+        let sets_a_key = |upload: &&Upload<'_>| {
+            let suites = upload.packages.iter().map(|package| i32::from(package.ciphersuite));
+            !upload.changes.is_empty()
+                || suites.into_iter().any(|suite| !self.signature_keys.contains_key(&(upload.owner(), suite)))
+        };
+        if !self.limits.binds_keys {
+            return Ok(HashSet::new());
+        }
+        let setting: Vec<_> = uploads.iter().filter(sets_a_key).collect();
+        if setting.is_empty() {
+            return Ok(HashSet::new());
+        }
+        let owners: Vec<_> = setting.iter().map(|upload| upload.owner()).collect();
+        let tokens: HashMap<_, _> = conn.tokens_of(&owners)?.into_iter().collect();
+        let is_outdated =
+            |upload: &&Upload<'_>| tokens.get(&upload.owner()).is_none_or(|token| *token != upload.token_hash);
+        Ok(setting.into_iter().filter(|upload| is_outdated(upload)).map(Upload::owner).collect())
+    }
+
+    /// Judges by the new keys from now on, and answers the changes that can be made: those of the current key.
+    fn begin_changes<'a, C: SignatureKeySql + HoldDevice>(
+        &mut self,
+        conn: &mut C,
+        upload: Upload<'a>,
+        now: i64,
+    ) -> Result<Vec<&'a KeyChange>, StoreError> {
+        let mut begun = Vec::new();
+        for change in upload.changes {
+            let slot = (upload.owner(), i32::from(change.ciphersuite));
+            let is_new =
+                |p: &ValidatedKeyPackage| p.ciphersuite == change.ciphersuite && p.signature_key == change.new_key;
+            let is_current = self.signature_keys.get(&slot) == Some(&change.old_key);
+            if !is_current || !upload.packages.iter().any(is_new) {
+                continue;
+            }
+            conn.hold_pool(slot.0, slot.1)?;
+            // What is available makes room.
+            self.live.insert(slot, conn.count_held(slot.0, slot.1, now)?);
+            self.signature_keys.insert(slot, change.new_key.clone());
+            begun.push(change);
+        }
+        Ok(begun)
     }
 
     /// Judges the KeyPackages of an upload, in order.
-    fn judge(&mut self, upload: Upload<'_>) -> Vec<UploadOutcome> {
+    fn judge(&mut self, upload: Upload<'_>, now: i64) -> Vec<UploadOutcome> {
         let mut before = Before::default();
-        upload.packages.iter().map(|package| self.judge_one(upload.owner.0, package, &mut before)).collect()
+        upload.packages.iter().map(|package| self.judge_one(upload.by, package, &mut before, now)).collect()
     }
 
-    fn judge_one(&mut self, owner: i64, package: &ValidatedKeyPackage, before: &mut Before) -> UploadOutcome {
+    fn judge_one(
+        &mut self,
+        by: Registration,
+        package: &ValidatedKeyPackage,
+        before: &mut Before,
+        now: i64,
+    ) -> UploadOutcome {
         let package_ref = package.keypackage_ref.as_bytes();
+        let slot = (by.device.0, i32::from(package.ciphersuite));
+        let owner = slot.0;
         if !before.refs.insert(package_ref.to_vec()) {
             return UploadOutcome::Refused(RejectionReason::Duplicate);
         }
@@ -154,6 +269,10 @@ impl Judge {
             Some(_) => return UploadOutcome::Refused(RejectionReason::Duplicate),
             None => false,
         };
+        let bound = self.signature_keys.get(&slot);
+        if let Some(other) = bound.filter(|key| !is_known && **key != package.signature_key) {
+            return UploadOutcome::OtherKey(other.clone());
+        }
         let keys = [&package.init_key, &package.encryption_key].map(|key| (owner, key.clone()));
         if !is_known && keys.iter().any(|key| self.keys.contains(key)) {
             return UploadOutcome::Refused(RejectionReason::InitKeyReused);
@@ -166,11 +285,21 @@ impl Judge {
             return UploadOutcome::Known;
         }
         if !package.last_resort {
-            let live = self.live.entry((owner, i32::from(package.ciphersuite))).or_default();
-            if *live >= self.capacity {
+            let live = self.live.entry(slot).or_default();
+            if *live >= i64::from(self.limits.capacity) {
                 return UploadOutcome::Refused(RejectionReason::PoolFull);
             }
             *live += 1;
+        }
+        if self.limits.binds_keys && !self.signature_keys.contains_key(&slot) {
+            self.signature_keys.insert(slot, package.signature_key.clone());
+            self.first.push(NewKey {
+                device_id: owner,
+                registered_at: by.at,
+                ciphersuite: slot.1,
+                signature_key: package.signature_key.clone(),
+                since: now,
+            });
         }
         self.keys.extend(keys);
         self.known.insert(package_ref.to_vec(), (owner, State::Available));
@@ -178,26 +307,54 @@ impl Judge {
     }
 }
 
-/// Uploads of devices that are held, one each.
-fn upload<C: UploadSql + StoringSql + AuditSql>(
+/// Uploads of devices that are held, one each; `None` where the token is no longer valid.
+fn upload<C: UploadSql + StoringSql + AuditSql + SignatureKeySql + HoldDevice + Announce>(
     conn: &mut C,
     uploads: &[Upload<'_>],
     limits: UploadLimits,
     view: View,
-) -> Result<Vec<Vec<UploadOutcome>>, StoreError> {
+) -> Result<Vec<Option<Uploaded>>, StoreError> {
     let now = view.now.as_second();
     let mut judge = Judge::about(conn, uploads, limits, view)?;
-    let (mut all, mut stored, mut uploaders) = (Vec::new(), Vec::new(), Vec::new());
+    let outdated = judge.outdated(conn, uploads)?;
+    let (mut all, mut stored, mut uploaders, mut first_of_new_keys) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     for upload in uploads {
-        let outcomes = judge.judge(*upload);
-        let new = upload.packages.iter().zip(&outcomes).filter(|(_, outcome)| **outcome == UploadOutcome::Stored);
-        stored.extend(new.map(|(package, _)| (upload.owner.0, package)));
-        if outcomes.iter().any(|outcome| !matches!(outcome, UploadOutcome::Refused(_))) {
-            uploaders.push(upload.owner.0);
+        if outdated.contains(&upload.owner()) {
+            all.push(None);
+            continue;
         }
-        all.push(outcomes);
+        let changes = judge.begin_changes(conn, *upload, now)?;
+        let outcomes = judge.judge(*upload, now);
+        let new: Vec<_> = upload
+            .packages
+            .iter()
+            .zip(&outcomes)
+            .filter(|(_, outcome)| **outcome == UploadOutcome::Stored)
+            .map(|(package, _)| (upload.owner(), package))
+            .collect();
+        let mut uploaded = Uploaded::default();
+        for change in changes {
+            // It counts with the first KeyPackage under the new key, and not without one.
+            if let Some(first) = new.iter().find(|(_, package)| package.ciphersuite == change.ciphersuite) {
+                uploaded.told = change_key(conn, upload.by, change, view)?;
+                uploaded.changed.push(change.ciphersuite);
+                first_of_new_keys.push(*first);
+            }
+        }
+        stored.extend(new);
+        if outcomes.iter().any(|outcome| matches!(outcome, UploadOutcome::Stored | UploadOutcome::Known)) {
+            uploaders.push(upload.owner());
+        }
+        all.push(Some(Uploaded { outcomes, ..uploaded }));
+    }
+    for key in &judge.first {
+        conn.open_key(key)?;
     }
     put(conn, &stored, now)?;
+    for (owner, package) in first_of_new_keys {
+        let of = (owner, package.keypackage_ref.as_bytes());
+        conn.record_key_change(KeyChangeEvent::new(of, &package.signature_key, package.last_resort, now))?;
+    }
     if !uploaders.is_empty() {
         conn.mark_uploads(&uploaders, now)?;
     }
@@ -205,18 +362,18 @@ fn upload<C: UploadSql + StoringSql + AuditSql>(
 }
 
 /// The uploads of devices that nobody else holds, the first of each; `None` for the others.
-fn upload_idle<C: UploadSql + StoringSql + AuditSql + HoldDevice>(
+fn upload_idle<C: UploadSql + StoringSql + AuditSql + SignatureKeySql + HoldDevice + Announce>(
     conn: &mut C,
     uploads: &[Upload<'_>],
     limits: UploadLimits,
     view: View,
-) -> Result<Vec<Option<Vec<UploadOutcome>>>, StoreError> {
-    let owners: Vec<_> = uploads.iter().map(|upload| upload.owner.0).collect();
+) -> Result<Vec<Option<Uploaded>>, StoreError> {
+    let owners: Vec<_> = uploads.iter().map(Upload::owner).collect();
     let mut held: HashSet<_> = conn.hold_idle(&owners)?.into_iter().collect();
     let is_held: Vec<_> = owners.iter().map(|owner| held.remove(owner)).collect();
     let theirs: Vec<_> = uploads.iter().zip(&is_held).filter_map(|(upload, held)| held.then_some(*upload)).collect();
     let mut outcomes = upload(conn, &theirs, limits, view)?.into_iter();
-    Ok(is_held.into_iter().map(|held| if held { outcomes.next() } else { None }).collect())
+    Ok(is_held.into_iter().map(|held| if held { outcomes.next().flatten() } else { None }).collect())
 }
 
 fn known(
@@ -252,22 +409,17 @@ fn put<C: UploadSql + StoringSql + AuditSql>(
 }
 
 impl Store {
-    /// Puts valid KeyPackages into their owner's pool; the outcomes are in the order of the packages. `None` where the
-    /// device was removed in the meantime.
+    /// Puts valid KeyPackages into their owner's pool, and changes its signature keys. `None` where the device was removed
+    /// in the meantime, or its token would set a key and is no longer valid.
     ///
     /// # Errors
     /// When the database fails. Nothing of the upload is stored then.
-    pub fn upload(
-        &self,
-        one: Upload<'_>,
-        limits: UploadLimits,
-        view: View,
-    ) -> Result<Option<Vec<UploadOutcome>>, StoreError> {
+    pub fn upload(&self, one: Upload<'_>, limits: UploadLimits, view: View) -> Result<Option<Uploaded>, StoreError> {
         with_conn!(self, write "upload", |conn| {
-            if !conn.hold_device(one.owner.0)? {
+            if !conn.hold_device(one.owner())? {
                 return Ok(None);
             }
-            Ok(upload(conn, &[one], limits, view)?.pop())
+            Ok(upload(conn, &[one], limits, view)?.pop().flatten())
         })
     }
 
@@ -281,7 +433,7 @@ impl Store {
         uploads: &[Upload<'_>],
         limits: UploadLimits,
         view: View,
-    ) -> Result<Vec<Option<Vec<UploadOutcome>>>, StoreError> {
+    ) -> Result<Vec<Option<Uploaded>>, StoreError> {
         with_conn!(self, write "upload_together", |conn| upload_idle(conn, uploads, limits, view))
     }
 }

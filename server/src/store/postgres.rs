@@ -24,7 +24,7 @@ use super::{
     lineage::{Lineage, SKIPPED, is_recognised, recognise},
     proven::{Connector, Glance},
     rows::DeviceId,
-    schema::{deliveries, devices, envelopes, lineage},
+    schema::{deliveries, devices, envelopes, key_packages, lineage},
     sweep::{Census, batches},
 };
 use crate::clock::Clock;
@@ -294,6 +294,12 @@ impl HoldDevice for PgConnection {
     fn hold_idle(&mut self, owners: &[i64]) -> QueryResult<Vec<i64>> {
         let found = devices::table.filter(devices::id.eq_any(owners).and(devices::removed_at.is_null()));
         found.select(devices::id).for_no_key_update().skip_locked().load(self)
+    }
+
+    fn hold_pool(&mut self, owner: i64, suite: i32) -> QueryResult<()> {
+        let theirs = key_packages::device_id.eq(owner).and(key_packages::ciphersuite.eq(suite)).and(key_packages::live);
+        let held = key_packages::table.filter(theirs).order(key_packages::keypackage_ref.asc());
+        held.select(key_packages::keypackage_ref).for_update().load::<Vec<u8>>(self).map(drop)
     }
 }
 

@@ -26,7 +26,7 @@ pub struct Revoked {
 }
 
 /// Ref, and whether it was a last resort.
-type RevokedColumns = (Vec<u8>, bool);
+pub(super) type RevokedColumns = (Vec<u8>, bool);
 
 /// Ref, state, `not_after`, `reserved_until`.
 type StateColumns = (Vec<u8>, String, i64, Option<i64>);

@@ -4,6 +4,7 @@ diesel::table! {
     users (name) {
         name -> Text,
         created_at -> BigInt,
+        devices_version -> BigInt,
     }
 }
 
@@ -61,6 +62,18 @@ diesel::table! {
         group_id -> Nullable<Binary>,
         last_resort -> Bool,
         at -> BigInt,
+        until -> Nullable<BigInt>,
+        signature_key -> Nullable<Binary>,
+    }
+}
+
+diesel::table! {
+    signature_keys (device_id, registered_at, ciphersuite, signature_key) {
+        device_id -> BigInt,
+        registered_at -> BigInt,
+        ciphersuite -> Integer,
+        signature_key -> Binary,
+        since -> BigInt,
         until -> Nullable<BigInt>,
     }
 }
@@ -125,6 +138,6 @@ diesel::table! {
 }
 
 diesel::joinable!(deliveries -> envelopes (envelope_id));
-diesel::allow_tables_to_appear_in_same_query!(users, devices, key_packages, hpke_keys, audit_events);
+diesel::allow_tables_to_appear_in_same_query!(users, devices, key_packages, hpke_keys, audit_events, signature_keys);
 diesel::allow_tables_to_appear_in_same_query!(deliveries, envelopes);
 diesel::allow_tables_to_appear_in_same_query!(devices, lineage);

@@ -3,7 +3,7 @@
 use diesel::{
     pg::Pg,
     prelude::*,
-    sql_types::{BigInt, Binary, Bool, Integer},
+    sql_types::{BigInt, Binary, Bool, Integer, Nullable},
 };
 use keypool_openapi::{Action, State};
 use keypool_validation::key_package::ValidatedKeyPackage;
@@ -13,31 +13,51 @@ use super::{
     by_hand::{columns, statement},
     rows::{NewHpkeKey, NewKeyPackage},
     schema::{hpke_keys, key_packages},
+    signature_keys::{Registration, SignatureKeySql},
 };
 
 /// How each database takes them.
 pub(super) trait StoringSql {
-    /// Those of the keys that their owners had before.
-    fn known_keys(&mut self, keys: &[(i64, &[u8])]) -> QueryResult<Vec<(i64, Vec<u8>)>>;
+    /// Those of the keys that their owners had before, and the current signature keys of these registrations.
+    fn known_keys(&mut self, keys: &[(i64, &[u8])], registrations: &[Registration]) -> QueryResult<Known>;
     /// Puts KeyPackages into their owners' pools. Answers how many are new: where they are fewer than came, nothing else
     /// may be kept.
     fn put(&mut self, packages: &[(i64, &ValidatedKeyPackage)], now: i64) -> QueryResult<usize>;
 }
 
-/// Keys that their owners may have had before, a column each.
+/// Which keys there are already of those that an upload is about.
+#[derive(Debug, Default)]
+pub(super) struct Known {
+    /// HPKE keys, each with its owner.
+    pub hpke: Vec<(i64, Vec<u8>)>,
+    /// Current signature keys, by owner and ciphersuite.
+    pub signature: Vec<((i64, i32), Vec<u8>)>,
+}
+
+/// Keys that their owners may have had before, and registrations whose signature keys are asked for, a column each.
 #[derive(Debug, Default)]
 struct KnownKeys<'a> {
     owner: Vec<i64>,
     public_key: Vec<&'a [u8]>,
+    device: Vec<i64>,
+    registered_at: Vec<i64>,
 }
 
-// Each is looked up by itself, whatever the planner thinks of joins.
-statement!(KnownKeys, (BigInt, Binary), Pg, PgConnection => |this, out| {
-    out.push_sql("SELECT k.* FROM unnest(");
+// Each is looked up by itself, whatever the planner thinks of joins: LIMIT and OFFSET keep it from making one of them. Both
+// kinds of keys come with one statement, since an upload asks for both, and each statement is a round trip.
+statement!(KnownKeys, (BigInt, Nullable<Integer>, Binary), Pg, PgConnection => |this, out| {
+    out.push_sql("SELECT k.device_id, NULL::integer, k.public_key FROM unnest(");
     columns!(out, BigInt => this.owner, Binary => this.public_key);
     out.push_sql(
         ") AS w (owner, public_key) CROSS JOIN LATERAL (SELECT h.device_id, h.public_key FROM hpke_keys h \
-         WHERE h.device_id = w.owner AND h.public_key = w.public_key LIMIT 1) k",
+         WHERE h.device_id = w.owner AND h.public_key = w.public_key LIMIT 1) k \
+         UNION ALL SELECT s.* FROM unnest(",
+    );
+    columns!(out, BigInt => this.device, BigInt => this.registered_at);
+    out.push_sql(
+        ") AS w (device, registered_at) CROSS JOIN LATERAL (SELECT s.device_id, s.ciphersuite, s.signature_key \
+         FROM signature_keys s WHERE s.device_id = w.device AND s.registered_at = w.registered_at AND s.until IS NULL \
+         OFFSET 0) s",
     );
 });
 
@@ -84,9 +104,19 @@ statement!(Put, Binary, Pg, PgConnection => |this, out| {
 });
 
 impl StoringSql for PgConnection {
-    fn known_keys(&mut self, keys: &[(i64, &[u8])]) -> QueryResult<Vec<(i64, Vec<u8>)>> {
+    fn known_keys(&mut self, keys: &[(i64, &[u8])], registrations: &[Registration]) -> QueryResult<Known> {
         let (owner, public_key) = keys.iter().copied().unzip();
-        KnownKeys { owner, public_key }.load(self)
+        let (device, registered_at) = registrations.iter().map(|one| (one.device.0, one.at)).unzip();
+        let mut known = Known::default();
+        for (device, suite, key) in
+            (KnownKeys { owner, public_key, device, registered_at }).load::<(i64, Option<i32>, Vec<u8>)>(self)?
+        {
+            match suite {
+                None => known.hpke.push((device, key)),
+                Some(suite) => known.signature.push(((device, suite), key)),
+            }
+        }
+        Ok(known)
     }
 
     fn put(&mut self, packages: &[(i64, &ValidatedKeyPackage)], now: i64) -> QueryResult<usize> {
@@ -106,13 +136,18 @@ impl StoringSql for PgConnection {
 }
 
 impl StoringSql for SqliteConnection {
-    fn known_keys(&mut self, keys: &[(i64, &[u8])]) -> QueryResult<Vec<(i64, Vec<u8>)>> {
+    fn known_keys(&mut self, keys: &[(i64, &[u8])], registrations: &[Registration]) -> QueryResult<Known> {
         // Each by itself, by a statement that is kept prepared: there is no round trip to save.
         let find = |key: &(i64, &[u8])| {
             let found = hpke_keys::table.find(*key).select((hpke_keys::device_id, hpke_keys::public_key));
             found.first(self).optional().transpose()
         };
-        keys.iter().filter_map(find).collect()
+        let hpke = keys.iter().filter_map(find).collect::<QueryResult<_>>()?;
+        let mut signature = Vec::new();
+        for registration in registrations {
+            signature.extend(self.current_keys(*registration)?);
+        }
+        Ok(Known { hpke, signature })
     }
 
     fn put(&mut self, packages: &[(i64, &ValidatedKeyPackage)], now: i64) -> QueryResult<usize> {

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use futures_util::future::join_all;
 use jiff::SignedDuration;
-use keypool_client::{Error, Group, KeyPackagePoolConfig, What};
+use keypool_client::{CIPHERSUITE, Error, Group, KeyPackagePoolConfig, What};
 use keypool_openapi::{ProblemType, UserName};
 use keypool_server::config::Limits;
 use rstest::rstest;
@@ -178,7 +178,8 @@ async fn a_package_that_went_to_another_is_replaced_and_nobody_is_harmed(
     let gate = proxy.held().await;
     server.advance(SignedDuration::from_secs(60));
     let taken = carol.reserve(&user("bob"), None, None, None).await.unwrap().reservations.remove(0);
-    bob.http().uploaded(&[Device::new("bob", "laptop").key_package()]).await;
+    let laptop = Device::new("bob", "laptop").with_key_of(bob.identity().signer(CIPHERSUITE).unwrap());
+    bob.http().uploaded(&[laptop.key_package()]).await;
     drop(gate);
     let invited = held.await.unwrap();
     assert_eq!(invited.added.len(), 1);

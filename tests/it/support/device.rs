@@ -1,5 +1,11 @@
+use std::{
+    collections::HashMap,
+    sync::{Arc, LazyLock, Mutex},
+};
+
 use base64::{Engine, engine::general_purpose::STANDARD};
 use jiff::{SignedDuration, Timestamp};
+use keypool_openapi::SignatureKeyChangeContent;
 use openmls::prelude::{
     BasicCredential, Capabilities, Ciphersuite, CredentialType, CredentialWithKey, Extension, ExtensionType,
     Extensions, KeyPackage, Lifetime, MlsMessageOut, UnknownExtension,
@@ -7,7 +13,8 @@ use openmls::prelude::{
 use openmls_basic_credential::SignatureKeyPair;
 use openmls_rust_crypto::OpenMlsRustCrypto;
 use openmls_traits::signatures::Signer;
-use tls_codec::Serialize;
+use serde_json::{Value, json};
+use tls_codec::{Deserialize, Serialize};
 
 use super::server::now;
 
@@ -26,7 +33,7 @@ pub type Made = Vec<u8>;
 pub struct Device {
     identity: String,
     pub(super) provider: OpenMlsRustCrypto,
-    pub(super) signer: SignatureKeyPair,
+    pub(super) signer: Arc<SignatureKeyPair>,
     suite: Ciphersuite,
     lifetime: (Timestamp, Timestamp),
     credentials: Vec<CredentialType>,
@@ -34,14 +41,29 @@ pub struct Device {
     extensions: Vec<Extension>,
 }
 
+/// By identity and ciphersuite.
+type Keys = HashMap<(String, u16), Arc<SignatureKeyPair>>;
+
+/// The key of a device in a ciphersuite: the same whenever a test makes the device, as servers hold it to that.
+fn key_of(identity: &str, suite: Ciphersuite) -> Arc<SignatureKeyPair> {
+    static KEYS: LazyLock<Mutex<Keys>> = LazyLock::new(Mutex::default);
+    let slot = (identity.to_owned(), u16::from(suite));
+    Arc::clone(KEYS.lock().unwrap().entry(slot).or_insert_with(|| new_key(suite)))
+}
+
+fn new_key(suite: Ciphersuite) -> Arc<SignatureKeyPair> {
+    Arc::new(SignatureKeyPair::new(suite.signature_algorithm()).unwrap())
+}
+
 impl Device {
     /// A device whose KeyPackages are valid from an hour ago for two weeks.
     pub fn new(user: &str, device: &str) -> Self {
         let suite = Ciphersuite::MLS_128_DHKEMX25519_AES128GCM_SHA256_Ed25519;
+        let identity = format!("{user}/{device}");
         Self {
-            identity: format!("{user}/{device}"),
+            signer: key_of(&identity, suite),
+            identity,
             provider: OpenMlsRustCrypto::default(),
-            signer: SignatureKeyPair::new(suite.signature_algorithm()).unwrap(),
             suite,
             lifetime: (now() - SignedDuration::from_hours(1), now() + SignedDuration::from_hours(14 * 24)),
             credentials: vec![CredentialType::Basic],
@@ -53,8 +75,42 @@ impl Device {
     /// The same device, with KeyPackages of another ciphersuite.
     pub fn of_suite(mut self, suite: Ciphersuite) -> Self {
         self.suite = suite;
-        self.signer = SignatureKeyPair::new(suite.signature_algorithm()).unwrap();
+        self.signer = key_of(&self.identity, suite);
         self
+    }
+
+    /// The same device with a signature key that no other has.
+    pub fn with_new_key(mut self) -> Self {
+        self.signer = new_key(self.suite);
+        self
+    }
+
+    /// The same device with the signature key that a client has for it.
+    pub fn with_key_of(mut self, pair: &SignatureKeyPair) -> Self {
+        let serialized = pair.tls_serialize_detached().unwrap();
+        self.signer = Arc::new(SignatureKeyPair::tls_deserialize(&mut serialized.as_slice()).unwrap());
+        self
+    }
+
+    /// Its public signature key.
+    pub fn signature_key(&self) -> &[u8] {
+        self.signer.public()
+    }
+
+    /// The change to another device's signature key, as an upload has it, signed by this one's key.
+    pub fn change_to(&self, new: &Self, registered_at: Timestamp) -> Value {
+        let (user, device) = self.identity.split_once('/').unwrap();
+        let content = SignatureKeyChangeContent {
+            user: &user.parse().unwrap(),
+            device: &device.parse().unwrap(),
+            registered_at,
+            ciphersuite: self.suite.into(),
+            old_key: self.signature_key(),
+            new_key: new.signature_key(),
+        };
+        let signature = self.signer.sign(&content.signed_bytes()).unwrap();
+        json!({"ciphersuite": u16::from(self.suite), "signature_key": encode(new.signature_key()),
+            "signature": encode(&signature)})
     }
 
     /// The same device, with KeyPackages that end so long from now.
@@ -120,7 +176,7 @@ impl Device {
         if last_resort {
             builder = builder.mark_as_last_resort();
         }
-        let bundle = builder.build(self.suite, &self.provider, &self.signer, self.credential()).unwrap();
+        let bundle = builder.build(self.suite, &self.provider, &*self.signer, self.credential()).unwrap();
         MlsMessageOut::from(bundle.into_key_package()).tls_serialize_detached().unwrap()
     }
 }

@@ -28,7 +28,7 @@ impl Device {
     pub fn founds_id(self, id: &[u8]) -> Party {
         let config = MlsGroupCreateConfig::builder().use_ratchet_tree_extension(true).build();
         let id = GroupId::from_slice(id);
-        let group = MlsGroup::new_with_group_id(&self.provider, &self.signer, &config, id, self.credential()).unwrap();
+        let group = MlsGroup::new_with_group_id(&self.provider, &*self.signer, &config, id, self.credential()).unwrap();
         Party { device: self, group }
     }
 
@@ -61,13 +61,13 @@ impl Party {
         };
         let packages: Vec<_> = reservations.iter().map(package).collect();
         let (commit, welcome, _) =
-            self.group.add_members(&self.device.provider, &self.device.signer, &packages).unwrap();
+            self.group.add_members(&self.device.provider, &*self.device.signer, &packages).unwrap();
         (commit.tls_serialize_detached().unwrap(), welcome.tls_serialize_detached().unwrap())
     }
 
     /// Commits to new keys of its own.
     pub fn updates(&mut self) -> Vec<u8> {
-        let (provider, signer) = (&self.device.provider, &self.device.signer);
+        let (provider, signer) = (&self.device.provider, &*self.device.signer);
         let bundle = self.group.self_update(provider, signer, LeafNodeParameters::default()).unwrap();
         bundle.into_commit().tls_serialize_detached().unwrap()
     }
@@ -83,7 +83,7 @@ impl Party {
     }
 
     pub fn says(&mut self, text: &str) -> Vec<u8> {
-        let (provider, signer) = (&self.device.provider, &self.device.signer);
+        let (provider, signer) = (&self.device.provider, &*self.device.signer);
         self.group.create_message(provider, signer, text.as_bytes()).unwrap().tls_serialize_detached().unwrap()
     }
 

@@ -4,12 +4,12 @@ use jiff::Timestamp;
 use keypool_openapi::{
     AcceptedKeyPackage, AckRequest, AckResponse, Action, AuditEvent, AuditPage, Base64Bytes, CommitRequest,
     CommitResponse, Device, DeviceList, DeviceName, DeviceOf, Drain, EndedKeyPackage, Health, InventoryItem,
-    InventoryPage, KeyPackageRef, LastResortStatus, LowPool, LowPools, MessageKind, MessageRequest, MessageResponse,
-    MessagesPage, MissingDevice, MissingReason, PoolStatus, PreviousSignatureKey, QueuedMessage, RegisterRequest,
-    RegisterResponse, RejectedKeyPackage, RejectionReason, ReleaseRequest, ReleaseResponse, RemovedDevice, Reservation,
-    ReservationId, ReserveRequest, ReserveResponse, RevokeRequest, RevokeResponse, SignatureKey, SpendRequest,
-    SpendResponse, State, SuiteStatus, TokenResponse, Undelivered, UndeliveredReason, UploadRequest, UploadResponse,
-    UserName,
+    InventoryPage, KeyPackageRef, LastResortStatus, LookupRequest, LookupResponse, LowPool, LowPools, MessageKind,
+    MessageRequest, MessageResponse, MessagesPage, MissingDevice, MissingReason, PoolStatus, PreviousSignatureKey,
+    QueuedMessage, RegisterRequest, RegisterResponse, RejectedKeyPackage, RejectionReason, ReleaseRequest,
+    ReleaseResponse, RemovedDevice, Reservation, ReservationId, ReserveRequest, ReserveResponse, RevokeRequest,
+    RevokeResponse, SignatureKey, SpendRequest, SpendResponse, State, SuiteStatus, TokenResponse, Undelivered,
+    UndeliveredReason, UploadRequest, UploadResponse, UserName,
 };
 use serde::Serialize;
 use serde_json::Value;
@@ -61,6 +61,10 @@ fn example(operation: &str) -> Option<Example> {
             value(&RegisterResponse { user: user("alice"), device: device("laptop"), token: TOKEN.to_owned() }),
         ),
         "list" => of(None, value(&devices())),
+        "lookup" => of(
+            json(&LookupRequest { users: vec![user("alice"), user("zoe")], removed: false }),
+            value(&LookupResponse { users: vec![devices()], unknown: vec![user("zoe")], remaining: Vec::new() }),
+        ),
         "change_token" => of(None, value(&TokenResponse { device: device("laptop"), token: TOKEN.to_owned() })),
         "remove" | "remove_any" => {
             of(None, value(&RemovedDevice { user: user("alice"), device: device("laptop"), revoked: 33 }))
