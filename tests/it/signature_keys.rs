@@ -1,8 +1,9 @@
 //! The directory of signature keys: one of each ciphersuite, changed by a proof alone.
 
+mod lookup;
 mod races;
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use jiff::{SignedDuration, Timestamp};
 use keypool_openapi::{ProblemType, signature_key_fingerprint};
@@ -334,32 +335,6 @@ async fn no_call_of_the_operator_changes_a_key(#[values(Database::Postgres, Data
 
 #[rstest]
 #[tokio::test]
-async fn many_are_looked_up_at_once(#[values(Anywhere::Postgres, Anywhere::Sqlite)] db: Anywhere) {
-    let Scene { server: _server, alice, device, bob } = scene(db).await;
-    alice.uploaded(&[device.key_package()]).await;
-    let second = alice.registered("alice", "lookup").await;
-    second.uploaded(&[Device::new("alice", "lookup").key_package()]).await;
-    alice.delete("/devices/lookup").await.ok();
-    let look = async |users: Value, removed: bool| {
-        bob.post("/devices/lookup", &json!({"users": users, "removed": removed})).await
-    };
-    let answer = look(json!(["zoe", "bob", "alice", "alice"]), false).await.ok();
-    assert_eq!((&answer["unknown"], &answer["remaining"]), (&json!(["zoe"]), &json!([])));
-    let users = answer["users"].as_array().unwrap();
-    assert_eq!(users[0], bob.get("/users/alice/devices").await.ok());
-    assert_eq!(users[1], bob.get("/users/bob/devices").await.ok());
-    assert_eq!(users.len(), 2);
-    let with_removed = look(json!(["alice"]), true).await.ok();
-    assert_eq!(with_removed["users"][0], bob.get("/users/alice/devices?removed=true").await.ok());
-    assert_eq!(with_removed["users"][0]["devices"].as_array().unwrap().len(), 2);
-    look(json!([]), false).await.is_problem(400, ProblemType::MalformedRequest);
-    let many: Vec<_> = (0..1_001).map(|number| format!("user-{number}")).collect();
-    look(json!(many), false).await.is_problem(400, ProblemType::MalformedRequest);
-    assert_eq!(look(json!(many[..1_000]), false).await.ok()["unknown"].as_array().unwrap().len(), 1_000);
-}
-
-#[rstest]
-#[tokio::test]
 async fn where_credentials_are_not_bound_no_key_is_kept(#[values(Database::Postgres, Database::Sqlite)] db: Database) {
     let off = |config: &mut keypool_server::config::Config| config.credential_binding = CredentialBinding::Off;
     let server = TestServer::start_with(db, off).await;
@@ -454,45 +429,4 @@ async fn a_token_that_is_remembered_and_no_longer_valid_sets_no_key(
         keys(&listed(&phone, "alice", "laptop").await["signature_keys"]),
         [key(&Device::new("alice", "laptop"))]
     );
-}
-
-#[rstest]
-#[tokio::test]
-async fn the_users_other_devices_are_told(#[values(Anywhere::Postgres, Anywhere::Sqlite)] db: Anywhere) {
-    let Scene { server: _server, alice, device, bob } = scene(db).await;
-    alice.uploaded(&[device.key_package()]).await;
-    let phone = alice.registered("alice", "phone").await;
-    let version = async |caller: &Http| caller.get("/messages").await.ok()["devices_version"].as_u64().unwrap();
-    let bobs = version(&bob).await;
-    let at = registered_at(&alice, "alice", "laptop").await;
-    let new = Device::new("alice", "laptop").with_new_key();
-    let mut known = version(&phone).await;
-    let mut tablet = None;
-    for event in 0..3 {
-        let waits = {
-            let phone = phone.clone();
-            tokio::spawn(async move { phone.get(&format!("/messages?wait=30&devices_version={known}")).await.ok() })
-        };
-        tokio::time::sleep(Duration::from_millis(100)).await;
-        assert!(!waits.is_finished(), "nothing has happened");
-        match event {
-            0 => {
-                let answer = upload_with(&alice, &[new.key_package()], &[device.change_to(&new, at)]).await.ok();
-                assert_eq!(answer["changed_signature_keys"], json!([1]));
-            }
-            1 => tablet = Some(alice.registered("alice", "tablet").await),
-            _ => drop(alice.delete("/devices/tablet").await.ok()),
-        }
-        let page = tokio::time::timeout(Duration::from_secs(10), waits).await.unwrap().unwrap();
-        assert_ne!(page["devices_version"], known, "{event}");
-        known = page["devices_version"].as_u64().unwrap();
-        assert_eq!(known, version(&phone).await);
-    }
-    drop(tablet);
-    // Who knows an earlier one is told at once; who has nothing new to hear waits.
-    let page = phone.get("/messages?wait=30&devices_version=0").await.ok();
-    assert_eq!((&page["devices_version"], &page["messages"]), (&json!(known), &json!([])));
-    alice.uploaded(&[new.key_package()]).await;
-    assert_eq!(version(&phone).await, known, "an upload is no news");
-    assert_eq!(version(&bob).await, bobs, "another user's devices are no news");
 }

@@ -1,4 +1,4 @@
-//! Who has which devices, and by which signature keys they are known.
+//! The directory: users' devices and their signature keys.
 
 use std::collections::BTreeSet;
 
@@ -14,16 +14,16 @@ use crate::{
     store::{Listed, Listing},
 };
 
-/// How many bytes an answer has, about, before the next users are left for another call.
+/// An answer ends after about so many bytes; the users that are left go into `remaining`.
 const ANSWER_BYTES: usize = 4 * 1024 * 1024;
 
-/// Users that are looked up at a time: what they have in all is in memory together.
+/// Users that are looked up in one statement: all their devices are in memory together.
 const AT_A_TIME: usize = 100;
 
-/// Of so many users that one call looks up, each counts as one request.
+/// So many users of a look-up count as one request.
 const USERS_A_REQUEST: usize = 10;
 
-/// About as many bytes as a device, or a key, has in an answer beside what its names and its key take.
+/// About the bytes of a device, or of a key, in an answer, without names and key.
 const FRAME: usize = 160;
 
 impl Pool {

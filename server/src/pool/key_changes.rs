@@ -13,15 +13,15 @@ use crate::{
     store::{DeviceRow, KeptKey, KeyChange, Registration},
 };
 
-/// The most keys that a device has in a ciphersuite, one after the other: all of them are kept for who still meets an old
-/// leaf.
+/// The most keys that a device may have in a ciphersuite, one after the other: the server keeps all of them, since groups may
+/// still have old leaves.
 const MAX_KEYS: usize = 250;
 
-/// What a device asks for.
+/// The changes of signature keys that an upload asks for.
 #[derive(Debug, Default)]
 pub(super) struct Changes {
     asked: Vec<SignatureKeyChange>,
-    /// Those that the current key has signed.
+    /// The changes that the current key has signed.
     pub proven: Vec<KeyChange>,
     /// The ciphersuites whose key is the new one already, as where an upload is repeated.
     done: Vec<u16>,
@@ -75,7 +75,7 @@ impl Changes {
         Self { asked, ..changes }
     }
 
-    /// The ciphersuites whose key is the new one after these were stored.
+    /// The ciphersuites whose key is the new one, if KeyPackages of these ciphersuites and keys were stored.
     pub(super) fn made(&self, stored: &BTreeSet<(u16, &[u8])>) -> Vec<u16> {
         let is_made = |change: &&SignatureKeyChange| {
             let key = change.signature_key.0.as_slice();
@@ -84,7 +84,7 @@ impl Changes {
         self.asked.iter().filter(is_made).map(|change| change.ciphersuite).collect()
     }
 
-    /// Why a KeyPackage is refused that has not the device's current key, and what to do.
+    /// Explains why a KeyPackage with another key than the current one is refused, and what to do next.
     pub(super) fn refusal(&self, package: &ValidatedKeyPackage, current: &[u8]) -> String {
         let (name, suite, key) = (&package.keypackage_ref, package.ciphersuite, &package.signature_key);
         let is_asked = |change: &SignatureKeyChange| change.ciphersuite == suite && change.signature_key.0 == *key;
@@ -105,7 +105,7 @@ impl Changes {
     }
 }
 
-/// That each ciphersuite's key changes once at most.
+/// Checks that no ciphersuite has two changes.
 pub(super) fn check_form(changes: &[SignatureKeyChange]) -> Result<(), Failure> {
     let mut suites = BTreeSet::new();
     match changes.iter().find(|change| !suites.insert(change.ciphersuite)) {

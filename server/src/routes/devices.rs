@@ -65,7 +65,7 @@ pub(crate) async fn list(
 #[utoipa::path(
     tag = "devices",
     request_body = LookupRequest,
-    responses((status = 200, description = "The users that there are, and those that there are not", body = LookupResponse))
+    responses((status = 200, description = "The known users with their devices, and the unknown ones", body = LookupResponse))
 )]
 #[post("/devices/lookup")]
 pub(crate) async fn lookup(

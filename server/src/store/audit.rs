@@ -35,8 +35,8 @@ pub(super) struct Event<'a> {
     pub until: Option<i64>,
 }
 
-/// A KeyPackage that was the first under a new signature key of its owner. It is written as an upload, which servers of the
-/// version before can read: the key tells it from one.
+/// A KeyPackage that was the first under a new signature key of its owner. The row says `upload`, since servers
+/// of the version before know no other action for it; its key tells it from an upload.
 #[derive(Clone, Copy, Insertable)]
 #[diesel(table_name = audit_events, treat_none_as_default_value = false)]
 pub(super) struct KeyChangeEvent<'a> {

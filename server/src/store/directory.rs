@@ -34,16 +34,16 @@ pub struct Listed {
     pub device: DeviceRow,
     /// When it was removed.
     pub removed_at: Option<Timestamp>,
-    /// Of this registration and of earlier ones, the newest first.
+    /// The keys of this registration and of earlier ones, the newest first.
     pub keys: Vec<KeptKey>,
 }
 
 /// The devices of users.
 #[derive(Clone, Debug, Default)]
 pub struct Directory {
-    /// Those that there are, each with its devices by name.
+    /// The known users, each with its devices by name.
     pub users: Vec<(UserName, Vec<Listed>)>,
-    /// Those that there are not.
+    /// The unknown users.
     pub unknown: Vec<UserName>,
 }
 
@@ -64,7 +64,7 @@ statements! {
 }
 
 impl Listed {
-    /// The current keys, and those of before, each with when it ended.
+    /// Splits the keys into the current ones and the previous ones, each of those with the time at which it was closed.
     pub(crate) fn split(self) -> (Vec<KeptKey>, Vec<(KeptKey, Timestamp)>) {
         let Self { device, removed_at, keys } = self;
         let (mut current, mut previous) = (Vec::new(), Vec::new());

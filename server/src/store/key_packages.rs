@@ -30,7 +30,7 @@ pub struct UploadLimits {
 /// What a device puts into its pool at once.
 #[derive(Clone, Copy, Debug)]
 pub struct Upload<'a> {
-    /// Whose pool it is, and by which registration.
+    /// The owner of the pool, and the registration of its token.
     pub by: Registration,
     /// The SHA-256 of the token that it came with. A signature key outlives the token, so only one that is still valid can
     /// set a key.
@@ -220,7 +220,8 @@ impl Judge {
         Ok(setting.into_iter().filter(|upload| is_outdated(upload)).map(Upload::owner).collect())
     }
 
-    /// Judges by the new keys from now on, and answers the changes that can be made: those of the current key.
+    /// Answers the changes that can be made, and judges KeyPackages by the new keys from now on. A change can be made if its
+    /// old key is the current one and the upload has a KeyPackage under the new one.
     fn begin_changes<'a, C: SignatureKeySql + HoldDevice>(
         &mut self,
         conn: &mut C,
@@ -237,7 +238,7 @@ impl Judge {
                 continue;
             }
             conn.hold_pool(slot.0, slot.1)?;
-            // What is available makes room.
+            // The change revokes what is available: only what is reserved still counts against the capacity.
             self.live.insert(slot, conn.count_held(slot.0, slot.1, now)?);
             self.signature_keys.insert(slot, change.new_key.clone());
             begun.push(change);
@@ -334,7 +335,7 @@ fn upload<C: UploadSql + StoringSql + AuditSql + SignatureKeySql + HoldDevice + 
             .collect();
         let mut uploaded = Uploaded::default();
         for change in changes {
-            // It counts with the first KeyPackage under the new key, and not without one.
+            // Without an accepted KeyPackage under the new key, the key stays.
             if let Some(first) = new.iter().find(|(_, package)| package.ciphersuite == change.ciphersuite) {
                 uploaded.told = change_key(conn, upload.by, change, view)?;
                 uploaded.changed.push(change.ciphersuite);

@@ -44,7 +44,7 @@ pub struct Registration {
     pub at: i64,
 }
 
-/// A change of a signature key, of which it is known that the old key has signed it.
+/// A change of a signature key. The caller has verified that the old key signed it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KeyChange {
     /// The ciphersuite.
@@ -58,7 +58,7 @@ pub struct KeyChange {
 /// A signature key that a device has or had.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KeptKey {
-    /// Of which registration.
+    /// The registration that it belongs to.
     pub registration: Registration,
     /// The ciphersuite.
     pub ciphersuite: u16,
@@ -117,7 +117,7 @@ statements! {
                 .load(conn)
         }
 
-        /// Opens a key. A device that is registered anew within a second may have the same again.
+        /// Makes a key the current one. A device that is registered anew within the same second may have the same key again.
         fn open_key(conn, key: &NewKey) -> QueryResult<usize> {
             diesel::insert_into(signature_keys::table)
                 .values(key.clone())
@@ -211,7 +211,7 @@ statements! {
                 .get_results(conn)
         }
 
-        /// What is reserved ends with its reservation: it can be spent, and is not handed out to anybody else.
+        /// Lets each reserved KeyPackage expire with its reservation: its adder can spend it, and no other adder gets it.
         fn end_with_reservation(conn, device: i64, suite: i32, now: i64) -> QueryResult<usize> {
             diesel::update(key_packages::table)
                 .filter(key_packages::device_id.eq(device).and(key_packages::ciphersuite.eq(suite)))
@@ -221,7 +221,7 @@ statements! {
                 .execute(conn)
         }
 
-        /// Another version of a user's devices, by one of them.
+        /// Raises the version of a user's devices; the user is named by one of them.
         fn raise_devices_version(conn, device: i64) -> QueryResult<usize> {
             let user = devices::table.find(device).select(devices::user_name).single_value();
             diesel::update(users::table)
@@ -247,7 +247,7 @@ statements! {
     }
 }
 
-/// Notes that something about a user's devices has changed, and answers whom to wake: the others of its devices.
+/// Raises the version of the user's devices. Answers the user's other devices: the caller wakes their long polls.
 pub(super) fn tell_siblings<C: SignatureKeySql + super::delivery::Announce>(
     conn: &mut C,
     device: i64,
@@ -258,7 +258,7 @@ pub(super) fn tell_siblings<C: SignatureKeySql + super::delivery::Announce>(
     Ok(siblings.into_iter().map(DeviceId).collect())
 }
 
-/// Puts a key in the place of the current one. What is available under that is revoked.
+/// Replaces the current key, and revokes the KeyPackages that are available under it. Answers the user's other devices.
 pub(super) fn change_key<C: SignatureKeySql + AuditSql + super::delivery::Announce>(
     conn: &mut C,
     registration: Registration,
@@ -293,12 +293,12 @@ struct Found {
     by_ref: HashMap<Vec<u8>, Vec<u8>>,
 }
 
-/// Records the signature keys of devices that have none: in each ciphersuite that of the oldest live KeyPackage. The devices
-/// are held.
+/// Records the signature keys of devices that have none: in each ciphersuite the key of the oldest live KeyPackage. The caller
+/// holds the devices.
 ///
-/// They have uploaded before this was kept, while it was off, or to a server of the version before. It is done by the
-/// server and not by the migration, because a database does not know whether the server binds credentials, and decoding
-/// belongs to one place.
+/// Such a device has uploaded before keys were kept, while `credential_binding` was off, or to a server of the version before.
+/// The server does this and not the migration, because the database does not know whether the server binds credentials, and
+/// because one place decodes KeyPackages.
 pub(super) fn adopt<C: SignatureKeySql>(conn: &mut C, devices: &[i64], now: i64) -> Result<Vec<NewKey>, StoreError> {
     let mut found: Vec<Found> = Vec::new();
     for (device_id, registered_at, ciphersuite, keypackage_ref, head) in conn.live_heads(devices)? {
@@ -318,7 +318,7 @@ pub(super) fn adopt<C: SignatureKeySql>(conn: &mut C, devices: &[i64], now: i64)
     }
     let mut adopted = Vec::new();
     for Found { mut new, by_ref } in found {
-        // Only the trail knows the order of uploads. It is asked where that makes a difference, which is rare.
+        // Only the trail has the order of uploads. It is read only where the keys differ, which is rare.
         if by_ref.values().any(|key| *key != new.signature_key) {
             let order = conn.upload_order(new.device_id)?;
             if let Some(oldest) = order.iter().find_map(|keypackage_ref| by_ref.get(keypackage_ref)) {
@@ -353,8 +353,8 @@ impl Store {
         rows.into_iter().map(kept).collect()
     }
 
-    /// Records the signature keys of all devices that have KeyPackages and no key: those from before keys were kept.
-    /// Answers how many keys. Devices that another server is busy with are left: their next upload does it.
+    /// Records the signature keys of all devices that have KeyPackages and no key: pools from before keys were kept. Answers
+    /// the number of keys. Skips devices that another transaction holds: their next upload records the key.
     ///
     /// # Errors
     /// When the database fails.

@@ -18,14 +18,14 @@ use super::{
 
 /// How each database takes them.
 pub(super) trait StoringSql {
-    /// Those of the keys that their owners had before, and the current signature keys of these registrations.
+    /// Answers which of the HPKE keys their owners had before, and the current signature keys of these registrations.
     fn known_keys(&mut self, keys: &[(i64, &[u8])], registrations: &[Registration]) -> QueryResult<Known>;
     /// Puts KeyPackages into their owners' pools. Answers how many are new: where they are fewer than came, nothing else
     /// may be kept.
     fn put(&mut self, packages: &[(i64, &ValidatedKeyPackage)], now: i64) -> QueryResult<usize>;
 }
 
-/// Which keys there are already of those that an upload is about.
+/// Keys that the database has and an upload is compared with.
 #[derive(Debug, Default)]
 pub(super) struct Known {
     /// HPKE keys, each with its owner.
