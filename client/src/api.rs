@@ -29,6 +29,14 @@ pub const DEFAULT_TIMEOUT: Duration = Duration::from_mins(1);
 /// The longest page of a list.
 const PAGE: u32 = 1_000;
 
+/// The most pages of an inventory that are read: a pool has some hundred KeyPackages, and those that ended until their
+/// `not_after`.
+const MAX_PAGES: usize = 100;
+
+/// The most bytes of an answer that are read. A Keypool server answers 4 MiB of KeyPackages or messages at once, in base64,
+/// and one more that may have 1 MiB.
+const MAX_ANSWER: usize = 32 * 1024 * 1024;
+
 const IDEMPOTENCY_KEY: &str = "Idempotency-Key";
 
 /// Keypool's HTTP calls, typed. An answer that is an error becomes [`Error::Refused`].
@@ -131,19 +139,38 @@ impl ApiClient {
         self.call(|| self.request(Method::GET, "keypackages/status")).await
     }
 
-    /// All that the server knows of the device's own KeyPackages, in the order of their refs.
+    /// All that the server knows of the device's own KeyPackages, in the order of their refs. A server that never comes to
+    /// an end is given up.
     pub async fn get_inventory(&self) -> Result<Vec<InventoryItem>> {
         let mut items = Vec::new();
         let mut query = InventoryQuery { after: None, limit: Some(PAGE) };
-        loop {
+        for _ in 0..MAX_PAGES {
             let page: InventoryPage =
                 self.call(|| Ok(self.request(Method::GET, "keypackages/inventory")?.query(&query))).await?;
+            self.check_page(page.keypackages.len(), PAGE)?;
             items.extend(page.keypackages);
-            query.after = page.next;
-            if query.after.is_none() {
-                return Ok(items);
+            match page.next {
+                None => return Ok(items),
+                next if next <= query.after => {
+                    return Err(self.unexpected("the next page of the inventory begins before the one that it follows"));
+                }
+                next => query.after = next,
             }
         }
+        Err(self.unexpected(format!("the inventory has more than {MAX_PAGES} pages of {PAGE}")))
+    }
+
+    /// A page has at most as many items as were asked for.
+    fn check_page(&self, found: usize, limit: u32) -> Result<()> {
+        if usize::try_from(limit).is_ok_and(|limit| found > limit) {
+            return Err(self.unexpected(format!("{found} items on a page, where {limit} were asked for")));
+        }
+        Ok(())
+    }
+
+    /// The error for an answer that was understood, and that a Keypool server would not give.
+    pub(crate) fn unexpected(&self, found: impl Into<String>) -> Error {
+        self.misunderstood(200, found.into(), None)
     }
 
     /// What happened to the device's own KeyPackages, the newest first: a page of at most `limit` events before the
@@ -166,10 +193,13 @@ impl ApiClient {
     /// The oldest in the device's own queue; where there is nothing, what comes within so many seconds, a minute at most.
     pub async fn messages(&self, wait: u32, limit: u32) -> Result<MessagesPage> {
         let query = MessagesQuery { wait: Some(wait), limit: Some(limit), devices_version: None };
-        self.call_that_waits(Duration::from_secs(wait.into()), || {
-            Ok(self.request(Method::GET, "messages")?.query(&query))
-        })
-        .await
+        let page: MessagesPage = self
+            .call_that_waits(Duration::from_secs(wait.into()), || {
+                Ok(self.request(Method::GET, "messages")?.query(&query))
+            })
+            .await?;
+        self.check_page(page.messages.len(), limit)?;
+        Ok(page)
     }
 
     /// Takes messages out of the device's own queue.
@@ -227,11 +257,17 @@ impl ApiClient {
             server: self.server.to_string(),
             source: source.without_url(),
         };
-        let response: Response = request.send().await.map_err(unreachable)?;
+        let mut response: Response = request.send().await.map_err(unreachable)?;
         let status = response.status().as_u16();
         let retry_after = retry_after(&response);
         let is_success = response.status().is_success();
-        let body = response.bytes().await.map_err(unreachable)?;
+        let mut body = Vec::new();
+        while let Some(chunk) = response.chunk().await.map_err(unreachable)? {
+            if body.len() + chunk.len() > MAX_ANSWER {
+                return Err(self.misunderstood(status, format!("more than {MAX_ANSWER} bytes"), retry_after));
+            }
+            body.extend_from_slice(&chunk);
+        }
         if is_success {
             serde_json::from_slice(&body).map_err(|error| self.misunderstood(status, error.to_string(), None))
         } else {

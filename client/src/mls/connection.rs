@@ -85,8 +85,9 @@ impl<'a> MlsConnection<'a> {
     ///    it stands; and replaces the last resort if it was used or is near its end.
     /// 7. Withdraws what a rotation of the signature key has superseded.
     ///
-    /// Ends are judged by whichever clock is behind, the server's or this machine's, so that a clock that jumps ahead
-    /// deletes nothing; lifetimes begin by the server's.
+    /// The time for which keys are kept begins by whichever clock is ahead, the server's or this machine's, and ends by
+    /// whichever is behind: neither a clock that jumps nor a server that lies about the time deletes keys too early.
+    /// Lifetimes begin by the server's.
     pub async fn refresh_key_packages(
         &self,
         identity: &DeviceIdentity,
@@ -177,8 +178,9 @@ impl<'a> MlsConnection<'a> {
     /// Brings the two sides to agree: the server is right about who holds and who spent what, and this side about which
     /// keys there are.
     async fn agree(&self, report: &mut RefreshReport) -> Result<()> {
-        let (pool, now) = (self.pool(), report.pool.at);
+        let pool = self.pool();
         if !pool.agrees_with(&report.pool)? {
+            let now = self.later(report.pool.at);
             let inventory = self.api.get_inventory().await?;
             let Reconciliation { changed, to_revoke, foreign } = reconcile(self.store, &pool, inventory, now)?;
             report.reconciled += changed;
@@ -242,7 +244,7 @@ impl<'a> MlsConnection<'a> {
             let keypackages = batch.iter().map(|(_, message)| Base64Bytes(message.clone()).encode()).collect();
             let answer = self.api.upload_key_packages(&UploadRequest::of(keypackages)).await?;
             report.uploaded += answer.accepted.len();
-            report.rejected.extend(record(self.store, batch, &answer)?);
+            report.rejected.extend(record(self.store, batch, &answer, self.later(answer.pool.at))?);
             report.pool = answer.pool;
             done += batch.len();
             progress(Progress::Uploaded { done, total });
@@ -261,13 +263,23 @@ impl<'a> MlsConnection<'a> {
             return Ok(());
         }
         self.revoke(&refs, report).await?;
-        self.store.transaction(|| refs.iter().try_for_each(|old| give_up(self.store, old, report.pool.at)))
+        let now = self.later(report.pool.at);
+        self.store.transaction(|| refs.iter().try_for_each(|old| give_up(self.store, old, now)))
+    }
+
+    /// The time by this machine's clock or by the server's, whichever is ahead: from then on, keys are kept for a day.
+    fn later(&self, there: Timestamp) -> Timestamp {
+        self.clock.now().max(there)
     }
 }
 
 /// Writes down what the server said of each KeyPackage of an upload, in one transaction.
-fn record(store: &LocalStore, batch: &[(KeyPackageRef, Vec<u8>)], answer: &UploadResponse) -> Result<Vec<Rejection>> {
-    let now = answer.pool.at;
+fn record(
+    store: &LocalStore,
+    batch: &[(KeyPackageRef, Vec<u8>)],
+    answer: &UploadResponse,
+    now: Timestamp,
+) -> Result<Vec<Rejection>> {
     let mut rejections = Vec::new();
     store.transaction(|| {
         for accepted in &answer.accepted {

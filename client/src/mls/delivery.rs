@@ -18,6 +18,9 @@ use crate::error::{Error, Result};
 /// How many messages are fetched at once.
 const PAGE: u32 = 100;
 
+/// How many pages are taken in by one call. What is left stays in the queue for the next one.
+const MAX_PAGES: usize = 1_000;
+
 /// What travels inside of application messages.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -175,15 +178,18 @@ impl MlsMembership<'_> {
         self.store.transaction(|| incoming.iter().try_for_each(|one| self.store.delete_from_inbox(one.id)))
     }
 
-    /// Takes the queue in, page by page, until it is empty.
+    /// Takes the queue in, page by page, until it is empty. A server that answers again what was acknowledged is given up.
     pub(super) async fn take_in(&self, wait: u32) -> Result<()> {
-        let mut wait = wait;
-        loop {
+        let (mut wait, mut acknowledged) = (wait, BTreeSet::new());
+        for _ in 0..MAX_PAGES {
             let page = self.connection.api().messages(wait, PAGE).await?.messages;
             if page.is_empty() {
                 return Ok(());
             }
             wait = 0;
+            if page.iter().any(|message| !acknowledged.insert(message.id)) {
+                return Err(self.connection.api().unexpected("a message that was acknowledged before"));
+            }
             let (mut ids, mut unreadable) = (Vec::new(), Vec::new());
             for message in &page {
                 let what = self.take_in_once(message)?;
@@ -191,6 +197,7 @@ impl MlsMembership<'_> {
             }
             self.connection.api().acknowledge(&AckRequest { ids, unreadable }).await?;
         }
+        Ok(())
     }
 
     /// Takes one message in, if that was not done before, and notes what it came to, in one transaction.

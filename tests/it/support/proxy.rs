@@ -3,6 +3,7 @@ use std::{
     sync::{Arc, Mutex},
 };
 
+use serde_json::Value;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
@@ -22,14 +23,19 @@ pub enum Fault {
     Altered(&'static str, &'static str),
 }
 
+/// What a lying server makes of its answer.
+type Lie = Box<dyn Fn(&mut Value) + Send>;
+
 /// Something between a client and its server that loses things as it is told. Requests are noted when they are done.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Proxy {
     pub base: String,
     faults: Arc<Mutex<VecDeque<Fault>>>,
     /// What goes wrong with every request that begins so.
     failing: Arc<Mutex<Option<(String, Fault)>>>,
     seen: Arc<Mutex<Vec<String>>>,
+    /// What becomes of the answers to requests that begin so.
+    lies: Arc<Mutex<Vec<(String, Lie)>>>,
     /// While it is held, nothing passes.
     gate: Arc<RwLock<()>>,
 }
@@ -42,6 +48,7 @@ impl Proxy {
             faults: Arc::default(),
             failing: Arc::default(),
             seen: Arc::default(),
+            lies: Arc::default(),
             gate: Arc::default(),
         };
         let (server, its) = (base.strip_prefix("http://").unwrap().to_owned(), proxy.clone());
@@ -62,6 +69,33 @@ impl Proxy {
     /// What goes wrong with the next request that begins so; those after it go well.
     pub fn fail_on(&self, beginning: &str, fault: Fault) {
         *self.failing.lock().unwrap() = Some((beginning.to_owned(), fault));
+    }
+
+    /// Changes every answer to a request that begins so, until [`Proxy::is_honest`].
+    pub fn lies(&self, beginning: &str, lie: impl Fn(&mut Value) + Send + 'static) {
+        self.lies.lock().unwrap().push((beginning.to_owned(), Box::new(lie)));
+    }
+
+    /// From now on, answers pass as they are.
+    pub fn is_honest(&self) {
+        self.lies.lock().unwrap().clear();
+    }
+
+    /// The answer to a request, as the client gets it.
+    fn told(&self, head: &str, answer: Vec<u8>) -> Vec<u8> {
+        let lies = self.lies.lock().unwrap();
+        let mut matching = lies.iter().filter(|(beginning, _)| head.starts_with(beginning.as_str())).peekable();
+        if matching.peek().is_none() {
+            return answer;
+        }
+        let text = String::from_utf8(answer).unwrap();
+        let (head, body) = text.split_once("\r\n\r\n").unwrap();
+        let mut body: Value = serde_json::from_str(body).unwrap();
+        matching.for_each(|(_, lie)| lie(&mut body));
+        let body = body.to_string();
+        let is_length = |line: &&str| !line.to_lowercase().starts_with("content-length:");
+        let head: Vec<_> = head.lines().filter(is_length).collect();
+        format!("{}\r\nContent-Length: {}\r\n\r\n{body}", head.join("\r\n"), body.len()).into_bytes()
     }
 
     /// Lets no request pass for as long as the answer of this is kept.
@@ -103,6 +137,7 @@ impl Proxy {
                 let mut to_server = TcpStream::connect(server).await.unwrap();
                 to_server.write_all(&request).await.unwrap();
                 let answer = message(&mut to_server).await;
+                let answer = answer.map(|answer| self.told(&head, answer));
                 self.seen.lock().unwrap().push(head);
                 if let (None | Some(Fault::Altered(..)), Some(answer)) = (fault, answer) {
                     let text = String::from_utf8_lossy(&answer);
