@@ -6,9 +6,10 @@ use std::{
 use backon::{ExponentialBuilder, Retryable};
 use keypool_openapi::{
     AckRequest, AckResponse, AuditPage, AuditQuery, CommitRequest, CommitResponse, DeviceList, GroupId, InventoryItem,
-    InventoryPage, InventoryQuery, MessageRequest, MessageResponse, MessagesPage, MessagesQuery, PoolStatus, Problem,
-    RegisterRequest, RegisterResponse, ReleaseRequest, ReleaseResponse, ReserveRequest, ReserveResponse, RevokeRequest,
-    RevokeResponse, SpendRequest, SpendResponse, UploadRequest, UploadResponse, UserName,
+    InventoryPage, InventoryQuery, LookupRequest, LookupResponse, MessageRequest, MessageResponse, MessagesPage,
+    MessagesQuery, PoolStatus, Problem, RegisterRequest, RegisterResponse, ReleaseRequest, ReleaseResponse,
+    ReserveRequest, ReserveResponse, RevokeRequest, RevokeResponse, SpendRequest, SpendResponse, UploadRequest,
+    UploadResponse, UserName,
 };
 use reqwest::{Method, RequestBuilder, Response, Url, header::RETRY_AFTER};
 use secrecy::{ExposeSecret, SecretString};
@@ -101,6 +102,11 @@ impl ApiClient {
     /// A user's devices.
     pub async fn devices(&self, user: &UserName) -> Result<DeviceList> {
         self.call(|| self.request(Method::GET, &format!("users/{user}/devices"))).await
+    }
+
+    /// The devices of up to [`keypool_openapi::MAX_LOOKUP_USERS`] users, with their signature keys.
+    pub async fn look_up_devices(&self, request: &LookupRequest) -> Result<LookupResponse> {
+        self.call(|| Ok(self.request(Method::POST, "devices/lookup")?.json(request))).await
     }
 
     /// Uploads KeyPackages, at most [`keypool_openapi::MAX_UPLOAD_BATCH`].

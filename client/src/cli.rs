@@ -29,6 +29,7 @@ use output::Output;
 
 mod chat;
 mod groups;
+mod incoming;
 mod output;
 mod tables;
 

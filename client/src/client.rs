@@ -14,8 +14,8 @@ use crate::{
     clock::{Clock, SystemClock},
     error::{Error, Result},
     mls::{
-        DeviceIdentity, Invitation, KeyPackagePool, KeyPackagePoolConfig, MlsConnection, MlsMembership, Progress,
-        Provider, RefreshReport,
+        DeviceIdentity, IdentityCheck, Invitation, KeyPackagePool, KeyPackagePoolConfig, MlsConnection, MlsMembership,
+        Progress, Provider, RefreshReport,
     },
     storage::{KeyPackageStatus, LocalStore},
 };
@@ -68,12 +68,23 @@ impl fmt::Debug for Settings {
 ///
 /// Its futures hold the local store's connection, so they run on one thread, such as that of a current-thread runtime
 /// of tokio.
-#[derive(Debug)]
 pub struct MlsClient {
     store: LocalStore,
     identity: DeviceIdentity,
     api: ApiClient,
     settings: Settings,
+    identity_check: Option<Box<dyn IdentityCheck>>,
+}
+
+impl fmt::Debug for MlsClient {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { store, identity, api, .. } = self;
+        f.debug_struct("MlsClient")
+            .field("store", store)
+            .field("identity", identity)
+            .field("api", api)
+            .finish_non_exhaustive()
+    }
 }
 
 impl MlsClient {
@@ -114,11 +125,21 @@ impl MlsClient {
     fn assemble(store: LocalStore, identity: DeviceIdentity, settings: Settings) -> Result<Self> {
         let token = identity.token().cloned().ok_or_else(|| Error::NotRegistered(identity.identity()))?;
         let api = ApiClient::new(identity.server(), Some(token))?.with_timeout(settings.timeout);
-        Ok(Self { store, identity, api, settings })
+        Ok(Self { store, identity, api, settings, identity_check: None })
+    }
+
+    /// The same client, with an identity check of the application's own in place of the server's directory.
+    #[must_use]
+    pub fn with_identity_check(self, check: Box<dyn IdentityCheck>) -> Self {
+        Self { identity_check: Some(check), ..self }
     }
 
     fn connection(&self) -> MlsConnection<'_> {
-        MlsConnection::new(&self.api, &self.store, &*self.settings.clock, &self.settings.pool)
+        let connection = MlsConnection::new(&self.api, &self.store, &*self.settings.clock, &self.settings.pool);
+        match &self.identity_check {
+            Some(check) => connection.with_identity_check(&**check),
+            None => connection,
+        }
     }
 
     /// This device's groups: making, joining, changing and leaving them, and their messages.
@@ -134,8 +155,13 @@ impl MlsClient {
 
     /// Makes a new signature key and a new pool; see [`MlsConnection::rotate`].
     pub async fn rotate(&mut self, progress: &dyn Fn(Progress)) -> Result<RefreshReport> {
-        let Self { store, identity, api, settings } = self;
-        MlsConnection::new(api, store, &*settings.clock, &settings.pool).rotate(identity, progress).await
+        let Self { store, identity, api, settings, identity_check } = self;
+        let connection = MlsConnection::new(api, store, &*settings.clock, &settings.pool);
+        let connection = match identity_check {
+            Some(check) => connection.with_identity_check(&**check),
+            None => connection,
+        };
+        connection.rotate(identity, progress).await
     }
 
     /// The device's pool on the server.
@@ -165,7 +191,8 @@ impl MlsClient {
         self.store.count_by_status()
     }
 
-    /// Reserves KeyPackages of another user's devices.
+    /// Reserves KeyPackages of another user's devices, and gives them back where one is not what was asked for or does not
+    /// carry the current signature key of its device.
     pub async fn reserve(
         &self,
         user: &UserName,
@@ -179,7 +206,7 @@ impl MlsClient {
             ttl: ttl.map(|ttl| ttl.as_secs()),
             ..ReserveRequest::of(user.clone())
         };
-        self.api.reserve_key_package(&request).await
+        Ok(self.membership().reserve(&request).await?.0)
     }
 
     /// Says that a reserved KeyPackage is in a Commit of a group. May be repeated.
@@ -209,8 +236,8 @@ impl MlsClient {
     }
 
     /// Joins a group from a Welcome; see [`MlsMembership::join`].
-    pub fn join(&self, welcome: &[u8]) -> Result<MlsGroup> {
-        self.membership().join(welcome)
+    pub async fn join(&self, welcome: &[u8]) -> Result<MlsGroup> {
+        self.membership().join(welcome).await
     }
 
     /// Who this device is.

@@ -1,8 +1,8 @@
 use std::{io, path::PathBuf, time::Duration};
 
-use keypool_openapi::{KeyPackageRef, ProblemType, ReservationId, UserName};
+use keypool_openapi::{KeyPackageRef, ProblemType, ReservationId};
 
-use crate::storage::KeyPackageStatus;
+use crate::{mls::LeafIdentity, storage::KeyPackageStatus};
 
 /// What a call of this crate answers.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -121,11 +121,40 @@ pub enum Error {
         /// Their ids, in hex.
         ids: Vec<String>,
     },
-    /// A user has no device in a group.
-    #[error("{user} is not in {group:?}")]
+    /// A leaf is not of the device that it says it is of.
+    #[error("the leaf of {member:?} is refused: {why}")]
+    WrongIdentity {
+        /// The identity in the leaf's credential.
+        member: String,
+        /// Why.
+        why: String,
+    },
+    /// Leaves have to be checked before something can be taken in. Calls that can ask the identity check do so by
+    /// themselves, and never answer this.
+    #[error("{} leaves have to be checked first", leaves.len())]
+    Unchecked {
+        /// Which.
+        leaves: Vec<LeafIdentity>,
+    },
+    /// A Commit of a group was refused here, and the group's epoch on the server has gone on with it.
+    #[error("the group {group:?} cannot be changed any more: a Commit by {by} was refused")]
+    GroupBehind {
+        /// The group.
+        group: String,
+        /// Who sent the Commit.
+        by: String,
+    },
+    /// Another group has taken the place of a group.
+    #[error("the group {group:?} is read-only: another group has taken its place")]
+    ReadOnlyGroup {
+        /// The group.
+        group: String,
+    },
+    /// A user or a device is not in a group.
+    #[error("{member} is not in {group:?}")]
     NotAMember {
-        /// The user.
-        user: UserName,
+        /// The user, or the device.
+        member: String,
         /// The group.
         group: String,
     },
@@ -265,6 +294,11 @@ impl Error {
             Self::File { .. } => "check that the directory exists and is yours, and that the disk has room",
             Self::NewerStore { .. } => "use the version that wrote it, or a newer one",
             Self::UnknownGroup(_) => "`keypool group list` lists those that this device is in",
+            Self::WrongIdentity { .. } => "ask those whose device it says it is; nothing of it was taken in",
+            Self::GroupBehind { .. } => {
+                "run `keypool group renew GROUP --without USER/DEVICE`: it makes a new group with everybody else"
+            }
+            Self::ReadOnlyGroup { .. } => "use the group of the same name that has taken its place",
             Self::AmbiguousGroup { .. } => "give its whole id; `keypool group list` says which group is which",
             Self::Encrypted(_) => "give its passphrase in KEYPOOL_PASSPHRASE or by --passphrase-file",
             Self::NotEncrypted(_) => {

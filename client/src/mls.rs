@@ -4,23 +4,30 @@ mod commits;
 mod connection;
 mod delivery;
 mod identity;
+mod identity_check;
+mod incoming;
 mod keypackage_pool;
 mod membership;
 mod provider;
 mod reconciliation;
+mod renewal;
 mod report;
+mod rotation;
 mod signing;
+mod take_in;
 
 pub use commits::{Invited, Removed};
 pub use connection::MlsConnection;
-pub use delivery::{Incoming, What};
 pub use identity::DeviceIdentity;
+pub use identity_check::{Checking, IdentityCheck, LeafIdentity, Standing};
+pub use incoming::{Incoming, Notice, What};
 #[cfg(test)]
 pub(crate) use keypackage_pool::hash_reference;
 pub use keypackage_pool::{KeyPackagePool, KeyPackagePoolConfig, Progress};
 pub(crate) use membership::clean;
-pub use membership::{Group, Invitation, MlsMembership};
+pub use membership::{Group, GroupState, Invitation, MlsMembership};
 pub use provider::{Cbor, CborError, Provider, SqliteStorage};
+pub use renewal::Renewed;
 pub use report::{RefreshReport, Rejection, Warning};
 
 use openmls::prelude::Ciphersuite;

@@ -16,6 +16,7 @@ use crate::{
 mod groups;
 mod metadata;
 mod schema;
+mod signature_keys;
 
 pub(crate) use groups::GroupRow;
 pub use metadata::{KeyPackageMetadata, KeyPackageStatus, ReservationInfo, Spending};
@@ -34,6 +35,8 @@ pub(crate) struct IdentityRow {
     pub(crate) registration_key: Option<String>,
     /// Each ciphersuite with the public signature key that is used for it.
     pub(crate) signature_keys: Vec<(u16, Vec<u8>)>,
+    /// The ciphersuites whose signature key changes, each with the new one, which the server has not accepted yet.
+    pub(crate) next_signature_keys: Vec<(u16, Vec<u8>)>,
 }
 
 /// One SQLite file, mode 0600, in a data directory: OpenMLS's tables, and beside them the metadata of the KeyPackage
@@ -100,11 +103,17 @@ impl LocalStore {
     }
 
     pub(crate) fn identity(&self) -> Result<Option<IdentityRow>> {
-        let signature_keys = self
-            .connection
-            .prepare_cached("SELECT ciphersuite, signature_key FROM device_ciphersuites ORDER BY ciphersuite")
-            .and_then(|mut select| select.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?.collect())
-            .map_err(Error::storage("read the ciphersuites"))?;
+        let keys = |sql| {
+            self.connection
+                .prepare_cached(sql)
+                .and_then(|mut select| select.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?.collect())
+                .map_err(Error::storage("read the ciphersuites"))
+        };
+        let signature_keys = keys("SELECT ciphersuite, signature_key FROM device_ciphersuites ORDER BY ciphersuite")?;
+        let next_signature_keys = keys(
+            "SELECT ciphersuite, next_signature_key FROM device_ciphersuites
+             WHERE next_signature_key IS NOT NULL ORDER BY ciphersuite",
+        )?;
         self.connection
             .query_row("SELECT server, user, device, token, registration_key FROM device_identity", [], |row| {
                 Ok(IdentityRow {
@@ -114,6 +123,7 @@ impl LocalStore {
                     token: row.get::<_, Option<String>>(3)?.map(SecretString::from),
                     registration_key: row.get(4)?,
                     signature_keys,
+                    next_signature_keys,
                 })
             })
             .optional()
@@ -444,6 +454,7 @@ mod tests {
             token: Some("token-in-the-clear".into()),
             registration_key: None,
             signature_keys: Vec::new(),
+            next_signature_keys: Vec::new(),
         };
         store.transaction(|| store.insert_identity(&row)).unwrap();
         for file in fs::read_dir(directory.path()).unwrap() {

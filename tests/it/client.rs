@@ -9,6 +9,7 @@ mod crash;
 mod delivery;
 mod first_come;
 mod groups;
+mod impostors;
 mod lying_server;
 mod random;
 mod refresh;

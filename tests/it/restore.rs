@@ -133,7 +133,7 @@ async fn after_a_restore_nothing_spent_is_reserved_and_a_refresh_makes_each_clie
         }
     }
     // A Welcome from before the disaster can still be opened.
-    assert_eq!(owners[0].join(&invitation.welcome).unwrap().members().count(), 2);
+    assert_eq!(owners[0].join(&invitation.welcome).await.unwrap().members().count(), 2);
     drop((server, place));
 }
 

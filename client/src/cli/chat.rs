@@ -18,7 +18,10 @@ use tokio::{
     time::{Instant, Interval, MissedTickBehavior, interval_at},
 };
 
-use super::output::{self, Output};
+use super::{
+    incoming,
+    output::{self, Output},
+};
 use crate::{
     client::MlsClient,
     error::{Error, Result},
@@ -296,24 +299,25 @@ impl Chat<'_> {
     }
 
     /// Shows what came, and only then says that it is dealt with.
-    async fn came(&mut self, incoming: &[Incoming]) {
+    async fn came(&mut self, came: &[Incoming]) {
         let groups = self.client.membership().groups().unwrap_or_default();
-        for one in incoming {
+        for one in came {
             if matches!(one.what, What::Text { .. }) {
                 self.messages_since_refresh += 1;
             }
-            if matches!(one.what, What::Ignored { .. } | What::Changed) {
-                continue;
-            }
+            let is_nothing = matches!(one.what, What::Ignored { .. } | What::Changed);
             let time = one.sent_at.to_zoned_datetime(TimeZone::system()).strftime("%H:%M").to_string();
-            let is_here = one.group == self.group.id;
-            let place = if is_here { String::new() } else { format!(" [{}]", output::group_name(&groups, one)) };
-            self.terminal.show(&format!("{time}{place} {}", output::what_text(&one.what)));
+            let is_here = one.group == self.group.id || one.group.is_empty();
+            let group = incoming::group_name(&groups, one);
+            let place = if is_here { String::new() } else { format!(" [{group}]") };
+            for line in incoming::lines(one, &group).iter().skip(usize::from(is_nothing)) {
+                self.terminal.show(&format!("{time}{place} {line}"));
+            }
         }
-        if let Err(error) = self.client.membership().done(incoming) {
+        if let Err(error) = self.client.membership().done(came) {
             self.tell_error("what came may be shown again", &error);
         }
-        if !incoming.is_empty() {
+        if !came.is_empty() {
             self.flush().await;
         }
     }

@@ -1,7 +1,7 @@
 //! Groups and messages on the command line.
 
 use clap::{Args, Subcommand};
-use keypool_openapi::UserName;
+use keypool_openapi::{DeviceOf, InvalidId, UserName};
 
 use super::output::Output;
 use crate::{
@@ -37,6 +37,18 @@ pub(super) enum GroupCommand {
         group: String,
         /// Whom
         user: UserName,
+    },
+    /// Make a new group of the same name with everybody else, where a group cannot be changed any more
+    ///
+    /// That is so after a change that was refused because somebody in it is not who they say they are. The old group is
+    /// read-only from then on.
+    #[command(after_help = "Example: keypool group renew friends --without mallory/laptop")]
+    Renew {
+        /// The group, by its name or the beginning of its id
+        group: String,
+        /// A device that is not to be in the new group; may be given several times
+        #[arg(long, value_name = "USER/DEVICE", value_parser = device)]
+        without: Vec<DeviceOf>,
     },
     /// List the devices in a group
     Members {
@@ -87,6 +99,10 @@ pub(super) async fn group(command: GroupCommand, client: &MlsClient, output: &Ou
             let group = membership.find_group(&group)?;
             output.removed(&group, &membership.remove(&group.group_id, &user).await?);
         }
+        GroupCommand::Renew { group, without } => {
+            let group = membership.find_group(&group)?;
+            output.renewed(&membership.renew(&group.group_id, &without).await?);
+        }
         GroupCommand::Members { group } => {
             output.members(&membership.members(&membership.find_group(&group)?.group_id)?);
         }
@@ -102,6 +118,14 @@ pub(super) async fn group(command: GroupCommand, client: &MlsClient, output: &Ou
         }
     }
     Ok(())
+}
+
+/// Reads `USER/DEVICE`.
+fn device(text: &str) -> std::result::Result<DeviceOf, String> {
+    let (user, device) = text.split_once('/').ok_or("give it as USER/DEVICE, as `keypool group members` prints it")?;
+    let user = user.parse().map_err(|error: InvalidId| error.to_string())?;
+    let device = device.parse().map_err(|error: InvalidId| error.to_string())?;
+    Ok(DeviceOf { user, device })
 }
 
 pub(super) async fn send(args: SendArgs, client: &MlsClient, output: &Output) -> Result<()> {

@@ -12,11 +12,11 @@ use keypool_openapi::{
 use serde::Serialize;
 use serde_json::json;
 
-use super::tables;
+use super::{incoming, tables};
 use crate::{
     doctor::{Check, Verdict},
     error::Error,
-    mls::{DeviceIdentity, Group, Incoming, Invited, Progress, RefreshReport, Removed, What, clean},
+    mls::{DeviceIdentity, Group, Incoming, Invited, Progress, RefreshReport, Removed, Renewed, clean},
 };
 
 const BAR_WIDTH: usize = 32;
@@ -109,6 +109,12 @@ impl Output {
         self.answer(invited, || invited_text(group, invited));
     }
 
+    pub(super) fn renewed(&self, renewed: &Renewed) {
+        self.answer(renewed, || {
+            format!("{}\nThe old group of this name is read-only now.", invited_text(&renewed.group, &renewed.invited))
+        });
+    }
+
     pub(super) fn removed(&self, group: &Group, removed: &Removed) {
         self.answer(removed, || {
             let warnings = undelivered_text(&removed.undelivered);
@@ -122,10 +128,15 @@ impl Output {
 
     /// Answers whether it is out: what is printed is not kept anywhere else.
     pub(super) fn received(&self, groups: &[Group], incoming: &[Incoming]) -> io::Result<()> {
-        let line = |one: &Incoming| format!("{} [{}] {}", one.sent_at, group_name(groups, one), what_text(&one.what));
+        let lines = |one: &Incoming| {
+            let group = incoming::group_name(groups, one);
+            let lines = incoming::lines(one, &group).into_iter();
+            let place = if group.is_empty() { String::new() } else { format!(" [{group}]") };
+            lines.map(|line| format!("{}{place} {line}", one.sent_at)).collect::<Vec<_>>()
+        };
         self.print(&incoming, || match incoming {
             [] => "Nothing came.".to_owned(),
-            incoming => incoming.iter().map(line).collect::<Vec<_>>().join("\n"),
+            incoming => incoming.iter().flat_map(lines).collect::<Vec<_>>().join("\n"),
         })
     }
 
@@ -219,30 +230,6 @@ pub(super) fn error_line(what: &str, error: &Error) -> String {
     format!("{}: {what}: {}", painted("error", AnsiColor::Red), clean(&error.with_causes()))
 }
 
-/// The name of the group that something is about.
-pub(super) fn group_name(groups: &[Group], one: &Incoming) -> String {
-    groups.iter().find(|group| group.id == one.group).map_or(&one.group, |group| &group.name).clone()
-}
-
-pub(super) fn what_text(what: &What) -> String {
-    match what {
-        What::Text { sender, text } => format!("{}: {}", painted(&clean(sender), AnsiColor::Cyan), clean(text)),
-        What::Joined { by } => format!("{} added this device", name(by)),
-        What::Changed => "the group changed".to_owned(),
-        What::Removed => "this device is no longer in the group".to_owned(),
-        What::Unreadable { device } => {
-            format!(
-                "{} could not open the invitation: have it refresh its pool, remove {user} from the group, which takes \
-                 out all devices of {user}, and invite {user} again",
-                name(device),
-                user = device.user
-            )
-        }
-        What::KeysGone { by } => format!("an invitation by {} was for keys that are gone; they were told", name(by)),
-        What::Ignored { why } => format!("passed over: {}", clean(why)),
-    }
-}
-
 pub(super) fn invited_text(group: &Group, invited: &Invited) -> String {
     let mut text = match invited.added.as_slice() {
         [] => format!("Nobody was added to {}.", group.name),
@@ -257,6 +244,9 @@ pub(super) fn invited_text(group: &Group, invited: &Invited) -> String {
             missing.user,
             missing.reason
         );
+    }
+    for notice in &invited.notices {
+        let _ = write!(text, "\n{}", incoming::notice_line(notice));
     }
     text + &undelivered_text(&invited.undelivered)
 }
@@ -273,7 +263,7 @@ pub(super) fn undelivered_text(undelivered: &[Undelivered]) -> String {
     undelivered.iter().map(line).collect()
 }
 
-fn name(DeviceOf { user, device }: &DeviceOf) -> String {
+pub(super) fn name(DeviceOf { user, device }: &DeviceOf) -> String {
     format!("{user}/{device}")
 }
 
@@ -282,7 +272,7 @@ pub(super) fn names(devices: &[DeviceOf]) -> String {
 }
 
 /// The text in a colour; `anstream` takes it out again where it does not belong.
-fn painted(text: &str, colour: AnsiColor) -> String {
+pub(super) fn painted(text: &str, colour: AnsiColor) -> String {
     let style = Style::new().fg_color(Some(colour.into()));
     format!("{style}{text}{style:#}")
 }

@@ -9,7 +9,7 @@ use comfy_table::{
 use jiff::Timestamp;
 use keypool_openapi::{AuditEvent, DeviceOf, InventoryItem, PoolStatus, ReserveResponse};
 
-use crate::mls::Group;
+use crate::mls::{Group, GroupState};
 
 fn table<const N: usize>(header: [&str; N]) -> Table {
     let mut table = Table::new();
@@ -107,7 +107,12 @@ pub(super) fn groups(groups: &[Group]) -> String {
     let mut table = table(["Group", "Devices", "Epoch", "Id"]);
     for group in groups {
         let (members, epoch) = (group.members.to_string(), group.epoch.to_string());
-        table.add_row([group.name.escape_debug().to_string(), members, epoch, group.id.clone()]);
+        let state = match group.state {
+            GroupState::Active => "",
+            GroupState::Behind => " (cannot be changed: renew it)",
+            GroupState::ReadOnly => " (read-only: renewed)",
+        };
+        table.add_row([format!("{}{state}", group.name.escape_debug()), members, epoch, group.id.clone()]);
     }
     table.trim_fmt()
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use jiff::Timestamp;
 use keypool_openapi::{
     Base64Bytes, CommitRequest, DeviceOf, GroupId, MissingDevice, ProblemType, Reservation, ReservationId,
-    ReserveRequest, ReserveResponse, Undelivered, UserName,
+    ReserveRequest, Undelivered, UserName,
 };
 use openmls::prelude::{LeafNodeIndex, LeafNodeParameters, MlsGroup, MlsMessageOut, Sender};
 use openmls_traits::OpenMlsProvider as _;
@@ -13,9 +13,9 @@ use sha2::{Digest, Sha256};
 use tracing::{info, warn};
 
 use super::{
-    MlsMembership,
-    identity::identity,
-    membership::{encode, release, reserved_key_package},
+    MlsMembership, Notice,
+    identity_check::read_key_package,
+    membership::{encode, release},
 };
 use crate::error::{Error, Result};
 
@@ -45,6 +45,8 @@ pub struct Invited {
     pub missing: Vec<MissingDevice>,
     /// The devices that the server could not queue the Commit or the Welcome for.
     pub undelivered: Vec<Undelivered>,
+    /// What people should know of the devices, such as that one has a new signature key.
+    pub notices: Vec<Notice>,
 }
 
 /// What came of removing a user from a group.
@@ -79,14 +81,34 @@ impl MlsMembership<'_> {
     /// those of devices that it has added; one that went to another since is replaced by a fresh one. Where the answer
     /// does not come, the Commit is kept, and the next call on any group finds out what became of it.
     pub async fn invite(&self, group_id: &[u8], users: &[UserName]) -> Result<Invited> {
+        self.invite_only(group_id, users, None).await
+    }
+
+    /// The same, and where devices are given, only these.
+    pub(super) async fn invite_only(
+        &self,
+        group_id: &[u8],
+        users: &[UserName],
+        only: Option<&[DeviceOf]>,
+    ) -> Result<Invited> {
         self.settle().await?;
+        self.check_writable(group_id)?;
         let request = ReserveRequest {
             ciphersuite: Some(self.load_group(group_id)?.ciphersuite().into()),
             group_id: Some(Base64Bytes(group_id.to_vec())),
             ..ReserveRequest::of_all(users.to_vec())
         };
-        let answer = self.reserve(&request, users).await?;
-        let (mut held, mut missing) = (answer.reservations, answer.missing);
+        let (answer, notices) = self.reserve(&request).await?;
+        let is_meant = |one: &Reservation| {
+            only.is_none_or(|only| only.iter().any(|device| device.user == one.user && device.device == one.device))
+        };
+        let (mut held, left_out): (Vec<_>, Vec<_>) = answer.reservations.into_iter().partition(is_meant);
+        release(self.connection.api(), &left_out).await;
+        let is_missed = |one: &MissingDevice| {
+            let Some(device) = &one.device else { return true };
+            only.is_none_or(|only| only.iter().any(|of| of.user == one.user && of.device == *device))
+        };
+        let mut missing: Vec<_> = answer.missing.into_iter().filter(is_missed).collect();
         let undelivered = match self.add(group_id, &mut held, &mut missing).await {
             Ok(undelivered) => undelivered,
             Err(refusal) => {
@@ -99,7 +121,7 @@ impl MlsMembership<'_> {
         };
         let added = held.into_iter().map(|one| DeviceOf { user: one.user, device: one.device }).collect();
         self.tell_name(group_id).await;
-        Ok(Invited { added, missing, undelivered })
+        Ok(Invited { added, missing, undelivered, notices })
     }
 
     /// Commits to adding those whose KeyPackages are held. What is held in the end was added.
@@ -128,18 +150,6 @@ impl MlsMembership<'_> {
         }
     }
 
-    /// Reserves, and gives everything back where something is of a user who was not asked for: the server does not choose
-    /// who comes into a group.
-    async fn reserve(&self, request: &ReserveRequest, users: &[UserName]) -> Result<ReserveResponse> {
-        let answer = self.connection.api().reserve_key_package(request).await?;
-        let Some(foreign) = answer.reservations.iter().find(|one| !users.contains(&one.user)) else {
-            return Ok(answer);
-        };
-        release(self.connection.api(), &answer.reservations).await;
-        let asked: Vec<_> = users.iter().map(UserName::as_str).collect();
-        Err(Error::ForeignKeyPackage { device: asked.join(", "), found: identity(&foreign.user, &foreign.device) })
-    }
-
     /// Reserves a fresh KeyPackage of the device whose reservation went to another. On an error, all is given back.
     async fn replacement(
         &self,
@@ -155,10 +165,10 @@ impl MlsMembership<'_> {
             device: Some(gone.device),
             ciphersuite: Some(gone.ciphersuite),
             group_id: Some(Base64Bytes(group_id.to_vec())),
-            ..ReserveRequest::of(user.clone())
+            ..ReserveRequest::of(user)
         };
-        match self.reserve(&request, &[user]).await {
-            Ok(answer) => {
+        match self.reserve(&request).await {
+            Ok((answer, _)) => {
                 held.extend(answer.reservations);
                 Ok(answer.missing)
             }
@@ -172,6 +182,7 @@ impl MlsMembership<'_> {
     /// Removes all devices of a user from a group. Where another member does so first, it is done as well.
     pub async fn remove(&self, group_id: &[u8], user: &UserName) -> Result<Removed> {
         self.catch_up().await?;
+        self.check_writable(group_id)?;
         let own = self.own_name();
         let of_user = |group: &MlsGroup| -> (Vec<_>, Vec<_>) {
             let members = members_of(group).into_iter();
@@ -179,7 +190,7 @@ impl MlsMembership<'_> {
         };
         let (_, removed) = of_user(&self.load_group(group_id)?);
         if removed.is_empty() {
-            return Err(Error::NotAMember { user: user.clone(), group: self.name_of(group_id)? });
+            return Err(Error::NotAMember { member: user.to_string(), group: self.name_of(group_id)? });
         }
         let undelivered = self
             .commit(group_id, |group| {
@@ -194,6 +205,7 @@ impl MlsMembership<'_> {
     /// the old keys is locked out (RFC 9420, section 16.6).
     pub async fn update_keys(&self, group_id: &[u8]) -> Result<Vec<Undelivered>> {
         self.settle().await?;
+        self.check_writable(group_id)?;
         self.commit(group_id, |_| Some(Change::Update)).await
     }
 
@@ -272,7 +284,10 @@ impl MlsMembership<'_> {
                 self.reject(group_id)?;
                 // What came first is in the queue.
                 self.take_in(0).await?;
-                Err(Refusal::Stale(error))
+                match self.store.refused_commit(group_id)? {
+                    Some(by) => Err(Refusal::Other(Error::GroupBehind { group: self.name_of(group_id)?, by })),
+                    None => Err(Refusal::Stale(error)),
+                }
             }
             (_, Some(id)) => {
                 self.reject(group_id)?;
@@ -294,9 +309,7 @@ impl MlsMembership<'_> {
         let recipients = self.others_in(&group);
         let failed = |error| Error::mls("commit to the group")(error);
         let key_packages = match change {
-            Change::Add(held) => {
-                held.iter().map(|one| reserved_key_package(one, &one.user, &provider)).collect::<Result<Vec<_>>>()?
-            }
+            Change::Add(held) => held.iter().map(|one| read_key_package(one, &provider)).collect::<Result<Vec<_>>>()?,
             _ => Vec::new(),
         };
         let proof = group

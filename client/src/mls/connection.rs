@@ -1,13 +1,15 @@
 use jiff::{SignedDuration, Timestamp};
 use keypool_openapi::{
-    Base64Bytes, KeyPackageRef, MAX_REVOCATIONS, MAX_UPLOAD_BATCH, RegisterRequest, RejectionReason, RevokeRequest,
-    UploadRequest, UploadResponse,
+    Base64Bytes, DeviceOf, KeyPackageRef, MAX_REVOCATIONS, MAX_UPLOAD_BATCH, RegisterRequest, RejectionReason,
+    RevokeRequest, UploadRequest, UploadResponse,
 };
 use secrecy::SecretString;
 use tracing::{info, warn};
 
 use super::{
-    DeviceIdentity, KeyPackagePool, KeyPackagePoolConfig, MlsMembership, Progress, RefreshReport, Rejection, Warning,
+    DeviceIdentity, IdentityCheck, KeyPackagePool, KeyPackagePoolConfig, MlsMembership, Progress, RefreshReport,
+    Rejection, Warning,
+    identity_check::DirectoryCheck,
     keypackage_pool::{GRACE, give_up},
     reconciliation::{Reconciliation, reconcile},
 };
@@ -24,10 +26,11 @@ const RESTORE_SPAN: SignedDuration = SignedDuration::from_hours(30 * 24);
 /// A device's connection to its server: registration, and the KeyPackage pool that it keeps full there.
 #[derive(Clone, Copy)]
 pub struct MlsConnection<'a> {
-    api: &'a ApiClient,
-    store: &'a LocalStore,
+    pub(super) api: &'a ApiClient,
+    pub(super) store: &'a LocalStore,
     clock: &'a dyn Clock,
     config: &'a KeyPackagePoolConfig,
+    identity_check: Option<&'a dyn IdentityCheck>,
 }
 
 impl std::fmt::Debug for MlsConnection<'_> {
@@ -45,7 +48,21 @@ impl<'a> MlsConnection<'a> {
         clock: &'a dyn Clock,
         config: &'a KeyPackagePoolConfig,
     ) -> Self {
-        Self { api, store, clock, config }
+        Self { api, store, clock, config, identity_check: None }
+    }
+
+    /// The same connection, with an identity check in place of the server's directory.
+    #[must_use]
+    pub fn with_identity_check(self, check: &'a dyn IdentityCheck) -> Self {
+        Self { identity_check: Some(check), ..self }
+    }
+
+    /// Who says whether leaves are whose they say they are.
+    pub(super) fn identity_check(&self, own: DeviceOf) -> Box<dyn IdentityCheck + 'a> {
+        match self.identity_check {
+            Some(check) => Box::new(check),
+            None => Box::new(DirectoryCheck::new(self.api, own)),
+        }
     }
 
     /// The calls of the server.
@@ -107,9 +124,10 @@ impl<'a> MlsConnection<'a> {
         report.removed = self.pool().cleanup_expired(now)?;
         self.heed_fence(&mut report)?;
         self.agree(&mut report).await?;
-        self.upload_unconfirmed(&mut report, &|_| {}).await?;
+        self.accept_changes(identity)?;
+        self.upload_unconfirmed(identity, &mut report, &|_| {}).await?;
         self.replenish(identity, fill, &mut report, progress).await?;
-        self.withdraw_superseded(&mut report).await?;
+        self.withdraw_superseded(identity, &mut report).await?;
         // An upload that was repeated may have been of something that is handed out by now.
         self.agree(&mut report).await?;
         match report.rejected.first() {
@@ -121,27 +139,6 @@ impl<'a> MlsConnection<'a> {
             ))),
             _ => Ok(report),
         }
-    }
-
-    /// Makes a new signature key for each ciphersuite, fills the pool with KeyPackages of it, and withdraws the old ones.
-    /// What somebody holds at the moment is left until it is spent or lapses; the old private keys stay for a day, for
-    /// invitations under way. Groups that the device is in go on with the key that they know.
-    ///
-    /// If it fails half-way, the next refresh finishes it.
-    pub async fn rotate(&self, identity: &mut DeviceIdentity, progress: &dyn Fn(Progress)) -> Result<RefreshReport> {
-        let ciphersuites = identity.ciphersuites();
-        let renewed = self.store.transaction(|| {
-            identity.renew_signers(self.store, &ciphersuites)?;
-            self.store.forget_foreign()?;
-            self.store.supersede_all()
-        });
-        if let Err(error) = renewed {
-            // Nothing was stored, so nothing may be remembered.
-            *identity = DeviceIdentity::load(self.store)?;
-            return Err(error);
-        }
-        info!(device = identity.identity(), "rotated the signature key");
-        self.refresh_key_packages(identity, true, progress).await
     }
 
     /// The device's own KeyPackages.
@@ -182,8 +179,12 @@ impl<'a> MlsConnection<'a> {
         if !pool.agrees_with(&report.pool)? {
             let now = self.later(report.pool.at);
             let inventory = self.api.get_inventory().await?;
+            let before = self.withdrawn()?;
             let Reconciliation { changed, to_revoke, foreign } = reconcile(self.store, &pool, inventory, now)?;
-            report.reconciled += changed;
+            // With a change of the signature key, the server withdraws what is of the old one by itself.
+            let withdrawn = self.withdrawn()?.saturating_sub(before);
+            report.revoked += withdrawn;
+            report.reconciled += changed.saturating_sub(withdrawn);
             let since = now.saturating_sub(RESTORE_SPAN).unwrap_or(Timestamp::MIN);
             if foreign > 0 && self.store.foreign_since(since)? {
                 return Err(Error::TwoClients { foreign });
@@ -233,29 +234,46 @@ impl<'a> MlsConnection<'a> {
                 report.generated += count + usize::from(last_resort);
             }
         }
-        self.upload_unconfirmed(report, progress).await
+        self.upload_unconfirmed(identity, report, progress).await
     }
 
-    async fn upload_unconfirmed(&self, report: &mut RefreshReport, progress: &dyn Fn(Progress)) -> Result<()> {
+    async fn upload_unconfirmed(
+        &self,
+        identity: &DeviceIdentity,
+        report: &mut RefreshReport,
+        progress: &dyn Fn(Progress),
+    ) -> Result<()> {
+        let mut is_changed = false;
         let unconfirmed = self.pool().unconfirmed(report.pool.at)?;
         let total = unconfirmed.len();
         let mut done = 0;
         for batch in unconfirmed.chunks(MAX_UPLOAD_BATCH) {
             let keypackages = batch.iter().map(|(_, message)| Base64Bytes(message.clone()).encode()).collect();
-            let answer = self.api.upload_key_packages(&UploadRequest::of(keypackages)).await?;
+            let refs = batch.iter().map(|(keypackage_ref, _)| keypackage_ref);
+            let signature_key_changes = self.signature_key_changes(identity, refs).await?;
+            let request = UploadRequest { signature_key_changes, ..UploadRequest::of(keypackages) };
+            let answer = self.api.upload_key_packages(&request).await?;
             report.uploaded += answer.accepted.len();
-            report.rejected.extend(record(self.store, batch, &answer, self.later(answer.pool.at))?);
+            report.rejected.extend(record((self.store, identity), batch, &answer, self.later(answer.pool.at))?);
             report.pool = answer.pool;
+            is_changed |=
+                request.signature_key_changes.iter().any(|change| identity.change(change.ciphersuite).is_none());
             done += batch.len();
             progress(Progress::Uploaded { done, total });
+        }
+        if is_changed {
+            // What the server has withdrawn with the change.
+            self.agree(report).await?;
         }
         Ok(())
     }
 
-    /// Withdraws what is of an old signature key, but for what somebody holds.
-    async fn withdraw_superseded(&self, report: &mut RefreshReport) -> Result<()> {
+    /// Withdraws what is of an old signature key, but for what somebody holds, and not before the server has accepted the
+    /// new key.
+    async fn withdraw_superseded(&self, identity: &DeviceIdentity, report: &mut RefreshReport) -> Result<()> {
         let old = |row: &KeyPackageMetadata| {
-            row.superseded && row.status.is_live() && row.status != KeyPackageStatus::Reserved
+            let is_changed = identity.change(row.ciphersuite).is_none();
+            is_changed && row.superseded && row.status.is_live() && row.status != KeyPackageStatus::Reserved
         };
         let rows = self.store.metadata()?.into_iter().filter(old);
         let refs: Vec<_> = rows.map(|row| row.keypackage_ref).collect();
@@ -275,7 +293,7 @@ impl<'a> MlsConnection<'a> {
 
 /// Writes down what the server said of each KeyPackage of an upload, in one transaction.
 fn record(
-    store: &LocalStore,
+    (store, identity): (&LocalStore, &DeviceIdentity),
     batch: &[(KeyPackageRef, Vec<u8>)],
     answer: &UploadResponse,
     now: Timestamp,
@@ -284,6 +302,7 @@ fn record(
     store.transaction(|| {
         for accepted in &answer.accepted {
             store.update_pool_metadata_status(&accepted.keypackage_ref, KeyPackageStatus::Uploaded, now)?;
+            identity.accept_change(store, accepted.ciphersuite)?;
             if accepted.last_resort {
                 // The server keeps one: the new one has taken the place of the one before.
                 let before = |row: &KeyPackageMetadata| {

@@ -1,4 +1,8 @@
-use std::{collections::BTreeMap, fmt};
+use std::{
+    cell::RefCell,
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+};
 
 use keypool_openapi::{DeviceName, UserName};
 use openmls::prelude::{BasicCredential, Ciphersuite, CredentialWithKey, MlsGroup};
@@ -22,6 +26,10 @@ pub struct DeviceIdentity {
     token: Option<SecretString>,
     registration_key: Option<String>,
     signers: BTreeMap<u16, SignatureKeyPair>,
+    /// The key pairs that take the place of the signers: of a ciphersuite as soon as the server has accepted it.
+    next: BTreeMap<u16, SignatureKeyPair>,
+    /// The ciphersuites whose next key pair was accepted since this was loaded.
+    changed: RefCell<BTreeSet<u16>>,
 }
 
 impl fmt::Debug for DeviceIdentity {
@@ -59,6 +67,8 @@ impl DeviceIdentity {
                 token: None,
                 registration_key: None,
                 signers: BTreeMap::new(),
+                next: BTreeMap::new(),
+                changed: RefCell::default(),
             },
         };
         store.transaction(|| {
@@ -68,7 +78,7 @@ impl DeviceIdentity {
             }
             let new: Vec<_> =
                 ciphersuites.iter().filter(|suite| !made.signers.contains_key(&u16::from(**suite))).copied().collect();
-            made.renew_signers(store, &new)
+            made.make_signers(store, &new)
         })?;
         Ok(made)
     }
@@ -81,18 +91,55 @@ impl DeviceIdentity {
             token: self.token.clone(),
             registration_key: self.registration_key.clone(),
             signature_keys: Vec::new(),
+            next_signature_keys: Vec::new(),
         }
     }
 
-    /// Makes a new signature key pair for each of these ciphersuites. The old ones stay in OpenMLS's storage: the groups
-    /// that were joined with them go on with them.
-    pub(crate) fn renew_signers(&mut self, store: &LocalStore, ciphersuites: &[Ciphersuite]) -> Result<()> {
+    /// Makes a signature key pair for each of these ciphersuites, which the device had none of.
+    fn make_signers(&mut self, store: &LocalStore, ciphersuites: &[Ciphersuite]) -> Result<()> {
         for &ciphersuite in ciphersuites {
-            let signer = SignatureKeyPair::new(ciphersuite.signature_algorithm())
-                .map_err(|error| Error::mls("generate a signature key pair")(error.into()))?;
-            signer.store(store.provider().storage()).map_err(Error::storage("write the signature key pair"))?;
+            let signer = new_signer(store, ciphersuite)?;
             store.set_signature_key(ciphersuite.into(), signer.public())?;
             self.signers.insert(ciphersuite.into(), signer);
+        }
+        Ok(())
+    }
+
+    /// Begins to change the signature key of each ciphersuite: makes the next key pairs. New KeyPackages are signed by
+    /// those; groups are made with the old ones until the server has accepted the change. The old ones stay in OpenMLS's
+    /// storage: the groups that were joined with them go on with them.
+    ///
+    /// Answers whether a change begins: one that is under way is finished first.
+    pub(crate) fn begin_change(&mut self, store: &LocalStore) -> Result<bool> {
+        for number in std::mem::take(self.changed.get_mut()) {
+            if let Some(signer) = self.next.remove(&number) {
+                self.signers.insert(number, signer);
+            }
+        }
+        if !self.next.is_empty() {
+            return Ok(false);
+        }
+        for ciphersuite in self.ciphersuites() {
+            let signer = new_signer(store, ciphersuite)?;
+            store.set_next_signature_key(ciphersuite.into(), signer.public())?;
+            self.next.insert(ciphersuite.into(), signer);
+        }
+        Ok(true)
+    }
+
+    /// The old and the next key pair of a ciphersuite whose change the server has not accepted yet.
+    pub(crate) fn change(&self, ciphersuite: u16) -> Option<(&SignatureKeyPair, &SignatureKeyPair)> {
+        if self.changed.borrow().contains(&ciphersuite) {
+            return None;
+        }
+        Some((self.signers.get(&ciphersuite)?, self.next.get(&ciphersuite)?))
+    }
+
+    /// The server has accepted the next key pair of a ciphersuite. Nothing happens where no change is under way.
+    pub(crate) fn accept_change(&self, store: &LocalStore, ciphersuite: u16) -> Result<()> {
+        if self.change(ciphersuite).is_some() {
+            store.use_next_signature_key(ciphersuite)?;
+            self.changed.borrow_mut().insert(ciphersuite);
         }
         Ok(())
     }
@@ -103,7 +150,8 @@ impl DeviceIdentity {
     }
 
     fn find(store: &LocalStore) -> Result<Option<Self>> {
-        let Some(IdentityRow { server, user, device, token, registration_key, signature_keys }) = store.identity()?
+        let Some(IdentityRow { server, user, device, token, registration_key, signature_keys, next_signature_keys }) =
+            store.identity()?
         else {
             return Ok(None);
         };
@@ -114,9 +162,11 @@ impl DeviceIdentity {
             Ok((number, stored_signer(store, &key, ciphersuite, &name)?))
         };
         let signers = signature_keys.into_iter().map(signer).collect::<Result<_>>()?;
+        let next = next_signature_keys.into_iter().map(signer).collect::<Result<_>>()?;
         let damaged = |error: keypool_openapi::InvalidId| Error::Damaged(error.to_string());
         let (user, device) = (user.try_into().map_err(damaged)?, device.try_into().map_err(damaged)?);
-        Ok(Some(Self { server, user, device, token, registration_key, signers }))
+        let changed = RefCell::default();
+        Ok(Some(Self { server, user, device, token, registration_key, signers, next, changed }))
     }
 
     /// Stores the bearer token that registration answered.
@@ -168,11 +218,18 @@ impl DeviceIdentity {
         self.signers.keys().filter_map(|number| Ciphersuite::try_from(*number).ok()).collect()
     }
 
-    /// The key pair that signs what is new in a ciphersuite.
+    /// The key pair that signs what is new in a ciphersuite: the one that the server's directory has.
     pub fn signer(&self, ciphersuite: Ciphersuite) -> Result<&SignatureKeyPair> {
-        self.signers
+        let is_changed = self.changed.borrow().contains(&u16::from(ciphersuite));
+        let signers = if is_changed { &self.next } else { &self.signers };
+        signers
             .get(&u16::from(ciphersuite))
             .ok_or_else(|| Error::MissingKeys(format!("{} in the ciphersuite {ciphersuite:?}", self.identity())))
+    }
+
+    /// The key pair that signs new KeyPackages of a ciphersuite: the next one, while the signature key changes.
+    pub(crate) fn key_package_signer(&self, ciphersuite: Ciphersuite) -> Result<&SignatureKeyPair> {
+        self.next.get(&u16::from(ciphersuite)).map_or_else(|| self.signer(ciphersuite), Ok)
     }
 
     /// The key pair that signs in a group: the one that the device is in it with, which may be an older one.
@@ -184,11 +241,23 @@ impl DeviceIdentity {
 
     /// The credential with the public signature key of a ciphersuite, as OpenMLS wants it.
     pub fn credential(&self, ciphersuite: Ciphersuite) -> Result<CredentialWithKey> {
-        Ok(CredentialWithKey {
-            credential: BasicCredential::new(self.identity().into_bytes()).into(),
-            signature_key: self.signer(ciphersuite)?.to_public_vec().into(),
-        })
+        Ok(self.credential_with(self.signer(ciphersuite)?))
     }
+
+    /// The credential with the public key of a key pair.
+    pub(crate) fn credential_with(&self, signer: &SignatureKeyPair) -> CredentialWithKey {
+        CredentialWithKey {
+            credential: BasicCredential::new(self.identity().into_bytes()).into(),
+            signature_key: signer.to_public_vec().into(),
+        }
+    }
+}
+
+fn new_signer(store: &LocalStore, ciphersuite: Ciphersuite) -> Result<SignatureKeyPair> {
+    let signer = SignatureKeyPair::new(ciphersuite.signature_algorithm())
+        .map_err(|error| Error::mls("generate a signature key pair")(error.into()))?;
+    signer.store(store.provider().storage()).map_err(Error::storage("write the signature key pair"))?;
+    Ok(signer)
 }
 
 fn stored_signer(store: &LocalStore, key: &[u8], ciphersuite: Ciphersuite, name: &str) -> Result<SignatureKeyPair> {

@@ -119,7 +119,7 @@ impl<'a> KeyPackagePool<'a> {
         }
         let total = count + usize::from(last_resort);
         let provider = self.store.provider();
-        let signer = ManySignatures::by(identity.signer(ciphersuite)?)
+        let signer = ManySignatures::by(identity.key_package_signer(ciphersuite)?)
             .map_err(|error| Error::mls("read the signature key pair")(error.into()))?;
         self.store.transaction(|| {
             for index in 0..total {
@@ -145,7 +145,7 @@ impl<'a> KeyPackagePool<'a> {
             builder = builder.mark_as_last_resort().leaf_node_capabilities(capabilities);
         }
         let bundle = builder
-            .build(ciphersuite, provider, signer, identity.credential(ciphersuite)?)
+            .build(ciphersuite, provider, signer, identity.credential_with(identity.key_package_signer(ciphersuite)?))
             .map_err(|error| Error::mls("generate a KeyPackage")(error.into()))?;
         let keypackage_ref = keypackage_ref(bundle.key_package(), provider.crypto())?;
         let row = KeyPackageMetadata::created(keypackage_ref, (now, not_after), ciphersuite.into(), last_resort);

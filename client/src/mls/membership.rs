@@ -4,14 +4,17 @@ use keypool_openapi::{
     Base64Bytes, KeyPackageRef, MissingDevice, ReleaseRequest, Reservation, ReserveRequest, SpendRequest, UserName,
 };
 use openmls::prelude::{
-    BasicCredential, GroupId, KeyPackage, Lifetime, MlsGroup, MlsGroupCreateConfig, MlsGroupJoinConfig,
-    MlsMessageBodyIn, MlsMessageIn, MlsMessageOut, ProtocolVersion, StagedWelcome, Welcome,
+    Ciphersuite, GroupId, Lifetime, MlsGroup, MlsGroupCreateConfig, MlsGroupJoinConfig, MlsMessageBodyIn, MlsMessageIn,
+    MlsMessageOut, ProcessedMessage, ProcessedMessageContent, StagedWelcome, Welcome,
     tls_codec::{self, Deserialize as _, Serialize as _},
 };
 use openmls_traits::OpenMlsProvider;
 use tracing::warn;
 
-use super::{CIPHERSUITE, DeviceIdentity, MlsConnection, Progress, RefreshReport, identity::identity, keypackage_pool};
+use super::{
+    CIPHERSUITE, DeviceIdentity, LeafIdentity, MlsConnection, Notice, Progress, RefreshReport, Standing,
+    identity_check::{Answers, Claims, read_key_package},
+};
 use crate::{
     api::ApiClient,
     error::{Cause, Error, Result},
@@ -52,9 +55,42 @@ pub struct Group {
     pub epoch: u64,
     /// How many devices are in it.
     pub members: usize,
+    /// What can be done in it.
+    pub state: GroupState,
     /// Its id.
     #[serde(skip)]
     pub group_id: Vec<u8>,
+}
+
+/// What can be done in a group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum GroupState {
+    /// Everything.
+    Active,
+    /// A Commit was refused here, and the server has taken it: members can talk, and cannot change the group any more.
+    Behind,
+    /// Another group has taken its place: nothing can be said or changed any more.
+    ReadOnly,
+}
+
+impl GroupState {
+    pub(super) fn of(row: &GroupRow) -> Self {
+        match (&row.replaced_by, &row.refused_commit_by) {
+            (Some(_), _) => Self::ReadOnly,
+            (None, Some(_)) => Self::Behind,
+            (None, None) => Self::Active,
+        }
+    }
+}
+
+/// A group that was just joined.
+pub(super) struct JoinedGroup {
+    pub(super) group: MlsGroup,
+    /// Whoever signed the Welcome.
+    pub(super) inviter: LeafIdentity,
+    /// What people should know of its members.
+    pub(super) notices: Vec<Notice>,
 }
 
 /// A device's membership in groups: making one, adding a user with KeyPackages from the server, and joining.
@@ -79,8 +115,14 @@ impl<'a> MlsMembership<'a> {
 
     /// Makes a group with a random id and a name that its members alone will know.
     pub fn create_named_group(&self, name: &str) -> Result<Group> {
+        // The first of its own: 1, which every client has, unless this device was made without.
+        self.create_group_of(self.identity.ciphersuites().first().copied().unwrap_or(CIPHERSUITE), name)
+    }
+
+    /// The same in a ciphersuite.
+    pub(super) fn create_group_of(&self, ciphersuite: Ciphersuite, name: &str) -> Result<Group> {
         let group_id = uuid::Uuid::new_v4().into_bytes();
-        self.create_group(&group_id)?;
+        self.create_group_in(ciphersuite, &group_id)?;
         self.store.put_group(&group_id, Some(name), self.clock())?;
         self.find_group(&hex::encode(group_id))
     }
@@ -89,7 +131,7 @@ impl<'a> MlsMembership<'a> {
     pub fn groups(&self) -> Result<Vec<Group>> {
         let group = |row: GroupRow| {
             let group = self.load_group(&row.group_id)?;
-            let id = hex::encode(&row.group_id);
+            let (id, state) = (hex::encode(&row.group_id), GroupState::of(&row));
             // Any member may have chosen the name, and it is shown on terminals.
             let name = row.name.map(|name| clean(&name)).filter(|name| !name.is_empty());
             Ok(Group {
@@ -97,6 +139,7 @@ impl<'a> MlsMembership<'a> {
                 id,
                 epoch: group.epoch().as_u64(),
                 members: group.members().count(),
+                state,
                 group_id: row.group_id,
             })
         };
@@ -111,6 +154,10 @@ impl<'a> MlsMembership<'a> {
             return Ok(whole.clone());
         }
         groups.retain(|group| group.name == name || name.len() >= 4 && group.id.starts_with(name));
+        // A group that was renewed has the name of the one that took its place.
+        if groups.iter().any(|group| group.state != GroupState::ReadOnly) {
+            groups.retain(|group| group.state != GroupState::ReadOnly);
+        }
         match groups.as_slice() {
             [] => Err(Error::UnknownGroup(name.to_owned())),
             [one] => Ok(one.clone()),
@@ -123,8 +170,10 @@ impl<'a> MlsMembership<'a> {
 
     /// Makes a group with this device as its only member.
     pub fn create_group(&self, group_id: &[u8]) -> Result<MlsGroup> {
-        // The first of its own: 1, which every client has, unless this device was made without.
-        let ciphersuite = self.identity.ciphersuites().first().copied().unwrap_or(CIPHERSUITE);
+        self.create_group_in(self.identity.ciphersuites().first().copied().unwrap_or(CIPHERSUITE), group_id)
+    }
+
+    fn create_group_in(&self, ciphersuite: Ciphersuite, group_id: &[u8]) -> Result<MlsGroup> {
         let now = u64::try_from(self.connection.now().as_second()).unwrap_or(0);
         let config = MlsGroupCreateConfig::builder()
             .ciphersuite(ciphersuite)
@@ -169,8 +218,8 @@ impl<'a> MlsMembership<'a> {
             group_id: Some(group_id.clone()),
             ..ReserveRequest::of(user.clone())
         };
-        let answer = api.reserve_key_package(&request).await?;
-        let outcome = match self.stage(group, user, &answer.reservations) {
+        let (answer, _) = self.reserve(&request).await?;
+        let outcome = match self.stage(group, &answer.reservations) {
             Ok(messages) => spend(api, &answer.reservations, &group_id).await.map(|()| messages),
             Err(error) => Err(error),
         };
@@ -188,11 +237,11 @@ impl<'a> MlsMembership<'a> {
     }
 
     /// Commits the additions, and leaves the Commit pending. Answers the Commit and the Welcome, encoded.
-    fn stage(&self, group: &mut MlsGroup, user: &UserName, reservations: &[Reservation]) -> Result<(Vec<u8>, Vec<u8>)> {
+    fn stage(&self, group: &mut MlsGroup, reservations: &[Reservation]) -> Result<(Vec<u8>, Vec<u8>)> {
         let provider = self.store.provider();
         let key_packages = reservations
             .iter()
-            .map(|reservation| reserved_key_package(reservation, user, &provider))
+            .map(|reservation| read_key_package(reservation, &provider))
             .collect::<Result<Vec<_>>>()?;
         let signer = self.identity.signer_in(self.store, group)?;
         self.store.transaction(|| {
@@ -215,14 +264,53 @@ impl<'a> MlsMembership<'a> {
         group.clear_pending_commit(self.store.provider().storage()).map_err(Error::storage("clear the pending Commit"))
     }
 
-    /// Joins a group from the `MLSMessage` with a Welcome. In one transaction with it, the keys and the metadata of the
-    /// KeyPackage that it uses are deleted; a last resort stays. On an error everything is as it was.
-    pub fn join(&self, welcome: &[u8]) -> Result<MlsGroup> {
-        self.store.transaction(|| self.join_within(welcome, None))
+    /// Joins a group from the `MLSMessage` with a Welcome, if its members are who their leaves say they are. In one
+    /// transaction with it, the keys and the metadata of the KeyPackage that it uses are deleted; a last resort stays. On
+    /// an error everything is as it was.
+    pub async fn join(&self, welcome: &[u8]) -> Result<MlsGroup> {
+        let mut answers = Answers::default();
+        loop {
+            match self.store.transaction(|| self.join_within(welcome, None, &answers)) {
+                Err(Error::Unchecked { leaves }) => self.ask(&leaves, &mut answers).await?,
+                outcome => return outcome.map(|joined| joined.group),
+            }
+        }
     }
 
-    /// The same within a transaction. Where `inviters` are given, only by somebody who signs with one of these keys.
-    pub(super) fn join_within(&self, welcome: &[u8], inviters: Option<&BTreeSet<Vec<u8>>>) -> Result<MlsGroup> {
+    /// Checks what an application that delivers by itself got from [`MlsGroup::process_message`], before it merges a
+    /// Commit or keeps a proposal: that whoever comes in or changes their key is who they say they are. Answers what
+    /// people should know of them. [`Error::WrongIdentity`] is final; any other error says that there is no answer for now.
+    pub async fn check_message(&self, group: &MlsGroup, message: &ProcessedMessage) -> Result<Vec<Notice>> {
+        let claims = match message.content() {
+            ProcessedMessageContent::StagedCommitMessage(commit) => {
+                Claims::of_commit(group, message.sender(), commit)?.0
+            }
+            ProcessedMessageContent::ProposalMessage(proposal) => {
+                Claims::of_proposal(group, message.sender(), proposal.proposal())?
+            }
+            _ => return Ok(Vec::new()),
+        };
+        let (mut answers, now) = (Answers::default(), self.clock());
+        loop {
+            match self.store.transaction(|| claims.accept(self.store, &answers, (now, now))) {
+                Err(Error::Unchecked { leaves }) => self.ask(&leaves, &mut answers).await?,
+                outcome => return outcome,
+            }
+        }
+    }
+
+    /// What the identity check knows of leaves: that of the application, or the server's directory.
+    pub(super) async fn check_identities(&self, leaves: &[LeafIdentity]) -> Result<Vec<Standing>> {
+        self.connection.identity_check(self.own_name()).check(leaves).await
+    }
+
+    /// Joins a group within a transaction. Where `inviters` are given, only by somebody who signs with one of these keys.
+    pub(super) fn join_within(
+        &self,
+        welcome: &[u8],
+        inviters: Option<&BTreeSet<Vec<u8>>>,
+        answers: &Answers,
+    ) -> Result<JoinedGroup> {
         let welcome = read_welcome(welcome)?;
         let refs: Vec<KeyPackageRef> =
             welcome.secrets().iter().map(|secrets| secrets.new_member().as_slice().to_vec().into()).collect();
@@ -236,10 +324,18 @@ impl<'a> MlsMembership<'a> {
             .skip_lifetime_validation()
             .build()
             .map_err(|error| failed(error.into()))?;
-        let inviter = staged.welcome_sender().map_err(|error| failed(error.into()))?.signature_key().as_slice();
-        if inviters.is_some_and(|known| !known.contains(inviter)) {
+        let inviter = staged.welcome_sender().map_err(|error| failed(error.into()))?;
+        let inviter = LeafIdentity {
+            credential: inviter.credential().clone(),
+            signature_key: inviter.signature_key().as_slice().to_vec(),
+            ciphersuite: staged.group_context().ciphersuite(),
+        };
+        if inviters.is_some_and(|known| !known.contains(&inviter.signature_key)) {
             return Err(failed("whoever invites was not in the group when this device last knew it".into()));
         }
+        // The tree may be old, and its keys, too: no time is asked for.
+        let now = self.clock();
+        let notices = Claims::of_welcome(&staged).accept(self.store, answers, (now, now))?;
         let group = staged.into_group(&provider).map_err(|error| failed(error.into()))?;
         for keypackage_ref in &refs {
             // OpenMLS has deleted the keys of the one that it used, unless it is a last resort.
@@ -247,7 +343,7 @@ impl<'a> MlsMembership<'a> {
                 self.store.delete_pool_metadata(keypackage_ref)?;
             }
         }
-        Ok(group)
+        Ok(JoinedGroup { group, inviter, notices })
     }
 }
 
@@ -266,33 +362,6 @@ fn read_welcome(bytes: &[u8]) -> Result<Welcome> {
 
 pub(super) fn encode(message: &MlsMessageOut) -> Result<Vec<u8>> {
     message.tls_serialize_detached().map_err(|error| Error::mls("encode a message")(error.into()))
-}
-
-/// Reads a reserved KeyPackage, and checks all that the server could have got wrong: that it is valid, that it is the
-/// one of the reservation, and that its credential is of the user asked for and of the device that the reservation names.
-pub(super) fn reserved_key_package(
-    reservation: &Reservation,
-    user: &UserName,
-    provider: &impl OpenMlsProvider,
-) -> Result<KeyPackage> {
-    let device = identity(user, &reservation.device);
-    let invalid = |source: Cause| Error::InvalidKeyPackage { device: device.clone(), source };
-    let message = decode(&reservation.keypackage.0).map_err(|error| invalid(error.into()))?;
-    let MlsMessageBodyIn::KeyPackage(key_package) = message.extract() else {
-        return Err(invalid("this MLSMessage is no KeyPackage".into()));
-    };
-    let key_package =
-        key_package.validate(provider.crypto(), ProtocolVersion::Mls10).map_err(|error| invalid(error.into()))?;
-    if keypackage_pool::keypackage_ref(&key_package, provider.crypto())? != reservation.keypackage_ref {
-        return Err(invalid("its ref is not that of the reservation".into()));
-    }
-    let credential = BasicCredential::try_from(key_package.leaf_node().credential().clone())
-        .map_err(|error| invalid(error.into()))?;
-    if reservation.user != *user || credential.identity() != device.as_bytes() {
-        let found = String::from_utf8_lossy(credential.identity()).into_owned();
-        return Err(Error::ForeignKeyPackage { device, found });
-    }
-    Ok(key_package)
 }
 
 async fn spend(api: &ApiClient, reservations: &[Reservation], group_id: &Base64Bytes) -> Result<()> {

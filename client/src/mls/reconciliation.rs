@@ -70,6 +70,8 @@ fn follow(store: &LocalStore, row: &KeyPackageMetadata, item: &InventoryItem, no
         State::Available => KeyPackageStatus::Available,
         State::Reserved => KeyPackageStatus::Reserved,
         State::Spent => KeyPackageStatus::Spent,
+        // With a change of the signature key, the server lets what is held of the old one end with its reservation.
+        State::Expired if row.superseded && row.not_after > now => KeyPackageStatus::Failed,
         State::Expired => KeyPackageStatus::Expired,
         State::Revoked | State::Retired => KeyPackageStatus::Failed,
     };

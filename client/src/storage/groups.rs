@@ -2,7 +2,7 @@
 //! with yet.
 
 use jiff::Timestamp;
-use rusqlite::{OptionalExtension, params};
+use rusqlite::{OptionalExtension, Row, params};
 
 use super::LocalStore;
 use crate::error::{Error, Result};
@@ -14,6 +14,10 @@ pub(crate) struct GroupRow {
     /// The name that its members gave it; `None` until it came.
     pub(crate) name: Option<String>,
     pub(crate) joined_at: Timestamp,
+    /// Who sent a Commit that was refused here.
+    pub(crate) refused_commit_by: Option<String>,
+    /// The group that has taken the place of this one.
+    pub(crate) replaced_by: Option<Vec<u8>>,
 }
 
 impl LocalStore {
@@ -31,15 +35,19 @@ impl LocalStore {
 
     /// The groups, those that were joined first at the front.
     pub(crate) fn groups(&self) -> Result<Vec<GroupRow>> {
-        let rows: Vec<(Vec<u8>, Option<String>, i64)> = self
+        let columns = |row: &Row<'_>| Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?, row.get(4)?));
+        let rows: Vec<_> = self
             .connection
-            .prepare_cached("SELECT group_id, name, joined_at FROM device_groups ORDER BY joined_at, group_id")
-            .and_then(|mut select| select.query_map([], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?.collect())
+            .prepare_cached(
+                "SELECT group_id, name, joined_at, refused_commit_by, replaced_by FROM device_groups
+                 ORDER BY joined_at, group_id",
+            )
+            .and_then(|mut select| select.query_map([], columns)?.collect())
             .map_err(Error::storage("read the groups"))?;
-        let row = |(group_id, name, joined_at)| {
+        let row = |(group_id, name, joined_at, refused_commit_by, replaced_by)| {
             let joined_at = Timestamp::from_second(joined_at)
                 .map_err(|_| Error::Damaged(format!("a group was joined at {joined_at}")))?;
-            Ok(GroupRow { group_id, name, joined_at })
+            Ok(GroupRow { group_id, name, joined_at, refused_commit_by, replaced_by })
         };
         rows.into_iter().map(row).collect()
     }
@@ -50,6 +58,39 @@ impl LocalStore {
             .execute("DELETE FROM device_groups WHERE group_id = ?1", [group_id])
             .and_then(|_| self.connection.execute("DELETE FROM pending_commits WHERE group_id = ?1", [group_id]))
             .map_err(Error::storage("forget a group"))?;
+        Ok(())
+    }
+
+    /// Notes that a Commit by somebody was refused here: the group's epoch on the server has gone on without this device.
+    pub(crate) fn note_refused_commit(&self, group_id: &[u8], by: &str) -> Result<()> {
+        self.connection
+            .execute("UPDATE device_groups SET refused_commit_by = ?2 WHERE group_id = ?1", params![group_id, by])
+            .map_err(Error::storage("note a Commit that was refused"))?;
+        Ok(())
+    }
+
+    /// Notes that the group is in its newest epoch again.
+    pub(crate) fn forget_refused_commit(&self, group_id: &[u8]) -> Result<()> {
+        self.connection
+            .execute("UPDATE device_groups SET refused_commit_by = NULL WHERE group_id = ?1", [group_id])
+            .map_err(Error::storage("note that a group goes on"))?;
+        Ok(())
+    }
+
+    /// Who sent the Commit that was refused here, if one was.
+    pub(crate) fn refused_commit(&self, group_id: &[u8]) -> Result<Option<String>> {
+        self.connection
+            .query_row("SELECT refused_commit_by FROM device_groups WHERE group_id = ?1", [group_id], |row| row.get(0))
+            .optional()
+            .map(Option::flatten)
+            .map_err(Error::storage("look for a Commit that was refused"))
+    }
+
+    /// Notes that another group has taken the place of this one.
+    pub(crate) fn note_replacement(&self, group_id: &[u8], new_group: &[u8]) -> Result<()> {
+        self.connection
+            .execute("UPDATE device_groups SET replaced_by = ?2 WHERE group_id = ?1", params![group_id, new_group])
+            .map_err(Error::storage("note that a group was renewed"))?;
         Ok(())
     }
 

@@ -5,7 +5,7 @@ use rusqlite::Connection;
 use crate::error::{Error, Result};
 
 /// One entry a version; `PRAGMA user_version` counts those that ran. What is written here is never changed.
-pub(super) const MIGRATIONS: [&str; 4] = [
+pub(super) const MIGRATIONS: [&str; 5] = [
     "
     CREATE TABLE keypackage_pool_metadata (
         ref         BLOB    NOT NULL PRIMARY KEY,
@@ -79,6 +79,25 @@ pub(super) const MIGRATIONS: [&str; 4] = [
     "
     -- When the server's database was restored from a backup, as far as this device has heeded it.
     ALTER TABLE device_identity ADD COLUMN fenced_at INTEGER;
+    ",
+    "
+    -- The signature keys that members of groups were accepted with, by the credential in their leaves.
+    CREATE TABLE seen_signature_keys (
+        identity      BLOB    NOT NULL,
+        ciphersuite   INTEGER NOT NULL,
+        signature_key BLOB    NOT NULL,
+        seen_at       INTEGER NOT NULL,
+        PRIMARY KEY (identity, ciphersuite, signature_key)
+    ) STRICT, WITHOUT ROWID;
+    -- Who sent a Commit that was refused: since then, the group's epoch on the server is ahead of the one here.
+    ALTER TABLE device_groups ADD COLUMN refused_commit_by TEXT;
+    -- The group that has taken the place of this one, which is read-only since.
+    ALTER TABLE device_groups ADD COLUMN replaced_by BLOB;
+    -- The signature key that takes the place of the other one as soon as the server has accepted it.
+    ALTER TABLE device_ciphersuites ADD COLUMN next_signature_key BLOB;
+    -- The devices of the user, as the server last had them, in JSON, and the version of that.
+    ALTER TABLE device_identity ADD COLUMN own_devices TEXT;
+    ALTER TABLE device_identity ADD COLUMN own_devices_version INTEGER;
     ",
 ];
 

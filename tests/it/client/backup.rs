@@ -27,7 +27,7 @@ async fn a_restored_backup_is_whole_after_one_refresh(#[values(Anywhere::Postgre
     is_settled(&server, &alice).await;
     let mut group = bob.create_group(b"others").unwrap();
     let invitation = bob.prepare_invitation(&mut group, &"alice".parse().unwrap()).await.unwrap();
-    assert_eq!(alice.join(&invitation.welcome).unwrap().members().count(), 2);
+    assert_eq!(alice.join(&invitation.welcome).await.unwrap().members().count(), 2);
 }
 
 #[rstest]
@@ -48,7 +48,7 @@ async fn what_was_uploaded_after_the_backup_is_withdrawn(#[values(Anywhere::Post
     let bob = Owner::of(&server, "bob").await;
     let mut group = bob.create_group(b"friends").unwrap();
     let invitation = bob.prepare_invitation(&mut group, &"alice".parse().unwrap()).await.unwrap();
-    alice.join(&invitation.welcome).unwrap();
+    alice.join(&invitation.welcome).await.unwrap();
 }
 
 #[rstest]

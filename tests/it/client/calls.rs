@@ -170,5 +170,5 @@ async fn an_upload_whose_answer_never_came_is_found_by_the_next_refresh(
     let report = alice.refresh().await.unwrap();
     assert_eq!((report.uploaded, report.pool.fresh), (0, 31), "nothing is uploaded twice");
     is_settled(&server, &alice).await;
-    alice.join(&invitation.welcome).unwrap();
+    alice.join(&invitation.welcome).await.unwrap();
 }

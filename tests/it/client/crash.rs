@@ -127,7 +127,7 @@ async fn a_client_that_is_killed_at_any_moment_loses_nothing(
                 let client = MlsClient::open(&kept).unwrap();
                 // Either all of the join has happened, or nothing.
                 if client.load_group(name.as_bytes()).is_err() {
-                    client.join(&invitation.welcome).unwrap();
+                    client.join(&invitation.welcome).await.unwrap();
                 }
                 assert!(!client.pool().has_keys(&invitation.added[0].keypackage_ref).unwrap());
                 assert_eq!(client.load_group(name.as_bytes()).unwrap().members().count(), 2);

@@ -32,7 +32,7 @@ async fn one_adds_the_other_to_a_group(#[values(Anywhere::Postgres, Anywhere::Sq
     assert!(keys(&bob));
     assert_eq!(total(&bob), 33);
 
-    let mut bobs = bob.join(&invitation.welcome).unwrap();
+    let mut bobs = bob.join(&invitation.welcome).await.unwrap();
     assert!(!keys(&bob), "the private keys of a used KeyPackage are still here");
     assert_eq!(total(&bob), 32);
     let status = bob.status().await.unwrap();

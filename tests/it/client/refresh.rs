@@ -125,7 +125,7 @@ async fn what_the_server_offers_without_keys_here_is_withdrawn(
     let mut group = bob.create_group(b"friends").unwrap();
     let signer = bob.identity().signer(CIPHERSUITE).unwrap();
     let (_, welcome, _) = group.add_members(&bob.provider(), signer, &[package]).unwrap();
-    alice.join(&welcome.to_bytes().unwrap()).unwrap();
+    alice.join(&welcome.to_bytes().unwrap()).await.unwrap();
     let lost = held.keypackage_ref;
     let report = alice.refresh().await.unwrap();
     assert_eq!(done(&report), (0, 0, 1, 0, 0));
@@ -280,7 +280,7 @@ async fn a_last_resort_that_was_used_is_replaced_and_the_old_one_can_still_be_jo
     assert_eq!((report.generated, report.uploaded), (33, 33));
     assert_eq!((report.pool.last_resort.present, report.pool.last_resort.uses), (true, 0));
     is_settled(&server, &alice).await;
-    assert_eq!(alice.join(&invitation.welcome).unwrap().members().count(), 2);
+    assert_eq!(alice.join(&invitation.welcome).await.unwrap().members().count(), 2);
     server.advance(DAY);
     alice.advance(DAY);
     alice.refresh().await.unwrap();

@@ -37,14 +37,14 @@ async fn a_rotation_replaces_the_pool_and_keeps_invitations_under_way(
     bob.spend(held.reservation_id, b"held").await.unwrap();
 
     // The old keys are still here for the Welcome, and what is said in the group is signed by the old signature key.
-    let joined = alice.join(&out.welcome).unwrap();
+    let joined = alice.join(&out.welcome).await.unwrap();
     let signer = alice.identity().signer_in(alice.store(), &joined).unwrap();
     assert_eq!(signer.to_public_vec(), old_key);
     assert_eq!(signer.signature_scheme(), CIPHERSUITE.signature_algorithm());
     // A new invitation is of the new key.
     let mut group = bob.create_group(b"new").unwrap();
     let new = bob.prepare_invitation(&mut group, &user).await.unwrap();
-    let joined = alice.join(&new.welcome).unwrap();
+    let joined = alice.join(&new.welcome).await.unwrap();
     let leaf = joined.own_leaf_node().unwrap().signature_key().as_slice().to_vec();
     assert_eq!(leaf, alice.identity().signer(CIPHERSUITE).unwrap().to_public_vec());
 
@@ -69,7 +69,8 @@ async fn what_was_held_at_the_rotation_is_withdrawn_when_it_lapses(
     alice.rotate(&|_| ()).await.unwrap();
     server.advance(SignedDuration::from_secs(60));
     alice.advance(SignedDuration::from_secs(60));
-    assert_eq!(alice.refresh().await.unwrap().revoked, 1);
+    let report = alice.refresh().await.unwrap();
+    assert_eq!(report.revoked, 1, "{report:?}");
     let row = alice.store().find_metadata(&held.keypackage_ref).unwrap().unwrap();
     assert_eq!(row.status, KeyPackageStatus::Failed);
     is_settled(&server, &alice).await;

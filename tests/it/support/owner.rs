@@ -6,7 +6,8 @@ use std::{
 
 use jiff::{SignedDuration, Timestamp};
 use keypool_client::{
-    CIPHERSUITE, KeyPackagePoolConfig, ManualClock, MlsClient, NewDevice, RefreshReport, Result, Settings, What,
+    CIPHERSUITE, IdentityCheck, KeyPackagePoolConfig, ManualClock, MlsClient, NewDevice, RefreshReport, Result,
+    Settings, What,
 };
 use tempfile::TempDir;
 
@@ -46,6 +47,12 @@ pub fn new_device(base: &str, user: &str) -> NewDevice {
 }
 
 impl Owner {
+    /// The same device with an identity check of its own.
+    pub fn with_identity_check(self, check: Box<dyn IdentityCheck>) -> Self {
+        let Self { client, clock, directory } = self;
+        Self { client: client.with_identity_check(check), clock, directory }
+    }
+
     /// A user's first device, with a full pool.
     pub async fn of(server: &TestServer, user: &str) -> Self {
         Self::with(server, &new_device(&server.base, user), KeyPackagePoolConfig::default()).await.0

@@ -1,0 +1,217 @@
+//! A hostile member: a stack of its own, which signs whatever it likes.
+
+use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
+use openmls::prelude::{
+    BasicCredential, CredentialWithKey, ExternalCommitBuilder, GroupId, KeyPackage, LeafNodeParameters, MlsGroup,
+    MlsGroupCreateConfig, MlsGroupJoinConfig, MlsMessageBodyIn, MlsMessageIn, MlsMessageOut, NewSignerBundle,
+    OpenMlsProvider, StagedWelcome,
+};
+use openmls_basic_credential::SignatureKeyPair;
+use openmls_rust_crypto::OpenMlsRustCrypto;
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+use tls_codec::{Deserialize, Serialize};
+
+use super::{Answer, Http, TestServer, decode, encode};
+
+const SUITE: openmls::prelude::Ciphersuite =
+    openmls::prelude::Ciphersuite::MLS_128_DHKEMX25519_AES128GCM_SHA256_Ed25519;
+
+/// A registered user whose device is `laptop`, with a signature key that the server knows.
+pub struct Insider {
+    user: String,
+    pub http: Http,
+    provider: OpenMlsRustCrypto,
+    signer: SignatureKeyPair,
+    group: Option<MlsGroup>,
+}
+
+fn new_signer() -> SignatureKeyPair {
+    SignatureKeyPair::new(SUITE.signature_algorithm()).unwrap()
+}
+
+fn credential(identity: &str, signer: &SignatureKeyPair) -> CredentialWithKey {
+    CredentialWithKey {
+        credential: BasicCredential::new(identity.as_bytes().to_vec()).into(),
+        signature_key: signer.to_public_vec().into(),
+    }
+}
+
+fn bytes(message: &MlsMessageOut) -> Vec<u8> {
+    message.tls_serialize_detached().unwrap()
+}
+
+impl Insider {
+    /// Registers, and uploads a KeyPackage that is what it says.
+    pub async fn of(server: &TestServer, user: &str) -> Self {
+        let http = server.anyone().registered(user, "laptop").await;
+        let (provider, signer) = (OpenMlsRustCrypto::default(), new_signer());
+        let insider = Self { user: user.to_owned(), http, provider, signer, group: None };
+        let package = MlsMessageOut::from(insider.key_package(&insider.name(), &insider.signer));
+        insider.http.uploaded(&[bytes(&package)]).await;
+        insider
+    }
+
+    pub fn name(&self) -> String {
+        format!("{}/laptop", self.user)
+    }
+
+    /// A KeyPackage that says it is of somebody.
+    fn key_package(&self, identity: &str, signer: &SignatureKeyPair) -> KeyPackage {
+        let bundle = KeyPackage::builder().build(SUITE, &self.provider, signer, credential(identity, signer)).unwrap();
+        bundle.into_key_package()
+    }
+
+    /// A KeyPackage that says it is of somebody, with a key that is none of theirs, as it travels, and its ref.
+    pub fn forged_key_package(&self, identity: &str) -> (Vec<u8>, Vec<u8>) {
+        let package = self.key_package(identity, &new_signer());
+        let hash = package.hash_ref(self.provider.crypto()).unwrap().as_slice().to_vec();
+        (bytes(&MlsMessageOut::from(package)), hash)
+    }
+
+    fn group(&mut self) -> &mut MlsGroup {
+        self.group.as_mut().unwrap()
+    }
+
+    /// Joins the group whose Welcome is in its queue.
+    pub async fn joins(&mut self) {
+        let page = self.http.get("/messages").await.ok();
+        let messages = page["messages"].as_array().unwrap();
+        let welcome = messages.iter().find(|message| message["kind"] == "welcome").unwrap();
+        let welcome = decode(welcome["message"].as_str().unwrap());
+        let message = MlsMessageIn::tls_deserialize(&mut welcome.as_slice()).unwrap().extract();
+        let MlsMessageBodyIn::Welcome(welcome) = message else { panic!("no Welcome") };
+        let config = MlsGroupJoinConfig::builder().use_ratchet_tree_extension(true).build();
+        let staged = StagedWelcome::new_from_welcome(&self.provider, &config, welcome, None).unwrap();
+        self.group = Some(staged.into_group(&self.provider).unwrap());
+    }
+
+    /// Makes a group of its own, in which its leaf says that it is somebody else.
+    pub fn founds_as(&mut self, identity: &str) {
+        let config = MlsGroupCreateConfig::builder().use_ratchet_tree_extension(true).build();
+        let (id, credential) = (GroupId::from_slice(identity.as_bytes()), credential(identity, &self.signer));
+        let group = MlsGroup::new_with_group_id(&self.provider, &self.signer, &config, id, credential).unwrap();
+        self.group = Some(group);
+    }
+
+    /// Adds a user whose KeyPackage the server hands out, as an honest member does.
+    pub async fn invites(&mut self, user: &str) {
+        let reservation = self.http.reserved(user).await;
+        let package = decode(reservation["keypackage"].as_str().unwrap());
+        let message = MlsMessageIn::tls_deserialize(&mut package.as_slice()).unwrap().extract();
+        let MlsMessageBodyIn::KeyPackage(package) = message else { panic!("no KeyPackage") };
+        let package = package.validate(self.provider.crypto(), openmls::prelude::ProtocolVersion::Mls10).unwrap();
+        let Self { provider, signer, group, .. } = self;
+        let (commit, welcome, _) = group.as_mut().unwrap().add_members(provider, signer, &[package]).unwrap();
+        let body = json!({
+            "welcome": encode(&bytes(&welcome)), "reservations": [reservation["reservation_id"]], "recipients": [],
+        });
+        self.commits(&commit, body).await.ok();
+        self.group.as_mut().unwrap().merge_pending_commit(&self.provider).unwrap();
+    }
+
+    /// Adds a device that says it is somebody's, with a key of the insider's own.
+    pub async fn adds_ghost(&mut self, identity: &str, recipients: &[&str]) {
+        let ghost = self.key_package(identity, &new_signer());
+        let Self { provider, signer, group, .. } = self;
+        let (commit, _, _) = group.as_mut().unwrap().add_members(provider, signer, &[ghost]).unwrap();
+        self.commits(&commit, json!({ "recipients": devices(recipients) })).await.ok();
+    }
+
+    /// Commits a path whose leaf has another identity.
+    pub async fn renames_itself(&mut self, identity: &str, recipients: &[&str]) {
+        let parameters = LeafNodeParameters::builder().with_credential_with_key(credential(identity, &self.signer));
+        let Self { provider, signer, group, .. } = self;
+        let bundle = group.as_mut().unwrap().self_update(provider, signer, parameters.build()).unwrap();
+        self.commits(bundle.commit(), json!({ "recipients": devices(recipients) })).await.ok();
+    }
+
+    /// Commits a path whose leaf has another signature key, which the server does not know.
+    pub async fn swaps_its_key(&mut self, recipients: &[&str]) {
+        let (name, new) = (self.name(), new_signer());
+        let bundle = NewSignerBundle { signer: &new, credential_with_key: credential(&name, &new) };
+        let Self { provider, signer, group, .. } = self;
+        let group = group.as_mut().unwrap();
+        let bundle =
+            group.self_update_with_new_signer(provider, signer, bundle, LeafNodeParameters::default()).unwrap();
+        self.commits(bundle.commit(), json!({ "recipients": devices(recipients) })).await.ok();
+    }
+
+    /// Proposes a leaf of its own with another signature key.
+    pub async fn proposes_another_key(&mut self, recipients: &[&str]) {
+        let (name, new) = (self.name(), new_signer());
+        let bundle = NewSignerBundle { signer: &new, credential_with_key: credential(&name, &new) };
+        let Self { provider, signer, group, .. } = self;
+        let group = group.as_mut().unwrap();
+        let (proposal, _) =
+            group.propose_self_update_with_new_signer(provider, signer, bundle, LeafNodeParameters::default()).unwrap();
+        self.sends(&bytes(&proposal), recipients).await;
+    }
+
+    /// Comes in by an external Commit, as itself, with another signature key.
+    pub async fn comes_in_with_another_key(&mut self, recipients: &[&str]) {
+        let (name, new) = (self.name(), new_signer());
+        let info = self.group.as_ref().unwrap().export_group_info(self.provider.crypto(), &self.signer, true).unwrap();
+        let message = MlsMessageIn::tls_deserialize(&mut bytes(&info).as_slice()).unwrap().extract();
+        let MlsMessageBodyIn::GroupInfo(info) = message else { panic!("no GroupInfo") };
+        let proof = self.proof();
+        // In a store of its own: in the insider's there is the group already.
+        let provider = OpenMlsRustCrypto::default();
+        let (_, bundle) = ExternalCommitBuilder::new()
+            .build_group(&provider, info, credential(&name, &new))
+            .unwrap()
+            .load_psks(provider.storage())
+            .unwrap()
+            .build(provider.rand(), provider.crypto(), &new, |_| true)
+            .unwrap()
+            .finalize(&provider)
+            .unwrap();
+        let body = json!({
+            "commit": encode(&bytes(bundle.commit())), "proof": encode(&proof), "recipients": devices(recipients),
+        });
+        self.http.post(&self.path("commits"), &body).await.ok();
+    }
+
+    /// Says something in its group.
+    pub async fn says(&mut self, text: &str, recipients: &[&str]) {
+        let Self { provider, signer, group, .. } = self;
+        let message = group.as_mut().unwrap().create_message(provider, signer, text.as_bytes()).unwrap();
+        self.sends(&bytes(&message), recipients).await;
+    }
+
+    async fn sends(&self, message: &[u8], recipients: &[&str]) {
+        let body = json!({ "message": encode(message), "recipients": devices(recipients) });
+        self.http.post(&self.path("messages"), &body).await.ok();
+    }
+
+    fn path(&self, what: &str) -> String {
+        let id = URL_SAFE_NO_PAD.encode(self.group.as_ref().unwrap().group_id().as_slice());
+        format!("/groups/{id}/{what}")
+    }
+
+    /// What members of the epoch show for being so.
+    fn proof(&self) -> Vec<u8> {
+        let group = self.group.as_ref().unwrap();
+        group.export_secret(self.provider.crypto(), "keypool commit proof", &[], 32).unwrap()
+    }
+
+    /// Sends a Commit to the server, which takes it: it sees no leaf.
+    async fn commits(&mut self, commit: &MlsMessageOut, mut body: Value) -> Answer {
+        let proof = self.proof();
+        let crypto = OpenMlsRustCrypto::default();
+        let pending = self.group().pending_commit().unwrap();
+        let next = pending.export_secret(crypto.crypto(), "keypool commit proof", &[], 32).unwrap();
+        body["commit"] = json!(encode(&bytes(commit)));
+        body["proof"] = json!(encode(&proof));
+        body["next_proof_digest"] = json!(encode(&Sha256::digest(next)));
+        self.http.post(&self.path("commits"), &body).await
+    }
+}
+
+fn devices(names: &[&str]) -> Value {
+    let device = |name: &&str| {
+        let (user, device) = name.split_once('/').unwrap();
+        json!({ "user": user, "device": device })
+    };
+    names.iter().map(device).collect()
+}
