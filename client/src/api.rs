@@ -5,11 +5,11 @@ use std::{
 
 use backon::{ExponentialBuilder, Retryable};
 use keypool_openapi::{
-    AckRequest, AckResponse, AuditPage, AuditQuery, CommitRequest, CommitResponse, DeviceList, GroupId, InventoryItem,
-    InventoryPage, InventoryQuery, LookupRequest, LookupResponse, MessageRequest, MessageResponse, MessagesPage,
-    MessagesQuery, PoolStatus, Problem, RegisterRequest, RegisterResponse, ReleaseRequest, ReleaseResponse,
-    ReserveRequest, ReserveResponse, RevokeRequest, RevokeResponse, SpendRequest, SpendResponse, UploadRequest,
-    UploadResponse, UserName,
+    AckRequest, AckResponse, AuditPage, AuditQuery, CommitRequest, CommitResponse, DeviceList, DevicesQuery, GroupId,
+    InventoryItem, InventoryPage, InventoryQuery, LookupRequest, LookupResponse, MessageRequest, MessageResponse,
+    MessagesPage, MessagesQuery, PoolStatus, Problem, RegisterRequest, RegisterResponse, ReleaseRequest,
+    ReleaseResponse, ReserveRequest, ReserveResponse, RevokeRequest, RevokeResponse, SpendRequest, SpendResponse,
+    UploadRequest, UploadResponse, UserName,
 };
 use reqwest::{Method, RequestBuilder, Response, Url, header::RETRY_AFTER};
 use secrecy::{ExposeSecret, SecretString};
@@ -102,6 +102,12 @@ impl ApiClient {
     /// A user's devices.
     pub async fn devices(&self, user: &UserName) -> Result<DeviceList> {
         self.call(|| self.request(Method::GET, &format!("users/{user}/devices"))).await
+    }
+
+    /// A user's devices, removed ones included.
+    pub async fn devices_with_removed(&self, user: &UserName) -> Result<DeviceList> {
+        let query = DevicesQuery { removed: Some(true) };
+        self.call(|| Ok(self.request(Method::GET, &format!("users/{user}/devices"))?.query(&query))).await
     }
 
     /// The devices of up to [`keypool_openapi::MAX_LOOKUP_USERS`] users, with their signature keys.
@@ -197,8 +203,9 @@ impl ApiClient {
     }
 
     /// The oldest in the device's own queue; where there is nothing, what comes within so many seconds, a minute at most.
-    pub async fn messages(&self, wait: u32, limit: u32) -> Result<MessagesPage> {
-        let query = MessagesQuery { wait: Some(wait), limit: Some(limit), devices_version: None };
+    /// Does not wait where the devices of the user have changed since the version that an earlier page had.
+    pub async fn messages(&self, wait: u32, limit: u32, devices_version: Option<u64>) -> Result<MessagesPage> {
+        let query = MessagesQuery { wait: Some(wait), limit: Some(limit), devices_version };
         let page: MessagesPage = self
             .call_that_waits(Duration::from_secs(wait.into()), || {
                 Ok(self.request(Method::GET, "messages")?.query(&query))

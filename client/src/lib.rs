@@ -72,9 +72,9 @@ pub use clock::{Clock, ManualClock, SystemClock};
 pub use doctor::{Check, Verdict};
 pub use error::{Cause, Error, Result};
 pub use mls::{
-    CIPHERSUITE, Cbor, CborError, Checking, DeviceIdentity, Group, GroupState, IdentityCheck, Incoming, Invitation,
-    Invited, KeyPackagePool, KeyPackagePoolConfig, LeafIdentity, MlsConnection, MlsMembership, Notice, Progress,
-    Provider, RefreshReport, Rejection, Removed, Renewed, SqliteStorage, Standing, Warning, What,
+    CIPHERSUITE, Cbor, CborError, Checking, DeviceChange, DeviceIdentity, Group, GroupState, IdentityCheck, Incoming,
+    Invitation, Invited, KeyPackagePool, KeyPackagePoolConfig, LeafIdentity, MlsConnection, MlsMembership, Notice,
+    Progress, Provider, RefreshReport, Rejection, Removed, Renewed, SqliteStorage, Standing, Warning, What,
 };
 pub use openmls;
 pub use storage::{KeyPackageMetadata, KeyPackageStatus, LocalStore, ReservationInfo, Spending};

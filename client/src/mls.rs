@@ -8,6 +8,7 @@ mod identity_check;
 mod incoming;
 mod keypackage_pool;
 mod membership;
+mod own_devices;
 mod provider;
 mod reconciliation;
 mod renewal;
@@ -20,7 +21,7 @@ pub use commits::{Invited, Removed};
 pub use connection::MlsConnection;
 pub use identity::DeviceIdentity;
 pub use identity_check::{Checking, IdentityCheck, LeafIdentity, Standing};
-pub use incoming::{Incoming, Notice, What};
+pub use incoming::{DeviceChange, Incoming, Notice, What};
 #[cfg(test)]
 pub(crate) use keypackage_pool::hash_reference;
 pub use keypackage_pool::{KeyPackagePool, KeyPackagePoolConfig, Progress};

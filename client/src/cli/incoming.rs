@@ -1,10 +1,10 @@
 //! How people are shown what came.
 
 use clap::builder::styling::AnsiColor;
-use keypool_openapi::MessageKind;
+use keypool_openapi::{DeviceOf, MessageKind};
 
 use super::output::{name, painted};
-use crate::mls::{Group, Incoming, Notice, What, clean};
+use crate::mls::{DeviceChange, Group, Incoming, Notice, What, clean};
 
 /// The name of the group that something is about.
 pub(super) fn group_name(groups: &[Group], one: &Incoming) -> String {
@@ -29,6 +29,7 @@ fn what_text(what: &What, group: &str) -> String {
         What::Renewed { by, .. } => {
             format!("{} has made this group in place of an older one, which is read-only now", clean(by))
         }
+        What::Device { device, change } => warning(&device_text(device, *change)),
         What::Unreadable { device } => {
             format!(
                 "{} could not open the invitation: have it refresh its pool, remove {user} from the group, which takes \
@@ -40,6 +41,19 @@ fn what_text(what: &What, group: &str) -> String {
         What::KeysGone { by } => format!("an invitation by {} was for keys that are gone; they were told", name(by)),
         What::Ignored { why } => format!("passed over: {}", clean(why)),
     }
+}
+
+fn device_text(device: &DeviceOf, change: DeviceChange) -> String {
+    let change = match change {
+        DeviceChange::Registered => "was registered",
+        DeviceChange::Removed => "was removed",
+        DeviceChange::NewSignatureKey => "has a new signature key",
+    };
+    format!(
+        "your device {} {change}. If that was not you, somebody has a token of one of your devices: remove the devices that \
+         are not yours, and tell whoever runs the server",
+        name(device)
+    )
 }
 
 fn members_text(by: &str, added: &[String], removed: &[String]) -> String {

@@ -68,6 +68,14 @@ pub enum What {
         /// The other group, in hex.
         old_group: String,
     },
+    /// A device of this device's own user has changed: if its owner did not do that, somebody has a token of theirs. Of no
+    /// group, whose id is empty.
+    Device {
+        /// Which device.
+        device: DeviceOf,
+        /// What became of it.
+        change: DeviceChange,
+    },
     /// A device could not open the Welcome that this device sent it, and is in the group all the same: remove its user,
     /// with all of the user's devices, and invite them again.
     Unreadable {
@@ -84,6 +92,18 @@ pub enum What {
         /// Why.
         why: String,
     },
+}
+
+/// What became of a device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum DeviceChange {
+    /// It was registered, or registered anew.
+    Registered,
+    /// It was removed.
+    Removed,
+    /// It has another signature key.
+    NewSignatureKey,
 }
 
 /// Something that people should know of a member of a group.

@@ -30,7 +30,10 @@ impl MlsMembership<'_> {
     pub(super) async fn take_in(&self, wait: u32) -> Result<()> {
         let (mut wait, mut acknowledged) = (wait, BTreeSet::new());
         for _ in 0..MAX_PAGES {
-            let page = self.connection.api().messages(wait, PAGE).await?.messages;
+            let known = self.store.own_devices()?.map(|(version, _)| version);
+            let page = self.connection.api().messages(wait, PAGE, known).await?;
+            self.look_at_own_devices(page.devices_version).await;
+            let page = page.messages;
             if page.is_empty() {
                 return Ok(());
             }

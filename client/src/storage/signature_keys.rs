@@ -1,7 +1,7 @@
 //! Signature keys: those that members of groups were accepted with, and the next ones of this device.
 
 use jiff::Timestamp;
-use rusqlite::params;
+use rusqlite::{OptionalExtension, params};
 
 use super::LocalStore;
 use crate::error::{Error, Result};
@@ -31,6 +31,29 @@ impl LocalStore {
             )
             .and_then(|mut insert| insert.execute(params![identity, ciphersuite, signature_key, now.as_second()]))
             .map_err(Error::storage("remember the signature key of a member"))?;
+        Ok(())
+    }
+
+    /// The devices of the user, as the server last had them, in JSON, with the version of that.
+    pub(crate) fn own_devices(&self) -> Result<Option<(u64, String)>> {
+        let columns: Option<(Option<i64>, Option<String>)> = self
+            .connection
+            .query_row("SELECT own_devices_version, own_devices FROM device_identity", [], |row| {
+                Ok((row.get(0)?, row.get(1)?))
+            })
+            .optional()
+            .map_err(Error::storage("read the devices of the user"))?;
+        let Some((Some(version), Some(devices))) = columns else { return Ok(None) };
+        Ok(Some((version.cast_unsigned(), devices)))
+    }
+
+    pub(crate) fn set_own_devices(&self, version: u64, devices: &str) -> Result<()> {
+        self.connection
+            .execute(
+                "UPDATE device_identity SET own_devices_version = ?1, own_devices = ?2",
+                params![version.cast_signed(), devices],
+            )
+            .map_err(Error::storage("write the devices of the user"))?;
         Ok(())
     }
 

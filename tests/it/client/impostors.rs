@@ -1,7 +1,7 @@
 //! Somebody who says that they are somebody else: it is refused and shown, and honest members go on.
 
 use keypool_client::{
-    Checking, Error, Group, GroupState, IdentityCheck, Incoming, LeafIdentity, Notice, Standing, What,
+    Checking, DeviceChange, Error, Group, GroupState, IdentityCheck, Incoming, LeafIdentity, Notice, Standing, What,
 };
 use keypool_openapi::{DeviceOf, MessageKind};
 use keypool_server::config::Limits;
@@ -123,6 +123,11 @@ async fn a_device_with_a_key_that_is_not_its_own_is_not_added(
     let server = start(db).await;
     let (group, owners, mut mallory) = with_mallory(&server).await;
     let phone = owners[0].further(&server, "phone").await;
+    let told = What::Device {
+        device: DeviceOf { user: user("alice"), device: phone.identity().device().clone() },
+        change: DeviceChange::Registered,
+    };
+    assert_eq!(owners[0].hears().await, [told], "whoever has a token of hers could have done that");
     mallory.adds_ghost("alice/phone", &HONEST).await;
     refuse_a_commit_and_go_on((group, owners, mallory), "signature key").await;
     drop(phone);
