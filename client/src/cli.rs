@@ -119,6 +119,15 @@ enum Command {
         #[arg(long, value_name = "NAME")]
         group: String,
     },
+    /// Show the number that you and another user compare, to know that the server names the right keys to both
+    ///
+    /// Compare it in person or by telephone. It is another one whenever one of you changes a key, or adds or removes a
+    /// device.
+    #[command(after_help = "Example: keypool verify bob")]
+    Verify {
+        /// The other user
+        user: UserName,
+    },
     /// Give a reserved KeyPackage back
     #[command(after_help = "Example: keypool release 1f-67e55044-10b1-426f-9247-bb680e5fe0c8")]
     Release {
@@ -305,6 +314,7 @@ async fn with_device(command: Command, client: &mut MlsClient, output: &Output) 
         Command::Chat(args) => chat::run_client_loop(args, client, output).await?,
         Command::Send(args) => groups::send(args, client, output).await?,
         Command::Receive(args) => groups::receive(&args, client, output).await?,
+        Command::Verify { user } => output.safety_number(&client.membership().safety_number(&user).await?),
         Command::Release { reservation_id } => output.released(&client.release(reservation_id).await?),
         Command::Revoke { refs, all } => output.revoked(&client.revoke((!all).then_some(refs)).await?),
         Command::Token => {

@@ -73,8 +73,9 @@ pub use doctor::{Check, Verdict};
 pub use error::{Cause, Error, Result};
 pub use mls::{
     CIPHERSUITE, Cbor, CborError, Checking, DeviceChange, DeviceIdentity, Group, GroupState, IdentityCheck, Incoming,
-    Invitation, Invited, KeyPackagePool, KeyPackagePoolConfig, LeafIdentity, MlsConnection, MlsMembership, Notice,
-    Progress, Provider, RefreshReport, Rejection, Removed, Renewed, SqliteStorage, Standing, Warning, What,
+    Invitation, Invited, KeyOfDevice, KeyPackagePool, KeyPackagePoolConfig, LeafIdentity, MlsConnection, MlsMembership,
+    Notice, Progress, Provider, RefreshReport, Rejection, Removed, Renewed, SafetyNumber, SqliteStorage, Standing,
+    Warning, What,
 };
 pub use openmls;
 pub use storage::{KeyPackageMetadata, KeyPackageStatus, LocalStore, ReservationInfo, Spending};

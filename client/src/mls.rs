@@ -14,6 +14,7 @@ mod reconciliation;
 mod renewal;
 mod report;
 mod rotation;
+mod safety_number;
 mod signing;
 mod take_in;
 
@@ -30,6 +31,7 @@ pub use membership::{Group, GroupState, Invitation, MlsMembership};
 pub use provider::{Cbor, CborError, Provider, SqliteStorage};
 pub use renewal::Renewed;
 pub use report::{RefreshReport, Rejection, Warning};
+pub use safety_number::{KeyOfDevice, SafetyNumber};
 
 use openmls::prelude::Ciphersuite;
 

@@ -16,7 +16,7 @@ use super::{incoming, tables};
 use crate::{
     doctor::{Check, Verdict},
     error::Error,
-    mls::{DeviceIdentity, Group, Incoming, Invited, Progress, RefreshReport, Removed, Renewed, clean},
+    mls::{DeviceIdentity, Group, Incoming, Invited, Progress, RefreshReport, Removed, Renewed, SafetyNumber, clean},
 };
 
 const BAR_WIDTH: usize = 32;
@@ -147,6 +147,16 @@ impl Output {
     pub(super) fn spent(&self, answer: &SpendResponse) {
         self.answer(answer, || {
             format!("KeyPackage {} is {} since {}.", answer.keypackage_ref, answer.state, answer.spent_at)
+        });
+    }
+
+    pub(super) fn safety_number(&self, number: &SafetyNumber) {
+        self.answer(number, || {
+            let keys = number.keys.iter().map(|one| {
+                let (suite, since) = (one.key.ciphersuite, one.key.since);
+                format!("{}: ciphersuite {suite}, since {since}, {}", one.device, one.fingerprint)
+            });
+            format!("{}\n{}", number.number, keys.collect::<Vec<_>>().join("\n"))
         });
     }
 

@@ -352,6 +352,32 @@ async fn a_join_asks_once_and_what_is_known_is_not_asked_again(
 
 #[rstest]
 #[tokio::test]
+async fn two_people_see_the_same_number_unless_the_server_names_other_keys_to_one(
+    #[values(Database::Postgres, Database::Sqlite)] db: Database,
+) {
+    let server = start(db).await;
+    let mut alice = Owner::of(&server, "alice").await;
+    let (proxy, bob) = behind_a_proxy(&server, "bob").await;
+    let number = async |of: &Owner, user_name| of.membership().safety_number(&user(user_name)).await.unwrap().number;
+    let first = number(&alice, "bob").await;
+    assert_eq!(first.split(' ').map(str::len).collect::<Vec<_>>(), [5; 12]);
+    assert_eq!(number(&bob, "alice").await, first);
+    alice.rotate(&|_| ()).await.unwrap();
+    let second = number(&alice, "bob").await;
+    assert_ne!(second, first);
+    assert_eq!(number(&bob, "alice").await, second);
+    proxy.lies("GET /users/alice/devices", |list| {
+        list["devices"][0]["signature_keys"][0]["signature_key"] = json!(encode(&[7; 32]));
+    });
+    assert_ne!(number(&bob, "alice").await, second);
+    proxy.lies("GET /users/bob/devices", |list| {
+        list["devices"][0]["signature_keys"][0]["signature_key"] = json!(encode(&[7; 32]));
+    });
+    assert!(bob.membership().safety_number(&user("alice")).await.is_err(), "it is not the key of this device");
+}
+
+#[rstest]
+#[tokio::test]
 async fn whoever_invites_a_device_with_another_key_than_before_is_told(
     #[values(Anywhere::Postgres, Anywhere::Sqlite)] db: Anywhere,
 ) {
