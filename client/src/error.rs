@@ -324,7 +324,7 @@ impl Error {
                 "check that the address is that of a Keypool server, and not of something in front of it"
             }
             Self::InvalidKeyPackage { .. } | Self::ForeignKeyPackage { .. } => {
-                "do not add this device; tell its owner and whoever runs the server"
+                "do not add this device; tell its owner and the server's operator"
             }
             Self::Refused { kind: Some(ProblemType::AlreadyRegistered), .. } => {
                 "choose another --device, or use the data directory that the device was made in"

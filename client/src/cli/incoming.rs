@@ -51,7 +51,7 @@ fn device_text(device: &DeviceOf, change: DeviceChange) -> String {
     };
     format!(
         "your device {} {change}. If that was not you, somebody has a token of one of your devices: remove the devices that \
-         are not yours, and tell whoever runs the server",
+         are not yours, and tell the server's operator",
         name(device)
     )
 }

@@ -4,7 +4,7 @@ use jiff::Timestamp;
 use keypool_openapi::{DeviceOf, MessageKind};
 use serde::{Deserialize, Serialize};
 
-/// Something that came, and what it came to.
+/// A message that came, and its outcome.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Incoming {
     /// Names it in [`super::MlsMembership::done`].

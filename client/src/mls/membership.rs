@@ -87,7 +87,7 @@ impl GroupState {
 /// A group that was just joined.
 pub(super) struct JoinedGroup {
     pub(super) group: MlsGroup,
-    /// Whoever signed the Welcome.
+    /// The member who signed the Welcome.
     pub(super) inviter: LeafIdentity,
     /// What people should know of its members.
     pub(super) notices: Vec<Notice>,
@@ -278,7 +278,7 @@ impl<'a> MlsMembership<'a> {
     }
 
     /// Checks what an application that delivers by itself got from [`MlsGroup::process_message`], before it merges a
-    /// Commit or keeps a proposal: that whoever comes in or changes their key is who they say they are. Answers what
+    /// Commit or keeps a proposal: members that enter or change their key are who their leaves say they are. Answers what
     /// people should know of them. [`Error::WrongIdentity`] is final; any other error says that there is no answer for now.
     pub async fn check_message(&self, group: &MlsGroup, message: &ProcessedMessage) -> Result<Vec<Notice>> {
         let claims = match message.content() {

@@ -1,4 +1,4 @@
-//! The user's other devices: whoever has a token of one could register a further one, remove one, or change a key.
+//! The user's other devices. A thief of a token could register a device or remove one, so people are shown each change.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -10,10 +10,10 @@ use tracing::warn;
 use super::{DeviceChange, Incoming, MlsMembership, What};
 use crate::error::{Error, Result};
 
-/// The first id of what is told of devices: those of the server's queue never come near it.
+/// The first id of a change of a device in the inbox: those of the server's queue never come near it.
 const FIRST_ID: u64 = 1 << 52;
 
-/// How many changes are told at most at once. A user has fewer devices.
+/// The most changes that one look puts into the inbox. A user has fewer devices.
 const MAX_CHANGES: u64 = 1 << 10;
 
 impl MlsMembership<'_> {

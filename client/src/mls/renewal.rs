@@ -90,7 +90,7 @@ impl MlsMembership<'_> {
         let Ok(old) = self.load_group(&old_id) else { return ignored("this device is not in the old group") };
         let is_member = device_of(&by).is_some_and(|by| members_of(&old).iter().any(|(_, member)| *member == by));
         if !is_member || old.group_id() == new.group_id() {
-            return ignored("whoever says that it takes the place of a group was not in that");
+            return ignored("its sender is not a member of the group that it replaces");
         }
         if self.check_writable(&old_id).is_err() {
             return ignored("another group has taken the place of the old one already");

@@ -67,7 +67,7 @@ impl fmt::Display for Warning {
             Self::Draining { user, handed_out } => write!(
                 f,
                 "{user} was handed out {handed_out} of this device's KeyPackages within an hour; if that is no friend, \
-                 tell whoever runs the server"
+                 tell the server's operator"
             ),
         }
     }

@@ -60,7 +60,7 @@ impl MlsMembership<'_> {
             let signer = Ciphersuite::try_from(key.ciphersuite).ok().and_then(|suite| self.identity.signer(suite).ok());
             if signer.is_some_and(|signer| signer.public() != key.signature_key.0) {
                 let found = "the server's directory has another signature key of this device than it signs with; run \
-                             `keypool refresh`, and if that does not help, tell whoever runs the server";
+                             `keypool refresh`, and if that does not help, tell the server's operator";
                 return Err(Error::Usage(found.to_owned()));
             }
         }

@@ -20,7 +20,7 @@ const PAGE: u32 = 100;
 /// How many pages are taken in by one call. What is left stays in the queue for the next one.
 const MAX_PAGES: usize = 1_000;
 
-/// What a message came to, and what people should know of its members.
+/// The outcome of a message, and what people should know of its members.
 type Outcome = (What, Vec<Notice>);
 
 impl MlsMembership<'_> {
@@ -62,7 +62,7 @@ impl MlsMembership<'_> {
         Ok(())
     }
 
-    /// Takes one message in, and asks the identity check about those whom it brings.
+    /// Takes one message in, and asks the identity check about the members that it brings.
     async fn take_in_checked(&self, message: &QueuedMessage, answers: &mut Answers) -> Result<Option<What>> {
         loop {
             match self.take_in_once(message, answers) {
@@ -78,7 +78,7 @@ impl MlsMembership<'_> {
         answers.extend(leaves, standings)
     }
 
-    /// Takes one message in, if that was not done before, and notes what it came to, in one transaction. Where a leaf was
+    /// Takes one message in, if that was not done before, and notes its outcome, in one transaction. Where a leaf was
     /// not asked about yet, nothing happens, and the error says which.
     pub(super) fn take_in_once(&self, message: &QueuedMessage, answers: &Answers) -> Result<Option<What>> {
         if self.store.is_in_inbox(message.id)? {
@@ -111,7 +111,7 @@ impl MlsMembership<'_> {
         }
     }
 
-    /// What a message came to that was refused.
+    /// The outcome of a message that was refused.
     fn refused(&self, message: &QueuedMessage, error: &Error) -> What {
         let why = error.with_causes();
         let from = || format!("{}/{}", message.from.user, message.from.device);
@@ -199,7 +199,7 @@ impl MlsMembership<'_> {
         }
     }
 
-    /// Keeps what a member proposes, for whoever commits next.
+    /// Keeps a member's proposal for the next Commit.
     fn proposed(
         &self,
         group: &mut MlsGroup,
@@ -222,7 +222,7 @@ impl MlsMembership<'_> {
         Ok((What::Changed, notices))
     }
 
-    /// Joins a group. Whoever is in it already may have fallen behind for good, as with a restored backup, and was removed
+    /// Joins a group. A device that is in it already may have fallen behind for good, as with a restored backup, and was removed
     /// and invited again since: what is here of the group gives way to a later epoch of it, by one of its members, and to
     /// nothing else. A server that makes up a group cannot put it in the place of one that there is.
     fn welcomed(&self, message: &QueuedMessage, answers: &Answers) -> Result<Outcome> {
@@ -246,7 +246,7 @@ impl MlsMembership<'_> {
         }
         self.store.put_group(group_id, None, self.clock())?;
         self.store.forget_refused_commit(group_id)?;
-        // Not whom the server names, unless the credential names no device.
+        // The signer, not the name that the server gives, unless the credential names no device.
         let by = joined.inviter.device().unwrap_or_else(|| message.from.clone());
         Ok((What::Joined { by }, joined.notices))
     }

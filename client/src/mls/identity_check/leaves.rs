@@ -233,7 +233,7 @@ impl Claims {
 }
 
 impl Claim {
-    /// Whether it is in a tree with a key that was accepted before. Whoever adds a leaf or changes its key is asked about
+    /// Whether it is in a tree with a key that was accepted before. An added leaf and a changed key are asked about
     /// each time: the device may have changed its key since.
     fn is_remembered(&self, store: &LocalStore) -> Result<bool> {
         let (identity, ciphersuite, signature_key) = key(&self.leaf)?;
