@@ -24,12 +24,13 @@ const WATCHDOG: &str =
     r#"trap '' INT TERM HUP; cat >/dev/null; "$@" down --volumes --timeout 1; rm -rf "$KEYPOOL_DATA""#;
 
 /// What empties a database, but for what it is.
-const TABLES: [&str; 10] = [
+const TABLES: [&str; 11] = [
     "deliveries",
     "envelopes",
     "commits",
     "idempotency_keys",
     "audit_events",
+    "signature_keys",
     "hpke_keys",
     "key_packages",
     "enrolments",
