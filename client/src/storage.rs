@@ -48,8 +48,21 @@ pub(crate) struct IdentityRow {
 pub struct LocalStore {
     connection: Connection,
     directory: PathBuf,
-    /// Holds the lock for as long as it is open.
-    _lock: File,
+    _lock: Lock,
+}
+
+/// The lock on a data directory, until it is dropped.
+#[derive(Debug)]
+struct Lock(File);
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        // Closing the file is not enough: a child process that another thread is just starting has it open, too, until it
+        // runs its own program.
+        if let Err(error) = self.0.unlock() {
+            tracing::debug!(%error, "the lock goes with the file");
+        }
+    }
 }
 
 impl LocalStore {
@@ -305,11 +318,11 @@ fn make_directory(directory: &Path) -> Result<()> {
     builder.create(directory).map_err(file_error("make the directory", directory))
 }
 
-fn lock(directory: &Path) -> Result<File> {
+fn lock(directory: &Path) -> Result<Lock> {
     let path = directory.join("keypool.lock");
     let file = private_file(&path)?;
     match file.try_lock() {
-        Ok(()) => Ok(file),
+        Ok(()) => Ok(Lock(file)),
         Err(TryLockError::WouldBlock) => Err(Error::InUse(directory.to_owned())),
         Err(TryLockError::Error(source)) => Err(file_error("lock", &path)(source)),
     }
@@ -405,6 +418,16 @@ mod tests {
         assert!(refused.to_string().contains("in use by another process"));
         drop(first);
         LocalStore::open(directory.path()).unwrap();
+    }
+
+    #[test]
+    fn a_child_process_that_is_just_started_does_not_hold_the_lock() {
+        let directory = tempfile::tempdir().unwrap();
+        let held = lock(directory.path()).unwrap();
+        // What a child has between fork and exec.
+        let _inherited = held.0.try_clone().unwrap();
+        drop(held);
+        lock(directory.path()).unwrap();
     }
 
     #[cfg(unix)]

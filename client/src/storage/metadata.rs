@@ -340,14 +340,11 @@ impl LocalStore {
         Ok(())
     }
 
-    /// Marks all that is live as of a signature key that was rotated away.
+    /// Marks every KeyPackage as of a signature key that is rotated away, whatever its status: one that was spent must not
+    /// be taken for one of the next key that the server has accepted.
     pub(crate) fn supersede_all(&self) -> Result<()> {
         self.connection
-            .execute(
-                "UPDATE keypackage_pool_metadata SET superseded = 1
-                 WHERE status IN ('created', 'uploaded', 'available', 'reserved')",
-                [],
-            )
+            .execute("UPDATE keypackage_pool_metadata SET superseded = 1", [])
             .map_err(Error::storage("mark the KeyPackages of the old signature key"))?;
         Ok(())
     }

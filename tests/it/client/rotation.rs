@@ -58,6 +58,26 @@ async fn a_rotation_replaces_the_pool_and_keeps_invitations_under_way(
     assert_eq!((rows, without), (keys, 0));
 }
 
+/// What is known to be spent is of the old key, and no sign that the server has the new one.
+#[rstest]
+#[tokio::test]
+async fn a_device_whose_packages_were_spent_rotates(#[values(Anywhere::Postgres, Anywhere::Sqlite)] db: Anywhere) {
+    let server = TestServer::start(db).await;
+    let (mut alice, bob) = (Owner::of(&server, "alice").await, Owner::of(&server, "bob").await);
+    let user = "alice".parse().unwrap();
+    for turn in 1..=2 {
+        let held = bob.reserve(&user, None, None, None).await.unwrap().reservations.remove(0);
+        bob.spend(held.reservation_id, b"friends").await.unwrap();
+        alice.refresh().await.unwrap();
+        assert_eq!(alice.local_counts().unwrap()[&KeyPackageStatus::Spent], turn);
+        let report = alice.rotate(&|_| ()).await.unwrap();
+        assert_eq!((report.uploaded, report.rejected.len(), report.pool.fresh), (33, 0, 32));
+        let devices = alice.api().devices(&user).await.unwrap().devices;
+        let current = alice.identity().signer(CIPHERSUITE).unwrap().to_public_vec();
+        assert_eq!(devices[0].signature_keys[0].signature_key.0, current);
+    }
+}
+
 #[rstest]
 #[tokio::test]
 async fn what_was_held_at_the_rotation_is_withdrawn_when_it_lapses(
