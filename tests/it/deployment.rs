@@ -195,7 +195,7 @@ fn compiled(selection: &[&str]) -> BTreeSet<String> {
     tree.lines().filter(|line| !line.starts_with("keypool-")).map(str::to_owned).collect()
 }
 
-/// One build of a dependency serves the tests, the image and whoever builds one program: that saves minutes each time.
+/// One build of a dependency serves the tests, the image and a build of one program: that saves minutes each time.
 #[test]
 fn a_program_alone_is_built_from_the_dependencies_of_the_whole_workspace() {
     let workspace = compiled(&["--workspace", "--edges", "normal,build,dev"]);
