@@ -132,7 +132,7 @@ impl Intake {
 
     fn settle(&self, offer: &Offer, judgement: Judgement, uploaded: Uploaded) -> Settled {
         let Judgement { valid, indexes, mut rejected } = judgement;
-        let Uploaded { outcomes, told, .. } = uploaded;
+        let Uploaded { outcomes, told } = uploaded;
         let stored: BTreeSet<_> = valid
             .iter()
             .zip(&outcomes)

@@ -52,8 +52,6 @@ impl Upload<'_> {
 pub struct Uploaded {
     /// What became of each KeyPackage, in their order.
     pub outcomes: Vec<UploadOutcome>,
-    /// The ciphersuites whose signature key has changed.
-    pub changed: Vec<u16>,
     /// The other devices of the user, where a key has changed.
     pub told: Vec<DeviceId>,
 }
@@ -338,7 +336,6 @@ fn upload<C: UploadSql + StoringSql + AuditSql + SignatureKeySql + HoldDevice + 
             // Without an accepted KeyPackage under the new key, the key stays.
             if let Some(first) = new.iter().find(|(_, package)| package.ciphersuite == change.ciphersuite) {
                 uploaded.told = change_key(conn, upload.by, change, view)?;
-                uploaded.changed.push(change.ciphersuite);
                 first_of_new_keys.push(*first);
             }
         }
