@@ -87,6 +87,8 @@ pub enum ProblemType {
     NotYourReservation,
     /// The Commit is not of the group's epoch: another one came first.
     StaleEpoch,
+    /// The queue of a device that a Commit adds does not take the caller's Welcome.
+    QueueFull,
     /// The pool takes no further KeyPackage.
     PoolFull,
     /// The body is larger than the server reads.
@@ -121,4 +123,7 @@ pub enum MissingReason {
     /// The caller reserves this user's KeyPackages too often, or the answer has 4 MiB of others already: another request
     /// gets it.
     TooManyRequests,
+    /// In the answer to a repetition alone: what the first answer had is no longer held. It lapsed, or was spent, released or
+    /// revoked.
+    ReservationLapsed,
 }

@@ -10,9 +10,9 @@ use secrecy::SecretString;
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 
-use crate::store::{DeviceRow, Presented};
+use crate::store::{DeviceRow, ShownToken};
 
-pub(crate) use cache::TokenCache;
+pub(crate) use cache::{Remembered, TokenCache};
 pub(crate) use extract::{Admin, Content, IdempotencyHeader, MaybeBearer, Params, Reader, Signed, unknown_token};
 
 /// Who makes a request, by the bearer token that came with it.
@@ -39,8 +39,8 @@ pub struct Caller {
 
 impl Caller {
     /// What it showed, for what may not be done by a token that is remembered and no longer valid.
-    pub(crate) fn presented(&self) -> Presented {
-        Presented { device: self.device.id, token_hash: self.token_hash }
+    pub(crate) fn shown_token(&self) -> ShownToken {
+        ShownToken { device: self.device.id, token_hash: self.token_hash }
     }
 }
 

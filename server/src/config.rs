@@ -95,6 +95,8 @@ pub struct Config {
     pub pair_per_minute: u32,
     /// Reservations that a device holds at the same time at most, counted over all servers of the database.
     pub max_live_reservations: u32,
+    /// KeyPackages of one device that another user holds at the same time at most, counted over all servers of the database.
+    pub max_live_per_pair: u32,
     /// Requests that wait for the database at the same time at most; further ones are answered `unavailable`.
     pub max_waiting_requests: u32,
     /// How often the server tidies up.
@@ -150,6 +152,7 @@ impl Default for Config {
             pair_burst: 30,
             pair_per_minute: 30,
             max_live_reservations: 2_000,
+            max_live_per_pair: 8,
             max_waiting_requests: 512,
             sweep_interval: Duration::from_secs(30),
             sweep_batch: 500,

@@ -1,6 +1,11 @@
 //! Against draining: how much a user may ask for, of all and of each other user. Counted by each server for itself.
 
-use std::{num::NonZeroU32, sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    num::NonZeroU32,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 
 use governor::{
     NotUntil, Quota, RateLimiter,
@@ -38,7 +43,35 @@ struct Limiters {
     time: Time,
     requesters: Limiter<UserName>,
     pairs: Limiter<(UserName, UserName)>,
+    pair_burst: u32,
+    /// How long a reservation holds that counts once.
+    ttl: Duration,
+    /// What each user reserved lately, and what of it they spent.
+    habits: Mutex<HashMap<UserName, Habit>>,
 }
+
+/// KeyPackages that a user reserved, and those that they spent. Both halve at each sweep.
+#[derive(Clone, Copy, Debug, Default)]
+struct Habit {
+    reserved: usize,
+    spent: usize,
+}
+
+impl Habit {
+    /// Whether the user takes KeyPackages from others and adds nobody: a reservation of theirs counts several times.
+    fn is_of_a_drainer(self) -> bool {
+        self.reserved >= DRAINER && self.spent < self.reserved / DRAINER_SPENDS
+    }
+}
+
+/// So many reservations say something of a user.
+const DRAINER: usize = 32;
+
+/// Who spends less than one in so many drains.
+const DRAINER_SPENDS: usize = 4;
+
+/// How often a reservation of somebody who drains counts.
+const DRAINER_WEIGHT: u64 = 4;
 
 impl Limits {
     /// The limits of this configuration.
@@ -51,6 +84,9 @@ impl Limits {
         Self(Some(Limiters {
             requesters: limiter(config.requester_per_minute, config.requester_burst, &time),
             pairs: limiter(config.pair_per_minute, config.pair_burst, &time),
+            pair_burst: config.pair_burst,
+            ttl: config.reservation_ttl,
+            habits: Mutex::default(),
             time,
         }))
     }
@@ -80,14 +116,39 @@ impl Limits {
         ))
     }
 
-    /// Counts that a user reserves of another.
+    /// Counts that a user reserves of another for so long. A reservation that holds longer than usual counts like several, and so
+    /// does one of a user who reserves and hardly ever spends.
     ///
     /// # Errors
     /// How long to wait where it is too often now.
-    pub fn pair(&self, requester: &UserName, target: &UserName) -> Result<(), Duration> {
+    pub fn pair(&self, requester: &UserName, target: &UserName, ttl: Duration) -> Result<(), Duration> {
         let Some(limiters) = &self.0 else { return Ok(()) };
-        let checked = limiters.pairs.check_key(&(requester.clone(), target.clone()));
-        checked.map_err(|until| limiters.wait(&until))
+        let weight = NonZeroU32::new(limiters.weight(requester, ttl)).unwrap_or(NonZeroU32::MIN);
+        match limiters.pairs.check_key_n(&(requester.clone(), target.clone()), weight) {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(until)) => Err(limiters.wait(&until)),
+            // Never: the weight is within the burst.
+            Err(_) => Err(Duration::from_mins(1)),
+        }
+    }
+
+    /// Notes that a user reserved so many KeyPackages.
+    pub fn reserved(&self, user: &UserName, n: usize) {
+        self.note(user, |habit| habit.reserved = habit.reserved.saturating_add(n));
+    }
+
+    /// Notes that a user spent so many reservations.
+    pub fn spent(&self, user: &UserName, n: usize) {
+        self.note(user, |habit| habit.spent = habit.spent.saturating_add(n));
+    }
+
+    fn note(&self, user: &UserName, change: impl FnOnce(&mut Habit)) {
+        let Some(limiters) = &self.0 else { return };
+        let mut habits = limiters.habits();
+        match habits.get_mut(user) {
+            Some(habit) => change(habit),
+            None => change(habits.entry(user.clone()).or_default()),
+        }
     }
 
     /// Forgets whoever has asked for nothing for long enough to start anew.
@@ -97,11 +158,27 @@ impl Limits {
             limiters.pairs.retain_recent();
             limiters.requesters.shrink_to_fit();
             limiters.pairs.shrink_to_fit();
+            limiters.habits().retain(|_, habit| {
+                *habit = Habit { reserved: habit.reserved / 2, spent: habit.spent / 2 };
+                habit.reserved > 0
+            });
         }
     }
 }
 
 impl Limiters {
+    fn habits(&self) -> MutexGuard<'_, HashMap<UserName, Habit>> {
+        self.habits.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn weight(&self, requester: &UserName, ttl: Duration) -> u32 {
+        let is_of_a_drainer = self.habits().get(requester).is_some_and(|habit| habit.is_of_a_drainer());
+        let by_habit = if is_of_a_drainer { DRAINER_WEIGHT } else { 1 };
+        let weight = ttl.as_secs().div_ceil(self.ttl.as_secs().max(1)).saturating_mul(by_habit);
+        // What counts more than there can be at once would never be possible.
+        u32::try_from(weight).unwrap_or(u32::MAX).min(self.pair_burst)
+    }
+
     fn wait<I: Reference + Into<Nanos>>(&self, until: &NotUntil<I>) -> Duration
     where
         Nanos: Into<I>,
@@ -128,6 +205,8 @@ mod tests {
     use super::*;
     use crate::clock::ManualClock;
 
+    const MINUTE: Duration = Duration::from_mins(1);
+
     fn limits(change: impl FnOnce(&mut Config)) -> (Limits, Arc<ManualClock>) {
         let clock = Arc::new(ManualClock::at(Timestamp::from_second(1_800_000_000).unwrap()));
         let mut config = Config::default();
@@ -144,14 +223,54 @@ mod tests {
         let (limits, clock) = limits(|_| ());
         let (bob, alice) = (name("bob"), name("alice"));
         for n in 0..30 {
-            assert!(limits.pair(&bob, &alice).is_ok(), "{n}");
+            assert!(limits.pair(&bob, &alice, MINUTE).is_ok(), "{n}");
         }
-        assert_eq!(limits.pair(&bob, &alice), Err(Duration::from_secs(2)));
-        assert!(limits.pair(&bob, &name("carol")).is_ok());
-        assert!(limits.pair(&name("carol"), &alice).is_ok());
+        assert_eq!(limits.pair(&bob, &alice, MINUTE), Err(Duration::from_secs(2)));
+        assert!(limits.pair(&bob, &name("carol"), MINUTE).is_ok());
+        assert!(limits.pair(&name("carol"), &alice, MINUTE).is_ok());
         clock.advance(SignedDuration::from_secs(2));
-        assert!(limits.pair(&bob, &alice).is_ok());
-        assert!(limits.pair(&bob, &alice).is_err());
+        assert!(limits.pair(&bob, &alice, MINUTE).is_ok());
+        assert!(limits.pair(&bob, &alice, MINUTE).is_err());
+    }
+
+    #[test]
+    fn what_is_held_longer_counts_like_several() {
+        let (limits, _) = limits(|_| ());
+        let (bob, alice) = (name("bob"), name("alice"));
+        for n in 0..3 {
+            assert!(limits.pair(&bob, &alice, 10 * MINUTE).is_ok(), "{n}");
+        }
+        assert!(limits.pair(&bob, &alice, Duration::from_secs(1)).is_err());
+        let carol = name("carol");
+        for n in 0..15 {
+            assert!(limits.pair(&bob, &carol, Duration::from_secs(61)).is_ok(), "{n}");
+        }
+        assert!(limits.pair(&bob, &carol, MINUTE).is_err());
+    }
+
+    #[test]
+    fn who_reserves_and_never_spends_has_less() {
+        let (limits, clock) = limits(|_| ());
+        let (bob, alice, carol) = (name("bob"), name("alice"), name("carol"));
+        let possible = |user: &UserName, target: &str| {
+            (0..100).take_while(|_| limits.pair(user, &name(target), MINUTE).is_ok()).count()
+        };
+        for user in [&bob, &carol] {
+            limits.reserved(user, 31);
+            assert_eq!(possible(user, "dave"), 30);
+            limits.reserved(user, 1);
+        }
+        limits.spent(&carol, 8);
+        assert_eq!((possible(&bob, "erin"), possible(&carol, "erin")), (7, 30));
+        // Time forgets.
+        limits.forget();
+        assert_eq!(possible(&bob, "frank"), 30);
+        for _ in 0..10 {
+            limits.forget();
+        }
+        assert!(limits.0.as_ref().unwrap().habits().is_empty(), "habits are kept for ever");
+        clock.advance(SignedDuration::from_mins(1));
+        assert!(limits.pair(&bob, &alice, MINUTE).is_ok());
     }
 
     #[test]
@@ -160,7 +279,7 @@ mod tests {
         let bob = name("bob");
         for person in 0..200 {
             limits.request(&bob, 1).unwrap();
-            limits.pair(&bob, &name(&format!("friend-{person}"))).unwrap();
+            limits.pair(&bob, &name(&format!("friend-{person}")), MINUTE).unwrap();
             for _spend in 0..5 {
                 limits.request(&bob, 1).unwrap();
             }
@@ -196,7 +315,7 @@ mod tests {
         let (limits, _) = limits(|config| config.limits = config::Limits::Off);
         for _ in 0..10_000 {
             limits.request(&name("bob"), 100).unwrap();
-            limits.pair(&name("bob"), &name("alice")).unwrap();
+            limits.pair(&name("bob"), &name("alice"), MINUTE).unwrap();
         }
     }
 }

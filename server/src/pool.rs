@@ -25,14 +25,14 @@ use queues::Queues;
 use upload::Intake;
 
 use crate::{
-    auth::{AdminHash, Caller, TokenCache, jwt::JwtVerifier},
+    auth::{AdminHash, Caller, Remembered, TokenCache, jwt::JwtVerifier},
     bell::Bell,
     clock::Clock,
     config::{Config, OnLapse, OnRestore, Registration},
     generation::GenerationFile,
     limits::Limits,
     problem::Failure,
-    store::{Heard, Store, StoreError, UploadLimits, View},
+    store::{Heard, HoldLimits, Store, StoreError, UploadLimits, View},
     sweeper,
 };
 
@@ -54,7 +54,7 @@ struct Policy {
     idempotency_window: Duration,
     min_remaining: Duration,
     /// `None` where requests are not limited.
-    max_live_reservations: Option<u32>,
+    hold_limits: Option<HoldLimits>,
     sweep: sweeper::Rules,
     message_retention: Duration,
     queue_capacity: u32,
@@ -105,7 +105,9 @@ impl Pool {
             idempotency_window: config.idempotency_window,
             // A KeyPackage that ends in this very second has ended.
             min_remaining: config.min_remaining.max(Duration::from_secs(1)),
-            max_live_reservations: limits.are_on().then_some(config.max_live_reservations),
+            hold_limits: limits
+                .are_on()
+                .then_some(HoldLimits { total: config.max_live_reservations, per_device: config.max_live_per_pair }),
             sweep: sweeper::Rules {
                 retire: config.on_lapse == OnLapse::Retire,
                 batch: config.sweep_batch,
@@ -276,12 +278,15 @@ impl Pool {
     /// The device that the token belongs to, which is counted as one that asks for something.
     pub(crate) async fn authenticate(&self, token: &Token) -> Result<Option<Caller>, Failure> {
         let (hash, now) = (token.hash(), self.clock.now());
-        let device = if let Some(device) = self.tokens.get(&hash, now) {
-            Some(device)
-        } else {
-            let device = self.block(move |pool, _| pool.store.authenticate(&hash)).await?.map(Arc::new);
-            // Only what was looked up is new: to renew what is remembered would be to remember it for ever.
-            device.inspect(|device| self.tokens.put(hash, Arc::clone(device), now))
+        let device = match self.tokens.get(&hash, now) {
+            Remembered::Device(device) => Some(device),
+            Remembered::Unknown => None,
+            Remembered::Nothing => {
+                let device = self.look_up(hash).await?.map(Arc::new);
+                // Only what was looked up is new: to renew what is remembered would be to remember it for ever.
+                self.tokens.put(hash, device.as_ref(), now);
+                device
+            }
         };
         if let Some(device) = &device {
             self.limits.request(&device.user, 1)?;

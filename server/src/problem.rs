@@ -9,7 +9,10 @@ use actix_web::{
 use keypool_openapi::{MissingDevice, Problem, ProblemType, ReservationId};
 use rand::rngs::SysError;
 
-use crate::store::StoreError;
+use crate::{
+    auth::unknown_token,
+    store::{CallerError, StoreError},
+};
 
 /// The media type of every problem (RFC 9457).
 pub const PROBLEM_JSON: &str = "application/problem+json";
@@ -40,6 +43,7 @@ pub fn table(kind: ProblemType) -> (StatusCode, &'static str) {
         P::AlreadySpent => (S::CONFLICT, "The reservation is spent already"),
         P::ReservationLapsed => (S::CONFLICT, "The reservation has lapsed"),
         P::NotYourReservation => (S::FORBIDDEN, "Another device made this reservation"),
+        P::QueueFull => (S::CONFLICT, "A queue takes no more of the caller"),
         P::PoolFull => (S::CONFLICT, "The pool is full"),
         P::PayloadTooLarge => (S::PAYLOAD_TOO_LARGE, "The body is too large"),
         P::IdempotencyMismatch => (S::UNPROCESSABLE_ENTITY, "The Idempotency-Key is another request's"),
@@ -144,6 +148,15 @@ impl From<StoreError> for Failure {
         } else {
             tracing::error!(%error, "the database failed");
             Self::new(ProblemType::Internal, "The database failed; the server's log says how. Nothing was changed.")
+        }
+    }
+}
+
+impl From<CallerError> for Failure {
+    fn from(error: CallerError) -> Self {
+        match error {
+            CallerError::TokenRevoked(_) => unknown_token(),
+            CallerError::Store(error) => error.into(),
         }
     }
 }

@@ -30,14 +30,75 @@ async fn reserve_for(caller: &Http, ttl: u64) -> crate::support::Answer {
 
 #[rstest]
 #[tokio::test]
-async fn a_repetition_is_answered_the_very_same(#[values(Database::Postgres, Database::Sqlite)] db: Database) {
+async fn a_repetition_is_answered_the_very_same_while_it_is_held(
+    #[values(Database::Postgres, Database::Sqlite)] db: Database,
+) {
     let Scene { server: _server, alice, bob } = scene(db, 3).await;
     let first = bob.reserve("alice").await;
     let again = bob.reserve("alice").await;
     assert_eq!((again.status, again.text), (200, first.text.clone()));
     assert_eq!(alice.status().await["reserved"], 1);
     bob.spend(&first.json["reservations"][0], "friends").await.ok();
-    assert_eq!(bob.reserve("alice").await.text, first.text, "what became of the reservation changed the answer");
+    no_longer_held(&bob.reserve("alice").await);
+    assert_eq!(alice.status().await["reserved"], 0, "a repetition reserved another one");
+}
+
+#[track_caller]
+fn no_longer_held(answer: &crate::support::Answer) {
+    answer.is_problem(409, ProblemType::ReservationLapsed);
+    let missing = json!([{"user": "alice", "device": "laptop", "reason": "reservation-lapsed", "ciphersuites": []}]);
+    assert_eq!(answer.json["missing"], missing);
+}
+
+/// A repetition shows no KeyPackage that may be another adder's by now, nor one that its owner withdrew.
+#[rstest]
+#[tokio::test]
+async fn what_is_no_longer_held_is_missing_from_a_repetition(
+    #[values(Database::Postgres, Database::Sqlite)] db: Database,
+) {
+    let Scene { server, alice, bob } = scene(db, 1).await;
+    let released = bob.reserved("alice").await;
+    bob.release(&released).await.ok();
+    no_longer_held(&bob.reserve("alice").await);
+    let carol = server.anyone().registered("carol", "phone").await;
+    carol.reserved("alice").await;
+    no_longer_held(&bob.reserve("alice").await);
+    server.advance(SignedDuration::from_secs(60));
+    let bob = bob.with_key("two");
+    let kept = bob.reserve("alice").await;
+    assert_eq!(bob.reserve("alice").await.text, kept.text);
+    server.advance(SignedDuration::from_secs(60));
+    no_longer_held(&bob.reserve("alice").await);
+    let bob = bob.with_key("three");
+    bob.reserved("alice").await;
+    alice.post("/keypackages/revoke", &json!({"all": true})).await.ok();
+    no_longer_held(&bob.reserve("alice").await);
+    // The last resort is nobody's own: it is there while its owner offers it.
+    let laptop = Device::new("alice", "laptop");
+    alice.uploaded(&[laptop.last_resort()]).await;
+    let bob = bob.with_key("four");
+    server.advance(SignedDuration::from_secs(60));
+    let last_resort = bob.reserve("alice").await;
+    server.advance(SignedDuration::from_secs(60));
+    assert_eq!(bob.reserve("alice").await.text, last_resort.text);
+    alice.uploaded(&[laptop.last_resort()]).await;
+    no_longer_held(&bob.reserve("alice").await);
+}
+
+/// What is written for an answer does not grow with the KeyPackages in it.
+#[rstest]
+#[tokio::test]
+async fn a_kept_answer_is_small(#[values(Database::Postgres, Database::Sqlite)] db: Database) {
+    let Scene { server, alice, bob } = scene(db, 0).await;
+    let large = Device::new("alice", "laptop").with_extension(60_000, true);
+    alice.uploaded(&large.key_packages(2)).await;
+    bob.reserved("alice").await;
+    // The last resort is handed out alone, and not in a batch.
+    alice.uploaded(&[large.last_resort()]).await;
+    bob.with_key("two").reserved("alice").await;
+    assert_eq!(bob.with_key("three").reserved("alice").await["last_resort"], true);
+    let kept = server.database().number("SELECT max(length(answer)) AS n FROM idempotency_keys");
+    assert!((100..1_000).contains(&kept), "{kept} bytes are kept");
 }
 
 #[rstest]
@@ -74,11 +135,12 @@ async fn an_answer_is_kept_while_its_reservation_lives(#[values(Database::Postgr
 async fn an_answer_is_kept_for_the_window_after_its_reservation_is_over(
     #[values(Database::Postgres, Database::Sqlite)] db: Database,
 ) {
-    let Scene { server, bob, .. } = scene(db, 2).await;
-    let first = reserve_for(&bob, 1).await;
+    let Scene { server, alice, bob } = scene(db, 2).await;
+    reserve_for(&bob, 1).await.ok();
     server.advance(SignedDuration::from_secs(3_599));
     server.sweep().await;
-    assert_eq!(reserve_for(&bob, 1).await.text, first.text);
+    no_longer_held(&reserve_for(&bob, 1).await);
+    assert_eq!(alice.status().await["reserved"], 0);
 }
 
 #[rstest]

@@ -6,7 +6,7 @@ use jiff::SignedDuration;
 use keypool_openapi::{ProblemType, RejectionReason};
 use keypool_server::{
     config::{Config, Limits},
-    store::{DeviceId, Registration, Store, Upload, UploadLimits, UploadOutcome, Uploaded, View},
+    store::{CallerError, DeviceId, Registration, Store, Upload, UploadLimits, UploadOutcome, View},
 };
 use keypool_validation::{key_package::ValidatedKeyPackage, token::Token};
 use rstest::rstest;
@@ -65,8 +65,11 @@ impl Scene {
     }
 
     fn alone(&self, owner: DeviceId, packages: &[ValidatedKeyPackage]) -> Option<Vec<UploadOutcome>> {
-        let uploaded = self.store.upload(self.upload(owner, packages), LIMITS, self.view()).unwrap();
-        uploaded.map(|Uploaded { outcomes, .. }| outcomes)
+        match self.store.upload(self.upload(owner, packages), LIMITS, self.view()) {
+            Ok(uploaded) => Some(uploaded.outcomes),
+            Err(CallerError::TokenRevoked(_)) => None,
+            Err(CallerError::Store(error)) => panic!("{error}"),
+        }
     }
 
     /// What stands for a KeyPackage here: the store believes what it is told of it.

@@ -166,10 +166,64 @@ async fn a_group_of_two_hundred_is_made_as_it_comes(#[values(Anywhere::Postgres,
     assert_eq!(added, 400);
 }
 
+/// However many devices and servers a user has, most of a pool is there for others.
+#[rstest]
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_user_holds_a_part_of_a_pool(#[values(Database::Postgres, Database::Sqlite)] db: Database) {
+    let server = TestServer::start(db).await;
+    let other = server.beside(|_| ()).await;
+    let (alice, bob) = with_packages(&server, 32).await;
+    let tablet = bob.registered("bob", "tablet").await;
+    let callers = [bob.clone(), tablet.clone(), bob.at(&other.base), tablet.at(&other.base)];
+    let reserve = |caller: Http| tokio::spawn(async move { caller.reserve("alice").await });
+    let tasks: Vec<_> = callers.iter().cycle().take(24).cloned().map(reserve).collect();
+    let mut held = Vec::new();
+    for task in tasks {
+        let answer = task.await.unwrap();
+        if answer.status == 200 {
+            held.push(answer.json["reservations"][0].clone());
+        } else {
+            answer.is_problem(429, ProblemType::TooManyRequests);
+            assert_eq!(answer.json["missing"][0]["reason"], "too-many-requests", "{}", answer.text);
+        }
+    }
+    assert_eq!((held.len(), &alice.status().await["reserved"]), (8, &json!(8)));
+    // Others are served, and so is the user when a reservation ends, in whichever way.
+    server.anyone().registered("carol", "phone").await.reserved("alice").await;
+    let holder = if bob.release(&held[0]).await.status == 200 { &bob } else { &tablet };
+    holder.release(&held[0]).await.ok();
+    bob.reserved("alice").await;
+    bob.reserve("alice").await.is_problem(429, ProblemType::TooManyRequests);
+    server.advance(SignedDuration::from_secs(60));
+    bob.reserved("alice").await;
+}
+
+#[rstest]
+#[tokio::test]
+async fn one_who_holds_too_much_of_one_device_is_served_by_the_others(
+    #[values(Database::Postgres, Database::Sqlite)] db: Database,
+) {
+    let server = TestServer::start_with(db, |config| config.max_live_per_pair = 2).await;
+    let (alice, bob) = with_packages(&server, 9).await;
+    let phone = alice.registered("alice", "phone").await;
+    phone.uploaded(&Device::new("alice", "phone").key_packages(9)).await;
+    for _ in 0..2 {
+        bob.post("/keypackages/reserve", &json!({"target_user": "alice", "device": "laptop"})).await.ok();
+    }
+    let answer = bob.reserve("alice").await.ok();
+    assert_eq!(answer["reservations"][0]["device"], "phone");
+    let missing = json!([{"user": "alice", "device": "laptop", "reason": "too-many-requests", "ciphersuites": []}]);
+    assert_eq!((answer["reservations"].as_array().unwrap().len(), &answer["missing"]), (1, &missing));
+}
+
 #[rstest]
 #[tokio::test]
 async fn the_owner_sees_who_drains(#[values(Database::Postgres, Database::Sqlite)] db: Database) {
-    let server = TestServer::start_with(db, |config| config.pair_burst = 100).await;
+    let server = TestServer::start_with(db, |config| {
+        config.pair_burst = 100;
+        config.max_live_per_pair = 100;
+    })
+    .await;
     let (alice, bob) = with_packages(&server, 60).await;
     let carol = server.anyone().registered("carol", "phone").await;
     let tablet = carol.registered("carol", "tablet").await;

@@ -13,6 +13,7 @@ mod crash;
 mod delivery;
 mod deployment;
 mod devices;
+mod ended_tokens;
 mod history;
 mod idempotency;
 mod intake;

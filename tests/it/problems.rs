@@ -26,6 +26,7 @@ impl Scene {
         let server = TestServer::start_with(db, |config| {
             config.pool_capacity = 2;
             config.pair_burst = 3;
+            config.queue_capacity = 16;
             config.ciphersuites = vec![1];
         })
         .await;
@@ -123,6 +124,24 @@ async fn provoke(kind: ProblemType, scene: &Scene) -> (u16, Answer) {
         P::PoolFull => {
             scene.upload(2).await;
             (409, alice.upload(&device.key_packages(2)).await)
+        }
+        P::QueueFull => {
+            // Bob's share of a queue is two messages, and a last resort costs nobody anything.
+            alice.uploaded(&[device.last_resort()]).await;
+            let mut party = Device::new("bob", "phone").founds("friends");
+            let path = |what: &str| format!("/groups/ZnJpZW5kcw/{what}");
+            bob.post(&path("commits"), &json!({"commit": encode(&party.updates())})).await.ok();
+            party.merges();
+            for _ in 0..2 {
+                let recipients = json!([{"user": "alice", "device": "laptop"}]);
+                let message = encode(&party.says("hello"));
+                bob.post(&path("messages"), &json!({"message": message, "recipients": recipients})).await.ok();
+            }
+            let reservation = bob.reserved("alice").await;
+            let (commit, welcome) = party.adds(&[&reservation]);
+            let body = json!({"commit": encode(&commit), "welcome": encode(&welcome),
+                "reservations": [reservation["reservation_id"]]});
+            (409, bob.post(&path("commits"), &body).await)
         }
         P::PayloadTooLarge => {
             let large = json!({"target_user": "alice", "group_id": "A".repeat(128 * 1024)});

@@ -4,7 +4,10 @@ use std::{collections::BTreeSet, thread};
 
 use jiff::{SignedDuration, Timestamp};
 use keypool_openapi::{MissingDevice, MissingReason, ReservationId, ReserveResponse};
-use keypool_server::store::{DeviceId, IdempotencyKey, Reserve, ReserveError, Spend, SpendError, Spent, Store, View};
+use keypool_server::store::{
+    DeviceId, HoldLimits, IdempotencyKey, Reserve, ReserveError, ShownToken, Spend, SpendError, Spent, Store, View,
+};
+use keypool_validation::token::Token;
 use rstest::rstest;
 use uuid::Uuid;
 
@@ -16,7 +19,8 @@ use crate::{
 struct Scene {
     server: TestServer,
     store: Store,
-    bob: DeviceId,
+    bob: ShownToken,
+    alice: ShownToken,
 }
 
 /// What became of one wish; `None`: it has to be done alone.
@@ -27,7 +31,7 @@ impl Scene {
     async fn new(db: Database, pools: &[(&str, usize)]) -> Self {
         let server = TestServer::start(db).await;
         let anyone = server.anyone();
-        anyone.registered("bob", "phone").await;
+        let bob = anyone.registered("bob", "phone").await;
         let mut first: Option<Http> = None;
         for (device, packages) in pools {
             let registrar = first.as_ref().unwrap_or(&anyone);
@@ -38,8 +42,14 @@ impl Scene {
             first.get_or_insert(http);
         }
         let store = server.store();
-        let bob = DeviceId(server.database().number("SELECT id AS n FROM devices WHERE user_name = 'bob'"));
-        Self { server, store, bob }
+        let shown = |user: &str, http: &Http| ShownToken {
+            device: DeviceId(
+                server.database().number(&format!("SELECT min(id) AS n FROM devices WHERE user_name = '{user}'")),
+            ),
+            token_hash: Token::from_header(&format!("Bearer {}", http.token.as_ref().unwrap())).unwrap().hash(),
+        };
+        let (bob, alice) = (shown("bob", &bob), shown("alice", first.as_ref().unwrap()));
+        Self { server, store, bob, alice }
     }
 
     fn want(&self) -> Reserve {
@@ -55,7 +65,8 @@ impl Scene {
             nonce: Uuid::new_v4(),
             until: now + SignedDuration::from_mins(1),
             usable_until: now,
-            most_held: None,
+            by_user: "bob".parse().unwrap(),
+            limits: None,
             repeat: None,
         }
     }
@@ -174,7 +185,7 @@ async fn a_key_that_comes_elsewhere_at_the_same_moment_spoils_nothing() {
     let mut elsewhere = scene.server.database();
     elsewhere.run(&format!(
         "BEGIN; INSERT INTO idempotency_keys VALUES ({}, {}, '', '', 4000000000)",
-        scene.bob.0,
+        scene.bob.device.0,
         elsewhere.bytes(&[1; 32])
     ));
     let outcomes = thread::scope(|scope| {
@@ -236,7 +247,8 @@ async fn who_may_soon_hold_too_much_is_counted_alone() {
     // Of different devices, so that no two meet.
     let want = |device: &str| Reserve { device: Some(device.parse().unwrap()), ..scene.want() };
     let reserve = |most: &[u32]| -> Vec<_> {
-        let capped = |(most, device)| Reserve { most_held: Some(most), ..want(device) };
+        let limits = |total| Some(HoldLimits { total, per_device: 9 });
+        let capped = |(most, device)| Reserve { limits: limits(most), ..want(device) };
         let wants: Vec<_> = most.iter().copied().zip(["laptop", "phone"]).map(capped).collect();
         scene.reserve(&wants).iter().map(taken).collect()
     };
@@ -247,6 +259,26 @@ async fn who_may_soon_hold_too_much_is_counted_alone() {
     assert_eq!(reserve(&[17]), [1]);
     assert_eq!(reserve(&[33, 33]), [0, 0]);
     assert_eq!(reserve(&[34, 34]), [1, 1]);
+}
+
+#[tokio::test]
+async fn who_may_soon_hold_too_much_of_one_is_counted_alone() {
+    let scene = Scene::new(Database::Postgres, &[("laptop", 9), ("phone", 9)]).await;
+    let reserve = |per_device: u32, devices: &[&str]| -> Vec<_> {
+        let limits = Some(HoldLimits { total: 1_000, per_device });
+        let of = |device: &&str| Reserve { limits, device: Some(device.parse().unwrap()), ..scene.want() };
+        scene.reserve(&devices.iter().map(of).collect::<Vec<_>>()).iter().map(taken).collect()
+    };
+    assert_eq!(reserve(1, &["laptop"]), [1]);
+    assert_eq!(reserve(1, &["laptop"]), [0]);
+    assert_eq!(reserve(2, &["laptop", "phone"]), [0, 0]);
+    assert_eq!(reserve(3, &["laptop", "phone"]), [1, 1]);
+    // Another reservation of the same user's, which is counting.
+    let mut other = scene.server.database();
+    other.run("BEGIN; SELECT pg_advisory_xact_lock(1802072432, hashtext('bob'))");
+    assert_eq!(reserve(100, &["laptop"]), [0]);
+    other.run("SELECT pg_advisory_xact_lock(1802072432, hashtext('carol')); ROLLBACK");
+    assert_eq!(reserve(100, &["laptop"]), [1]);
 }
 
 /// Left for alone, or refused at once.
@@ -262,10 +294,10 @@ async fn spends_are_each_their_holders_own(#[values(Database::Postgres, Database
     for want in [&mine, &late] {
         scene.store.reserve(std::slice::from_ref(want), scene.view()).unwrap().remove(0).unwrap();
     }
-    let owner = scene.server.database().number("SELECT id AS n FROM devices WHERE user_name = 'alice'");
+    let owner = scene.alice.device.0;
     let spend = |nonce, by| Spend { reservation: ReservationId { owner, nonce }, by, group_id: b"friends".to_vec() };
     let now = scene.server.now() + SignedDuration::from_hours(1);
-    let spends = [spend(mine.nonce, scene.bob), spend(late.nonce, DeviceId(owner)), spend(Uuid::new_v4(), scene.bob)];
+    let spends = [spend(mine.nonce, scene.bob), spend(late.nonce, scene.alice), spend(Uuid::new_v4(), scene.bob)];
     let outcomes = scene.store.spend_together(&spends, now).unwrap();
     assert!(matches!(outcomes[0], Some(Ok(_))), "a late spend of what nobody else has holds: {outcomes:?}");
     assert!(is_refused(outcomes[1].as_ref(), SpendError::NotYours));
@@ -278,4 +310,34 @@ async fn spends_are_each_their_holders_own(#[values(Database::Postgres, Database
         (scene.count("key_packages WHERE state = 'spent'"), scene.count("audit_events WHERE action = 'spend'")),
         (2, 2)
     );
+}
+
+/// One whose token has ended is refused, whatever it is done together with, and keeps nobody else from theirs.
+#[rstest]
+#[tokio::test]
+async fn an_ended_token_takes_no_part(#[values(Database::Postgres, Database::Sqlite)] db: Database) {
+    let scene = Scene::new(db, &[("laptop", 9)]).await;
+    let ended = ShownToken { token_hash: [7; 32], ..scene.bob };
+    let keyed = Reserve { by: ended, ..scene.keyed(1) };
+    let wants = [scene.want(), Reserve { by: ended, ..scene.want() }, keyed.clone()];
+    let outcomes = scene.reserve(&wants);
+    assert!(matches!(&outcomes[0], Some(Ok(reserved)) if reserved.reservations.len() == 1), "{outcomes:?}");
+    for one in &outcomes[1..] {
+        assert!(matches!(one, None | Some(Err(ReserveError::TokenRevoked))), "{outcomes:?}");
+    }
+    // Each alone in its batch, which is another statement.
+    for want in [&wants[1], &keyed] {
+        let outcome = scene.reserve(std::slice::from_ref(want)).remove(0);
+        assert!(matches!(outcome, None | Some(Err(ReserveError::TokenRevoked))), "{outcome:?}");
+        let alone = scene.store.reserve(std::slice::from_ref(want), scene.view()).unwrap().remove(0);
+        assert_eq!(alone.unwrap_err(), ReserveError::TokenRevoked);
+    }
+    let reservation = ReservationId { owner: scene.alice.device.0, nonce: wants[0].nonce };
+    let spend = |by| Spend { reservation, by, group_id: b"friends".to_vec() };
+    let outcomes = scene.store.spend_together(&[spend(ended)], scene.server.now()).unwrap();
+    assert!(is_refused(outcomes[0].as_ref(), SpendError::TokenRevoked), "{outcomes:?}");
+    let alone = scene.store.spend(&[spend(ended)], scene.server.now()).unwrap().remove(0);
+    assert_eq!(alone.unwrap_err(), SpendError::TokenRevoked);
+    assert_eq!(scene.count("key_packages WHERE state = 'reserved'"), 1);
+    assert_eq!(scene.count("idempotency_keys"), 0);
 }

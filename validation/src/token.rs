@@ -12,9 +12,14 @@ use sha2::{Digest, Sha256};
 const PREFIX: &str = "keypool_";
 /// What an enrolment token begins with.
 const ENROLMENT_PREFIX: &str = "keypool_enrol_";
-const TOKEN_BYTES: usize = 32;
+const SECRET_BYTES: usize = 32;
+/// Bytes of the checksum at the end.
+const CHECKSUM_BYTES: usize = 4;
 
-/// A bearer token of this server's: 256 random bits. Shown once; the server keeps its hash alone.
+/// A bearer token of this server's: 256 random bits and a checksum. Shown once; the server keeps its hash alone.
+///
+/// The checksum is the first bytes of the SHA-256 of the prefix and the secret. It tells a mistyped or cut token from a real one
+/// without a look-up. Tokens from before it was there have none, and stay valid.
 pub struct Token(SecretString);
 
 impl Token {
@@ -35,9 +40,10 @@ impl Token {
     }
 
     fn random(prefix: &str) -> Result<Self, SysError> {
-        let mut secret = [0; TOKEN_BYTES];
+        let mut secret = [0; SECRET_BYTES];
         SysRng.try_fill_bytes(&mut secret)?;
-        Ok(Self(format!("{prefix}{}", URL_SAFE_NO_PAD.encode(secret)).into()))
+        let bytes = [&secret[..], &checksum(prefix, &secret)].concat();
+        Ok(Self(format!("{prefix}{}", URL_SAFE_NO_PAD.encode(bytes)).into()))
     }
 
     /// Reads a device's token from the value of an `Authorization` header; `None` where it is no such token.
@@ -53,8 +59,9 @@ impl Token {
     }
 
     fn with_prefix(prefix: &str, token: &str) -> Option<Self> {
-        let secret = URL_SAFE_NO_PAD.decode(token.strip_prefix(prefix)?).ok()?;
-        (secret.len() == TOKEN_BYTES).then(|| Self(token.into()))
+        let bytes = URL_SAFE_NO_PAD.decode(token.strip_prefix(prefix)?).ok()?;
+        let (secret, rest) = bytes.split_first_chunk::<SECRET_BYTES>()?;
+        (rest.is_empty() || rest == checksum(prefix, secret)).then(|| Self(token.into()))
     }
 
     /// What the server keeps of it.
@@ -68,6 +75,11 @@ impl Token {
     pub fn reveal(&self) -> &str {
         self.0.expose_secret()
     }
+}
+
+fn checksum(prefix: &str, secret: &[u8; SECRET_BYTES]) -> [u8; CHECKSUM_BYTES] {
+    let digest = Sha256::new().chain_update(prefix).chain_update(secret).finalize();
+    std::array::from_fn(|byte| digest[byte])
 }
 
 /// The token in the value of an `Authorization` header, where that is of the scheme `Bearer`.
@@ -99,6 +111,28 @@ mod tests {
             assert!(Token::from_header(bad).is_none(), "{bad:?} was taken");
         }
         assert_ne!(Token::generate().unwrap().hash(), token.hash());
+    }
+
+    #[test]
+    fn a_token_with_a_wrong_letter_is_no_token() {
+        let token = Token::generate().unwrap();
+        let text = token.reveal();
+        for at in PREFIX.len()..text.len() {
+            let mut wrong = text.to_owned();
+            wrong.replace_range(at..=at, if &text[at..=at] == "A" { "B" } else { "A" });
+            assert!(Token::from_header(&format!("Bearer {wrong}")).is_none(), "{wrong}, with a wrong letter at {at}");
+        }
+        // Nor is one that was cut, or has the checksum of the other kind.
+        assert!(Token::from_header(&format!("Bearer {}", &text[..text.len() - 1])).is_none());
+        let secret = [7; SECRET_BYTES];
+        let of_enrolment = [&secret[..], &checksum(ENROLMENT_PREFIX, &secret)].concat();
+        assert!(Token::from_header(&format!("Bearer {PREFIX}{}", URL_SAFE_NO_PAD.encode(of_enrolment))).is_none());
+    }
+
+    #[test]
+    fn a_token_from_before_checksums_is_one() {
+        let token = format!("{PREFIX}{}", URL_SAFE_NO_PAD.encode([7; SECRET_BYTES]));
+        assert_eq!(Token::from_header(&format!("Bearer {token}")).unwrap().reveal(), token);
     }
 
     #[test]

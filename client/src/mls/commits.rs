@@ -421,6 +421,7 @@ fn is_final(error: &Error) -> bool {
         Some(
             P::StaleEpoch
                 | P::ReservationLapsed
+                | P::QueueFull
                 | P::AlreadySpent
                 | P::NotYourReservation
                 | P::UnknownReservation

@@ -5,33 +5,59 @@ use moka::sync::Cache;
 
 use crate::store::DeviceRow;
 
-/// Tokens that are remembered at most: a few hundred bytes each.
+/// Known tokens, and unknown ones, that are remembered at most: a few hundred bytes each.
 const CAPACITY: u64 = 20_000;
 
 /// Devices by the hash of their tokens, so that a busy device does not cost a query a request. Nothing is remembered
-/// for longer than a removed device may still be served.
+/// for longer than a removed device may still be served. Unknown tokens are remembered as well, in a cache of their own: made-up
+/// tokens do not push real ones out.
 #[derive(Clone)]
 pub(crate) struct TokenCache {
     devices: Cache<[u8; 32], (Arc<DeviceRow>, Timestamp)>,
+    unknown: Cache<[u8; 32], Timestamp>,
     keep: SignedDuration,
+}
+
+/// What the cache knows of a token.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Remembered {
+    /// The token belongs to this device.
+    Device(Arc<DeviceRow>),
+    /// No device has the token.
+    Unknown,
+    /// The database has to be asked.
+    Nothing,
 }
 
 impl TokenCache {
     pub(crate) fn new(keep: Duration) -> Self {
-        Self { devices: Cache::new(CAPACITY), keep: SignedDuration::try_from(keep).unwrap_or(SignedDuration::ZERO) }
+        Self {
+            devices: Cache::new(CAPACITY),
+            unknown: Cache::new(CAPACITY),
+            keep: SignedDuration::try_from(keep).unwrap_or(SignedDuration::ZERO),
+        }
     }
 
-    pub(crate) fn get(&self, token_hash: &[u8; 32], now: Timestamp) -> Option<Arc<DeviceRow>> {
-        let (device, since) = self.devices.get(token_hash)?;
-        let age = now.duration_since(since);
-        // A clock that went back proves nothing about how old this is.
-        (age >= SignedDuration::ZERO && age < self.keep).then_some(device)
+    pub(crate) fn get(&self, token_hash: &[u8; 32], now: Timestamp) -> Remembered {
+        // A clock that went back proves nothing about how old an entry is.
+        let is_recent = |since| (SignedDuration::ZERO..self.keep).contains(&now.duration_since(since));
+        if let Some((device, _)) = self.devices.get(token_hash).filter(|(_, since)| is_recent(*since)) {
+            Remembered::Device(device)
+        } else if self.unknown.get(token_hash).is_some_and(is_recent) {
+            Remembered::Unknown
+        } else {
+            Remembered::Nothing
+        }
     }
 
-    /// Remembers a device that was looked up at this time.
-    pub(crate) fn put(&self, token_hash: [u8; 32], device: Arc<DeviceRow>, since: Timestamp) {
-        if self.keep > SignedDuration::ZERO {
-            self.devices.insert(token_hash, (device, since));
+    /// Remembers what the database answered at this time: the token's device, if there is one.
+    pub(crate) fn put(&self, token_hash: [u8; 32], device: Option<&Arc<DeviceRow>>, since: Timestamp) {
+        if self.keep <= SignedDuration::ZERO {
+            return;
+        }
+        match device {
+            Some(device) => self.devices.insert(token_hash, (Arc::clone(device), since)),
+            None => self.unknown.insert(token_hash, since),
         }
     }
 
@@ -55,12 +81,16 @@ mod tests {
             device: "laptop".parse().unwrap(),
             registered_at: second(0),
         };
-        cache.put([1; 32], Arc::new(device), second(100));
-        assert!(cache.get(&[1; 32], second(104)).is_some());
-        assert!(cache.get(&[1; 32], second(105)).is_none());
-        assert!(cache.get(&[1; 32], second(99)).is_none());
-        assert!(cache.get(&[2; 32], second(100)).is_none());
+        let device = Arc::new(device);
+        cache.put([1; 32], Some(&device), second(100));
+        cache.put([3; 32], None, second(100));
+        for (token, known) in [(1, Remembered::Device(device)), (3, Remembered::Unknown)] {
+            assert_eq!(cache.get(&[token; 32], second(104)), known);
+            assert_eq!(cache.get(&[token; 32], second(105)), Remembered::Nothing);
+            assert_eq!(cache.get(&[token; 32], second(99)), Remembered::Nothing);
+        }
+        assert_eq!(cache.get(&[2; 32], second(100)), Remembered::Nothing);
         cache.forget(&[1; 32]);
-        assert!(cache.get(&[1; 32], second(101)).is_none());
+        assert_eq!(cache.get(&[1; 32], second(101)), Remembered::Nothing);
     }
 }

@@ -121,6 +121,7 @@ impl Config {
             ("pair_burst", self.pair_burst),
             ("pair_per_minute", self.pair_per_minute),
             ("max_live_reservations", self.max_live_reservations),
+            ("max_live_per_pair", self.max_live_per_pair),
             ("max_waiting_requests", self.max_waiting_requests),
             ("sweep_batch", self.sweep_batch),
             ("queue_capacity", self.queue_capacity),

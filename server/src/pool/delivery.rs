@@ -1,10 +1,10 @@
 //! Delivery: one Commit an epoch, and a queue for each device.
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
 use keypool_openapi::{
-    AckRequest, AckResponse, CommitRequest, CommitResponse, GroupId, MAX_MESSAGE_SIZE, MessageRequest, MessageResponse,
-    MessagesPage, MessagesQuery, ProblemType,
+    AckRequest, AckResponse, CommitRequest, CommitResponse, DeviceOf, GroupId, MAX_MESSAGE_SIZE, MessageRequest,
+    MessageResponse, MessagesPage, MessagesQuery, ProblemType,
 };
 use keypool_validation::mls_message::{Header, header};
 use sha2::{Digest, Sha256};
@@ -13,7 +13,7 @@ use super::{Pool, after, reservations::lost_reservation};
 use crate::{
     auth::{Caller, unknown_token},
     problem::{About, Failure},
-    store::{Commit, CommitError, Delivered, DeviceRow, Post, Queued},
+    store::{Commit, CommitError, Delivered, MESSAGE_UNIT, Post, Queued},
 };
 
 /// The longest that a request may wait for a message.
@@ -27,13 +27,15 @@ impl Pool {
     /// Takes a Commit, with all that it brings, or nothing of it.
     pub async fn commit(
         &self,
-        caller: Arc<DeviceRow>,
+        caller: Caller,
         group_id: GroupId,
         request: CommitRequest,
     ) -> Result<CommitResponse, Failure> {
         let epoch = commit_epoch(&request, &group_id)?;
         let next_proof_digest = request.next_proof_digest.as_ref().map(|digest| sha256(&digest.0)).transpose()?;
         request.proof.as_ref().map(|proof| sha256(&proof.0)).transpose()?;
+        let bytes = request.commit.0.len() + request.welcome.as_ref().map_or(0, |welcome| welcome.0.len());
+        self.limits.request(&caller.device.user, bytes / MESSAGE_UNIT)?;
         self.block(move |pool, now| {
             let expires_at = after(now.as_second(), pool.policy.message_retention)?;
             let want = Commit {
@@ -44,7 +46,7 @@ impl Pool {
                 proof_digest: request.proof.map(|proof| Sha256::digest(&proof.0).into()),
                 next_proof_digest,
                 post: Post {
-                    by: caller.id,
+                    by: caller.shown_token(),
                     group_id: group_id.as_bytes().to_vec(),
                     message: request.commit.0,
                     recipients: request.recipients,
@@ -54,6 +56,7 @@ impl Pool {
             };
             match pool.store.commit(&want, now) {
                 Ok(Delivered { to, undelivered }) => {
+                    pool.limits.spent(&caller.device.user, want.reservations.len());
                     pool.bell.ring(&to);
                     Ok(CommitResponse { epoch: epoch.cast_unsigned() + 1, undelivered })
                 }
@@ -66,7 +69,7 @@ impl Pool {
     /// Queues a message for members of a group.
     pub async fn post(
         &self,
-        caller: Arc<DeviceRow>,
+        caller: Caller,
         group_id: GroupId,
         request: MessageRequest,
     ) -> Result<MessageResponse, Failure> {
@@ -78,9 +81,10 @@ impl Pool {
             found => return Err(wrong_message("message", found, &group_id)),
         }
         sized("message", &request.message.0)?;
+        self.limits.request(&caller.device.user, request.message.0.len() / MESSAGE_UNIT)?;
         self.block(move |pool, now| {
             let want = Post {
-                by: caller.id,
+                by: caller.shown_token(),
                 group_id: group_id.as_bytes().to_vec(),
                 message: request.message.0,
                 recipients: request.recipients,
@@ -109,16 +113,11 @@ impl Pool {
         }
         let (bell, end) = (self.bell.of(caller.device.id), tokio::time::sleep(Duration::from_secs(wait.into())));
         tokio::pin!(end);
-        let mut has_waited = false;
         loop {
             // Asked for before the queue is looked at: what comes in between rings, too.
             let rung = bell.notified();
-            let (device, shown) = (Arc::clone(&caller.device), caller.presented());
-            let queued = self.block(move |pool, _| {
-                let queued = pool.store.queued(&device, limit)?;
-                // While it waited, the token may have ended: what is there now may be for another who has the device's name.
-                if has_waited && !pool.store.is_valid(&shown)? { Err(unknown_token()) } else { Ok(queued) }
-            });
+            let shown = caller.shown_token();
+            let queued = self.block(move |pool, _| pool.store.queued(&shown, limit));
             let Queued { messages, devices_version } = queued.await?;
             let has_news = !messages.is_empty() || query.devices_version.is_some_and(|known| known != devices_version);
             let page = MessagesPage { messages, devices_version };
@@ -126,19 +125,20 @@ impl Pool {
                 return Ok(page);
             }
             tokio::select! {
-                () = rung => has_waited = true,
+                () = rung => {}
                 () = &mut end => return Ok(page),
             }
         }
     }
 
     /// Takes what the caller has dealt with out of its queue.
-    pub async fn acknowledge(&self, caller: Arc<DeviceRow>, request: AckRequest) -> Result<AckResponse, Failure> {
+    pub async fn acknowledge(&self, caller: Caller, request: AckRequest) -> Result<AckResponse, Failure> {
         self.block(move |pool, now| {
             let expires_at = after(now.as_second(), pool.policy.message_retention)?;
             let signed = |ids: Vec<u64>| ids.into_iter().map(u64::cast_signed).collect::<Vec<_>>();
             let (ids, unreadable) = (signed(request.ids), signed(request.unreadable));
-            let (acknowledged, told) = pool.store.acknowledge(caller.id, (&ids, &unreadable), now, expires_at)?;
+            let (acknowledged, told) =
+                pool.store.acknowledge(&caller.shown_token(), (&ids, &unreadable), now, expires_at)?;
             pool.bell.ring(&told);
             Ok::<_, Failure>(AckResponse { acknowledged: acknowledged as u64 })
         })
@@ -215,6 +215,7 @@ fn wrong_message(name: &str, found: Option<Header>, group_id: &GroupId) -> Failu
 fn not_accepted(error: CommitError, group_id: &GroupId, made_in: i64) -> Failure {
     match error {
         CommitError::Store(error) => error.into(),
+        CommitError::TokenRevoked => unknown_token(),
         CommitError::Stale(epoch) => Failure {
             about: About::Epoch(epoch.cast_unsigned()),
             ..Failure::new(
@@ -232,6 +233,17 @@ fn not_accepted(error: CommitError, group_id: &GroupId, made_in: i64) -> Failure
                  does not show it. Nothing was spent or delivered."
             ),
         ),
+        CommitError::QueueFull(id, DeviceOf { user, device }) => Failure {
+            about: About::Reservation(id),
+            ..Failure::new(
+                ProblemType::QueueFull,
+                format!(
+                    "The queue of {user}/{device} does not take the Welcome: the device has not fetched what this user sent it \
+                     before. Leave the device out, or try again later. Nothing was spent or delivered, and the epoch is still \
+                     free."
+                ),
+            )
+        },
         CommitError::Reservation(id, error) => {
             let failure = lost_reservation(error, &id);
             Failure {

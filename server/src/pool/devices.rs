@@ -68,7 +68,9 @@ impl Pool {
     /// What a caller may do for a user by what it shows.
     async fn grant(&self, user: &UserName, bearer: Option<Bearer>) -> Result<Grant, Failure> {
         match (self.policy.registration, bearer) {
-            (_, Some(Bearer::Device(caller))) if caller.device.user == *user => Ok(Grant::SameUser(caller.presented())),
+            (_, Some(Bearer::Device(caller))) if caller.device.user == *user => {
+                Ok(Grant::SameUser(caller.shown_token()))
+            }
             (_, Some(Bearer::Enrolment(hash))) => Ok(Grant::Enrolment(hash)),
             (_, Some(Bearer::Admin)) => Err(Failure::new(
                 ProblemType::Forbidden,
@@ -126,7 +128,7 @@ impl Pool {
     pub async fn change_token(&self, caller: Caller, device: DeviceName) -> Result<TokenResponse, Failure> {
         self.block(move |pool, _| {
             let (token, user) = (Token::generate()?, &caller.device.user);
-            let old = pool.store.change_token(caller.presented(), (user, &device), &token.hash());
+            let old = pool.store.change_token(caller.shown_token(), (user, &device), &token.hash());
             pool.tokens.forget(&old.map_err(|error| not_changed(error, user, &device))?);
             Ok::<_, Failure>(TokenResponse { device, token: token.reveal().to_owned() })
         })
@@ -141,7 +143,7 @@ impl Pool {
         by: Option<Caller>,
     ) -> Result<RemovedDevice, Failure> {
         self.block(move |pool, now| {
-            let removed = pool.store.remove((&user, &device), by.as_ref().map(Caller::presented), pool.view(now));
+            let removed = pool.store.remove((&user, &device), by.as_ref().map(Caller::shown_token), pool.view(now));
             let removed = removed.map_err(|error| not_changed(error, &user, &device))?;
             pool.tokens.forget(&removed.token_hash);
             pool.bell.ring(&removed.told);
@@ -170,7 +172,7 @@ fn not_registered(error: RegisterError, new: &NewDevice, stranger: bool) -> Fail
                 "The enrolment token is not valid for {user}: it is another user's, used, or over. Ask for a new one."
             ),
         ),
-        RegisterError::CallerGone => unknown_token(),
+        RegisterError::TokenRevoked(_) => unknown_token(),
         RegisterError::TooManyDevices => Failure::new(
             ProblemType::Forbidden,
             format!("{user} has {most} devices, and may not have more. Remove one that is no longer used."),
@@ -181,7 +183,7 @@ fn not_registered(error: RegisterError, new: &NewDevice, stranger: bool) -> Fail
 fn not_changed(error: DeviceError, user: &UserName, device: &DeviceName) -> Failure {
     match error {
         DeviceError::Store(error) => error.into(),
-        DeviceError::CallerGone => unknown_token(),
+        DeviceError::TokenRevoked(_) => unknown_token(),
         DeviceError::Unknown => unknown_device(user, device),
     }
 }

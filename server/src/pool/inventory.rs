@@ -10,7 +10,7 @@ use keypool_openapi::{
 
 use super::{Pool, devices::unknown_user, status};
 use crate::{
-    auth::Reader,
+    auth::{Caller, Reader},
     problem::Failure,
     store::{DeviceId, DeviceRow, PoolContents, Revoked, StoreError},
 };
@@ -75,7 +75,7 @@ impl Pool {
     }
 
     /// Withdraws KeyPackages of the caller's own pool.
-    pub async fn revoke(&self, caller: Arc<DeviceRow>, request: RevokeRequest) -> Result<RevokeResponse, Failure> {
+    pub async fn revoke(&self, caller: Caller, request: RevokeRequest) -> Result<RevokeResponse, Failure> {
         let RevokeRequest { refs, all } = request;
         if refs.is_none() && all.is_none() || refs.as_ref().is_some_and(Vec::is_empty) {
             return Err(Failure::new(
@@ -88,8 +88,10 @@ impl Pool {
         refs.dedup();
         let refs = (all != Some(true)).then_some(refs);
         self.block(move |pool, now| {
-            let Revoked { revoked, ended, unknown } = pool.store.revoke(caller.id, refs.as_deref(), pool.view(now))?;
-            Ok::<_, Failure>(RevokeResponse { revoked, ended, unknown, pool: pool.status_blocking(&caller, now)? })
+            let revoked = pool.store.revoke(&caller.shown_token(), refs.as_deref(), pool.view(now))?;
+            let Revoked { revoked, ended, unknown } = revoked;
+            let pool = pool.status_blocking(&caller.device, now)?;
+            Ok::<_, Failure>(RevokeResponse { revoked, ended, unknown, pool })
         })
         .await
     }

@@ -13,7 +13,9 @@ use crate::{
     clock::Clock,
     coalesce::{Coalescer, Judged, NotTaken, Size},
     problem::Failure,
-    store::{DeviceId, PoolContents, Reserve, ReserveError, Spend, SpendError, Spent, Store, StoreError, View},
+    store::{
+        DeviceId, DeviceRow, PoolContents, Reserve, ReserveError, Spend, SpendError, Spent, Store, StoreError, View,
+    },
 };
 
 /// Workers of each kind: enough that one fills its batch while another waits for the disk. SQLite has one writer.
@@ -37,6 +39,7 @@ pub(super) struct Queues {
     spend: Coalescer<Spend, Outcome<Spent, SpendError>>,
     status: Coalescer<DeviceId, Result<Seen, Failure>>,
     upload: Coalescer<Offer, Result<Settled, Failure>>,
+    token: Coalescer<[u8; 32], Result<Option<DeviceRow>, Failure>>,
 }
 
 impl Queues {
@@ -63,13 +66,20 @@ impl Queues {
             let contents = its.contents(owners, status::draining_since(now));
             outcomes(contents.map(|all| all.into_iter().map(|one| Some((one, now))).collect()), owners.len())
         })?;
+        let its = store.clone();
+        // One connection looks up tokens: made-up ones take no other from those who have a real one.
+        let alone = Size { workers: 1, room, most: MOST };
+        let token = Coalescer::start("token", alone, &metrics, move |hashes: &[[u8; 32]]| {
+            let devices = its.authenticate(hashes);
+            outcomes(devices.map(|all| all.into_iter().map(Some).collect()), hashes.len())
+        })?;
         let (its, time) = (intake.clone(), Arc::clone(clock));
         // One judges while another stores, whatever the database.
         let size = Size { workers: WORKERS, room, most: MOST_UPLOADS };
         let upload = Coalescer::start("upload", size, &metrics, move |offers: &[Offer]| {
             outcomes(its.together(offers, View { now: time.now(), retire }), offers.len())
         })?;
-        Ok(Self { reserve, spend, status, upload })
+        Ok(Self { reserve, spend, status, upload, token })
     }
 }
 
@@ -118,6 +128,17 @@ impl Pool {
             Judged::Done(seen) => seen,
             Judged::Alone(owner) => {
                 self.block(move |pool, now| Ok::<_, StoreError>((pool.contents(owner, now)?, now))).await
+            }
+        }
+    }
+
+    /// The device that a token belongs to, looked up with others or alone.
+    pub(super) async fn look_up(&self, token_hash: [u8; 32]) -> Result<Option<DeviceRow>, Failure> {
+        match self.submitted(&self.queues.token, token_hash).await? {
+            Judged::Done(device) => device,
+            Judged::Alone(hash) => {
+                let found = self.block(move |pool, _| pool.store.authenticate(&[hash])).await?;
+                found.into_iter().next().ok_or_else(nothing)
             }
         }
     }

@@ -1,6 +1,6 @@
 //! What leaves the pool: reserve, spend, release.
 
-use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, time::Duration};
 
 use jiff::Timestamp;
 use keypool_openapi::{
@@ -12,21 +12,25 @@ use uuid::Uuid;
 
 use super::{Pool, after};
 use crate::{
+    auth::{Caller, unknown_token},
     limits::seconds,
     metrics::{LAST_RESORT, Metrics, RESERVED},
     problem::{About, Failure},
-    store::{DeviceRow, IdempotencyKey, Release, Reserve, ReserveError, Spend, SpendError},
+    store::{IdempotencyKey, Release, Reserve, ReserveError, Spend, SpendError},
 };
 
 /// The most bytes that a group id may have: they go into the audit trail.
 const MAX_GROUP_ID: usize = 256;
+
+/// When reservations that somebody holds may have lapsed, and others are possible.
+const HELD_RETRY: Duration = Duration::from_secs(10);
 
 impl Pool {
     /// Reserves a KeyPackage of each device of some users, or of the one that is named. With an idempotency key, a
     /// repetition is answered the same.
     pub async fn reserve(
         &self,
-        caller: Arc<DeviceRow>,
+        caller: Caller,
         request: ReserveRequest,
         key: Option<[u8; 32]>,
     ) -> Result<ReserveResponse, Failure> {
@@ -35,8 +39,8 @@ impl Pool {
         let group_id = request.group_id.map(group_id).transpose()?;
         let users = targets(request.target_user, request.targets)?;
         // The request itself was counted already.
-        self.limits.request(&caller.user, users.len() - 1)?;
-        let (users, refused) = self.within_limits(&caller.user, users)?;
+        self.limits.request(&caller.device.user, users.len() - 1)?;
+        let (users, refused) = self.within_limits(&caller.device.user, users, ttl)?;
         let now = self.clock.now();
         let second = now.as_second();
         let want = Reserve {
@@ -45,16 +49,19 @@ impl Pool {
             device: request.device,
             ciphersuite: request.ciphersuite,
             group_id,
-            by: caller.id,
+            by: caller.shown_token(),
             nonce: Uuid::new_v4(),
             until: after(second, ttl)?,
             usable_until: after(second, self.policy.min_remaining)?,
-            most_held: self.policy.max_live_reservations,
+            by_user: caller.device.user.clone(),
+            limits: self.policy.hold_limits,
             repeat: key.map(|key| self.repeat(key, digest, second)).transpose()?,
         };
         match self.fulfil(want).await? {
             Ok(reserved) => {
                 count(self.store.metrics(), &reserved);
+                let single_use = reserved.reservations.iter().filter(|one| !one.last_resort).count();
+                self.limits.reserved(&caller.device.user, single_use);
                 answer(reserved)
             }
             Err(error) => Err(self.refused(error, now)),
@@ -66,10 +73,11 @@ impl Pool {
         &self,
         requester: &UserName,
         users: BTreeSet<UserName>,
+        ttl: Duration,
     ) -> Result<(BTreeSet<UserName>, Vec<MissingDevice>), Failure> {
         let (mut within, mut refused, mut longest) = (BTreeSet::new(), Vec::new(), Duration::ZERO);
         for user in users {
-            match self.limits.pair(requester, &user) {
+            match self.limits.pair(requester, &user, ttl) {
                 Ok(()) => drop(within.insert(user)),
                 Err(wait) => {
                     longest = longest.max(wait);
@@ -97,6 +105,7 @@ impl Pool {
 
     fn refused(&self, error: ReserveError, now: Timestamp) -> Failure {
         match error {
+            ReserveError::TokenRevoked => unknown_token(),
             ReserveError::IdempotencyMismatch => Failure::new(
                 ProblemType::IdempotencyMismatch,
                 "The Idempotency-Key came with another request before. Use a new key for each request, and the same one \
@@ -104,7 +113,7 @@ impl Pool {
             ),
             ReserveError::TooManyHeld(until) => {
                 let wait = Duration::try_from(until.duration_since(now)).unwrap_or_default();
-                let most = self.policy.max_live_reservations.unwrap_or_default();
+                let most = self.policy.hold_limits.map_or(0, |limits| limits.total);
                 Failure::too_many(
                     format!(
                         "With this the device would hold more than {most} reservations. Spend or release some; the first \
@@ -130,17 +139,19 @@ impl Pool {
     }
 
     /// Spends a reservation.
-    pub async fn spend(&self, caller: Arc<DeviceRow>, request: SpendRequest) -> Result<SpendResponse, Failure> {
+    pub async fn spend(&self, caller: Caller, request: SpendRequest) -> Result<SpendResponse, Failure> {
         let id = request.reservation_id;
-        let want = Spend { reservation: id, by: caller.id, group_id: group_id(request.group_id)? };
+        let user = caller.device.user.clone();
+        let want = Spend { reservation: id, by: caller.shown_token(), group_id: group_id(request.group_id)? };
         let spent = self.spend_one(want).await?.map_err(|error| lost_reservation(error, &id))?;
+        self.limits.spent(&user, 1);
         Ok(SpendResponse { keypackage_ref: spent.keypackage_ref, state: spent.state, spent_at: spent.spent_at })
     }
 
     /// Releases a reservation.
-    pub async fn release(&self, caller: Arc<DeviceRow>, request: ReleaseRequest) -> Result<ReleaseResponse, Failure> {
+    pub async fn release(&self, caller: Caller, request: ReleaseRequest) -> Result<ReleaseResponse, Failure> {
         let id = request.reservation_id;
-        let release = Release { reservation: id, by: caller.id };
+        let release = Release { reservation: id, by: caller.shown_token() };
         self.block(move |pool, now| match pool.store.release(&[release], pool.view(now))?.pop() {
             Some(Ok(released)) => {
                 Ok(ReleaseResponse { keypackage_ref: released.keypackage_ref, state: released.state })
@@ -193,7 +204,19 @@ fn nothing(missing: Vec<MissingDevice>) -> Failure {
         users.dedup();
         (!users.is_empty()).then(|| users.join(", "))
     };
-    let (kind, detail) = if let Some(users) = with(MissingReason::PoolExpired) {
+    let (kind, detail) = if let Some(users) = with(MissingReason::ReservationLapsed) {
+        let detail = format!(
+            "What this Idempotency-Key reserved of {users} is no longer held: it lapsed, or was spent, released or revoked. \
+             Reserve again with a new key."
+        );
+        (ProblemType::ReservationLapsed, detail)
+    } else if let Some(users) = with(MissingReason::TooManyRequests) {
+        let detail = format!(
+            "The caller's user holds as many KeyPackages of {users} as it may. Spend or release some of them, or try again when \
+             they lapse."
+        );
+        return Failure { about: About::Missing(missing), ..Failure::too_many(detail, HELD_RETRY) };
+    } else if let Some(users) = with(MissingReason::PoolExpired) {
         let detail = format!(
             "All KeyPackages of {users} expire too soon to be handed out. A device of theirs has to refresh its pool."
         );
@@ -221,6 +244,7 @@ fn nothing(missing: Vec<MissingDevice>) -> Failure {
 
 pub(super) fn lost_reservation(error: SpendError, id: &keypool_openapi::ReservationId) -> Failure {
     match error {
+        SpendError::TokenRevoked => unknown_token(),
         SpendError::Unknown => Failure::new(
             ProblemType::UnknownReservation,
             format!(

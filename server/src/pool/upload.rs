@@ -108,11 +108,7 @@ impl Intake {
         let judgements = self.judge(&offers, view.now);
         let [offer] = offers;
         let judgement = judgements.into_iter().next().ok_or_else(super::queues::nothing)?;
-        let uploaded = self.store.upload(upload(&offer, &judgement), self.limits, view)?.ok_or_else(|| {
-            let detail =
-                "The device was removed, or its token replaced. Register it again, and upload new KeyPackages.";
-            Failure::new(ProblemType::Unauthenticated, detail)
-        })?;
+        let uploaded = self.store.upload(upload(&offer, &judgement), self.limits, view)?;
         Ok(self.settle(&offer, judgement, uploaded))
     }
 

@@ -21,7 +21,7 @@ use crate::{auth::Signed, pool::Pool, problem::Failure};
     params(("group_id" = GroupId, Path, description = "The group")),
     request_body = CommitRequest,
     responses((status = 200, description = "The Commit counts", body = CommitResponse)),
-    extensions(("x-problems" = json!(["stale-epoch", "reservation-lapsed", "already-spent", "not-your-reservation", "unknown-reservation"])))
+    extensions(("x-problems" = json!(["stale-epoch", "reservation-lapsed", "queue-full", "already-spent", "not-your-reservation", "unknown-reservation"])))
 )]
 #[post("/groups/{group_id}/commits")]
 pub(crate) async fn commit(
@@ -29,7 +29,7 @@ pub(crate) async fn commit(
     group_id: web::Path<GroupId>,
     Signed(caller, request): Signed<CommitRequest>,
 ) -> Result<web::Json<CommitResponse>, Failure> {
-    Ok(web::Json(pool.commit(caller.device, group_id.into_inner(), request).await?))
+    Ok(web::Json(pool.commit(caller, group_id.into_inner(), request).await?))
 }
 
 /// Send a message to members of a group.
@@ -49,5 +49,5 @@ pub(crate) async fn send(
     group_id: web::Path<GroupId>,
     Signed(caller, request): Signed<MessageRequest>,
 ) -> Result<web::Json<MessageResponse>, Failure> {
-    Ok(web::Json(pool.post(caller.device, group_id.into_inner(), request).await?))
+    Ok(web::Json(pool.post(caller, group_id.into_inner(), request).await?))
 }

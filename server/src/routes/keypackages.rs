@@ -38,13 +38,14 @@ pub(crate) async fn upload(
 /// reserved is in `missing`; where nothing at all could be, the call is answered with a problem that has it. An answer has
 /// 4 MiB of KeyPackages, about: the devices that are left are in `missing` as `too-many-requests`, for another call.
 ///
-/// With an `Idempotency-Key`, the call can be repeated when its answer got lost: it answers the very same reservations.
+/// With an `Idempotency-Key`, the call can be repeated when its answer got lost: it answers the very same reservations. Those
+/// that are no longer held are in `missing` as `reservation-lapsed`.
 #[utoipa::path(
     tag = "keypackages",
     params(("Idempotency-Key" = Option<String>, Header, description = "Makes the call one that may be repeated", nullable = false, pattern = "^[!-~]{1,255}$")),
     request_body = ReserveRequest,
     responses((status = 200, description = "What is held, and which devices had nothing", body = ReserveResponse)),
-    extensions(("x-problems" = json!(["unknown-user", "unknown-device", "pool-exhausted", "pool-expired", "no-matching-ciphersuite", "idempotency-mismatch"])))
+    extensions(("x-problems" = json!(["unknown-user", "unknown-device", "pool-exhausted", "pool-expired", "no-matching-ciphersuite", "idempotency-mismatch", "reservation-lapsed"])))
 )]
 #[post("/keypackages/reserve")]
 pub(crate) async fn reserve(
@@ -52,7 +53,7 @@ pub(crate) async fn reserve(
     key: IdempotencyHeader,
     Signed(caller, request): Signed<ReserveRequest>,
 ) -> Result<web::Json<ReserveResponse>, Failure> {
-    Ok(web::Json(pool.reserve(caller.device, request, key.0.map(|(hash, _)| hash)).await?))
+    Ok(web::Json(pool.reserve(caller, request, key.0.map(|(hash, _)| hash)).await?))
 }
 
 /// Spend a reservation: its KeyPackage is in a Commit.
@@ -70,7 +71,7 @@ pub(crate) async fn spend(
     pool: web::Data<Pool>,
     Signed(caller, request): Signed<SpendRequest>,
 ) -> Result<web::Json<SpendResponse>, Failure> {
-    Ok(web::Json(pool.spend(caller.device, request).await?))
+    Ok(web::Json(pool.spend(caller, request).await?))
 }
 
 /// Release a reservation that is not needed.
@@ -87,7 +88,7 @@ pub(crate) async fn release(
     pool: web::Data<Pool>,
     Signed(caller, request): Signed<ReleaseRequest>,
 ) -> Result<web::Json<ReleaseResponse>, Failure> {
-    Ok(web::Json(pool.release(caller.device, request).await?))
+    Ok(web::Json(pool.release(caller, request).await?))
 }
 
 /// How the caller's own pool is doing.
@@ -113,7 +114,7 @@ pub(crate) async fn revoke(
     pool: web::Data<Pool>,
     Signed(caller, request): Signed<RevokeRequest>,
 ) -> Result<web::Json<RevokeResponse>, Failure> {
-    Ok(web::Json(pool.revoke(caller.device, request).await?))
+    Ok(web::Json(pool.revoke(caller, request).await?))
 }
 
 /// List what the server knows of the caller's own pool.

@@ -41,5 +41,5 @@ pub(crate) async fn acknowledge(
     pool: web::Data<Pool>,
     Signed(caller, request): Signed<AckRequest>,
 ) -> Result<web::Json<AckResponse>, Failure> {
-    Ok(web::Json(pool.acknowledge(caller.device, request).await?))
+    Ok(web::Json(pool.acknowledge(caller, request).await?))
 }

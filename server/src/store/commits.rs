@@ -1,10 +1,10 @@
 //! The commit fence: one Commit an epoch, with all that it spends and brings.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 
 use diesel::{dsl::max, prelude::*};
 use jiff::Timestamp;
-use keypool_openapi::{MessageKind, ReservationId, Undelivered};
+use keypool_openapi::{DeviceOf, MessageKind, ReservationId, State, Undelivered};
 
 use super::{
     Store, StoreError,
@@ -13,10 +13,13 @@ use super::{
     delivery::{Announce, Delivered, DeliverySql, NewEnvelope, Post, envelope, found, queue},
     devices::DeviceSql,
     idempotency::{IdempotencyKey, IdempotencySql},
+    key_packages::HoldDevice,
     lineage::LineageSql,
-    rows::statements,
+    queue_shares::{Part, QueueShareSql},
+    rows::{DeviceId, statements},
     schema::commits,
     spending::{Spend, SpendError, SpendingSql, spend_first},
+    tokens::{TokenRevoked, hold_caller},
 };
 
 /// A Commit, with what it spends and what it brings to whom.
@@ -41,10 +44,14 @@ pub struct Commit {
 /// Why a Commit was not accepted. Nothing has changed then.
 #[derive(Debug)]
 pub enum CommitError {
+    /// The caller's token has ended.
+    TokenRevoked,
     /// The group is in this epoch, and not in the Commit's.
     Stale(i64),
     /// It does not show what the Commit before asked for.
     NotAMember,
+    /// The queue of the reservation's owner does not take the Welcome.
+    QueueFull(ReservationId, DeviceOf),
     /// A reservation cannot be spent.
     Reservation(ReservationId, SpendError),
     /// The database failed.
@@ -54,6 +61,12 @@ pub enum CommitError {
 impl From<StoreError> for CommitError {
     fn from(error: StoreError) -> Self {
         Self::Store(error)
+    }
+}
+
+impl From<TokenRevoked> for CommitError {
+    fn from(TokenRevoked: TokenRevoked) -> Self {
+        Self::TokenRevoked
     }
 }
 
@@ -128,10 +141,21 @@ fn due<C: CommitSql + LineageSql>(conn: &mut C, want: &Commit) -> QueryResult<(i
 /// Everything of a Commit, or nothing. A Commit that was accepted before is answered the same, and changes nothing.
 fn commit<C>(conn: &mut C, want: &Commit, now: Timestamp) -> Result<Delivered, CommitError>
 where
-    C: CommitSql + DeliverySql + DeviceSql + SpendingSql + AuditSql + LineageSql + IdempotencySql + Announce,
+    C: CommitSql
+        + DeliverySql
+        + QueueShareSql
+        + DeviceSql
+        + SpendingSql
+        + AuditSql
+        + LineageSql
+        + IdempotencySql
+        + HoldDevice
+        + Announce,
 {
+    hold_caller::<_, CommitError>(conn, &want.post.by)?;
     let (group_id, second) = (&want.post.group_id, now.as_second());
     let (epoch, is_asked) = due(conn, want)?;
+    let is_proven = is_asked.is_some();
     if epoch == want.epoch && is_asked.is_some_and(|asked| want.proof_digest.is_none_or(|shown| shown != *asked)) {
         return Err(CommitError::NotAMember);
     }
@@ -147,9 +171,13 @@ where
     let mut reservations = want.reservations.clone();
     reservations.sort_unstable_by_key(|one| (one.owner, one.nonce));
     reservations.dedup();
+    let mut by_last_resort = HashSet::new();
     for reservation in &reservations {
         let one = Spend { reservation: *reservation, by: want.post.by, group_id: group_id.clone() };
-        spend_first(conn, &one, now)?.map_err(|error| CommitError::Reservation(*reservation, error))?;
+        let spent = spend_first(conn, &one, now)?.map_err(|error| CommitError::Reservation(*reservation, error))?;
+        if spent.state != State::Spent {
+            by_last_resort.insert(reservation.owner);
+        }
     }
     let joining: BTreeSet<_> = reservations.iter().map(|reservation| reservation.owner).collect();
     // A last resort is never held, so that one of a device that was removed can be spent; but nobody would read the Welcome.
@@ -159,22 +187,43 @@ where
         return Err(CommitError::Reservation(*reservation, SpendError::Lapsed));
     }
     let (members, mut undelivered) = found(conn, &want.post)?;
-    let capacity = want.post.capacity;
-    let mut delivered = queue(conn, envelope(&want.post, MessageKind::Commit, second), &members, capacity)?;
+    let commit = envelope(&want.post, MessageKind::Commit, second);
+    let parts: &[Part] = if is_proven { &[Part::Common, Part::Commits] } else { &[Part::Common] };
+    let mut delivered = queue(conn, commit, &members, want.post.capacity, |_| parts)?;
     if let Some(welcome) = &want.welcome {
         let welcome = NewEnvelope { message: welcome, ..envelope(&want.post, MessageKind::Welcome, second) };
-        // However full its queue is: each costs a KeyPackage of the device's own, and without it that were wasted.
-        let welcomed = queue(conn, welcome, &joining, u32::MAX)?;
-        delivered.to.extend(welcomed.to);
-        delivered.undelivered.extend(welcomed.undelivered);
+        delivered.to.extend(welcomed(conn, welcome, &joining, &by_last_resort, want)?);
     }
     undelivered.append(&mut delivered.undelivered);
     if !undelivered.is_empty() {
         let answer = serde_json::to_vec(&undelivered).map_err(StoreError::fatal)?;
-        conn.begin_answer(want.post.by.0, &missed_by(want), second)?;
-        conn.keep_answer(want.post.by.0, &want.digest, &answer)?;
+        conn.begin_answer(want.post.by.device.0, &missed_by(want), second)?;
+        conn.keep_answer(want.post.by.device.0, &want.digest, &answer)?;
     }
     Ok(Delivered { undelivered, ..delivered })
+}
+
+/// Queues a Welcome. A device without it could not follow the group, so one full queue refuses the whole Commit. What is set
+/// aside for Welcomes costs a KeyPackage of the device each time; a last resort costs nothing, and has the common part alone.
+fn welcomed<C: DeliverySql + QueueShareSql + DeviceSql + Announce>(
+    conn: &mut C,
+    welcome: NewEnvelope<'_>,
+    joining: &BTreeSet<i64>,
+    by_last_resort: &HashSet<i64>,
+    want: &Commit,
+) -> Result<Vec<DeviceId>, CommitError> {
+    let parts = |device: i64| -> &'static [Part] {
+        if by_last_resort.contains(&device) { &[Part::Common] } else { &[Part::Welcomes, Part::Common] }
+    };
+    let Delivered { to, undelivered } = queue(conn, welcome, joining, want.post.capacity, parts)?;
+    let reached: HashSet<_> = to.iter().map(|device| device.0).collect();
+    let missed = want.reservations.iter().find(|reservation| !reached.contains(&reservation.owner));
+    match (missed, undelivered.into_iter().next()) {
+        (Some(reservation), Some(Undelivered { user, device, .. })) => {
+            Err(CommitError::QueueFull(*reservation, DeviceOf { user, device }))
+        }
+        _ => Ok(to),
+    }
 }
 
 /// Where it is kept whom a Commit was not queued for: those devices cannot follow the group, and a sender who lost the answer
@@ -184,7 +233,7 @@ fn missed_by(want: &Commit) -> IdempotencyKey {
 }
 
 fn missed_before<C: IdempotencySql>(conn: &mut C, want: &Commit) -> Result<Vec<Undelivered>, StoreError> {
-    let kept = conn.answer_of(want.post.by.0, &want.digest).optional()?;
+    let kept = conn.answer_of(want.post.by.device.0, &want.digest).optional()?;
     kept.map_or(Ok(Vec::new()), |(_, answer)| serde_json::from_slice(&answer).map_err(StoreError::fatal))
 }
 

@@ -14,11 +14,14 @@ use super::{
     commits::CommitSql,
     connection::{Pools, with_conn},
     devices::DeviceSql,
+    key_packages::HoldDevice,
     postgres,
+    queue_shares::{Part, QueueShareSql, Shares, cost},
     rows::{DeviceColumns, DeviceId, DeviceRow, Names, statements, timestamp},
     schema::{deliveries, envelopes},
     signature_keys::SignatureKeySql,
     sweep::SweepSql,
+    tokens::{CallerError, ShownToken, TokenRevoked, TokenSql, hold_caller, valid},
 };
 use crate::config::Config;
 
@@ -31,8 +34,8 @@ extern "SQL" {
 /// Something to be queued.
 #[derive(Clone, Debug)]
 pub struct Post {
-    /// Who sends it.
-    pub by: DeviceId,
+    /// The sender.
+    pub by: ShownToken,
     /// The group that it is about.
     pub group_id: Vec<u8>,
     /// The `MLSMessage`.
@@ -41,7 +44,7 @@ pub struct Post {
     pub recipients: Vec<DeviceOf>,
     /// Until when it is kept for who does not fetch it.
     pub expires_at: Timestamp,
-    /// How many a queue holds.
+    /// How much a queue holds, in messages of less than 8 KiB; a larger one counts as several.
     pub capacity: u32,
 }
 
@@ -79,6 +82,9 @@ pub(super) struct NewEnvelope<'a> {
 pub(super) struct NewDelivery {
     device_id: i64,
     envelope_id: i64,
+    sender: i64,
+    cost: i32,
+    part: i16,
 }
 
 type QueuedColumns = (i64, i64, String, Vec<u8>, Vec<u8>, i64);
@@ -88,14 +94,6 @@ type HeldColumns = (i64, i64, String, i64, Vec<u8>);
 
 statements! {
     pub(super) trait DeliverySql {
-        fn queue_lengths(conn, devices: &[i64]) -> QueryResult<Vec<(i64, i64)>> {
-            deliveries::table
-                .filter(deliveries::device_id.eq_any(devices))
-                .group_by(deliveries::device_id)
-                .select((deliveries::device_id, diesel::dsl::count_star()))
-                .load(conn)
-        }
-
         fn add_envelope(conn, envelope: NewEnvelope<'_>) -> QueryResult<i64> {
             diesel::insert_into(envelopes::table).values(envelope).returning(envelopes::id).get_result(conn)
         }
@@ -115,11 +113,12 @@ statements! {
                 .load(conn)
         }
 
-        /// The deliveries up to this one.
-        fn queued(conn, device: i64, last: i64) -> QueryResult<Vec<QueuedColumns>> {
+        /// The deliveries up to this one, if the token is still valid.
+        fn queued(conn, caller: &ShownToken, last: i64) -> QueryResult<Vec<QueuedColumns>> {
             deliveries::table
                 .inner_join(envelopes::table)
-                .filter(deliveries::device_id.eq(device).and(deliveries::id.le(last)))
+                .filter(deliveries::device_id.eq(caller.device.0).and(deliveries::id.le(last)))
+                .filter(diesel::dsl::exists(valid(caller)))
                 .order(deliveries::id.asc())
                 .select((
                     deliveries::id,
@@ -140,9 +139,10 @@ statements! {
                 .load(conn)
         }
 
-        fn remove_deliveries(conn, device: i64, ids: &[i64]) -> QueryResult<usize> {
-            let held = deliveries::table.filter(deliveries::device_id.eq(device).and(deliveries::id.eq_any(ids)));
-            diesel::delete(held).execute(conn)
+        /// Removes deliveries, if the token is still valid.
+        fn remove_deliveries(conn, caller: &ShownToken, ids: &[i64]) -> QueryResult<usize> {
+            let held = deliveries::table.filter(deliveries::device_id.eq(caller.device.0).and(deliveries::id.eq_any(ids)));
+            diesel::delete(held.filter(diesel::dsl::exists(valid(caller)))).execute(conn)
         }
 
         fn remove_queue(conn, device: i64) -> QueryResult<usize> {
@@ -206,7 +206,7 @@ pub(super) fn found<C: DeviceSql>(conn: &mut C, post: &Post) -> Result<(BTreeSet
     let (mut there, mut missing) = (BTreeSet::new(), Vec::new());
     for one in &post.recipients {
         match known.get(one) {
-            Some(id) if *id == post.by.0 => {}
+            Some(id) if *id == post.by.device.0 => {}
             Some(id) => drop(there.insert(*id)),
             None => missing.push(Undelivered {
                 user: one.user.clone(),
@@ -218,22 +218,25 @@ pub(super) fn found<C: DeviceSql>(conn: &mut C, post: &Post) -> Result<(BTreeSet
     Ok((there, missing))
 }
 
-/// Queues one thing for devices, but for those whose queues are full.
-pub(super) fn queue<C: DeliverySql + DeviceSql + Announce>(
+/// Queues one message for devices, each in the first of these parts of its queue that takes it. Devices whose queue takes it
+/// nowhere are in `undelivered`.
+pub(super) fn queue<C: DeliverySql + QueueShareSql + DeviceSql + Announce>(
     conn: &mut C,
     envelope: NewEnvelope<'_>,
     devices: &BTreeSet<i64>,
     capacity: u32,
+    parts: impl Fn(i64) -> &'static [Part],
 ) -> Result<Delivered, StoreError> {
     let devices: Vec<_> = devices.iter().copied().collect();
-    let full: BTreeSet<_> = conn
-        .queue_lengths(&devices)?
-        .into_iter()
-        .filter(|(_, length)| *length >= i64::from(capacity))
-        .map(|(device, _)| device)
-        .collect();
-    let to: Vec<_> = devices.into_iter().filter(|device| !full.contains(device)).collect();
-    let full: Vec<_> = full.into_iter().collect();
+    let own = conn.devices_of_the_user_of(envelope.sender)?.into_iter().collect();
+    let (shares, cost) = (Shares::of(conn, &devices, &own, capacity)?, cost(envelope.message));
+    let (mut to, mut full) = (Vec::new(), Vec::new());
+    for device in devices {
+        match shares.part_for(device, cost, parts(device)) {
+            Some(part) => to.push((device, part)),
+            None => full.push(device),
+        }
+    }
     let undelivered = if full.is_empty() { Vec::new() } else { conn.devices_by_id(&full)? }
         .into_iter()
         .map(|columns| {
@@ -241,18 +244,32 @@ pub(super) fn queue<C: DeliverySql + DeviceSql + Announce>(
             Ok(Undelivered { user, device, reason: UndeliveredReason::QueueFull })
         })
         .collect::<Result<_, StoreError>>()?;
-    if !to.is_empty() {
-        let envelope_id = conn.add_envelope(envelope)?;
-        let new: Vec<_> = to.iter().map(|&device_id| NewDelivery { device_id, envelope_id }).collect();
-        conn.add_deliveries(&new)?;
-        conn.announce(&to)?;
+    let to = put(conn, envelope, &to)?;
+    Ok(Delivered { to, undelivered })
+}
+
+/// Puts one message into queues, whatever they hold already, and announces it.
+fn put<C: DeliverySql + Announce>(
+    conn: &mut C,
+    envelope: NewEnvelope<'_>,
+    to: &[(i64, Part)],
+) -> Result<Vec<DeviceId>, StoreError> {
+    if to.is_empty() {
+        return Ok(Vec::new());
     }
-    Ok(Delivered { to: to.into_iter().map(DeviceId).collect(), undelivered })
+    let (sender, cost) = (envelope.sender, cost(envelope.message));
+    let envelope_id = conn.add_envelope(envelope)?;
+    let new =
+        |&(device_id, part): &(i64, Part)| NewDelivery { device_id, envelope_id, sender, cost, part: part.number() };
+    conn.add_deliveries(&to.iter().map(new).collect::<Vec<_>>())?;
+    let devices: Vec<_> = to.iter().map(|(device, _)| *device).collect();
+    conn.announce(&devices)?;
+    Ok(devices.into_iter().map(DeviceId).collect())
 }
 
 pub(super) fn envelope(post: &Post, kind: MessageKind, now: i64) -> NewEnvelope<'_> {
     NewEnvelope {
-        sender: post.by.0,
+        sender: post.by.device.0,
         kind: kind.into(),
         group_id: &post.group_id,
         message: &post.message,
@@ -262,26 +279,28 @@ pub(super) fn envelope(post: &Post, kind: MessageKind, now: i64) -> NewEnvelope<
 }
 
 /// Queues a message; `None` where the group is unknown.
-fn post<C>(conn: &mut C, want: &Post, now: Timestamp) -> Result<Option<Delivered>, StoreError>
+fn post<C>(conn: &mut C, want: &Post, now: Timestamp) -> Result<Option<Delivered>, CallerError>
 where
-    C: CommitSql + DeliverySql + DeviceSql + Announce,
+    C: CommitSql + DeliverySql + QueueShareSql + DeviceSql + HoldDevice + Announce,
 {
+    hold_caller::<_, CallerError>(conn, &want.by)?;
     if conn.newest_commit(&want.group_id)?.is_none() {
         return Ok(None);
     }
     let (members, mut undelivered) = found(conn, want)?;
-    let mut delivered = queue(conn, envelope(want, MessageKind::Message, now.as_second()), &members, want.capacity)?;
+    let message = envelope(want, MessageKind::Message, now.as_second());
+    let mut delivered = queue(conn, message, &members, want.capacity, |_| &[Part::Common])?;
     undelivered.append(&mut delivered.undelivered);
     Ok(Some(Delivered { undelivered, ..delivered }))
 }
 
 fn queued<C: DeliverySql + DeviceSql>(
     conn: &mut C,
-    device: DeviceId,
+    caller: &ShownToken,
     limit: u32,
 ) -> Result<Vec<QueuedMessage>, StoreError> {
     let (mut last, mut bytes) = (None, 0);
-    for (id, size) in conn.queue_sizes(device.0, i64::from(limit))? {
+    for (id, size) in conn.queue_sizes(caller.device.0, i64::from(limit))? {
         bytes += usize::try_from(size).map_err(StoreError::fatal)?;
         // The first one is had however large it is.
         if last.is_some() && bytes > ANSWER_BYTES {
@@ -290,7 +309,7 @@ fn queued<C: DeliverySql + DeviceSql>(
         last = Some(id);
     }
     let Some(last) = last else { return Ok(Vec::new()) };
-    let rows = conn.queued(device.0, last)?;
+    let rows = conn.queued(caller, last)?;
     let senders: Vec<_> = rows.iter().map(|row| row.1).collect();
     let names = Names::from_columns(if senders.is_empty() { Vec::new() } else { conn.devices_by_id(&senders)? })?;
     let message = |(id, sender, kind, group_id, message, at): QueuedColumns| {
@@ -307,17 +326,21 @@ fn queued<C: DeliverySql + DeviceSql>(
 }
 
 /// Takes messages out of a device's queue, and tells the senders of those Welcomes that could not be opened.
-fn acknowledge<C: DeliverySql + DeviceSql + HoldEnvelopes + Announce>(
+fn acknowledge<C: DeliverySql + HoldEnvelopes + TokenSql + Announce>(
     conn: &mut C,
-    device: DeviceId,
+    caller: &ShownToken,
     (ids, unreadable): (&[i64], &[i64]),
     (now, expires_at): (i64, i64),
-) -> Result<(usize, Vec<DeviceId>), StoreError> {
+) -> Result<(usize, Vec<DeviceId>), CallerError> {
+    let device = caller.device;
     let all: Vec<_> = ids.iter().chain(unreadable).copied().collect();
     // Of those who acknowledge the same at the same time, the second sees that the first has done so.
     conn.hold_envelopes(device.0, &all)?;
     let held = conn.held(device.0, &all)?;
-    let removed = conn.remove_deliveries(device.0, &all)?;
+    let removed = conn.remove_deliveries(caller, &all)?;
+    if removed == 0 && !conn.has_token(caller)? {
+        return Err(TokenRevoked.into());
+    }
     let mut told = Vec::new();
     let welcome = MessageKind::Welcome.to_string();
     for (_, _, _, sender, group_id) in
@@ -325,8 +348,8 @@ fn acknowledge<C: DeliverySql + DeviceSql + HoldEnvelopes + Announce>(
     {
         let kind = MessageKind::Unreadable.into();
         let notice = NewEnvelope { sender: device.0, kind, group_id, message: &[], at: now, expires_at };
-        // It is about what they sent themselves: a queue that is full of other things has room for it.
-        told.extend(queue(conn, notice, &BTreeSet::from([*sender]), u32::MAX)?.to);
+        // However full the queue is: the Welcome was its owner's own.
+        told.extend(put(conn, notice, &[(*sender, Part::Welcomes)])?);
     }
     let envelopes: BTreeSet<_> = held.iter().map(|row| row.1).collect();
     let envelopes: Vec<_> = envelopes.into_iter().collect();
@@ -358,38 +381,39 @@ impl Store {
     /// Queues a message; `None` where the group is unknown.
     ///
     /// # Errors
-    /// When the database fails. Nothing is queued then.
-    pub fn post(&self, want: &Post, now: Timestamp) -> Result<Option<Delivered>, StoreError> {
+    /// See [`CallerError`]. Nothing is queued then.
+    pub fn post(&self, want: &Post, now: Timestamp) -> Result<Option<Delivered>, CallerError> {
         with_conn!(self, write "post", |conn| post(conn, want, now))
     }
 
-    /// The oldest that waits for a device, and the version of its user's devices.
+    /// The oldest messages that wait for the caller, and the version of its user's devices.
     ///
     /// # Errors
-    /// When the database fails.
-    pub fn queued(&self, device: &DeviceRow, limit: u32) -> Result<Queued, StoreError> {
-        with_conn!(self, read, |conn| {
+    /// See [`CallerError`].
+    pub fn queued(&self, caller: &ShownToken, limit: u32) -> Result<Queued, CallerError> {
+        let queued = with_conn!(self, read, |conn| {
             // The version first: what changes in between is then seen at the next call, and not missed.
-            let devices_version = conn.devices_version(device.user.as_str())?;
+            let Some(devices_version) = conn.devices_version(caller)? else { return Ok(None) };
             let devices_version = u64::try_from(devices_version).map_err(StoreError::fatal)?;
-            Ok::<_, StoreError>(Queued { messages: queued(conn, device.id, limit)?, devices_version })
-        })
+            Ok::<_, StoreError>(Some(Queued { messages: queued(conn, caller, limit)?, devices_version }))
+        })?;
+        queued.ok_or_else(|| TokenRevoked.into())
     }
 
     /// Takes messages out of a device's queue; `unreadable` are Welcomes whose senders are told that they could not be
     /// opened. Answers how many there were, and whose queues have something new.
     ///
     /// # Errors
-    /// When the database fails. Nothing has left the queue then.
+    /// See [`CallerError`]. Nothing has left the queue then.
     pub fn acknowledge(
         &self,
-        device: DeviceId,
+        caller: &ShownToken,
         messages: (&[i64], &[i64]),
         now: Timestamp,
         expires_at: Timestamp,
-    ) -> Result<(usize, Vec<DeviceId>), StoreError> {
+    ) -> Result<(usize, Vec<DeviceId>), CallerError> {
         let times = (now.as_second(), expires_at.as_second());
-        with_conn!(self, write "acknowledge", |conn| acknowledge(conn, device, messages, times))
+        with_conn!(self, write "acknowledge", |conn| acknowledge(conn, caller, messages, times))
     }
 
     /// Forgets what was kept long enough, and Commits from before `before` but for each group's newest. Answers how many

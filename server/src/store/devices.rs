@@ -1,6 +1,6 @@
 //! Users, devices and their tokens.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 
 use diesel::prelude::*;
 use jiff::Timestamp;
@@ -16,6 +16,7 @@ use super::{
     rows::{DeviceColumns, DeviceId, DeviceRow, statements},
     schema::{devices, enrolments, users},
     signature_keys::{SignatureKeySql, tell_siblings},
+    tokens::{ShownToken, TokenRevoked, hold_caller},
     view::View,
 };
 
@@ -44,19 +45,9 @@ pub enum Grant {
     /// Nothing: only where the user is new.
     FirstCome,
     /// A bearer token of the user's own.
-    SameUser(Presented),
+    SameUser(ShownToken),
     /// An enrolment token, by its SHA-256: once.
     Enrolment([u8; 32]),
-}
-
-/// A device's token, as it was shown. Who made it another's, or ended it, has meant to lock out whoever has this one: it may
-/// have been remembered since, so what would outlive it is done only where the database still knows it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Presented {
-    /// Whose it was.
-    pub device: DeviceId,
-    /// Its SHA-256.
-    pub token_hash: [u8; 32],
 }
 
 /// Why a device was not registered.
@@ -71,9 +62,9 @@ pub enum RegisterError {
     /// No such enrolment token is valid for the user.
     #[error("the enrolment token is not valid for the user")]
     NotEnrolled,
-    /// The token that was shown is no longer valid.
-    #[error("the token that was shown is no longer valid")]
-    CallerGone,
+    /// The caller's token has ended.
+    #[error(transparent)]
+    TokenRevoked(#[from] TokenRevoked),
     /// The user has as many devices as may be.
     #[error("the user has as many devices as may be")]
     TooManyDevices,
@@ -97,9 +88,9 @@ impl Retry for RegisterError {
 /// Why a device was not changed.
 #[derive(Debug, thiserror::Error)]
 pub enum DeviceError {
-    /// The token that was shown is no longer valid.
-    #[error("the token that was shown is no longer valid")]
-    CallerGone,
+    /// The caller's token has ended.
+    #[error(transparent)]
+    TokenRevoked(#[from] TokenRevoked),
     /// The user has no such device.
     #[error("the user has no such device")]
     Unknown,
@@ -203,6 +194,13 @@ statements! {
             devices::table.filter(devices::user_name.eq(user)).select(devices::id).load(conn)
         }
 
+        /// The devices of the user of a device, removed ones included.
+        fn devices_of_the_user_of(conn, device: i64) -> QueryResult<Vec<i64>> {
+            let own = diesel::alias!(devices as own);
+            let user = own.filter(own.field(devices::id).eq(device)).select(own.field(devices::user_name)).single_value();
+            devices::table.filter(devices::user_name.nullable().eq(user)).select(devices::id).load(conn)
+        }
+
         fn removed_among(conn, ids: &[i64]) -> QueryResult<Vec<i64>> {
             let removed = devices::table.filter(devices::id.eq_any(ids).and(devices::removed_at.is_not_null()));
             removed.select(devices::id).load(conn)
@@ -213,27 +211,34 @@ statements! {
             devices::table.filter(devices::id.eq_any(ids)).select(COLUMNS).load(conn)
         }
 
-        fn find_device(conn, user: &str, device: &str) -> QueryResult<Option<(i64, Vec<u8>)>> {
+        fn find_device(conn, user: &str, device: &str) -> QueryResult<Option<i64>> {
             devices::table
                 .filter(devices::user_name.eq(user).and(devices::device_name.eq(device)))
                 .filter(devices::removed_at.is_null())
-                .select((devices::id, devices::token_hash))
+                .select(devices::id)
                 .first(conn)
                 .optional()
-        }
-
-        fn has_token(conn, device: i64, token_hash: &[u8]) -> QueryResult<bool> {
-            let device = devices::table.find(device).filter(devices::removed_at.is_null());
-            diesel::select(diesel::dsl::exists(device.filter(devices::token_hash.eq(token_hash)))).get_result(conn)
         }
 
         fn end_device(conn, id: i64, now: i64) -> QueryResult<usize> {
             diesel::update(devices::table.find(id)).set(devices::removed_at.eq(now)).execute(conn)
         }
 
-        /// The token has come back to us, so its owner has it: the registration is not repeated any more.
-        fn end_registration(conn, id: i64) -> QueryResult<usize> {
-            diesel::update(devices::table.find(id)).set(devices::registration_key.eq(None::<Vec<u8>>)).execute(conn)
+        /// The devices of these tokens, and whether the registration of each can still be repeated.
+        fn devices_of_tokens(conn, hashes: &[&[u8]]) -> QueryResult<Vec<(Vec<u8>, DeviceColumns, bool)>> {
+            let columns = (devices::token_hash, COLUMNS, devices::registration_key.is_not_null());
+            let present = devices::table.filter(devices::removed_at.is_null()).select(columns);
+            match hashes {
+                // What SQLite keeps prepared: it has no lists.
+                [hash] => present.filter(devices::token_hash.eq(hash)).load(conn),
+                hashes => present.filter(devices::token_hash.eq_any(hashes)).load(conn),
+            }
+        }
+
+        /// The devices' tokens have come back to us, so their owners have them: the registrations are not repeated any more.
+        fn end_registrations(conn, ids: &[i64]) -> QueryResult<usize> {
+            let used = devices::table.filter(devices::id.eq_any(ids));
+            diesel::update(used).set(devices::registration_key.eq(None::<Vec<u8>>)).execute(conn)
         }
 
         fn change_token(conn, id: i64, token_hash: &[u8]) -> QueryResult<usize> {
@@ -268,7 +273,7 @@ fn register_anew<C: DeviceSql + DeliverySql + HoldDevice + SignatureKeySql + Ann
         Grant::Enrolment(hash) if !conn.use_enrolment(hash, new.user.as_str(), second)? => {
             return Err(RegisterError::NotEnrolled);
         }
-        Grant::SameUser(caller) if !stays_valid(conn, caller)? => return Err(RegisterError::CallerGone),
+        Grant::SameUser(caller) => hold_caller::<_, RegisterError>(conn, caller)?,
         _ => {}
     }
     if conn.devices_of(&[new.user.as_str()])?.len() >= new.most as usize {
@@ -278,43 +283,41 @@ fn register_anew<C: DeviceSql + DeliverySql + HoldDevice + SignatureKeySql + Ann
         return Err(RegisterError::AlreadyRegistered);
     }
     // What was under way to a device that had the name before may have come after it was removed.
-    let Some((id, _)) = conn.find_device(new.user.as_str(), new.device.as_str())? else { return Ok(Vec::new()) };
+    let Some(id) = conn.find_device(new.user.as_str(), new.device.as_str())? else { return Ok(Vec::new()) };
     conn.remove_queue(id)?;
     conn.close_keys(id, second)?;
     Ok(tell_siblings(conn, id)?)
-}
-
-/// Whether the token is still the device's. It stays so until this transaction ends.
-fn stays_valid<C: DeviceSql + HoldDevice>(conn: &mut C, shown: &Presented) -> QueryResult<bool> {
-    Ok(conn.hold_device(shown.device.0)? && conn.has_token(shown.device.0, &shown.token_hash)?)
 }
 
 /// A device and its token's hash, where the caller may change it. Both rows are held, in the order of their numbers, as
 /// everybody does it.
 fn changeable<C: DeviceSql + HoldDevice>(
     conn: &mut C,
-    by: Option<Presented>,
+    by: Option<ShownToken>,
     (user, device): (&UserName, &DeviceName),
 ) -> Result<(i64, [u8; 32]), DeviceError> {
-    let (id, _) = conn.find_device(user.as_str(), device.as_str())?.ok_or(DeviceError::Unknown)?;
-    let held: BTreeSet<_> = by.map(|by| by.device.0).into_iter().chain([id]).collect();
-    for device in held {
-        conn.hold_device(device)?;
+    let id = conn.find_device(user.as_str(), device.as_str())?.ok_or(DeviceError::Unknown)?;
+    let both: BTreeSet<_> = by.map(|by| by.device.0).into_iter().chain([id]).collect();
+    let mut tokens = HashMap::new();
+    for device in both {
+        if let Some(token_hash) = conn.hold_device(device)? {
+            tokens.insert(device, token_hash);
+        }
     }
     if let Some(by) = by
-        && !conn.has_token(by.device.0, &by.token_hash)?
+        && tokens.get(&by.device.0).is_none_or(|token_hash| *token_hash != by.token_hash)
     {
-        return Err(DeviceError::CallerGone);
+        return Err(TokenRevoked.into());
     }
-    // It may have been removed, or have another token, by whom it was waited for.
-    let (id, token_hash) = conn.find_device(user.as_str(), device.as_str())?.ok_or(DeviceError::Unknown)?;
+    // The transaction that held the row before may have removed the device.
+    let token_hash = tokens.remove(&id).ok_or(DeviceError::Unknown)?;
     Ok((id, hash(token_hash)?))
 }
 
 fn remove<C: DeviceSql + RevocationSql + AuditSql + DeliverySql + HoldDevice + SignatureKeySql + Announce>(
     conn: &mut C,
     device: (&UserName, &DeviceName),
-    by: Option<Presented>,
+    by: Option<ShownToken>,
     view: View,
 ) -> Result<Removed, DeviceError> {
     // An upload under way ends before this, or finds the device gone.
@@ -342,23 +345,23 @@ impl Store {
         with_conn!(self, write "register", |conn| register(conn, new, now))
     }
 
-    /// The device that the token belongs to. Its first use ends the time in which the registration can be repeated.
+    /// The device that each token belongs to, by the token's SHA-256. The first use of a token ends the time in which the
+    /// registration can be repeated.
     ///
     /// # Errors
     /// When the database fails.
-    pub fn authenticate(&self, hash: &[u8; 32]) -> Result<Option<DeviceRow>, StoreError> {
-        let found: Option<(DeviceColumns, bool)> = with_conn!(self, read, |conn| devices::table
-            .filter(devices::token_hash.eq(hash.as_slice()).and(devices::removed_at.is_null()))
-            .select((COLUMNS, devices::registration_key.is_not_null()))
-            .first(conn)
-            .optional())?;
-        let Some((columns, is_first_use)) = found else { return Ok(None) };
-        if is_first_use {
-            with_conn!(self, write "end_registration", |conn| {
-                conn.end_registration(columns.0).map(drop).map_err(StoreError::from)
+    pub fn authenticate(&self, hashes: &[[u8; 32]]) -> Result<Vec<Option<DeviceRow>>, StoreError> {
+        let wanted: Vec<_> = hashes.iter().map(<[u8; 32]>::as_slice).collect();
+        let found = with_conn!(self, read, |conn| conn.devices_of_tokens(&wanted))?;
+        let first_used: Vec<_> = found.iter().filter(|(.., is_first_use)| *is_first_use).map(|row| row.1.0).collect();
+        if !first_used.is_empty() {
+            with_conn!(self, write "end_registrations", |conn| {
+                conn.end_registrations(&first_used).map(drop).map_err(StoreError::from)
             })?;
         }
-        DeviceRow::from_columns(columns).map(Some)
+        let device = |(token_hash, columns, _)| Ok((token_hash, DeviceRow::from_columns(columns)?));
+        let devices = found.into_iter().map(device).collect::<Result<HashMap<Vec<u8>, _>, StoreError>>()?;
+        Ok(wanted.iter().map(|hash| devices.get(*hash).cloned()).collect())
     }
 
     /// Removes a device with all that is in its pool. Without `by`, the operator does it.
@@ -368,7 +371,7 @@ impl Store {
     pub fn remove(
         &self,
         device: (&UserName, &DeviceName),
-        by: Option<Presented>,
+        by: Option<ShownToken>,
         view: View,
     ) -> Result<Removed, DeviceError> {
         with_conn!(self, write "remove", |conn| remove(conn, device, by, view))
@@ -380,7 +383,7 @@ impl Store {
     /// See [`DeviceError`]. The old token stays valid then.
     pub fn change_token(
         &self,
-        by: Presented,
+        by: ShownToken,
         device: (&UserName, &DeviceName),
         token_hash: &[u8; 32],
     ) -> Result<[u8; 32], DeviceError> {
@@ -389,14 +392,6 @@ impl Store {
             conn.change_token(id, token_hash)?;
             Ok::<_, DeviceError>(old)
         })
-    }
-
-    /// Whether a token that was shown is still valid.
-    ///
-    /// # Errors
-    /// When the database fails.
-    pub fn is_valid(&self, shown: &Presented) -> Result<bool, StoreError> {
-        with_conn!(self, read, |conn| conn.has_token(shown.device.0, &shown.token_hash))
     }
 
     /// Notes an enrolment token by its SHA-256.

@@ -15,6 +15,7 @@ use super::{
     schema::{devices, key_packages},
     signature_keys::{KeyChange, NewKey, Registration, SignatureKeySql, adopt, change_key},
     storing::StoringSql,
+    tokens::{CallerError, ShownToken, TokenRevoked},
     view::{View, is_live},
 };
 
@@ -32,8 +33,7 @@ pub struct UploadLimits {
 pub struct Upload<'a> {
     /// The owner of the pool, and the registration of its token.
     pub by: Registration,
-    /// The SHA-256 of the token that it came with. A signature key outlives the token, so only one that is still valid can
-    /// set a key.
+    /// The SHA-256 of the token that it came with.
     pub token_hash: [u8; 32],
     /// Valid ones.
     pub packages: &'a [ValidatedKeyPackage],
@@ -119,10 +119,15 @@ statements! {
 /// Holds devices' rows until the transaction ends: the uploads of one device, and its removal, happen one after the other,
 /// and what one has seen stays true.
 pub(super) trait HoldDevice {
-    /// Whether the device is still registered. Waits for whoever holds its row.
-    fn hold_device(&mut self, owner: i64) -> QueryResult<bool>;
-    /// Which of the devices are still registered, and held by nobody else.
-    fn hold_idle(&mut self, owners: &[i64]) -> QueryResult<Vec<i64>>;
+    /// The SHA-256 of the device's token; `None` if the device is no longer registered. Waits for other transactions that hold
+    /// its row.
+    fn hold_device(&mut self, owner: i64) -> QueryResult<Option<Vec<u8>>>;
+    /// Whether the token is still its device's. Keeps the row from changes, and lets other callers do the same.
+    fn hold_caller(&mut self, caller: &ShownToken) -> QueryResult<bool>;
+    /// Makes other limited reservations of this user wait until the transaction ends.
+    fn hold_adders(&mut self, user: &str) -> QueryResult<()>;
+    /// The devices that are still registered and that no other transaction holds, each with the SHA-256 of its token.
+    fn hold_idle(&mut self, owners: &[i64]) -> QueryResult<Vec<(i64, Vec<u8>)>>;
     /// Holds the KeyPackages of a device and ciphersuite: nobody reserves, spends or releases one meanwhile.
     fn hold_pool(&mut self, owner: i64, suite: i32) -> QueryResult<()>;
 }
@@ -195,27 +200,6 @@ impl Judge {
                 .extend(adopted.into_iter().map(|key| ((key.device_id, key.ciphersuite), key.signature_key)));
         }
         Ok(())
-    }
-
-    /// The owners whose upload would set a signature key, and whose token is no longer valid.
-    fn outdated<C: SignatureKeySql>(&self, conn: &mut C, uploads: &[Upload<'_>]) -> Result<HashSet<i64>, StoreError> {
-        let sets_a_key = |upload: &&Upload<'_>| {
-            let suites = upload.packages.iter().map(|package| i32::from(package.ciphersuite));
-            !upload.changes.is_empty()
-                || suites.into_iter().any(|suite| !self.signature_keys.contains_key(&(upload.owner(), suite)))
-        };
-        if !self.limits.binds_keys {
-            return Ok(HashSet::new());
-        }
-        let setting: Vec<_> = uploads.iter().filter(sets_a_key).collect();
-        if setting.is_empty() {
-            return Ok(HashSet::new());
-        }
-        let owners: Vec<_> = setting.iter().map(|upload| upload.owner()).collect();
-        let tokens: HashMap<_, _> = conn.tokens_of(&owners)?.into_iter().collect();
-        let is_outdated =
-            |upload: &&Upload<'_>| tokens.get(&upload.owner()).is_none_or(|token| *token != upload.token_hash);
-        Ok(setting.into_iter().filter(|upload| is_outdated(upload)).map(Upload::owner).collect())
     }
 
     /// Answers the changes that can be made, and judges KeyPackages by the new keys from now on. A change can be made if its
@@ -306,22 +290,17 @@ impl Judge {
     }
 }
 
-/// Uploads of devices that are held, one each; `None` where the token is no longer valid.
+/// Uploads of devices that are held, one each.
 fn upload<C: UploadSql + StoringSql + AuditSql + SignatureKeySql + HoldDevice + Announce>(
     conn: &mut C,
     uploads: &[Upload<'_>],
     limits: UploadLimits,
     view: View,
-) -> Result<Vec<Option<Uploaded>>, StoreError> {
+) -> Result<Vec<Uploaded>, StoreError> {
     let now = view.now.as_second();
     let mut judge = Judge::about(conn, uploads, limits, view)?;
-    let outdated = judge.outdated(conn, uploads)?;
     let (mut all, mut stored, mut uploaders, mut first_of_new_keys) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     for upload in uploads {
-        if outdated.contains(&upload.owner()) {
-            all.push(None);
-            continue;
-        }
         let changes = judge.begin_changes(conn, *upload, now)?;
         let outcomes = judge.judge(*upload, now);
         let new: Vec<_> = upload
@@ -343,7 +322,7 @@ fn upload<C: UploadSql + StoringSql + AuditSql + SignatureKeySql + HoldDevice + 
         if outcomes.iter().any(|outcome| matches!(outcome, UploadOutcome::Stored | UploadOutcome::Known)) {
             uploaders.push(upload.owner());
         }
-        all.push(Some(Uploaded { outcomes, ..uploaded }));
+        all.push(Uploaded { outcomes, ..uploaded });
     }
     for key in &judge.first {
         conn.open_key(key)?;
@@ -359,7 +338,7 @@ fn upload<C: UploadSql + StoringSql + AuditSql + SignatureKeySql + HoldDevice + 
     Ok(all)
 }
 
-/// The uploads of devices that nobody else holds, the first of each; `None` for the others.
+/// The uploads of devices that nobody else holds and whose token is still valid, the first of each; `None` for the others.
 fn upload_idle<C: UploadSql + StoringSql + AuditSql + SignatureKeySql + HoldDevice + Announce>(
     conn: &mut C,
     uploads: &[Upload<'_>],
@@ -367,11 +346,13 @@ fn upload_idle<C: UploadSql + StoringSql + AuditSql + SignatureKeySql + HoldDevi
     view: View,
 ) -> Result<Vec<Option<Uploaded>>, StoreError> {
     let owners: Vec<_> = uploads.iter().map(Upload::owner).collect();
-    let mut held: HashSet<_> = conn.hold_idle(&owners)?.into_iter().collect();
-    let is_held: Vec<_> = owners.iter().map(|owner| held.remove(owner)).collect();
-    let theirs: Vec<_> = uploads.iter().zip(&is_held).filter_map(|(upload, held)| held.then_some(*upload)).collect();
-    let mut outcomes = upload(conn, &theirs, limits, view)?.into_iter();
-    Ok(is_held.into_iter().map(|held| if held { outcomes.next().flatten() } else { None }).collect())
+    let mut tokens: HashMap<_, _> = conn.hold_idle(&owners)?.into_iter().collect();
+    let mut is_valid =
+        |upload: &Upload<'_>| tokens.remove(&upload.owner()).is_some_and(|token| token == upload.token_hash);
+    let are_valid: Vec<_> = uploads.iter().map(&mut is_valid).collect();
+    let valid: Vec<_> = uploads.iter().zip(&are_valid).filter_map(|(upload, valid)| valid.then_some(*upload)).collect();
+    let mut outcomes = upload(conn, &valid, limits, view)?.into_iter();
+    Ok(are_valid.into_iter().map(|valid| valid.then(|| outcomes.next()).flatten()).collect())
 }
 
 fn known(
@@ -407,22 +388,21 @@ fn put<C: UploadSql + StoringSql + AuditSql>(
 }
 
 impl Store {
-    /// Puts valid KeyPackages into their owner's pool, and changes its signature keys. `None` where the device was removed
-    /// in the meantime, or its token would set a key and is no longer valid.
+    /// Puts valid KeyPackages into their owner's pool, and changes its signature keys.
     ///
     /// # Errors
-    /// When the database fails. Nothing of the upload is stored then.
-    pub fn upload(&self, one: Upload<'_>, limits: UploadLimits, view: View) -> Result<Option<Uploaded>, StoreError> {
+    /// See [`CallerError`]. Nothing of the upload is stored then.
+    pub fn upload(&self, one: Upload<'_>, limits: UploadLimits, view: View) -> Result<Uploaded, CallerError> {
         with_conn!(self, write "upload", |conn| {
-            if !conn.hold_device(one.owner())? {
-                return Ok(None);
+            if conn.hold_device(one.owner())?.is_none_or(|token_hash| token_hash != one.token_hash) {
+                return Err(TokenRevoked.into());
             }
-            Ok(upload(conn, &[one], limits, view)?.pop().flatten())
+            Ok(upload(conn, &[one], limits, view)?.pop().unwrap_or_default())
         })
     }
 
     /// Does the same for several, in one transaction, without waiting for anybody. `None` for those that have to be done
-    /// alone: another upload of the device was first, or somebody holds it, or it was removed.
+    /// alone: another upload of the device was first, or another transaction holds the device, or its token has ended.
     ///
     /// # Errors
     /// When the database fails. Nothing of any upload is stored then.

@@ -26,6 +26,7 @@ use super::{
     rows::DeviceId,
     schema::{deliveries, devices, envelopes, key_packages, lineage},
     sweep::{Census, batches},
+    tokens::ShownToken,
 };
 use crate::clock::Clock;
 
@@ -39,6 +40,9 @@ diesel::table! {
 
 /// Names the advisory lock under which a server migrates, so that several may start at once.
 const MIGRATION_LOCK: i64 = 0x6b65_7970_6f6f_6c31;
+
+/// Names the advisory locks that keep the limits of what a user holds, each with the hash of the user's name.
+pub(super) const HOLDS: &str = "1802072432";
 
 /// So that a stuck statement or a forgotten transaction cannot hold a connection for ever; and a statement is planned once
 /// for each connection, since all of them go by the keys that they are given, whatever those are. By keys also where a table
@@ -286,14 +290,27 @@ fn says_nothing(error: &diesel::result::Error) -> bool {
 }
 
 impl HoldDevice for PgConnection {
-    fn hold_device(&mut self, owner: i64) -> QueryResult<bool> {
-        let found = devices::table.find(owner).filter(devices::removed_at.is_null()).select(devices::id);
-        found.for_no_key_update().first::<i64>(self).optional().map(|id| id.is_some())
+    fn hold_device(&mut self, owner: i64) -> QueryResult<Option<Vec<u8>>> {
+        let found = devices::table.find(owner).filter(devices::removed_at.is_null()).select(devices::token_hash);
+        found.for_no_key_update().first(self).optional()
     }
 
-    fn hold_idle(&mut self, owners: &[i64]) -> QueryResult<Vec<i64>> {
+    fn hold_caller(&mut self, caller: &ShownToken) -> QueryResult<bool> {
+        let found = devices::table.find(caller.device.0).filter(devices::removed_at.is_null()).select(devices::id);
+        let found = found.filter(devices::token_hash.eq(caller.token_hash.as_slice()));
+        found.for_share().first::<i64>(self).optional().map(|id| id.is_some())
+    }
+
+    fn hold_adders(&mut self, user: &str) -> QueryResult<()> {
+        diesel::sql_query(format!("SELECT pg_advisory_xact_lock({HOLDS}, hashtext($1))"))
+            .bind::<diesel::sql_types::Text, _>(user)
+            .execute(self)
+            .map(drop)
+    }
+
+    fn hold_idle(&mut self, owners: &[i64]) -> QueryResult<Vec<(i64, Vec<u8>)>> {
         let found = devices::table.filter(devices::id.eq_any(owners).and(devices::removed_at.is_null()));
-        found.select(devices::id).for_no_key_update().skip_locked().load(self)
+        found.select((devices::id, devices::token_hash)).for_no_key_update().skip_locked().load(self)
     }
 
     fn hold_pool(&mut self, owner: i64, suite: i32) -> QueryResult<()> {

@@ -16,14 +16,27 @@ use super::{
     claims::{Claim, ClaimSql, Found},
     connection::{self, Pools, with_conn},
     devices::DeviceSql,
+    holds::{Held, HoldSql},
     idempotency::{IdempotencyKey, IdempotencySql},
+    kept_answers::{self, KeptAnswerSql},
+    key_packages::HoldDevice,
     leftovers::LeftoverSql,
     postgres,
-    rows::{DeviceId, DeviceRow, HandedOut, count, statements, suite, timestamp},
+    rows::{DeviceRow, HandedOut, statements, suite, timestamp},
     schema::key_packages,
     together,
+    tokens::{ShownToken, TokenSql},
     view::View,
 };
+
+/// How many reservations may be held at the same time, over all servers of the database.
+#[derive(Clone, Copy, Debug)]
+pub struct HoldLimits {
+    /// By one device.
+    pub total: u32,
+    /// Of the KeyPackages of one device, by one other user.
+    pub per_device: u32,
+}
 
 /// A wish for one KeyPackage of each device of some users.
 #[derive(Clone, Debug)]
@@ -38,16 +51,18 @@ pub struct Reserve {
     pub ciphersuite: Option<u16>,
     /// The group that they are for.
     pub group_id: Option<Vec<u8>>,
-    /// Who asks.
-    pub by: DeviceId,
+    /// The adder.
+    pub by: ShownToken,
+    /// The adder's user.
+    pub by_user: UserName,
     /// Random: names the reservations, and says where in the pool to look first, so that adders do not collide.
     pub nonce: Uuid,
     /// When the reservations lapse, at a whole second.
     pub until: Timestamp,
     /// Nothing that expires before this is handed out.
     pub usable_until: Timestamp,
-    /// Reservations that the caller may hold at the same time.
-    pub most_held: Option<u32>,
+    /// How much the caller may hold at the same time; `None` where nothing is limited.
+    pub limits: Option<HoldLimits>,
     /// Makes the wish one that may be repeated.
     pub repeat: Option<IdempotencyKey>,
 }
@@ -55,6 +70,8 @@ pub struct Reserve {
 /// Why a wish was refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ReserveError {
+    /// The caller's token has ended.
+    TokenRevoked,
     /// The `Idempotency-Key` came with another request before.
     IdempotencyMismatch,
     /// The caller would hold more than it may. The first of what it holds lapses then.
@@ -98,27 +115,35 @@ statements! {
                 .optional()
         }
 
-        /// How many reservations a device holds, and when the first of them lapses.
-        fn held_by(conn, by: DeviceId, now: i64) -> QueryResult<(i64, Option<i64>)> {
-            key_packages::table
-                .filter(key_packages::held.and(key_packages::reserved_by.eq(by.0)))
-                .filter(key_packages::reserved_until.gt(now))
-                .select((diesel::dsl::count_star(), diesel::dsl::min(key_packages::reserved_until)))
-                .first(conn)
-        }
     }
 }
 
 /// Reserves, or answers again what the same request was answered before.
 fn reserve<C>(conn: &mut C, want: &Reserve, view: View) -> Result<Result<ReserveResponse, ReserveError>, StoreError>
 where
-    C: ClaimSql + ReservationSql + LeftoverSql + AuditSql + DeviceSql + IdempotencySql,
+    C: ClaimSql
+        + ReservationSql
+        + HoldSql
+        + HoldDevice
+        + LeftoverSql
+        + AuditSql
+        + DeviceSql
+        + IdempotencySql
+        + KeptAnswerSql
+        + TokenSql,
 {
+    if !conn.has_token(&want.by)? {
+        return Ok(Err(ReserveError::TokenRevoked));
+    }
+    if want.limits.is_some() {
+        // Before the Idempotency-Key: a batch has the two in this order.
+        conn.hold_adders(want.by_user.as_str())?;
+    }
     let Some(repeat) = &want.repeat else { return reserve_anew(conn, want, view) };
-    if !conn.begin_answer(want.by.0, repeat, view.now.as_second())? {
-        let (request, answer) = conn.answer_of(want.by.0, &repeat.key)?;
+    if !conn.begin_answer(want.by.device.0, repeat, view.now.as_second())? {
+        let (request, answer) = conn.answer_of(want.by.device.0, &repeat.key)?;
         return if request == repeat.request {
-            Ok(Ok(in_order(serde_json::from_slice(&answer).map_err(StoreError::fatal)?)))
+            kept_answers::again(conn, want.by.device, &answer, view.now).map(Ok)
         } else {
             Ok(Err(ReserveError::IdempotencyMismatch))
         };
@@ -126,11 +151,10 @@ where
     let outcome = reserve_anew(conn, want, view)?;
     match &outcome {
         Ok(reserved) if !reserved.reservations.is_empty() => {
-            let answer = serde_json::to_vec(reserved).map_err(StoreError::fatal)?;
-            conn.keep_answer(want.by.0, &repeat.key, &answer)?;
+            conn.keep_answer(want.by.device.0, &repeat.key, &kept_answers::keep(reserved)?)?;
         }
         // Nothing was reserved that a repetition could get twice: it may try anew.
-        _ => drop(conn.drop_answer(want.by.0, &repeat.key)?),
+        _ => drop(conn.drop_answer(want.by.device.0, &repeat.key)?),
     }
     Ok(outcome)
 }
@@ -141,7 +165,7 @@ fn reserve_anew<C>(
     view: View,
 ) -> Result<Result<ReserveResponse, ReserveError>, StoreError>
 where
-    C: ClaimSql + ReservationSql + LeftoverSql + AuditSql + DeviceSql,
+    C: ClaimSql + ReservationSql + HoldSql + HoldDevice + LeftoverSql + AuditSql + DeviceSql,
 {
     let names: Vec<_> = want.users.iter().map(UserName::as_str).collect();
     let mut owners = Vec::new();
@@ -151,7 +175,8 @@ where
             owners.push(owner);
         }
     }
-    if let Some(until) = over_the_cap(conn, want, owners.len(), view.now)? {
+    let held = Held::by(conn, want, view.now)?;
+    if let Some(until) = held.over_the_limit(want, owners.len())? {
         return Ok(Err(ReserveError::TooManyHeld(until)));
     }
     let mut reserved = ReserveResponse { reservations: Vec::new(), missing: absent(conn, want, &owners)? };
@@ -160,7 +185,7 @@ where
     owners.sort_unstable_by_key(|owner| owner.id.0);
     let mut bytes = 0;
     for owner in &owners {
-        if bytes < ANSWER_BYTES {
+        if bytes < ANSWER_BYTES && held.allows_another_of(owner.id) {
             bytes += reserve_of(conn, want, owner, view, &mut reserved)?;
         } else {
             let (device, reason) = (Some(owner.device.clone()), MissingReason::TooManyRequests);
@@ -175,19 +200,6 @@ pub(super) fn in_order(mut answer: ReserveResponse) -> ReserveResponse {
     answer.reservations.sort_by(|one, other| (&one.user, &one.device).cmp(&(&other.user, &other.device)));
     answer.missing.sort_by(|one, other| (&one.user, &one.device).cmp(&(&other.user, &other.device)));
     answer
-}
-
-/// When the caller may ask again, if it would hold too much. Requests at the very same moment do not see each other.
-fn over_the_cap<C: ReservationSql>(
-    conn: &mut C,
-    want: &Reserve,
-    more: usize,
-    now: Timestamp,
-) -> Result<Option<Timestamp>, StoreError> {
-    let Some(most) = want.most_held else { return Ok(None) };
-    let (held, first) = conn.held_by(want.by, now.as_second())?;
-    let over = count(held)?.saturating_add(more as u64) > u64::from(most);
-    Ok(if over { Some(first.map(timestamp).transpose()?.unwrap_or(want.until)) } else { None })
 }
 
 /// The users of a wish who have no device that it is for.
@@ -226,7 +238,7 @@ where
         suites,
         usable_until: want.usable_until.as_second(),
         nonce: want.nonce.as_bytes(),
-        by: want.by.0,
+        by: want.by.device.0,
         until: want.until.as_second(),
         returned_by: view.returned_by(),
     };
@@ -243,7 +255,7 @@ where
         ..Event::plain(
             (owner.id.0, &keypackage_ref),
             Action::Reserve,
-            Some(want.by.0),
+            Some(want.by.device.0),
             last_resort,
             view.now.as_second(),
         )
@@ -355,6 +367,7 @@ impl Store {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::DeviceId;
 
     #[test]
     fn a_miss_says_why() {

@@ -11,6 +11,7 @@ use super::{
     connection::with_conn,
     rows::{DeviceId, Ended, statements},
     schema::key_packages,
+    tokens::{CallerError, ShownToken, hold_caller},
     view::{View, is_live},
 };
 
@@ -132,11 +133,15 @@ impl Store {
     /// Revokes these KeyPackages of a device's own pool, or all of it where none is named.
     ///
     /// # Errors
-    /// When the database fails. Nothing is revoked then.
-    pub fn revoke(&self, owner: DeviceId, refs: Option<&[KeyPackageRef]>, view: View) -> Result<Revoked, StoreError> {
-        with_conn!(self, write "revoke", |conn| match refs {
-            Some(refs) => revoke_some(conn, owner, refs, view),
-            None => Ok(Revoked { revoked: revoke_all(conn, owner, Some(owner), view)?, ..Revoked::default() }),
+    /// See [`CallerError`]. Nothing is revoked then.
+    pub fn revoke(&self, by: &ShownToken, refs: Option<&[KeyPackageRef]>, view: View) -> Result<Revoked, CallerError> {
+        with_conn!(self, write "revoke", |conn| {
+            hold_caller::<_, CallerError>(conn, by)?;
+            let owner = by.device;
+            Ok(match refs {
+                Some(refs) => revoke_some(conn, owner, refs, view)?,
+                None => Revoked { revoked: revoke_all(conn, owner, Some(owner), view)?, ..Revoked::default() },
+            })
         })
     }
 }

@@ -125,6 +125,9 @@ diesel::table! {
         id -> BigInt,
         device_id -> BigInt,
         envelope_id -> BigInt,
+        sender -> Nullable<BigInt>,
+        cost -> Integer,
+        part -> SmallInt,
     }
 }
 
@@ -139,5 +142,5 @@ diesel::table! {
 
 diesel::joinable!(deliveries -> envelopes (envelope_id));
 diesel::allow_tables_to_appear_in_same_query!(users, devices, key_packages, hpke_keys, audit_events, signature_keys);
-diesel::allow_tables_to_appear_in_same_query!(deliveries, envelopes);
+diesel::allow_tables_to_appear_in_same_query!(devices, deliveries, envelopes);
 diesel::allow_tables_to_appear_in_same_query!(devices, lineage);

@@ -15,6 +15,7 @@ use super::{
     revocation::RevokedColumns,
     rows::{DeviceId, Ended, statements, timestamp},
     schema::{audit_events, devices, key_packages, signature_keys, users},
+    tokens::{ShownToken, valid},
     view::{View, is_live},
 };
 
@@ -148,13 +149,6 @@ statements! {
                 .execute(conn)
         }
 
-        fn tokens_of(conn, devices: &[i64]) -> QueryResult<Vec<(i64, Vec<u8>)>> {
-            devices::table
-                .filter(devices::id.eq_any(devices).and(devices::removed_at.is_null()))
-                .select((devices::id, devices::token_hash))
-                .load(conn)
-        }
-
         /// Devices that have uploaded something and have no signature key, after this one.
         fn without_keys(conn, after: i64) -> QueryResult<Vec<i64>> {
             let keys = signature_keys::table.filter(signature_keys::device_id.eq(devices::id));
@@ -230,8 +224,11 @@ statements! {
                 .execute(conn)
         }
 
-        fn devices_version(conn, user: &str) -> QueryResult<i64> {
-            users::table.find(user).select(users::devices_version).first(conn)
+        /// The version of the devices of the caller's user; `None` if the token has ended.
+        fn devices_version(conn, caller: &ShownToken) -> QueryResult<Option<i64>> {
+            let user = valid(caller).select(devices::user_name).single_value();
+            let version = users::table.filter(users::name.nullable().eq(user)).select(users::devices_version);
+            version.first(conn).optional()
         }
 
         /// The other registered devices of a device's user.
@@ -365,7 +362,7 @@ impl Store {
             let Some(last) = devices.last() else { return Ok(adopted) };
             after = *last;
             adopted += with_conn!(self, write "adopt_signature_keys", |conn| {
-                let held = conn.hold_idle(&devices)?;
+                let held: Vec<_> = conn.hold_idle(&devices)?.into_iter().map(|(device, _)| device).collect();
                 adopt(conn, &held, now.as_second()).map(|keys| keys.len())
             })?;
         }

@@ -12,10 +12,12 @@ use super::{
     audit::{AuditSql, Event},
     by_hand::statement,
     connection::{self, Pools, with_conn},
+    key_packages::HoldDevice,
     postgres,
-    rows::{DeviceId, nonce_of, statements, timestamp},
+    rows::{nonce_of, statements, timestamp},
     schema::key_packages,
     together,
+    tokens::{ShownToken, TokenSql},
     view::View,
 };
 
@@ -24,8 +26,8 @@ use super::{
 pub struct Spend {
     /// The reservation.
     pub reservation: ReservationId,
-    /// Who says so.
-    pub by: DeviceId,
+    /// The holder.
+    pub by: ShownToken,
     /// The Commit's group.
     pub group_id: Vec<u8>,
 }
@@ -44,6 +46,8 @@ pub struct Spent {
 /// Why a reservation was not spent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SpendError {
+    /// The caller's token has ended.
+    TokenRevoked,
     /// There is no such reservation, or its KeyPackage is forgotten.
     Unknown,
     /// Another device made it.
@@ -59,8 +63,8 @@ pub enum SpendError {
 pub struct Release {
     /// The reservation.
     pub reservation: ReservationId,
-    /// Who says so.
-    pub by: DeviceId,
+    /// The holder.
+    pub by: ShownToken,
 }
 
 /// What a release came to.
@@ -108,7 +112,7 @@ statement!(Mark, Binary, both => |this, out| {
     out.push_sql(" AND reservation = ");
     out.push_bind_param::<Binary, _>(nonce_of(&this.spend.reservation))?;
     out.push_sql(" AND reserved_by = ");
-    out.push_bind_param::<BigInt, _>(&this.spend.by.0)?;
+    out.push_bind_param::<BigInt, _>(&this.spend.by.device.0)?;
     out.push_sql(" AND ");
     out.push_sql(SPENDABLE);
     out.push_sql(" RETURNING keypackage_ref");
@@ -126,7 +130,7 @@ statements! {
             diesel::update(key_packages::table)
                 .filter(key_packages::device_id.eq(release.reservation.owner))
                 .filter(key_packages::reservation.eq(nonce_of(&release.reservation)))
-                .filter(key_packages::reserved_by.eq(release.by.0))
+                .filter(key_packages::reserved_by.eq(release.by.device.0))
                 .filter(key_packages::held.and(key_packages::reserved_until.gt(now)).and(key_packages::not_after.gt(now)))
                 .set((
                     key_packages::state.eq(if view.retire { State::Retired } else { State::Available }.as_ref()),
@@ -158,15 +162,19 @@ statements! {
 }
 
 /// Spends a reservation, or answers again where the same request did so before.
-fn spend<C: SpendingSql + AuditSql>(
+fn spend<C: SpendingSql + AuditSql + TokenSql>(
     conn: &mut C,
     want: &Spend,
     now: Timestamp,
 ) -> Result<Result<Spent, SpendError>, StoreError> {
+    if !conn.has_token(&want.by)? {
+        return Ok(Err(SpendError::TokenRevoked));
+    }
     Ok(spend_or_find(conn, want, now)?.map(|(spent, _)| spent))
 }
 
-/// Spends a reservation for something new, such as another Commit. A KeyPackage is used once, for the same group, too.
+/// Spends a reservation for something new, such as another Commit. A KeyPackage is used once, for the same group, too. The
+/// caller's row is held.
 pub(super) fn spend_first<C: SpendingSql + AuditSql>(
     conn: &mut C,
     want: &Spend,
@@ -188,7 +196,7 @@ fn spend_or_find<C: SpendingSql + AuditSql>(
         return Ok(Ok((Spent { keypackage_ref: keypackage_ref.into(), state: State::Spent, spent_at: now }, true)));
     }
     if let Some(holder) = conn.holder(&want.reservation)? {
-        if holder.reserved_by != Some(want.by.0) {
+        if holder.reserved_by != Some(want.by.device.0) {
             return Ok(Err(SpendError::NotYours));
         }
         return match holder.ended_at {
@@ -202,7 +210,7 @@ fn spend_or_find<C: SpendingSql + AuditSql>(
     let traces = conn.traces(owner, nonce)?;
     let first = match traces.first() {
         None => return Ok(Err(SpendError::Unknown)),
-        Some(trace) if trace.actor != Some(want.by.0) => return Ok(Err(SpendError::NotYours)),
+        Some(trace) if trace.actor != Some(want.by.device.0) => return Ok(Err(SpendError::NotYours)),
         Some(trace) if !trace.last_resort => return Ok(Err(SpendError::Lapsed)),
         Some(trace) => trace,
     };
@@ -230,29 +238,38 @@ fn spend_event<'a>(spend: &'a Spend, keypackage_ref: &'a [u8], last_resort: bool
         ..Event::plain(
             (spend.reservation.owner, keypackage_ref),
             Action::Spend,
-            Some(spend.by.0),
+            Some(spend.by.device.0),
             last_resort,
             now.as_second(),
         )
     }
 }
 
-fn release<C: SpendingSql + AuditSql>(
+fn release<C: SpendingSql + AuditSql + HoldDevice>(
     conn: &mut C,
     release: &Release,
     view: View,
 ) -> Result<Result<Released, ReleaseError>, StoreError> {
+    if !conn.hold_caller(&release.by)? {
+        return Ok(Err(ReleaseError::TokenRevoked));
+    }
     let (owner, nonce) = (release.reservation.owner, nonce_of(&release.reservation));
     if let Some(keypackage_ref) = conn.release_reserved(release, view)? {
         conn.record(&[Event {
             reservation: Some(nonce),
-            ..Event::plain((owner, &keypackage_ref), Action::Release, Some(release.by.0), false, view.now.as_second())
+            ..Event::plain(
+                (owner, &keypackage_ref),
+                Action::Release,
+                Some(release.by.device.0),
+                false,
+                view.now.as_second(),
+            )
         }])?;
         let state = if view.retire { State::Retired } else { State::Available };
         return Ok(Ok(Released { keypackage_ref: keypackage_ref.into(), state }));
     }
     if let Some(holder) = conn.holder(&release.reservation)? {
-        if holder.reserved_by != Some(release.by.0) {
+        if holder.reserved_by != Some(release.by.device.0) {
             return Ok(Err(ReleaseError::NotYours));
         }
         let state = holder.state.parse().map_err(StoreError::fatal)?;
@@ -264,7 +281,7 @@ fn release<C: SpendingSql + AuditSql>(
     let traces = conn.traces(owner, nonce)?;
     Ok(match traces.first() {
         None => Err(ReleaseError::Unknown),
-        Some(trace) if trace.actor != Some(release.by.0) => Err(ReleaseError::NotYours),
+        Some(trace) if trace.actor != Some(release.by.device.0) => Err(ReleaseError::NotYours),
         // A last resort is never held; what was released once may be another's by now, and stays released.
         Some(trace) if trace.last_resort || traces.iter().any(|trace| trace.is(Action::Release)) => {
             Ok(Released { keypackage_ref: trace.keypackage_ref.clone().into(), state: State::Available })

@@ -12,6 +12,7 @@ use super::{
     proven::{Connector, Glance},
     schema::{devices, key_packages, lineage},
     sweep::{Census, batches},
+    tokens::{ShownToken, TokenSql},
 };
 
 /// WAL lets readers go on while one writes; FULL makes every answered commit survive a power cut.
@@ -109,14 +110,22 @@ impl Lineage for SqliteConnection {
 
 // The transaction is the only writer already.
 impl HoldDevice for SqliteConnection {
-    fn hold_device(&mut self, owner: i64) -> QueryResult<bool> {
-        let found = devices::table.find(owner).filter(devices::removed_at.is_null()).select(devices::id);
-        found.first::<i64>(self).optional().map(|id| id.is_some())
+    fn hold_device(&mut self, owner: i64) -> QueryResult<Option<Vec<u8>>> {
+        let found = devices::table.find(owner).filter(devices::removed_at.is_null()).select(devices::token_hash);
+        found.first(self).optional()
     }
 
-    fn hold_idle(&mut self, owners: &[i64]) -> QueryResult<Vec<i64>> {
+    fn hold_caller(&mut self, caller: &ShownToken) -> QueryResult<bool> {
+        self.has_token(caller)
+    }
+
+    fn hold_adders(&mut self, _: &str) -> QueryResult<()> {
+        Ok(())
+    }
+
+    fn hold_idle(&mut self, owners: &[i64]) -> QueryResult<Vec<(i64, Vec<u8>)>> {
         let found = devices::table.filter(devices::id.eq_any(owners).and(devices::removed_at.is_null()));
-        found.select(devices::id).load(self)
+        found.select((devices::id, devices::token_hash)).load(self)
     }
 
     fn hold_pool(&mut self, _: i64, _: i32) -> QueryResult<()> {

@@ -13,13 +13,13 @@ use diesel::{
     sql_types::{BigInt, Binary},
 };
 use jiff::Timestamp;
-use keypool_openapi::{Base64Bytes, DeviceName, Reservation, ReservationId, ReserveResponse, State};
+use keypool_openapi::{Base64Bytes, DeviceName, Reservation, ReservationId, ReserveResponse, State, UserName};
 
 use super::{
     StoreError,
     by_hand::{columns, statement},
     reservations::{Reserve, in_order},
-    rows::{nonce_of, suite, timestamp},
+    rows::{DeviceId, nonce_of, suite, timestamp},
     spending::{SPENDABLE, Spend, Spent},
     wishes::{self, Repeat, Taken, Target},
 };
@@ -34,6 +34,7 @@ struct Spends<'a> {
     owner: Vec<i64>,
     nonce: Vec<&'a [u8]>,
     actor: Vec<i64>,
+    token: Vec<&'a [u8]>,
     group_id: Vec<&'a [u8]>,
     now: i64,
 }
@@ -47,15 +48,18 @@ statement!(Spends, (BigInt, Binary), Pg, PgConnection => |this, out| {
         BigInt => this.owner,
         Binary => this.nonce,
         BigInt => this.actor,
+        Binary => this.token,
         Binary => this.group_id,
     );
     out.push_sql(
-        ") AS w (spend, owner, nonce, actor, group_id) CROSS JOIN LATERAL (SELECT k.ctid AS place FROM key_packages k \
+        ") AS w (spend, owner, nonce, actor, token, group_id) CROSS JOIN LATERAL (SELECT k.ctid AS place FROM key_packages k \
          WHERE k.device_id = w.owner AND k.reservation = w.nonce AND k.reserved_by = w.actor AND ",
     );
     out.push_sql(SPENDABLE);
+    // A scalar subquery, since the planner may answer EXISTS by reading the whole table.
     out.push_sql(
-        " FOR UPDATE SKIP LOCKED) k), \
+        " AND (SELECT c.token_hash FROM devices c WHERE c.id = w.actor AND c.removed_at IS NULL) = w.token \
+         FOR UPDATE SKIP LOCKED) k), \
          taken AS (UPDATE key_packages k SET state = 'spent', ended_at = ",
     );
     out.push_bind_param::<BigInt, _>(&this.now)?;
@@ -78,7 +82,7 @@ pub(super) fn reserve(
     let shared = shared_keys(wants);
     let is_plain = |want: &Reserve| {
         i64::try_from(want.users.len()).is_ok_and(|users| users <= wishes::MOST_DEVICES)
-            && want.repeat.as_ref().is_none_or(|key| !shared.contains(&(want.by.0, key.key)))
+            && want.repeat.as_ref().is_none_or(|key| !shared.contains(&(want.by.device, key.key)))
     };
     let missing = wants.iter().map(|want| serde_json::to_string(&want.refused).map_err(StoreError::fatal));
     let missing = missing.collect::<Result<Vec<_>, _>>()?;
@@ -86,7 +90,8 @@ pub(super) fn reserve(
     let mut targets = Vec::new();
     for ((number, want), missing) in (0_i64..).zip(wants).zip(&missing).filter(|((_, want), _)| is_plain(want)) {
         let suites = want.ciphersuite.map_or((0, i32::from(u16::MAX)), |suite| (suite.into(), suite.into()));
-        let mut room = rooms.get(&want.by.0).copied();
+        let mut room = rooms.get(&want.by_user).copied();
+        let mut token = Some(want.by.token_hash.as_slice());
         for user in &want.users {
             targets.push(Target {
                 wish: number,
@@ -94,11 +99,12 @@ pub(super) fn reserve(
                 device: want.device.as_ref().map(DeviceName::as_str),
                 suites,
                 nonce: want.nonce.as_bytes(),
-                actor: want.by.0,
+                actor: want.by.device.0,
                 until: want.until.as_second(),
                 usable_until: want.usable_until.as_second(),
                 group_id: want.group_id.as_deref(),
-                // It is looked at once for each wish.
+                // Once for each wish.
+                token: token.take(),
                 room: room.take(),
                 repeat: want.repeat.as_ref().map(|key| Repeat { key, missing }),
             });
@@ -118,22 +124,25 @@ fn take(conn: &mut PgConnection, targets: &[Target<'_>], now: i64) -> QueryResul
 }
 
 /// The keys that come more than once here, by caller: each is one wish's alone.
-fn shared_keys(wants: &[Reserve]) -> HashSet<(i64, [u8; 32])> {
+fn shared_keys(wants: &[Reserve]) -> HashSet<(DeviceId, [u8; 32])> {
     let mut seen = HashSet::new();
-    let keys = wants.iter().filter_map(|want| Some((want.by.0, want.repeat.as_ref()?.key)));
+    let keys = wants.iter().filter_map(|want| Some((want.by.device, want.repeat.as_ref()?.key)));
     keys.filter(|key| !seen.insert(*key)).collect()
 }
 
-/// How many reservations each device that has a cap may hold before these wishes, so that they do not bring it near its cap.
-fn rooms(wants: &[Reserve]) -> HashMap<i64, i64> {
+/// How many reservations each limited user may hold before these wishes, so that they bring none of the user's devices near its
+/// limit, and the user to no other device's limit: a wish takes one KeyPackage of a device.
+fn rooms(wants: &[Reserve]) -> HashMap<&UserName, i64> {
     let mut rooms = HashMap::new();
     for want in wants {
-        let Some(most) = want.most_held else { continue };
+        let Some(limits) = want.limits else { continue };
         let users = i64::try_from(want.users.len()).unwrap_or(i64::MAX);
-        let room: &mut i64 = rooms.entry(want.by.0).or_insert(most.into());
-        *room = room.saturating_sub(users.saturating_mul(NEAR));
+        let (total, of_one): &mut (i64, i64) =
+            rooms.entry(&want.by_user).or_insert((limits.total.into(), limits.per_device.into()));
+        *total = total.saturating_sub(users.saturating_mul(NEAR));
+        *of_one -= 1;
     }
-    rooms
+    rooms.into_iter().map(|(user, (total, of_one))| (user, total.min(of_one))).collect()
 }
 
 /// What was taken, by the number of its wish.
@@ -171,7 +180,8 @@ pub(super) fn spend(
         wanted.spend.push(number);
         wanted.owner.push(one.reservation.owner);
         wanted.nonce.push(nonce_of(&one.reservation));
-        wanted.actor.push(one.by.0);
+        wanted.actor.push(one.by.device.0);
+        wanted.token.push(&one.by.token_hash);
         wanted.group_id.push(&one.group_id);
     }
     let rows: Vec<(i64, Vec<u8>)> = wanted.load(conn)?;

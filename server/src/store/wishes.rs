@@ -2,7 +2,7 @@
 //!
 //! A wish is fulfilled as a whole or not at all: where one of its users has no device, or one of its devices nothing fresh
 //! that is not held, or two wishes met at the same KeyPackage, nothing is taken for it. Nor where it is for very many devices,
-//! where its caller may be near the most that it may hold, or its key came before.
+//! where its caller may be near the most that it may hold, its token has ended, or its key came before.
 
 use diesel::{
     pg::Pg,
@@ -14,6 +14,7 @@ use diesel::{
 use super::{
     by_hand::{columns, statement},
     idempotency::IdempotencyKey,
+    postgres::HOLDS,
 };
 
 /// The most devices of a wish, which is left for alone where it is for more: the largest KeyPackages of so many are
@@ -35,7 +36,9 @@ pub(super) struct Target<'a> {
     pub until: i64,
     pub usable_until: i64,
     pub group_id: Option<&'a [u8]>,
-    /// With how many reservations the actor is not near its cap; once in each wish is enough.
+    /// The SHA-256 of the actor's token; once in each wish is enough.
+    pub token: Option<&'a [u8]>,
+    /// With how many reservations the actor's user is not near a limit; once in each wish, beside the token.
     pub room: Option<i64>,
     /// What is kept, so that the wish may be repeated.
     pub repeat: Option<Repeat<'a>>,
@@ -105,6 +108,7 @@ struct Many<'a> {
     until: Vec<i64>,
     usable_until: Vec<i64>,
     group_id: Vec<Option<&'a [u8]>>,
+    token: Vec<Option<&'a [u8]>>,
     room: Vec<Option<i64>>,
     key: Vec<Option<&'a [u8]>>,
     request: Vec<Option<&'a [u8]>>,
@@ -130,6 +134,7 @@ impl<'a> Many<'a> {
             many.until.push(target.until);
             many.usable_until.push(target.usable_until);
             many.group_id.push(target.group_id);
+            many.token.push(target.token);
             many.room.push(target.room);
             let kept = Kept::of(target.repeat);
             many.key.push(kept.key);
@@ -170,6 +175,8 @@ fn one<'b>(out: &mut AstPass<'_, 'b, Pg>, one: &'b One<'_>, is_kept: bool) -> Qu
     out.push_sql(" AS usable_until, ");
     out.push_bind_param::<Nullable<Binary>, _>(&target.group_id)?;
     out.push_sql(" AS group_id, ");
+    out.push_bind_param::<Nullable<Binary>, _>(&target.token)?;
+    out.push_sql(" AS token, ");
     out.push_bind_param::<Nullable<BigInt>, _>(&target.room)?;
     if is_kept {
         out.push_sql(" AS room, ");
@@ -202,6 +209,7 @@ fn many<'b>(out: &mut AstPass<'_, 'b, Pg>, many: &'b Many<'_>, is_kept: bool) ->
         BigInt => many.until,
         BigInt => many.usable_until,
         Nullable<Binary> => many.group_id,
+        Nullable<Binary> => many.token,
         Nullable<BigInt> => many.room,
     );
     if is_kept {
@@ -215,7 +223,8 @@ fn many<'b>(out: &mut AstPass<'_, 'b, Pg>, many: &'b Many<'_>, is_kept: bool) ->
         );
     }
     out.push_sql(
-        ") AS w (wish, user_name, device_name, first_suite, last_suite, nonce, actor, until, usable_until, group_id, room",
+        ") AS w (wish, user_name, device_name, first_suite, last_suite, nonce, actor, until, usable_until, group_id, \
+         token, room",
     );
     out.push_sql(if is_kept { ", key, request, kept_until, missing)" } else { ")" });
     let whole = "r.wish NOT IN (SELECT wish FROM (SELECT wish, place, \
@@ -233,8 +242,13 @@ fn many<'b>(out: &mut AstPass<'_, 'b, Pg>, many: &'b Many<'_>, is_kept: bool) ->
 fn pick<'b>(out: &mut AstPass<'_, 'b, Pg>, now: &'b i64, is_kept: bool) -> QueryResult<()> {
     out.push_sql(
         "WITH pick AS MATERIALIZED (SELECT w.*, d.id AS owner, d.device_name AS owned, \
-         CASE WHEN (w.room IS NULL OR w.room >= (SELECT count(*) FROM key_packages k WHERE k.held \
-         AND k.reserved_by = w.actor AND k.reserved_until > ",
+         CASE WHEN (w.token IS NULL OR (SELECT c.token_hash = w.token AND (w.room IS NULL OR pg_try_advisory_xact_lock(",
+    );
+    out.push_sql(HOLDS);
+    out.push_sql(
+        ", hashtext(c.user_name))) FROM devices c WHERE c.id = w.actor AND c.removed_at IS NULL)) \
+         AND (w.room IS NULL OR w.room >= (SELECT count(*) FROM devices c JOIN devices o ON o.user_name = c.user_name \
+         JOIN key_packages k ON k.reserved_by = o.id WHERE c.id = w.actor AND k.held AND k.reserved_until > ",
     );
     out.push_bind_param::<BigInt, _>(now)?;
     out.push_sql(if is_kept {
@@ -257,14 +271,13 @@ fn pick<'b>(out: &mut AstPass<'_, 'b, Pg>, now: &'b i64, is_kept: bool) -> Query
     Ok(())
 }
 
-/// Keeps the answers of wishes that may be repeated, as [`keypool_openapi::ReserveResponse`] in JSON. In the order of their
+/// Keeps the answers of wishes that may be repeated, as the JSON of [`super::kept_answers`]. In the order of their
 /// keys, so that two that come with the same ones never wait for each other.
 const KEEP: &str = ", kept AS (INSERT INTO idempotency_keys (device_id, key, request, answer, expires_at) \
     SELECT actor, key, request, convert_to(json_build_object('missing', missing::json, 'reservations', \
     json_agg(json_build_object('reservation_id', to_hex(owner) || '-' || encode(nonce, 'hex')::uuid, \
     'user', user_name, 'device', owned, 'keypackage_ref', encode(keypackage_ref, 'hex'), \
-    'keypackage', translate(encode(key_package, 'base64'), E'\\n', ''), 'ciphersuite', ciphersuite, \
-    'not_after', to_timestamp(not_after), 'expires_at', to_timestamp(until), 'last_resort', false)))::text, 'UTF8'), \
+    'ciphersuite', ciphersuite, 'not_after', to_timestamp(not_after), 'expires_at', to_timestamp(until), 'last_resort', false)))::text, 'UTF8'), \
     kept_until FROM taken WHERE key IS NOT NULL GROUP BY actor, key, request, missing, kept_until ORDER BY actor, key)";
 
 /// Takes what was found and locked where `whole` holds for its wish, with the most devices before its `end`, and notes it. It

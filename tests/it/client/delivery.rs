@@ -165,7 +165,9 @@ async fn a_package_that_went_to_another_is_replaced_and_nobody_is_harmed(
     let group = alice.membership().create_named_group("friends").unwrap();
     // Bob has one KeyPackage, Alice reserves it, it lapses, and Carol has it before Alice's Commit comes.
     let refs = bob.inventory().await.unwrap();
-    let all_but_one = refs.iter().skip(1).map(|item| item.keypackage_ref.clone()).collect();
+    let single_use = refs.iter().position(|item| !item.last_resort).unwrap();
+    let all_but_one = refs.iter().enumerate().filter(|(at, _)| *at != single_use);
+    let all_but_one = all_but_one.map(|(_, item)| item.keypackage_ref.clone()).collect();
     bob.revoke(Some(all_but_one)).await.unwrap();
     proxy.seen();
     let (membership, users) = (alice.membership(), [user("bob")]);
