@@ -19,7 +19,7 @@ use tokio::{
 };
 
 use super::{
-    incoming,
+    incoming::{self, Place},
     output::{self, Output},
 };
 use crate::{
@@ -40,16 +40,16 @@ const QUIT: &str = "/quit";
 const PAUSE: Duration = Duration::from_secs(2);
 
 const HELP: &str = "\
-/invite USER…   add all devices of users
-/remove USER    remove all devices of a user
-/members        who is here
-/groups         the groups that this device is in
-/switch GROUP   talk in another group
-/status         how this device's KeyPackage pool is doing
-/refresh        bring the pool in order now
-/leave          leave the group
-/help           this
-/quit           end; so does Ctrl-D
+/invite USER…         add all devices of users
+/remove USER          remove all devices of a user
+/members              who is here
+/groups               the groups that this device is in
+/switch GROUP         talk in another group
+/status               how this device's KeyPackage pool is doing
+/refresh              bring the pool in order now
+/leave                leave the group
+/help                 this
+/quit                 end; so does Ctrl-D
 Anything else is said to the group.";
 
 /// Where to talk, and how often the pool is looked after.
@@ -310,8 +310,18 @@ impl Chat<'_> {
             let is_here = one.group == self.group.id || one.group.is_empty();
             let group = incoming::group_name(&groups, one);
             let place = if is_here { String::new() } else { format!(" [{group}]") };
-            for line in incoming::lines(one, &group).iter().skip(usize::from(is_nothing)) {
+            for line in incoming::lines(one, Place::Chat).iter().skip(usize::from(is_nothing)) {
                 self.terminal.show(&format!("{time}{place} {line}"));
+            }
+            // Nothing can be said in the old group any more.
+            let new = match &one.what {
+                What::Renewed { old_group, .. } if *old_group == self.group.id => {
+                    groups.iter().find(|group| group.id == one.group)
+                }
+                _ => None,
+            };
+            if let Some(new) = new {
+                self.talk_in(new.clone());
             }
         }
         if let Err(error) = self.client.membership().done(came) {
@@ -336,9 +346,14 @@ impl Chat<'_> {
     }
 
     fn switch(&mut self, name: &str) -> Result<()> {
-        self.group = self.client.membership().find_group(name)?;
-        self.terminal.show(&format!("This is {}.", self.group.name));
+        let group = self.client.membership().find_group(name)?;
+        self.talk_in(group);
         Ok(())
+    }
+
+    fn talk_in(&mut self, group: Group) {
+        self.terminal.show(&format!("This is {}.", group.name));
+        self.group = group;
     }
 
     async fn invite(&mut self, users: &[&str]) -> Result<()> {

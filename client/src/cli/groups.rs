@@ -62,7 +62,8 @@ pub(super) enum GroupCommand {
     },
     /// Leave a group
     ///
-    /// The others are asked to remove this device; it is out when one of them has.
+    /// The others are asked to remove this device; it is out when one of them has. Asked for once more in the meantime, this
+    /// device forgets the group without waiting for them.
     Leave {
         /// The group, by its name or the beginning of its id
         group: String,

@@ -11,24 +11,32 @@ pub(super) fn group_name(groups: &[Group], one: &Incoming) -> String {
     groups.iter().find(|group| group.id == one.group).map_or(&one.group, |group| &group.name).clone()
 }
 
-/// What came, and a line for each thing that people should know of the members that it is about. The group's name is for
-/// the commands that are the way on.
-pub(super) fn lines(one: &Incoming, group: &str) -> Vec<String> {
-    let notices = one.notices.iter().map(notice_line);
-    [what_text(&one.what, group)].into_iter().chain(notices).collect()
+/// Where people read what came, and type the command that is the way on. While they chat, no other command opens the data
+/// directory.
+#[derive(Clone, Copy)]
+pub(super) enum Place<'g> {
+    /// In a shell; the group's name is for the command.
+    Shell { group: &'g str },
+    /// In a chat.
+    Chat,
 }
 
-fn what_text(what: &What, group: &str) -> String {
+/// What came, and a line for each thing that people should know of the members that it is about.
+pub(super) fn lines(one: &Incoming, place: Place<'_>) -> Vec<String> {
+    let notices = one.notices.iter().map(notice_line);
+    [what_text(&one.what, place)].into_iter().chain(notices).collect()
+}
+
+fn what_text(what: &What, place: Place<'_>) -> String {
     match what {
         What::Text { sender, text } => format!("{}: {}", painted(&clean(sender), AnsiColor::Cyan), clean(text)),
         What::Joined { by } => format!("{} added this device", name(by)),
         What::Members { by, added, removed } => members_text(by, added, removed),
         What::Changed => "the group changed".to_owned(),
         What::Removed => "this device is no longer in the group".to_owned(),
-        What::Refused { kind, by, why } => refused_text(*kind, by, why, group),
-        What::Renewed { by, .. } => {
-            format!("{} has made this group in place of an older one, which is read-only now", clean(by))
-        }
+        What::Refused { kind, by, why } => refused_text(*kind, by, why, place),
+        What::Renewed { by, without, .. } => renewed_text(by, without),
+        What::RenewalClaimed { by, old_group, without } => claimed_text(by, old_group, without, place),
         What::Device { device, change } => warning(&device_text(device, *change)),
         What::Unreadable { device } => {
             format!(
@@ -56,6 +64,32 @@ fn device_text(device: &DeviceOf, change: DeviceChange) -> String {
     )
 }
 
+fn renewed_text(by: &str, without: &[String]) -> String {
+    let without = without_text(without);
+    format!("{} has made this group in place of an older one, which is read-only now{without}", clean(by))
+}
+
+fn claimed_text(by: &str, old_group: &str, without: &[String], place: Place<'_>) -> String {
+    let leave = match place {
+        Place::Shell { .. } => "keypool group leave",
+        Place::Chat => "/leave",
+    };
+
+    let claim = warning(&format!(
+        "{} says that this group takes the place of the older one {old_group}{}",
+        clean(by),
+        without_text(without)
+    ));
+    format!(
+        "{claim}. No change of the older one by anybody else was refused here, so both go on: ask the others which one they \
+         use, and leave the other one with `{leave}`"
+    )
+}
+
+fn without_text(members: &[String]) -> String {
+    if members.is_empty() { String::new() } else { format!(", without {}", clean(&members.join(", "))) }
+}
+
 fn members_text(by: &str, added: &[String], removed: &[String]) -> String {
     let part =
         |verb: &str, names: &[String]| (!names.is_empty()).then(|| format!("{verb} {}", clean(&names.join(", "))));
@@ -63,7 +97,7 @@ fn members_text(by: &str, added: &[String], removed: &[String]) -> String {
     format!("{} {}", clean(by), parts.join(" and "))
 }
 
-fn refused_text(kind: MessageKind, by: &str, why: &str, group: &str) -> String {
+fn refused_text(kind: MessageKind, by: &str, why: &str, place: Place<'_>) -> String {
     let what = match kind {
         MessageKind::Welcome => "an invitation",
         MessageKind::Commit => "a change of the group",
@@ -73,10 +107,14 @@ fn refused_text(kind: MessageKind, by: &str, why: &str, group: &str) -> String {
     if kind != MessageKind::Commit {
         return refused;
     }
+    let by = clean(by);
+    let renew = match place {
+        Place::Shell { group } => format!("`keypool group renew {group:?} --without {by}`"),
+        Place::Chat => format!("`/renew {by}` in it"),
+    };
     format!(
-        "{refused}. The members who refused it can still talk here, and cannot change the group any more: `keypool group \
-         renew {group:?} --without {}` makes a new group with everybody else",
-        clean(by)
+        "{refused}. The members who refused it can still talk there, and cannot change the group any more: {renew} makes a \
+         new group with everybody else"
     )
 }
 
@@ -117,9 +155,10 @@ mod tests {
         let whats = [
             What::Members { by: hostile(), added: vec![hostile()], removed: vec![hostile()] },
             What::Refused { kind: MessageKind::Commit, by: hostile(), why: hostile() },
-            What::Renewed { by: hostile(), old_group: String::new() },
+            What::Renewed { by: hostile(), old_group: String::new(), without: vec![hostile()] },
+            What::RenewalClaimed { by: hostile(), old_group: String::new(), without: vec![hostile()] },
         ];
-        let texts = whats.iter().map(|what| what_text(what, "friends"));
+        let texts = whats.iter().map(|what| what_text(what, Place::Shell { group: "friends" }));
         let notices =
             [Notice::NewSignatureKey { member: hostile(), since: None }, Notice::RemovedBy { member: hostile() }];
         for text in texts.chain(notices.iter().map(notice_text)) {
@@ -131,7 +170,10 @@ mod tests {
     #[test]
     fn a_refused_change_names_the_way_on() {
         let by = "mallory/laptop".to_owned();
-        let text = what_text(&What::Refused { kind: MessageKind::Commit, by, why: "no".to_owned() }, "my friends");
-        assert!(text.contains(r#"`keypool group renew "my friends" --without mallory/laptop`"#), "{text}");
+        let refused = What::Refused { kind: MessageKind::Commit, by, why: "no".to_owned() };
+        let text = what_text(&refused, Place::Shell { group: "my friends" });
+        assert!(text.contains(r#"`keypool group renew "my friends" --without mallory/laptop` makes"#), "{text}");
+        let text = what_text(&refused, Place::Chat);
+        assert!(text.contains("`/renew mallory/laptop` in it makes"), "{text}");
     }
 }

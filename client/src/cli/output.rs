@@ -12,7 +12,10 @@ use keypool_openapi::{
 use serde::Serialize;
 use serde_json::json;
 
-use super::{incoming, tables};
+use super::{
+    incoming::{self, Place},
+    tables,
+};
 use crate::{
     doctor::{Check, Verdict},
     error::Error,
@@ -110,9 +113,7 @@ impl Output {
     }
 
     pub(super) fn renewed(&self, renewed: &Renewed) {
-        self.answer(renewed, || {
-            format!("{}\nThe old group of this name is read-only now.", invited_text(&renewed.group, &renewed.invited))
-        });
+        self.answer(renewed, || renewed_text(renewed));
     }
 
     pub(super) fn removed(&self, group: &Group, removed: &Removed) {
@@ -130,7 +131,7 @@ impl Output {
     pub(super) fn received(&self, groups: &[Group], incoming: &[Incoming]) -> io::Result<()> {
         let lines = |one: &Incoming| {
             let group = incoming::group_name(groups, one);
-            let lines = incoming::lines(one, &group).into_iter();
+            let lines = incoming::lines(one, Place::Shell { group: &group }).into_iter();
             let place = if group.is_empty() { String::new() } else { format!(" [{group}]") };
             lines.map(|line| format!("{}{place} {line}", one.sent_at)).collect::<Vec<_>>()
         };
@@ -151,13 +152,7 @@ impl Output {
     }
 
     pub(super) fn safety_number(&self, number: &SafetyNumber) {
-        self.answer(number, || {
-            let keys = number.keys.iter().map(|one| {
-                let (suite, since) = (one.key.ciphersuite, one.key.since);
-                format!("{}: ciphersuite {suite}, since {since}, {}", one.device, one.fingerprint)
-            });
-            format!("{}\n{}", number.number, keys.collect::<Vec<_>>().join("\n"))
-        });
+        self.answer(number, || safety_number_text(number));
     }
 
     pub(super) fn released(&self, answer: &ReleaseResponse) {
@@ -259,6 +254,18 @@ pub(super) fn invited_text(group: &Group, invited: &Invited) -> String {
         let _ = write!(text, "\n{}", incoming::notice_line(notice));
     }
     text + &undelivered_text(&invited.undelivered)
+}
+
+pub(super) fn renewed_text(renewed: &Renewed) -> String {
+    format!("{}\nThe old group of this name is read-only now.", invited_text(&renewed.group, &renewed.invited))
+}
+
+pub(super) fn safety_number_text(number: &SafetyNumber) -> String {
+    let keys = number.keys.iter().map(|one| {
+        let (suite, since) = (one.key.ciphersuite, one.key.since);
+        format!("{}: ciphersuite {suite}, since {since}, {}", one.device, one.fingerprint)
+    });
+    format!("{}\n{}", number.number, keys.collect::<Vec<_>>().join("\n"))
 }
 
 /// A line for each device that something did not reach, after what is told before.

@@ -1,7 +1,7 @@
 //! Messages: out to the members of a group, and what came of those from this device's queue on the server.
 
 use keypool_openapi::{Base64Bytes, DeviceOf, MessageRequest, Undelivered};
-use openmls::prelude::MlsGroup;
+use openmls::prelude::{MlsGroup, Sender};
 use serde::{Deserialize, Serialize};
 use tracing::warn;
 
@@ -77,7 +77,7 @@ impl MlsMembership<'_> {
 
     /// Asks the others to remove this device from a group: a device cannot remove itself (RFC 9420, section 12.2). It is
     /// out when one of them has committed to that. A group without others is gone at once, and so is one that cannot be
-    /// changed any more.
+    /// changed any more, or in which this device has asked for that before and nobody has done it.
     ///
     /// Answers the devices that the server could not queue it for.
     pub async fn leave(&self, group_id: &[u8]) -> Result<Vec<Undelivered>> {
@@ -90,13 +90,19 @@ impl MlsMembership<'_> {
             return Ok(Vec::new());
         }
         let signer = self.identity.signer_in(self.store, &group)?;
+        let own = Sender::Member(group.own_leaf_index());
+        let has_asked = group.pending_proposals().any(|one| *one.sender() == own);
         let message = self.store.transaction(|| {
             let proposal = group
                 .leave_group(&self.store.provider(), &signer)
                 .map_err(|error| Error::mls("propose to leave the group")(error.into()))?;
             encode(&proposal)
         })?;
-        self.post(group_id, message, recipients).await
+        let undelivered = self.post(group_id, message, recipients).await?;
+        if has_asked {
+            self.forget_group(&mut group)?;
+        }
+        Ok(undelivered)
     }
 
     /// Takes in what waits in this device's queue, and answers all that was not dealt with yet, the oldest first. Waits

@@ -61,12 +61,25 @@ pub enum What {
         /// Why.
         why: String,
     },
-    /// This group has taken the place of another one, which is read-only since.
+    /// This group has taken the place of another one, which is read-only since: a Commit of that one was refused here.
     Renewed {
         /// Who made it, as their credential says.
         by: String,
         /// The other group, in hex.
         old_group: String,
+        /// Who was in the other group and is not in this one.
+        #[serde(default)]
+        without: Vec<String>,
+    },
+    /// A member says that this group takes the place of another one, of which this device has refused nothing, or only what
+    /// that very member has sent. Both go on: people decide, and leave one of them.
+    RenewalClaimed {
+        /// Who says so, as their credential says.
+        by: String,
+        /// The other group, in hex.
+        old_group: String,
+        /// Who was in the other group and is not in this one.
+        without: Vec<String>,
     },
     /// A device of this device's own user has changed: if its owner did not do that, somebody has a token of theirs. Of no
     /// group, whose id is empty.

@@ -8,9 +8,10 @@ use tracing::warn;
 
 use super::{
     Group, GroupState, Invited, MlsMembership, What,
-    commits::{device_of, members_of, warn_of},
+    commits::{members_of, warn_of},
     delivery::Content,
     identity::identity,
+    identity_check::name_of,
 };
 use crate::error::{Error, Result};
 
@@ -26,7 +27,8 @@ pub struct Renewed {
 
 impl MlsMembership<'_> {
     /// Makes a new group of the same name, with the devices that are in this one but for those in `without`. The old one
-    /// is read-only from then on, for its other members as soon as they are in the new one.
+    /// is read-only from then on; for its other members as soon as they are in the new one, if they have refused a Commit
+    /// of the old one, too. For anybody else both go on, see [`What::RenewalClaimed`].
     ///
     /// This is the way on where a Commit was refused: the server has taken it, so nobody who refused it can change the old
     /// group any more.
@@ -42,8 +44,9 @@ impl MlsMembership<'_> {
                     "this device cannot renew a group without itself: it may leave it".to_owned(),
                 ));
             }
-            if !members.contains(device) {
-                let member = identity(&device.user, &device.device);
+            let member = identity(&device.user, &device.device);
+            // Who sent a Commit from outside is no member, and is not to be one.
+            if !members.contains(device) && self.store.refused_commit(group_id)?.as_ref() != Some(&member) {
                 return Err(Error::NotAMember { member, group: self.name_of(group_id)? });
             }
         }
@@ -83,20 +86,27 @@ impl MlsMembership<'_> {
         Ok(all)
     }
 
-    /// Another group has taken the place of one, says a member of the new one: so it is, if they were in the old one, too.
+    /// Another group has taken the place of one, says a member of the new one. So it is where this device has refused a
+    /// Commit of the old one, and not by them: else any member could take over the name of a group that works, with
+    /// members of their choice.
     pub(super) fn renewed(&self, new: &MlsGroup, by: String, old_group: String) -> Result<What> {
         let ignored = |why: &str| Ok(What::Ignored { why: why.to_owned() });
         let Ok(old_id) = hex::decode(&old_group) else { return ignored("it names no group") };
         let Ok(old) = self.load_group(&old_id) else { return ignored("this device is not in the old group") };
-        let is_member = device_of(&by).is_some_and(|by| members_of(&old).iter().any(|(_, member)| *member == by));
-        if !is_member || old.group_id() == new.group_id() {
+        let names = |group: &MlsGroup| group.members().map(|member| name_of(&member.credential)).collect::<Vec<_>>();
+        let (before, after) = (names(&old), names(new));
+        if !before.contains(&by) || old.group_id() == new.group_id() {
             return ignored("its sender is not a member of the group that it replaces");
         }
         if self.check_writable(&old_id).is_err() {
             return ignored("another group has taken the place of the old one already");
         }
+        let without = before.into_iter().filter(|member| !after.contains(member)).collect();
+        if self.store.refused_commit(&old_id)?.is_none_or(|refused| refused == by) {
+            return Ok(What::RenewalClaimed { by, old_group, without });
+        }
         self.store.note_replacement(&old_id, new.group_id().as_slice())?;
-        Ok(What::Renewed { by, old_group })
+        Ok(What::Renewed { by, old_group, without })
     }
 
     /// Fails where another group has taken the place of this one.

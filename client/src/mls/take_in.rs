@@ -84,8 +84,9 @@ impl MlsMembership<'_> {
         if self.store.is_in_inbox(message.id)? {
             return Ok(None);
         }
+        let mut signer = None;
         let attempt = self.store.transaction(|| {
-            let (what, notices) = self.process(message, answers)?;
+            let (what, notices) = self.process(message, answers, &mut signer)?;
             self.note(message, &what, notices)?;
             Ok(what)
         });
@@ -94,7 +95,7 @@ impl MlsMembership<'_> {
             // It was refused, and everything is as it was: it will not get better, and must not block the queue.
             Err(error @ (Error::Mls { .. } | Error::WrongIdentity { .. })) => {
                 warn!(id = message.id, error = error.with_causes(), "a message could not be taken in");
-                let what = self.refused(message, &error);
+                let what = self.refused(message, signer, &error);
                 self.store.transaction(|| {
                     if let What::Refused { kind: MessageKind::Commit, by, .. } = &what {
                         self.store.note_refused_commit(&message.group_id.0, by)?;
@@ -111,10 +112,11 @@ impl MlsMembership<'_> {
         }
     }
 
-    /// The outcome of a message that was refused.
-    fn refused(&self, message: &QueuedMessage, error: &Error) -> What {
+    /// The outcome of a message that was refused. Who signed it is to blame, as far as that is known: whose token it was
+    /// sent by, the server alone says.
+    fn refused(&self, message: &QueuedMessage, signer: Option<String>, error: &Error) -> What {
         let why = error.with_causes();
-        let from = || format!("{}/{}", message.from.user, message.from.device);
+        let from = || signer.unwrap_or_else(|| format!("{}/{}", message.from.user, message.from.device));
         match (error, message.kind) {
             (Error::WrongIdentity { .. }, kind) => What::Refused { kind, by: from(), why },
             // It was used before, or is of no use.
@@ -146,7 +148,8 @@ impl MlsMembership<'_> {
         self.store.put_in_inbox(message.id, &json)
     }
 
-    fn process(&self, message: &QueuedMessage, answers: &Answers) -> Result<Outcome> {
+    /// Where a member has signed it, `signer` says who, whatever comes of it.
+    fn process(&self, message: &QueuedMessage, answers: &Answers, signer: &mut Option<String>) -> Result<Outcome> {
         let group_id = &message.group_id.0;
         let ignored = |why: &str| Ok((What::Ignored { why: why.to_owned() }, Vec::new()));
         match message.kind {
@@ -164,6 +167,9 @@ impl MlsMembership<'_> {
             .map_err(|error| Error::mls("read the message")(error.into()))?;
         let sender = processed.sender().clone();
         let by = name_of(processed.credential());
+        if matches!(sender, Sender::Member(_)) {
+            *signer = Some(by.clone());
+        }
         if matches!(sender, Sender::Member(_) | Sender::NewMemberCommit) {
             check_sender(processed.credential(), &message.from, group.ciphersuite())?;
         }
@@ -211,7 +217,8 @@ impl MlsMembership<'_> {
         if !matches!(sender, Sender::Member(_)) {
             return Ok((What::Ignored { why: "it is proposed from outside of the group".to_owned() }, Vec::new()));
         }
-        if self.state_of(&message.group_id.0)? != GroupState::Active {
+        // Where another group has taken the place of this one here, this one may go on for others, who commit to it.
+        if self.state_of(&message.group_id.0)? == GroupState::Behind {
             return Ok((What::Ignored { why: "nobody can change the group any more".to_owned() }, Vec::new()));
         }
         let claims = Claims::of_proposal(group, sender, proposal.proposal())?;
