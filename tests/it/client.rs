@@ -8,6 +8,7 @@ mod command;
 mod crash;
 mod delivery;
 mod first_come;
+mod foreign;
 mod groups;
 mod impostors;
 mod lying_server;

@@ -14,13 +14,21 @@ use tempfile::TempDir;
 
 use crate::support::{Anywhere, Owner, TestServer, binary, copy, without_settings};
 
-struct Shell {
+/// A device with the command.
+pub struct Shell {
     directory: TempDir,
 }
 
 impl Shell {
     fn new() -> Self {
         Self { directory: tempfile::tempdir().unwrap() }
+    }
+
+    /// The laptop of a user.
+    pub fn of(base: &str, user: &str, extra: &[&str]) -> Self {
+        let shell = Self::new();
+        shell.text(&[&["init", "--server", base, "--user", user, "--device", "laptop"], extra].concat());
+        shell
     }
 
     fn data(&self) -> std::path::PathBuf {
@@ -33,25 +41,25 @@ impl Shell {
         command
     }
 
-    fn run(&self, args: &[&str]) -> Output {
+    pub fn run(&self, args: &[&str]) -> Output {
         self.command(args).output().unwrap()
     }
 
     /// The output of what has to succeed.
     #[track_caller]
-    fn text(&self, args: &[&str]) -> String {
+    pub fn text(&self, args: &[&str]) -> String {
         let output = self.run(args);
         assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
         String::from_utf8(output.stdout).unwrap()
     }
 
     #[track_caller]
-    fn json(&self, args: &[&str]) -> Value {
+    pub fn json(&self, args: &[&str]) -> Value {
         serde_json::from_str(&self.text(&[args, &["--json"]].concat())).unwrap()
     }
 
     /// The exit code and what was said of what has to fail.
-    fn failure(&self, args: &[&str]) -> (Option<i32>, String) {
+    pub fn failure(&self, args: &[&str]) -> (Option<i32>, String) {
         let output = self.run(args);
         assert!(!output.status.success(), "{args:?} succeeded");
         (output.status.code(), String::from_utf8(output.stderr).unwrap())
@@ -64,9 +72,7 @@ fn initialised(server: &TestServer, extra: &[&str]) -> Shell {
 }
 
 fn shell_of(server: &TestServer, user: &str, extra: &[&str]) -> Shell {
-    let shell = Shell::new();
-    shell.text(&[&["init", "--server", &server.base, "--user", user, "--device", "laptop"], extra].concat());
-    shell
+    Shell::of(&server.base, user, extra)
 }
 
 #[rstest]

@@ -34,7 +34,7 @@ pub struct Device {
     identity: String,
     pub(super) provider: OpenMlsRustCrypto,
     pub(super) signer: Arc<SignatureKeyPair>,
-    suite: Ciphersuite,
+    pub(super) suite: Ciphersuite,
     lifetime: (Timestamp, Timestamp),
     credentials: Vec<CredentialType>,
     listed_extensions: Vec<ExtensionType>,

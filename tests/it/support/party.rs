@@ -26,7 +26,7 @@ impl Device {
 
     /// The same, by the bytes of its id.
     pub fn founds_id(self, id: &[u8]) -> Party {
-        let config = MlsGroupCreateConfig::builder().use_ratchet_tree_extension(true).build();
+        let config = MlsGroupCreateConfig::builder().ciphersuite(self.suite).use_ratchet_tree_extension(true).build();
         let id = GroupId::from_slice(id);
         let group = MlsGroup::new_with_group_id(&self.provider, &*self.signer, &config, id, self.credential()).unwrap();
         Party { device: self, group }

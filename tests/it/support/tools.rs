@@ -3,6 +3,7 @@
 use std::{
     ffi::OsStr,
     fs::{self, File},
+    os::unix::fs::symlink,
     path::{Path, PathBuf},
     process::{Command, Stdio},
     sync::OnceLock,
@@ -19,7 +20,7 @@ pub fn contract() -> PathBuf {
 pub fn python(program: &str) -> Command {
     static INSTALLED: OnceLock<PathBuf> = OnceLock::new();
     let directory = INSTALLED.get_or_init(|| {
-        installed("python", &["requirements.txt"], |directory| {
+        installed("python", &[contract().join("requirements.txt")], |directory| {
             let python = if Path::new("/usr/bin/python3").exists() { "/usr/bin/python3" } else { "python3" };
             run(Command::new(python).args(["-m", "venv", "--clear"]).arg(directory), PYTHON);
             let pip = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "-r"];
@@ -34,9 +35,9 @@ pub fn python(program: &str) -> Command {
 pub fn node() -> &'static Path {
     static INSTALLED: OnceLock<PathBuf> = OnceLock::new();
     INSTALLED.get_or_init(|| {
-        installed("node", &["package.json", "package-lock.json"], |directory| {
-            for file in ["package.json", "package-lock.json"] {
-                fs::copy(contract().join(file), directory.join(file)).unwrap();
+        installed("node", &npm_files(), |directory| {
+            for file in npm_files() {
+                fs::copy(&file, directory.join(file.file_name().unwrap())).unwrap();
             }
             let ci = ["ci", "--no-audit", "--no-fund", "--ignore-scripts"];
             run(Command::new("npm").args(ci).current_dir(directory), NODE);
@@ -44,18 +45,45 @@ pub fn node() -> &'static Path {
     })
 }
 
+fn npm_files() -> [PathBuf; 2] {
+    ["package.json", "package-lock.json"].map(|file| contract().join(file))
+}
+
+/// The program of `tests/foreign`, compiled, with the packages that it uses.
+pub fn attacker() -> &'static Path {
+    static COMPILED: OnceLock<PathBuf> = OnceLock::new();
+    COMPILED.get_or_init(|| {
+        let sources = ["attacker.ts", "tsconfig.json"].map(|file| foreign().join(file));
+        let versions: Vec<_> = sources.iter().cloned().chain(npm_files()).collect();
+        let directory = installed("foreign", &versions, |directory| {
+            let packages = ["node_modules", "package.json"].map(|name| node().join(name));
+            for file in sources.iter().chain(&packages) {
+                symlink(file, directory.join(file.file_name().unwrap())).unwrap();
+            }
+            let mut compile = Command::new(directory.join("node_modules/.bin/tsc"));
+            run(compile.args(["--preserveSymlinks", "-p", "."]).current_dir(directory), "the program has to be mended");
+        });
+        directory.join("built/attacker.js")
+    })
+}
+
+/// Where the sources of a device on a foreign MLS stack are.
+fn foreign() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("foreign")
+}
+
 const PYTHON: &str = "install Python 3.11 or newer with `sudo apt-get install python3-venv`";
 const NODE: &str = "install Node.js 20 or newer and npm with `sudo apt-get install nodejs npm`";
 
-/// Installs into a directory of its own, unless what it was installed by is still the same. Test processes that want the
-/// same wait for one another.
-fn installed(name: &str, versions: &[&str], install: impl FnOnce(&Path)) -> PathBuf {
+/// Installs into a directory of its own, unless the files that it was installed by are still the same. Test processes that
+/// want the same wait for one another.
+fn installed(name: &str, versions: &[PathBuf], install: impl FnOnce(&Path)) -> PathBuf {
     let home = target().join("contract");
     fs::create_dir_all(&home).unwrap();
     let lock = File::create(home.join(name).with_extension("lock")).unwrap();
     lock.lock().unwrap();
     let directory = home.join(name);
-    let wanted: String = versions.iter().map(|file| fs::read_to_string(contract().join(file)).unwrap()).collect();
+    let wanted: String = versions.iter().map(|file| fs::read_to_string(file).unwrap()).collect();
     let stamp = directory.join("installed");
     if fs::read_to_string(&stamp).is_ok_and(|found| found == wanted) {
         return directory;

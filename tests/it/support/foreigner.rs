@@ -1,0 +1,53 @@
+//! A hostile device on a foreign MLS stack: the program of `tests/foreign`, which does what it is asked to, line by line.
+
+use std::{
+    io::{BufRead as _, BufReader, Write as _},
+    process::{Child, ChildStdin, ChildStdout, Command, Stdio},
+};
+
+use serde_json::{Value, json};
+
+use super::tools;
+
+pub struct Foreigner {
+    program: Child,
+    calls: ChildStdin,
+    answers: BufReader<ChildStdout>,
+}
+
+impl Foreigner {
+    /// A device of nobody yet.
+    pub fn before(base: &str) -> Self {
+        let mut node = Command::new("node");
+        node.arg(tools::attacker()).arg(base).stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut program = node.spawn().unwrap();
+        let (calls, answers) = (program.stdin.take().unwrap(), BufReader::new(program.stdout.take().unwrap()));
+        Self { program, calls, answers }
+    }
+
+    /// A registered device with honest KeyPackages on the server.
+    pub fn registered(base: &str, name: &str) -> Self {
+        let mut foreigner = Self::before(base);
+        let answer = foreigner.does("register", &json!({ "name": name, "count": 16 }));
+        assert_eq!(answer["rejected"], json!([]), "what a foreign stack makes is good for the server");
+        foreigner
+    }
+
+    /// Has it do something that has to work, and answers what came of it.
+    #[track_caller]
+    pub fn does(&mut self, call: &str, with: &Value) -> Value {
+        writeln!(self.calls, "{}", json!({ "call": call, "with": with })).unwrap();
+        let mut line = String::new();
+        self.answers.read_line(&mut line).unwrap();
+        let mut said: Value = serde_json::from_str(&line).unwrap_or_else(|error| panic!("{call}: {error}: {line:?}"));
+        assert!(said["failure"].is_null(), "{call}: {}", said["failure"]);
+        said["answer"].take()
+    }
+}
+
+impl Drop for Foreigner {
+    fn drop(&mut self) {
+        let _ = self.program.kill();
+        let _ = self.program.wait();
+    }
+}
