@@ -19,6 +19,7 @@ use tokio::{
 };
 
 use super::{
+    groups::device,
     incoming::{self, Place},
     output::{self, Output},
 };
@@ -43,6 +44,8 @@ const HELP: &str = "\
 /invite USER…         add all devices of users
 /remove USER          remove all devices of a user
 /members              who is here
+/verify USER          the number that you and a user compare
+/renew USER/DEVICE…   make a new group without these devices, where a change of this one was refused
 /groups               the groups that this device is in
 /switch GROUP         talk in another group
 /status               how this device's KeyPackage pool is doing
@@ -235,6 +238,8 @@ impl Chat<'_> {
             (Some("/switch"), [name]) => self.switch(name),
             (Some("/invite"), users @ [_, ..]) => self.invite(users).await,
             (Some("/remove"), [user]) => self.remove(user).await,
+            (Some("/verify"), [user]) => self.verify(user).await,
+            (Some("/renew"), without) => self.renew(without).await,
             (Some("/status"), _) => self.status().await,
             (Some("/refresh"), _) => {
                 self.refresh_loudly().await;
@@ -367,6 +372,22 @@ impl Chat<'_> {
         let removed = self.client.membership().remove(&self.group.group_id, &user(name)?).await?;
         let warnings = output::undelivered_text(&removed.undelivered);
         self.terminal.show(&format!("{} removed.{warnings}", output::names(&removed.removed)));
+        Ok(())
+    }
+
+    async fn verify(&mut self, name: &str) -> Result<()> {
+        let number = self.client.membership().safety_number(&user(name)?).await?;
+        self.terminal.show(&output::safety_number_text(&number));
+        Ok(())
+    }
+
+    /// Makes a new group in place of this one, and goes on in it.
+    async fn renew(&mut self, without: &[&str]) -> Result<()> {
+        let read = |name: &&str| device(name).map_err(Error::Usage);
+        let without = without.iter().map(read).collect::<Result<Vec<_>>>()?;
+        let renewed = self.client.membership().renew(&self.group.group_id, &without).await?;
+        self.terminal.show(&output::renewed_text(&renewed));
+        self.talk_in(renewed.group);
         Ok(())
     }
 

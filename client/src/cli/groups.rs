@@ -122,7 +122,7 @@ pub(super) async fn group(command: GroupCommand, client: &MlsClient, output: &Ou
 }
 
 /// Reads `USER/DEVICE`.
-fn device(text: &str) -> std::result::Result<DeviceOf, String> {
+pub(super) fn device(text: &str) -> std::result::Result<DeviceOf, String> {
     let (user, device) = text.split_once('/').ok_or("give it as USER/DEVICE, as `keypool group members` prints it")?;
     let user = user.parse().map_err(|error: InvalidId| error.to_string())?;
     let device = device.parse().map_err(|error: InvalidId| error.to_string())?;

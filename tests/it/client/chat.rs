@@ -8,11 +8,11 @@ use std::{
 };
 
 use rstest::rstest;
-use serde_json::Value;
+use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::support::{
-    Anywhere, Database, Fault, Http, PATIENCE, Proxy, Running, ServerProcess, binary, without_settings,
+    Anywhere, Database, Fault, Foreigner, Http, PATIENCE, Proxy, Running, ServerProcess, binary, without_settings,
 };
 
 /// A person with a device of their own.
@@ -115,6 +115,14 @@ impl Drop for Screen {
     }
 }
 
+/// The number that Alice compares with Bob, as it is on her screen.
+fn alice_and_bob(screen: &Screen) -> String {
+    screen.sees("bob/laptop: ciphersuite 1, since ");
+    let shown = screen.tmux(&["capture-pane", "-p", "-S", "-1000"]);
+    let is_number = |line: &&str| line.split(' ').count() == 12 && line.split(' ').all(|group| group.len() == 5);
+    shown.lines().map(str::trim_end).find(is_number).unwrap_or_else(|| panic!("no number:\n{shown}")).to_owned()
+}
+
 /// Alice and Bob in a group, both of whom chat.
 fn two_people(base: &str) -> (Person, Person) {
     let (alice, bob) = (Person::of(base, "alice"), Person::of(base, "bob"));
@@ -157,6 +165,12 @@ async fn two_people_talk_on_their_terminals(#[values(Anywhere::Postgres, Anywher
         alices.sees("/fly is not what can be done here");
         alices.types("/help");
         alices.sees("Anything else is said to the group.");
+        alices.types("/verify bob");
+        let number = alice_and_bob(&alices);
+        bobs.types("/verify alice");
+        bobs.sees(&number);
+        alices.types("/verify nobody");
+        alices.sees("nobody");
         alices.types("/status");
         alices.sees("32/32 fresh");
         alices.types("/refresh");
@@ -175,6 +189,41 @@ async fn two_people_talk_on_their_terminals(#[values(Anywhere::Postgres, Anywher
         bobs.quits();
         carols.quits();
         assert_eq!(bob.runs(&["group", "members", "friends"]).as_array().unwrap().len(), 1);
+    })
+    .await;
+}
+
+#[rstest]
+#[tokio::test(flavor = "multi_thread")]
+async fn people_go_on_in_a_new_group_after_a_change_that_was_refused(
+    #[values(Anywhere::Postgres, Anywhere::Sqlite)] db: Anywhere,
+) {
+    let server = Running::start(db).await;
+    let base = server.base.clone();
+    blocking(move || {
+        let mut mallory = Foreigner::registered(&base, "mallory/laptop");
+        let (alice, bob) = two_people(&base);
+        alice.runs(&["group", "invite", "friends", "mallory"]);
+        mallory.does("join", &json!({}));
+        let (alices, bobs) = (alice.chats(&[]), bob.chats(&[]));
+        bobs.sees("alice/laptop added mallory/laptop");
+        mallory.does("change", &json!({ "identity": "alice/d1", "recipients": ["alice/laptop", "bob/laptop"] }));
+        for screen in [&alices, &bobs] {
+            screen.sees("refused a change of the group by mallory/laptop");
+        }
+        alices.types("/renew mallory");
+        alices.sees("that did not work");
+        alices.types("/renew mallory/laptop");
+        alices.sees("The old group of this name is read-only now.");
+        bobs.sees("alice/laptop has made this group in place of an older one");
+        bobs.types("here");
+        alices.sees("bob/laptop: here");
+        alices.types("so are we");
+        bobs.sees("alice/laptop: so are we");
+        alices.types("/members");
+        alices.sees("alice/laptop, bob/laptop");
+        alices.quits();
+        bobs.quits();
     })
     .await;
 }
@@ -209,7 +258,7 @@ async fn a_pool_of_one_is_filled_while_its_owner_chats(#[values(Anywhere::Postgr
 
 #[rstest]
 #[tokio::test(flavor = "multi_thread")]
-async fn a_server_that_is_away_ends_no_chat_and_loses_no_message(
+async fn aserver_that_is_away_ends_no_chat_and_loses_no_message(
     #[values(Database::Postgres, Database::Sqlite)] db: Database,
 ) {
     let place = db.fresh();
