@@ -15,6 +15,7 @@ mod impostors;
 mod lying_server;
 mod random;
 mod refresh;
+mod registered_anew;
 mod requests;
 mod rotation;
 mod verify;

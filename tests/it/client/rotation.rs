@@ -1,12 +1,19 @@
 //! A new signature key: a new pool, and old invitations that still work.
 
 use jiff::SignedDuration;
-use keypool_client::{CIPHERSUITE, KeyPackageStatus};
+use keypool_client::{CIPHERSUITE, KeyPackagePoolConfig, KeyPackageStatus, NewDevice, Notice, What};
 use keypool_openapi::State;
+use openmls::prelude::Ciphersuite;
 use rstest::rstest;
 
-use super::refresh::is_settled;
-use crate::support::{Anywhere, Database, Owner, TestServer};
+use super::{
+    delivery::{invite, start, user},
+    refresh::is_settled,
+};
+use crate::support::{Anywhere, Database, Owner, TestServer, new_device};
+
+const P256: Ciphersuite = Ciphersuite::MLS_128_DHKEMP256_AES128GCM_SHA256_P256;
+const CHACHA: Ciphersuite = Ciphersuite::MLS_128_DHKEMX25519_CHACHA20POLY1305_SHA256_Ed25519;
 
 #[rstest]
 #[tokio::test]
@@ -56,6 +63,57 @@ async fn a_rotation_replaces_the_pool_and_keeps_invitations_under_way(
     assert_eq!(alice.local_counts().unwrap()[&KeyPackageStatus::Failed], 0);
     let (rows, keys, without) = alice.rows_and_keys().unwrap();
     assert_eq!((rows, without), (keys, 0));
+}
+
+/// In each ciphersuite: a group that the device is in, an invitation that it has not read, and one that comes after.
+#[rstest]
+#[tokio::test]
+async fn a_device_of_several_ciphersuites_rotates_while_it_is_away(
+    #[values(Anywhere::Postgres, Anywhere::Sqlite)] db: Anywhere,
+) {
+    let server = start(db).await;
+    let suites = [CIPHERSUITE, P256, CHACHA];
+    let with = |name: &str, ciphersuites: &[Ciphersuite]| NewDevice {
+        ciphersuites: ciphersuites.to_vec(),
+        ..new_device(&server.base, name)
+    };
+    let (mut alice, _) = Owner::with(&server, &with("alice", &suites), KeyPackagePoolConfig::default()).await;
+    let mut others = Vec::new();
+    for (n, suite) in suites.into_iter().enumerate() {
+        let new = with(&format!("friend-{n}"), &[suite]);
+        let (friend, _) = Owner::with(&server, &new, KeyPackagePoolConfig::default()).await;
+        let before = friend.membership().create_named_group(&format!("before {n}")).unwrap();
+        invite(&friend, &before, &["alice"]).await;
+        others.push((friend, before));
+    }
+    alice.hears().await;
+    let mut groups = Vec::new();
+    for (friend, before) in &others {
+        let under_way = friend.membership().create_named_group("under way").unwrap();
+        invite(friend, &under_way, &["alice"]).await;
+        friend.membership().update_keys(&before.group_id).await.unwrap();
+        groups.push(vec![before.clone(), under_way]);
+    }
+    let report = alice.rotate(&|_| ()).await.unwrap();
+    assert_eq!((report.uploaded, report.rejected.len()), (3 * 33, 0));
+    for ((friend, _), groups) in others.iter().zip(&mut groups) {
+        let after = friend.membership().create_named_group("after").unwrap();
+        let invited = friend.membership().invite(&after.group_id, &[user("alice")]).await.unwrap();
+        let [Notice::NewSignatureKey { member, since: Some(_) }] = invited.notices.as_slice() else {
+            panic!("{invited:?}")
+        };
+        assert_eq!(member, "alice/laptop");
+        groups.push(after);
+    }
+    let heard = alice.hears().await;
+    assert!(!heard.iter().any(|what| matches!(what, What::Refused { .. } | What::KeysGone { .. })), "{heard:?}");
+    for ((friend, _), groups) in others.iter().zip(&groups) {
+        for group in groups {
+            alice.membership().update_keys(&group.group_id).await.unwrap();
+            alice.membership().send(&group.group_id, "here").await.unwrap();
+            assert_eq!(friend.texts().await, [("alice/laptop".to_owned(), "here".to_owned())], "{}", group.name);
+        }
+    }
 }
 
 /// What is known to be spent is of the old key, and no sign that the server has the new one.
