@@ -15,6 +15,7 @@ import {
   type MLSMessage,
   type PrivateKeyPackage,
   type Proposal,
+  acceptAll,
   createApplicationMessage,
   createCommit,
   createGroup,
@@ -30,6 +31,7 @@ import {
   joinGroup,
   joinGroupExternal,
   mlsExporter,
+  processMessage,
 } from "ts-mls";
 import { signWithLabel } from "ts-mls/crypto/signature.js";
 import { makeKeyPackageRef } from "ts-mls/keyPackage.js";
@@ -120,6 +122,16 @@ class Attacker {
     }
     const ids = messages.map(({ id }: { id: number }) => id);
     await this.asked("POST", "/messages/ack", { ids });
+  }
+
+  /** Takes in what others have sent to its group, whatever that says. */
+  async take_in() {
+    const { messages } = await this.asked("GET", "/messages");
+    for (const { message } of messages) {
+      const read = decodeMlsMessage(decode(message), 0)?.[0];
+      assert(read?.wireformat === "mls_private_message");
+      this.group = (await processMessage(read, this.state(), emptyPskIndex, acceptAll, suite)).newState;
+    }
   }
 
   /** Makes a group of its own. */

@@ -16,6 +16,7 @@ mod lying_server;
 mod random;
 mod refresh;
 mod registered_anew;
+mod renewals;
 mod requests;
 mod rotation;
 mod verify;

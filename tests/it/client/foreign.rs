@@ -166,6 +166,39 @@ async fn a_proposal_that_lies_is_refused_and_the_group_goes_on(
     }
 }
 
+/// Whoever refused the proposal cannot read the Commit.
+#[rstest]
+#[tokio::test(flavor = "multi_thread")]
+async fn an_accomplice_commits_to_a_proposal_that_lies_for_nobody_else(
+    #[values(Anywhere::Postgres, Anywhere::Sqlite)] db: Anywhere,
+) {
+    let mut scene = Scene::start(db).await;
+    let mut eve = Foreigner::registered(&scene.server.base, "eve/laptop");
+    let Scene { alice, bob, mallory, .. } = &mut scene;
+    alice.text(&["group", "create", "friends"]);
+    alice.text(&["group", "invite", "friends", "bob", "mallory", "eve"]);
+    bob.text(&["receive"]);
+    mallory.does("join", &json!({}));
+    eve.does("join", &json!({}));
+    let everybody = ["alice/laptop", "bob/laptop", "eve/laptop"];
+    mallory.does("propose", &json!({ "new_key": true, "recipients": everybody }));
+    eve.does("take_in", &json!({}));
+    eve.does("change", &json!({ "recipients": HONEST }));
+    for owner in [&*alice, bob] {
+        let came = owner.json(&["receive"]);
+        let found: Vec<_> = refused(&came).into_iter().map(|(kind, by, _)| (kind, by)).collect();
+        let one = |kind: &str, by: &str| (kind.to_owned(), by.to_owned());
+        assert_eq!(found, [one("message", "mallory/laptop"), one("commit", "eve/laptop")], "{came}");
+    }
+    alice.text(&["send", "friends", "did you see that?"]);
+    assert!(bob.text(&["receive"]).contains("alice/laptop: did you see that?"));
+    let without = ["--without", "mallory/laptop", "--without", "eve/laptop"];
+    alice.text(&[&["group", "renew", "friends"][..], &without].concat());
+    let shown = bob.text(&["receive"]);
+    assert!(shown.contains("in place of an older one, which is read-only now, without "), "{shown}");
+    assert!(shown.contains("mallory/laptop") && shown.contains("eve/laptop"), "{shown}");
+}
+
 #[rstest]
 #[tokio::test(flavor = "multi_thread")]
 async fn an_invitation_to_a_group_that_lies_is_refused(#[values(Anywhere::Postgres, Anywhere::Sqlite)] db: Anywhere) {

@@ -6,19 +6,21 @@ use keypool_client::{
 use keypool_openapi::{DeviceOf, MessageKind};
 use keypool_server::config::Limits;
 use keypool_validation::key_package::CredentialBinding;
+use openmls::prelude::MlsMessageIn;
 use rstest::rstest;
-use serde_json::json;
+use serde_json::{Value, json};
+use tls_codec::Deserialize as _;
 
 use super::{
     delivery::{epoch, group_of, invite, members, start, user},
     first_come::{behind_a_proxy, names},
 };
-use crate::support::{Anywhere, Database, Fault, Insider, Owner, TestServer, encode};
+use crate::support::{Anywhere, Database, Fault, Insider, Owner, TestServer, decode, encode};
 
-const HONEST: [&str; 2] = ["alice/laptop", "bob/laptop"];
+pub const HONEST: [&str; 2] = ["alice/laptop", "bob/laptop"];
 
 /// A group of Alice and Bob, and of Mallory, who has a stack of her own.
-async fn with_mallory(server: &TestServer) -> (Group, Vec<Owner>, Insider) {
+pub async fn with_mallory(server: &TestServer) -> (Group, Vec<Owner>, Insider) {
     let (group, owners) = group_of(server, &["alice", "bob"]).await;
     let mut mallory = Insider::of(server, "mallory").await;
     invite(&owners[0], &group, &["mallory"]).await;
@@ -29,7 +31,7 @@ async fn with_mallory(server: &TestServer) -> (Group, Vec<Owner>, Insider) {
     (group, owners, mallory)
 }
 
-fn device(user_name: &str) -> DeviceOf {
+pub fn device(user_name: &str) -> DeviceOf {
     DeviceOf { user: user(user_name), device: "laptop".parse().unwrap() }
 }
 
@@ -41,7 +43,7 @@ async fn heard(owner: &Owner) -> Vec<Incoming> {
 }
 
 /// That the only thing that came is refused, and why.
-async fn refuses(owner: &Owner, kind: MessageKind, reason: &str) {
+pub async fn refuses(owner: &Owner, kind: MessageKind, reason: &str) {
     let heard = owner.hears().await;
     let [What::Refused { kind: found, by, why }] = heard.as_slice() else { panic!("{heard:?}") };
     assert_eq!((*found, by.as_str()), (kind, "mallory/laptop"), "{why}");
@@ -202,105 +204,6 @@ async fn the_inviter_is_who_signed_and_not_whom_the_server_names(
     // What is said is by whom its leaf says, or is not shown at all.
     let [What::Refused { kind: MessageKind::Message, why, .. }] = &heard[1..] else { panic!("{heard:?}") };
     assert!(why.contains("alice/laptop") && why.contains("carol/laptop"), "{why}");
-}
-
-/// The way on names whoever has signed the Commit, and not whose token it was sent by.
-#[rstest]
-#[tokio::test]
-async fn who_signed_a_refused_commit_is_to_blame(#[values(Anywhere::Postgres, Anywhere::Sqlite)] db: Anywhere) {
-    let server = start(db).await;
-    let (group, owners, mut mallory) = with_mallory(&server).await;
-    // Bob's token, which somebody has stolen. He is a member, too.
-    mallory.http = owners[1].http();
-    mallory.renames_itself("alice/d1", &HONEST).await;
-    let heard = owners[0].hears().await;
-    let [What::Refused { kind: MessageKind::Commit, by, why }] = heard.as_slice() else { panic!("{heard:?}") };
-    assert_eq!(by, "mallory/laptop", "{why}");
-    let renewed = owners[0].membership().renew(&group.group_id, &[device("mallory")]).await.unwrap();
-    assert_eq!(members(&owners[0], &renewed.group), names(["alice", "bob"]));
-}
-
-/// A stranger has the group's id, and what a member shows to the server: the device to leave out is no member.
-#[rstest]
-#[tokio::test]
-async fn who_sent_a_refused_commit_from_outside_can_be_left_out(
-    #[values(Anywhere::Postgres, Anywhere::Sqlite)] db: Anywhere,
-) {
-    let server = start(db).await;
-    let (group, owners, mut mallory) = with_mallory(&server).await;
-    mallory.http = server.anyone().registered("eve", "laptop").await;
-    mallory.comes_in_with_another_key(&HONEST).await;
-    let heard = owners[0].hears().await;
-    let [What::Refused { kind: MessageKind::Commit, by, why }] = heard.as_slice() else { panic!("{heard:?}") };
-    assert_eq!(by, "eve/laptop", "{why}");
-    let alice = owners[0].membership();
-    let stranger = alice.renew(&group.group_id, &[device("frank")]).await.unwrap_err();
-    assert!(matches!(stranger, Error::NotAMember { .. }), "{stranger}");
-    let renewed = alice.renew(&group.group_id, &[device("eve"), device("mallory")]).await.unwrap();
-    assert_eq!(members(&owners[0], &renewed.group), names(["alice", "bob"]));
-}
-
-/// A group that works has its name for as long as nobody here has refused a Commit of it, and whoever sent the one that
-/// was refused does not say what comes after.
-#[rstest]
-#[tokio::test]
-async fn a_member_does_not_take_over_the_name_of_a_group(#[values(Anywhere::Postgres, Anywhere::Sqlite)] db: Anywhere) {
-    let server = start(db).await;
-    let (group, owners, mut mallory) = with_mallory(&server).await;
-    let [alice, bob] = owners.as_slice() else { panic!() };
-    // Without Alice.
-    let claims = async |mallory: &mut Insider| {
-        mallory.founds_as("mallory/laptop");
-        mallory.invites("bob").await;
-        mallory.says(&json!({ "group_name": "friends" }).to_string(), &["bob/laptop"]).await;
-        mallory.says(&json!({ "renews": group.id }).to_string(), &["bob/laptop"]).await;
-        let heard = bob.hears().await;
-        let Some(What::RenewalClaimed { by, old_group, without }) = heard.last() else { panic!("{heard:?}") };
-        assert_eq!((by.as_str(), old_group), ("mallory/laptop", &group.id));
-        assert_eq!(without, &["alice/laptop"]);
-    };
-    claims(&mut mallory).await;
-    let state = || bob.membership().groups().unwrap().into_iter().find(|one| one.id == group.id).unwrap().state;
-    assert_eq!(state(), GroupState::Active);
-    let which = bob.membership().find_group("friends").unwrap_err();
-    assert!(matches!(which, Error::AmbiguousGroup { .. }), "{which}");
-    bob.membership().update_keys(&group.group_id).await.unwrap();
-    bob.membership().send(&group.group_id, "all well").await.unwrap();
-    assert_eq!(alice.texts().await, [("bob/laptop".to_owned(), "all well".to_owned())]);
-    for one in bob.membership().groups().unwrap().into_iter().filter(|one| one.id != group.id) {
-        bob.membership().leave(&one.group_id).await.unwrap();
-        // Mallory does not let him go, and he goes.
-        bob.membership().leave(&one.group_id).await.unwrap();
-    }
-    assert_eq!(bob.membership().find_group("friends").unwrap().id, group.id);
-}
-
-#[rstest]
-#[tokio::test]
-async fn who_sent_a_refused_commit_makes_no_group_in_place_of_that_one(
-    #[values(Anywhere::Postgres, Anywhere::Sqlite)] db: Anywhere,
-) {
-    let server = start(db).await;
-    let (group, owners, mut mallory) = with_mallory(&server).await;
-    let [alice, bob] = owners.as_slice() else { panic!() };
-    mallory.renames_itself("alice/d1", &HONEST).await;
-    for owner in [alice, bob] {
-        refuses(owner, MessageKind::Commit, "changes its identity").await;
-    }
-    mallory.founds_as("mallory/laptop");
-    mallory.invites("bob").await;
-    mallory.says(&json!({ "renews": group.id }).to_string(), &["bob/laptop"]).await;
-    let heard = bob.hears().await;
-    assert!(matches!(heard.last(), Some(What::RenewalClaimed { .. })), "{heard:?}");
-    let renewed = alice.membership().renew(&group.group_id, &[device("mallory")]).await.unwrap();
-    let heard = bob.hears().await;
-    let told = What::Renewed {
-        by: "alice/laptop".to_owned(),
-        old_group: group.id.clone(),
-        without: vec!["mallory/laptop".to_owned()],
-    };
-    assert_eq!(heard.last(), Some(&told), "{heard:?}");
-    assert_eq!(bob.membership().find_group("friends").unwrap().id, renewed.group.id);
 }
 
 #[rstest]
@@ -513,6 +416,57 @@ async fn without_a_directory_of_keys_members_are_taken_as_they_are(
         assert!(!heard.iter().any(|what| matches!(what, What::Refused { .. })), "{heard:?}");
         assert_eq!(members(owner, &group), names(["alice", "bob", "carol"]), "{}", owner.name());
     }
+}
+
+/// What waits in the queue, as an application that processes messages by itself reads it.
+async fn queued(owner: &Owner) -> Vec<MlsMessageIn> {
+    let page = owner.http().get("/messages").await.ok();
+    let read = |one: &Value| MlsMessageIn::tls_deserialize(&mut &*decode(one["message"].as_str().unwrap())).unwrap();
+    page["messages"].as_array().unwrap().iter().map(read).collect()
+}
+
+#[rstest]
+#[tokio::test]
+async fn an_application_that_processes_messages_by_itself_has_them_checked(
+    #[values(Anywhere::Postgres, Anywhere::Sqlite)] db: Anywhere,
+) {
+    let server = start(db).await;
+    let (group, owners, mut mallory) = with_mallory(&server).await;
+    let (alice, bob) = (&owners[0], &owners[1]);
+    bob.membership().send(&group.group_id, "hello").await.unwrap();
+    mallory.proposes_another_key(&HONEST).await;
+    mallory.renames_itself("alice/d1", &HONEST).await;
+    let mut mls_group = alice.load_group(&group.group_id).unwrap();
+    let mut outcomes = Vec::new();
+    for message in queued(alice).await {
+        let message = message.try_into_protocol_message().unwrap();
+        let processed = mls_group.process_message(&alice.provider(), message).unwrap();
+        outcomes.push(alice.membership().check_message(&mls_group, &processed).await);
+    }
+    let [Ok(said), Err(proposed), Err(committed)] = outcomes.as_slice() else { panic!("{outcomes:?}") };
+    assert_eq!(said, &[]);
+    for (refused, reason) in [(proposed, "signature key"), (committed, "changes its identity")] {
+        assert!(matches!(refused, Error::WrongIdentity { why, .. } if why.contains(reason)), "{refused}");
+    }
+    // What is honest is merged, and what people should know of it is answered.
+    let (group, mut owners) = {
+        let carol = Owner::of(&server, "carol").await;
+        let dave = Owner::of(&server, "dave").await;
+        let group = carol.membership().create_named_group("others").unwrap();
+        invite(&carol, &group, &["alice"]).await;
+        alice.hears().await;
+        (group, [carol, dave])
+    };
+    let reserved = alice.reserve(&user("dave"), None, None, None).await.unwrap().reservations.remove(0);
+    alice.release(reserved.reservation_id).await.unwrap();
+    owners[1].rotate(&|_| ()).await.unwrap();
+    invite(&owners[0], &group, &["dave"]).await;
+    let mut mls_group = alice.load_group(&group.group_id).unwrap();
+    let message = queued(alice).await.remove(0).try_into_protocol_message().unwrap();
+    let processed = mls_group.process_message(&alice.provider(), message).unwrap();
+    let notices = alice.membership().check_message(&mls_group, &processed).await.unwrap();
+    let [Notice::NewSignatureKey { member, since: Some(_) }] = notices.as_slice() else { panic!("{notices:?}") };
+    assert_eq!(member, "dave/laptop");
 }
 
 /// An application with a directory of its own.

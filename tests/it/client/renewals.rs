@@ -1,0 +1,108 @@
+//! A new group in place of one that cannot be changed any more: who may make it, and who is left out.
+
+use keypool_client::{Error, GroupState, What};
+use keypool_openapi::MessageKind;
+use rstest::rstest;
+use serde_json::json;
+
+use super::{
+    delivery::{members, start},
+    first_come::names,
+    impostors::{HONEST, device, refuses, with_mallory},
+};
+use crate::support::Anywhere;
+
+/// The way on names whoever has signed the Commit, and not whose token it was sent by.
+#[rstest]
+#[tokio::test]
+async fn who_signed_a_refused_commit_is_to_blame(#[values(Anywhere::Postgres, Anywhere::Sqlite)] db: Anywhere) {
+    let server = start(db).await;
+    let (group, owners, mut mallory) = with_mallory(&server).await;
+    // Bob's token, which somebody has stolen. He is a member, too.
+    mallory.http = owners[1].http();
+    mallory.renames_itself("alice/d1", &HONEST).await;
+    let heard = owners[0].hears().await;
+    let [What::Refused { kind: MessageKind::Commit, by, why }] = heard.as_slice() else { panic!("{heard:?}") };
+    assert_eq!(by, "mallory/laptop", "{why}");
+    let renewed = owners[0].membership().renew(&group.group_id, &[device("mallory")]).await.unwrap();
+    assert_eq!(members(&owners[0], &renewed.group), names(["alice", "bob"]));
+}
+
+/// A stranger has the group's id, and what a member shows to the server: the device to leave out is no member.
+#[rstest]
+#[tokio::test]
+async fn who_sent_a_refused_commit_from_outside_can_be_left_out(
+    #[values(Anywhere::Postgres, Anywhere::Sqlite)] db: Anywhere,
+) {
+    let server = start(db).await;
+    let (group, owners, mut mallory) = with_mallory(&server).await;
+    mallory.http = server.anyone().registered("eve", "laptop").await;
+    mallory.comes_in_with_another_key(&HONEST).await;
+    let heard = owners[0].hears().await;
+    let [What::Refused { kind: MessageKind::Commit, by, why }] = heard.as_slice() else { panic!("{heard:?}") };
+    assert_eq!(by, "eve/laptop", "{why}");
+    let alice = owners[0].membership();
+    let stranger = alice.renew(&group.group_id, &[device("frank")]).await.unwrap_err();
+    assert!(matches!(stranger, Error::NotAMember { .. }), "{stranger}");
+    let renewed = alice.renew(&group.group_id, &[device("eve"), device("mallory")]).await.unwrap();
+    assert_eq!(members(&owners[0], &renewed.group), names(["alice", "bob"]));
+}
+
+/// A group that works has its name for as long as nobody here has refused a Commit of it, and whoever sent the one that
+/// was refused does not say what comes after.
+#[rstest]
+#[tokio::test]
+async fn a_member_does_not_take_over_the_name_of_a_group(#[values(Anywhere::Postgres, Anywhere::Sqlite)] db: Anywhere) {
+    let server = start(db).await;
+    let (group, owners, mut mallory) = with_mallory(&server).await;
+    let [alice, bob] = owners.as_slice() else { panic!() };
+    mallory.founds_as("mallory/laptop");
+    mallory.invites("bob").await;
+    mallory.says(&json!({ "group_name": "friends" }).to_string(), &["bob/laptop"]).await;
+    mallory.says(&json!({ "renews": group.id }).to_string(), &["bob/laptop"]).await;
+    let heard = bob.hears().await;
+    let Some(What::RenewalClaimed { by, old_group, without }) = heard.last() else { panic!("{heard:?}") };
+    assert_eq!((by.as_str(), old_group), ("mallory/laptop", &group.id));
+    assert_eq!(without, &["alice/laptop"], "Bob sees who is left out");
+    let state = || bob.membership().groups().unwrap().into_iter().find(|one| one.id == group.id).unwrap().state;
+    assert_eq!(state(), GroupState::Active);
+    let which = bob.membership().find_group("friends").unwrap_err();
+    assert!(matches!(which, Error::AmbiguousGroup { .. }), "{which}");
+    bob.membership().update_keys(&group.group_id).await.unwrap();
+    bob.membership().send(&group.group_id, "all well").await.unwrap();
+    assert_eq!(alice.texts().await, [("bob/laptop".to_owned(), "all well".to_owned())]);
+    for one in bob.membership().groups().unwrap().into_iter().filter(|one| one.id != group.id) {
+        bob.membership().leave(&one.group_id).await.unwrap();
+        // Mallory does not let him go, and he goes.
+        bob.membership().leave(&one.group_id).await.unwrap();
+    }
+    assert_eq!(bob.membership().find_group("friends").unwrap().id, group.id);
+}
+
+#[rstest]
+#[tokio::test]
+async fn who_sent_a_refused_commit_makes_no_group_in_place_of_that_one(
+    #[values(Anywhere::Postgres, Anywhere::Sqlite)] db: Anywhere,
+) {
+    let server = start(db).await;
+    let (group, owners, mut mallory) = with_mallory(&server).await;
+    let [alice, bob] = owners.as_slice() else { panic!() };
+    mallory.renames_itself("alice/d1", &HONEST).await;
+    for owner in [alice, bob] {
+        refuses(owner, MessageKind::Commit, "changes its identity").await;
+    }
+    mallory.founds_as("mallory/laptop");
+    mallory.invites("bob").await;
+    mallory.says(&json!({ "renews": group.id }).to_string(), &["bob/laptop"]).await;
+    let heard = bob.hears().await;
+    assert!(matches!(heard.last(), Some(What::RenewalClaimed { .. })), "{heard:?}");
+    let renewed = alice.membership().renew(&group.group_id, &[device("mallory")]).await.unwrap();
+    let heard = bob.hears().await;
+    let told = What::Renewed {
+        by: "alice/laptop".to_owned(),
+        old_group: group.id.clone(),
+        without: vec!["mallory/laptop".to_owned()],
+    };
+    assert_eq!(heard.last(), Some(&told), "{heard:?}");
+    assert_eq!(bob.membership().find_group("friends").unwrap().id, renewed.group.id);
+}
