@@ -69,7 +69,7 @@ impl Server {
             let store = Store::connect(&config, its_metrics, Arc::clone(&clock));
             let store = store.with_context(|| format!("cannot open {}", config.database_url))?;
             let (kind, pool) = (store.kind(), Pool::new(store, clock, &config)?);
-            pool.resume(&config)?;
+            pool.resume()?;
             pool.adopt_signature_keys()?;
             pool.listen(&config)?;
             Ok((kind, pool))

@@ -130,7 +130,7 @@ fn enrol(config: &Config, user: &UserName, valid_for: Duration) -> anyhow::Resul
 
 fn fence(config: &Config) -> anyhow::Result<()> {
     start_log(config)?;
-    let withdrawn = open(config)?.fence(SystemClock.now())?;
+    let withdrawn = open(config)?.fence()?;
     say(&format!(
         "{} is fenced: {withdrawn} KeyPackages are withdrawn; each device fills its pool anew at its next refresh\n",
         config.database_url

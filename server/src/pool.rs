@@ -28,7 +28,7 @@ use crate::{
     auth::{AdminHash, Caller, Remembered, TokenCache, jwt::JwtVerifier},
     bell::Bell,
     clock::Clock,
-    config::{Config, OnLapse, OnRestore, Registration},
+    config::{Config, OnLapse, Registration},
     generation::GenerationFile,
     limits::Limits,
     problem::Failure,
@@ -212,10 +212,9 @@ impl Pool {
     ///
     /// # Errors
     /// When the database or its generation file cannot be read or written.
-    pub(crate) fn resume(&self, config: &Config) -> anyhow::Result<()> {
+    pub(crate) fn resume(&self) -> anyhow::Result<()> {
         let Some(file) = &self.generation else { return Ok(()) };
-        let trust = config.on_restore == OnRestore::Trust;
-        file.write(self.store.resume(file.read()?, trust, self.clock.now())?)
+        file.write(self.store.resume(file.read()?)?)
     }
 
     /// Records the signature keys of devices from before they were kept. Blocks.
@@ -231,19 +230,6 @@ impl Pool {
             tracing::info!(keys, "recorded the signature keys of KeyPackages from before they were kept");
         }
         Ok(())
-    }
-
-    /// Moves the generation of the database on, so that a backup that is made now is told from what comes after it.
-    pub(crate) async fn raise_generation(&self) -> Result<(), Failure> {
-        let Some(file) = self.generation.clone() else { return Ok(()) };
-        self.aside(move |pool, _| {
-            let generation = pool.store.raise_generation()?;
-            file.write(generation).unwrap_or_else(|error| {
-                tracing::warn!("{error:#}: a restored backup would not be noticed");
-            });
-            Ok::<_, StoreError>(())
-        })
-        .await
     }
 
     /// Hears of messages that came by other servers of the same database, for as long as this pool is there.
@@ -304,10 +290,26 @@ impl Pool {
         View { now, retire: self.policy.retire }
     }
 
-    /// Tidies up once: notes what has lapsed and expired, and forgets what may be forgotten.
+    /// Tidies up once: sees whether the database was restored, notes what has lapsed and expired, and forgets what may be
+    /// forgotten.
     pub async fn sweep(&self) -> Result<sweeper::Report, Failure> {
         self.limits.forget();
-        self.aside(|pool, now| sweeper::sweep(&pool.store, pool.policy.sweep, now)).await
+        self.aside(|pool, now| {
+            pool.renew_witnesses()?;
+            sweeper::sweep(&pool.store, pool.policy.sweep, now)
+        })
+        .await
+    }
+
+    /// Moves the generation of the database on, so that a backup that is made now is told from what comes after it. Blocks.
+    fn renew_witnesses(&self) -> Result<(), StoreError> {
+        let generation = self.store.renew_witnesses()?;
+        if let Some(file) = &self.generation {
+            file.write(generation).unwrap_or_else(|error| {
+                tracing::warn!("{error:#}: a restored backup would not be noticed");
+            });
+        }
+        Ok(())
     }
 
     /// Counts the KeyPackages of all pools, for the metrics.

@@ -35,6 +35,7 @@ mod sweep;
 mod together;
 mod tokens;
 mod view;
+mod watch;
 mod wishes;
 
 use std::fmt;

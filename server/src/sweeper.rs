@@ -118,9 +118,6 @@ pub(crate) async fn run(pool: Pool, interval: Duration) {
             Ok(_) => {}
             Err(error) => tracing::warn!(%error, "the sweep failed; it is tried again in {interval:?}"),
         }
-        if let Err(error) = pool.raise_generation().await {
-            tracing::warn!(%error, "the database's generation could not be raised; it is tried again in {interval:?}");
-        }
         if tick.is_multiple_of(CENSUS_EVERY)
             && let Err(error) = pool.census().await
         {

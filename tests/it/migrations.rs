@@ -230,7 +230,7 @@ async fn what_was_there_outlives_going_up_and_down(#[values(Database::Postgres, 
     server.sweep().await;
     database.run("UPDATE key_packages SET state = 'retired', ended_at = 1 WHERE reserved_until IS NOT NULL AND live");
     let trail = database.number("SELECT count(*) AS n FROM audit_events WHERE action <> 'lapse'");
-    let packages = database.number("SELECT count(*) AS n FROM key_packages");
+    let packages = database.number("SELECT count(*) AS n FROM key_packages WHERE device_id > 0");
     let keys = database.number("SELECT count(*) AS n FROM hpke_keys");
     drop(server);
 
@@ -258,6 +258,36 @@ async fn what_was_there_outlives_going_up_and_down(#[values(Database::Postgres, 
     let reservation = bob.post("/keypackages/reserve", &body).await.ok()["reservations"][0].clone();
     assert_eq!(reservation["last_resort"], false);
     bob.spend(&reservation, "friends").await.ok();
+}
+
+/// How many of the two tables show that they were loaded from a backup.
+const LOADED_POSTGRES: &str = "SELECT (SELECT count(*) FROM lineage WHERE xmin::text::bigint IS DISTINCT FROM witness) \
+    + (SELECT count(*) FROM key_packages WHERE device_id = 0 AND xmin::text::bigint IS DISTINCT FROM ended_at) AS n";
+const LOADED_SQLITE: &str = "SELECT count(*) AS n FROM lineage JOIN key_packages ON device_id = 0 \
+    WHERE ended_at IS NOT generation";
+
+#[rstest]
+fn no_migration_looks_as_if_a_table_had_been_loaded_from_a_backup(
+    #[values(Database::Postgres, Database::Sqlite)] db: Database,
+) {
+    let place = db.fresh();
+    let mut database = place.open();
+    let mut steps: Vec<_> = fs::read_dir(steps("sqlite")).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    steps.sort();
+    for step in steps {
+        step_up(&mut database);
+        if *step < *"2026-11-29-300000" {
+            continue;
+        }
+        let loaded = if db == Database::Postgres { LOADED_POSTGRES } else { LOADED_SQLITE };
+        assert_eq!(database.number(loaded), 0, "{step:?}: see \"Add a migration\" in docs/development.md");
+        assert_eq!(database.number("SELECT count(*) AS n FROM key_packages WHERE device_id = 0"), 1, "{step:?}");
+        if db == Database::Sqlite {
+            // As a server of the version before does it.
+            database.run("UPDATE lineage SET generation = generation + 1");
+            assert_eq!(database.number(loaded), 0, "{step:?}: its trigger is gone");
+        }
+    }
 }
 
 #[rstest]

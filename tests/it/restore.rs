@@ -1,5 +1,7 @@
 //! A database that comes back from a backup, which knows nothing of what was handed out since.
 
+mod tables;
+
 use std::{
     collections::BTreeSet,
     fs,

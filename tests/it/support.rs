@@ -22,6 +22,6 @@ pub use http::{Answer, Http, builder, group, hot_client};
 pub use insider::Insider;
 pub use owner::{Owner, copy, new_device};
 pub use party::Party;
-pub use postgres::{GUARDED, Postgres, output};
+pub use postgres::{GUARDED, Postgres, output, program};
 pub use proxy::{Fault, Proxy};
 pub use server::{ADMIN_TOKEN, PATIENCE, Running, ServerProcess, TestServer, now, without_settings};

@@ -16,12 +16,9 @@ use super::{
     StoreError, postgres,
     proven::{Connector, Glance},
     sqlite,
+    watch::Watch,
 };
-use crate::{
-    clock::Clock,
-    config::{Config, OnRestore},
-    metrics::Metrics,
-};
+use crate::{clock::Clock, config::Config, metrics::Metrics};
 
 /// How long a request waits for a connection before it is answered `unavailable`.
 const CONNECTION_TIMEOUT: Duration = Duration::from_secs(2);
@@ -57,6 +54,7 @@ pub(super) const SQLITE_MIGRATIONS: EmbeddedMigrations = embed_migrations!("../m
 pub struct Store {
     pub(super) pools: Pools,
     pub(super) metrics: Arc<Metrics>,
+    pub(super) watch: Arc<Watch>,
 }
 
 #[derive(Clone)]
@@ -104,25 +102,26 @@ pub(super) use with_conn;
 
 impl Store {
     /// Connects to the database that the configuration names, and brings its schema up to date. Safe when several
-    /// servers start at once. A `PostgreSQL` that was restored or promoted is fenced, here and at every connection that
+    /// servers start at once. A database that was restored or promoted is fenced, here and at every connection that
     /// is made later, unless the operator has it trusted.
     ///
     /// # Errors
     /// When the database cannot be reached or opened, or a migration fails.
     pub fn connect(config: &Config, metrics: Arc<Metrics>, clock: Arc<dyn Clock>) -> Result<Self, StoreError> {
         let url = config.database_url.expose();
+        let watch = Arc::new(Watch::new(config, clock));
+        let its = || Arc::clone(&watch);
         let pools = if let Some(path) = url.strip_prefix("sqlite://") {
             sqlite::migrate(path)?;
             Pools::Sqlite {
-                writer: sqlite::writer(path)?,
-                readers: sqlite::readers(path, config.database_connections)?,
+                writer: sqlite::writer(path, its())?,
+                readers: sqlite::readers(path, config.database_connections, its())?,
             }
         } else {
             postgres::migrate(url)?;
-            let trust = config.on_restore == OnRestore::Trust;
-            Pools::Postgres(postgres::pool(url, config.database_connections, clock, trust)?)
+            Pools::Postgres(postgres::pool(url, config.database_connections, its())?)
         };
-        Ok(Self { pools, metrics })
+        Ok(Self { pools, metrics, watch })
     }
 
     /// Whether the database answers.

@@ -13,6 +13,7 @@ use diesel::{
     pg::Pg,
     prelude::*,
     r2d2::Pool,
+    sql_types::{BigInt, Binary, Nullable, Text},
 };
 
 use super::{
@@ -21,14 +22,14 @@ use super::{
     connection::{self, POSTGRES_MIGRATIONS, WholeTable},
     delivery::{Announce, Heard, HoldEnvelopes},
     key_packages::HoldDevice,
-    lineage::{Lineage, SKIPPED, is_recognised, recognise},
+    lineage::{Lineage, NOBODY, Renewed, Row, SKIPPED, Signs, WITNESS},
     proven::{Connector, Glance},
     rows::DeviceId,
-    schema::{deliveries, devices, envelopes, key_packages, lineage},
+    schema::{deliveries, devices, envelopes, key_packages},
     sweep::{Census, batches},
     tokens::ShownToken,
+    watch::Watch,
 };
-use crate::clock::Clock;
 
 diesel::table! {
     /// Where Diesel notes what it has migrated.
@@ -68,23 +69,14 @@ const LISTENER_PAUSE: Duration = Duration::from_secs(1);
 const DEFAULTS: [(&str, &str); 3] =
     [("connect_timeout", "5"), ("keepalives_idle", "10"), ("tcp_user_timeout", "15000")];
 
-/// How every connection begins. After a failover or a restore all of them are new: here it is seen, before anything is asked
-/// of one. `trust` takes a database that was restored as it is.
-fn begin(conn: &mut PgConnection, trust: bool, clock: &dyn Clock) -> QueryResult<()> {
+/// How every connection begins.
+fn begin(conn: &mut PgConnection, watch: &Watch) -> QueryResult<()> {
     conn.batch_execute(SESSION)?;
-    if is_recognised(conn)? {
-        return Ok(());
-    }
-    transaction(conn, &mut |conn| recognise(conn, trust, clock.now()))
+    watch.look(conn, transaction)
 }
 
-pub(super) fn pool(
-    url: &str,
-    size: u32,
-    clock: Arc<dyn Clock>,
-    trust: bool,
-) -> Result<Pool<Connector<PgConnection>>, StoreError> {
-    connection::pool(Connector::new(&with_defaults(url), move |conn| begin(conn, trust, &*clock)), size)
+pub(super) fn pool(url: &str, size: u32, watch: Arc<Watch>) -> Result<Pool<Connector<PgConnection>>, StoreError> {
+    connection::pool(Connector::new(&with_defaults(url), move |conn| begin(conn, &watch)), size)
 }
 
 impl Glance for PgConnection {
@@ -114,9 +106,7 @@ pub(super) fn migrate(url: &str) -> Result<(), StoreError> {
     openssl_sys::init();
     let mut conn = PgConnection::establish(&with_defaults(url)).map_err(StoreError::transient)?;
     // The lock is the session's: it ends with this connection, whatever happens.
-    diesel::sql_query("SELECT pg_advisory_lock($1)")
-        .bind::<diesel::sql_types::BigInt, _>(MIGRATION_LOCK)
-        .execute(&mut conn)?;
+    diesel::sql_query("SELECT pg_advisory_lock($1)").bind::<BigInt, _>(MIGRATION_LOCK).execute(&mut conn)?;
     // An account that may not change the schema starts where there is nothing to change; Diesel's harness would have it try.
     if is_migrated(&mut conn).unwrap_or(false) { Ok(()) } else { connection::migrate(&mut conn, POSTGRES_MIGRATIONS) }
 }
@@ -158,9 +148,9 @@ const SAMPLE: i32 = 250_000;
 
 #[derive(QueryableByName)]
 struct Counted {
-    #[diesel(sql_type = diesel::sql_types::Text)]
+    #[diesel(sql_type = Text)]
     state: String,
-    #[diesel(sql_type = diesel::sql_types::BigInt)]
+    #[diesel(sql_type = BigInt)]
     n: i64,
 }
 
@@ -171,7 +161,8 @@ impl Census for PgConnection {
         let counted: Vec<Counted> = diesel::sql_query(format!(
             "WITH size AS MATERIALIZED (SELECT greatest(reltuples / {SAMPLE}, 1) AS samples FROM pg_class \
              WHERE oid = 'key_packages'::regclass) SELECT state, (count(*) * (SELECT samples FROM size))::bigint AS n \
-             FROM key_packages TABLESAMPLE SYSTEM (100 / (SELECT samples FROM size)) GROUP BY state"
+             FROM key_packages TABLESAMPLE SYSTEM (100 / (SELECT samples FROM size)) WHERE device_id <> {NOBODY} \
+             GROUP BY state"
         ))
         .load(self)?;
         Ok(counted.into_iter().map(|row| (row.state, row.n)).collect())
@@ -192,8 +183,8 @@ impl Announce for PgConnection {
         for batch in devices.chunks(350) {
             let payload = batch.iter().map(i64::to_string).collect::<Vec<_>>().join(",");
             diesel::sql_query("SELECT pg_notify($1, $2)")
-                .bind::<diesel::sql_types::Text, _>(CHANNEL)
-                .bind::<diesel::sql_types::Text, _>(payload)
+                .bind::<Text, _>(CHANNEL)
+                .bind::<Text, _>(payload)
                 .execute(self)?;
         }
         Ok(())
@@ -248,9 +239,37 @@ fn listen_once(url: &str, hear: &impl Fn(Heard) -> ControlFlow<()>) -> Result<()
 const ORIGIN: &str = "SELECT concat_ws('/', system_identifier, 'lineage'::regclass::oid, \
                       left(pg_walfile_name(pg_current_wal_lsn()), 8)) AS origin FROM pg_control_system()";
 
+/// Names the advisory lock under which a database that was restored is taken up.
+const LINEAGE_LOCK: i64 = 0x6b65_7970_6f6f_6c32;
+
+/// A witness holds where it has the number of the transaction that wrote its row. A dump has that number, too, but loads the
+/// row in another transaction.
+const SIGNS: &str = "SELECT l.origin, l.generation, l.fenced_at, \
+                     coalesce(l.xmin::text::bigint = l.witness, false) AS lineage_holds, \
+                     coalesce((SELECT k.xmin::text::bigint = k.ended_at FROM key_packages k \
+                     WHERE k.keypackage_ref = $1), false) AS pool_holds FROM lineage l WHERE l.id = 1";
+
+const WRITE_LINEAGE: &str = "INSERT INTO lineage (id, origin, generation, fenced_at, witness) \
+                             VALUES (1, $1, $2, $3, pg_current_xact_id()::xid::text::bigint) \
+                             ON CONFLICT (id) DO UPDATE SET origin = excluded.origin, generation = excluded.generation, \
+                             fenced_at = excluded.fenced_at, witness = excluded.witness";
+
+/// As the migration has made it.
+const WRITE_WITNESS: &str = "INSERT INTO key_packages (keypackage_ref, device_id, ciphersuite, key_package, not_after, \
+                             last_resort, state, ended_at) VALUES ($1, $2, 0, '', 253370764800, false, 'retired', \
+                             pg_current_xact_id()::xid::text::bigint) \
+                             ON CONFLICT (keypackage_ref) DO UPDATE SET ended_at = excluded.ended_at";
+
+const RENEW_LINEAGE: &str = "UPDATE lineage SET generation = generation + 1, \
+                             witness = pg_current_xact_id()::xid::text::bigint \
+                             WHERE id = 1 AND xmin::text::bigint = witness AND generation >= $1 RETURNING generation";
+
+const RENEW_WITNESS: &str = "UPDATE key_packages SET ended_at = pg_current_xact_id()::xid::text::bigint \
+                             WHERE keypackage_ref = $1 AND xmin::text::bigint = ended_at";
+
 #[derive(QueryableByName)]
 struct Origin {
-    #[diesel(sql_type = diesel::sql_types::Text)]
+    #[diesel(sql_type = Text)]
     origin: String,
 }
 
@@ -264,8 +283,30 @@ impl Lineage for PgConnection {
         }
     }
 
-    fn hold_lineage(&mut self) -> QueryResult<(String, i64, Option<i64>)> {
-        lineage::table.select((lineage::origin, lineage::generation, lineage::fenced_at)).for_update().first(self)
+    fn signs(&mut self) -> QueryResult<Option<Signs>> {
+        diesel::sql_query(SIGNS).bind::<Binary, _>(WITNESS).get_result(self).optional()
+    }
+
+    fn hold_signs(&mut self) -> QueryResult<Option<Signs>> {
+        // The row may be gone: a lock on it would hold nobody.
+        diesel::sql_query("SELECT pg_advisory_xact_lock($1)").bind::<BigInt, _>(LINEAGE_LOCK).execute(self)?;
+        self.signs()
+    }
+
+    fn write_lineage(&mut self, row: Row<'_>) -> QueryResult<()> {
+        diesel::sql_query(WRITE_LINEAGE)
+            .bind::<Text, _>(row.origin)
+            .bind::<BigInt, _>(row.generation)
+            .bind::<Nullable<BigInt>, _>(row.fenced_at)
+            .execute(self)?;
+        diesel::sql_query(WRITE_WITNESS).bind::<Binary, _>(WITNESS).bind::<BigInt, _>(NOBODY).execute(self).map(drop)
+    }
+
+    fn renew_witnesses(&mut self, reached: i64) -> QueryResult<Option<i64>> {
+        let renewed =
+            diesel::sql_query(RENEW_LINEAGE).bind::<BigInt, _>(reached).get_result::<Renewed>(self).optional()?;
+        let is_whole = diesel::sql_query(RENEW_WITNESS).bind::<Binary, _>(WITNESS).execute(self)? == 1;
+        Ok(renewed.filter(|_| is_whole).map(|renewed| renewed.generation))
     }
 
     fn hold_pools(&mut self) -> QueryResult<()> {
@@ -276,7 +317,7 @@ impl Lineage for PgConnection {
     fn skip_deliveries(&mut self) -> QueryResult<()> {
         let sequence = "pg_get_serial_sequence('deliveries', 'id')::regclass";
         diesel::sql_query(format!("SELECT setval({sequence}, nextval({sequence}) + $1)"))
-            .bind::<diesel::sql_types::BigInt, _>(SKIPPED)
+            .bind::<BigInt, _>(SKIPPED)
             .execute(self)
             .map(drop)
     }

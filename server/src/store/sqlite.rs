@@ -1,6 +1,14 @@
 //! What only SQLite does.
 
-use diesel::{Connection, SqliteConnection, connection::SimpleConnection, prelude::*, r2d2::Pool};
+use std::sync::Arc;
+
+use diesel::{
+    Connection, SqliteConnection,
+    connection::SimpleConnection,
+    prelude::*,
+    r2d2::Pool,
+    sql_types::{BigInt, Binary, Nullable, Text},
+};
 
 use super::{
     StoreError,
@@ -8,11 +16,12 @@ use super::{
     connection::{self, SQLITE_MIGRATIONS, WholeTable},
     delivery::{Announce, HoldEnvelopes},
     key_packages::HoldDevice,
-    lineage::{Lineage, SKIPPED},
+    lineage::{Lineage, NOBODY, Renewed, Row, SKIPPED, Signs, WITNESS},
     proven::{Connector, Glance},
-    schema::{devices, key_packages, lineage},
+    schema::{devices, key_packages, users},
     sweep::{Census, batches},
     tokens::{ShownToken, TokenSql},
+    watch::Watch,
 };
 
 /// WAL lets readers go on while one writes; FULL makes every answered commit survive a power cut.
@@ -23,14 +32,24 @@ const SESSION: &str = "PRAGMA busy_timeout = 5000; PRAGMA journal_mode = WAL; PR
 /// more than once.
 const WRITER: &str = "PRAGMA cache_size = -16000";
 
+/// How every connection begins.
+fn begin(conn: &mut SqliteConnection, watch: &Watch) -> QueryResult<()> {
+    conn.batch_execute(SESSION)?;
+    watch.look(conn, transaction)
+}
+
 /// The one that writes.
-pub(super) fn writer(path: &str) -> Result<Pool<Connector<SqliteConnection>>, StoreError> {
-    let begin = |conn: &mut SqliteConnection| conn.batch_execute(SESSION).and_then(|()| conn.batch_execute(WRITER));
+pub(super) fn writer(path: &str, watch: Arc<Watch>) -> Result<Pool<Connector<SqliteConnection>>, StoreError> {
+    let begin = move |conn: &mut SqliteConnection| begin(conn, &watch).and_then(|()| conn.batch_execute(WRITER));
     connection::pool(Connector::new(path, begin), 1)
 }
 
-pub(super) fn readers(path: &str, size: u32) -> Result<Pool<Connector<SqliteConnection>>, StoreError> {
-    connection::pool(Connector::new(path, |conn: &mut SqliteConnection| conn.batch_execute(SESSION)), size)
+pub(super) fn readers(
+    path: &str,
+    size: u32,
+    watch: Arc<Watch>,
+) -> Result<Pool<Connector<SqliteConnection>>, StoreError> {
+    connection::pool(Connector::new(path, move |conn| begin(conn, &watch)), size)
 }
 
 impl Glance for SqliteConnection {
@@ -64,6 +83,7 @@ impl WholeTable for SqliteConnection {
 impl Census for SqliteConnection {
     fn census(&mut self) -> QueryResult<Vec<(String, i64)>> {
         key_packages::table
+            .filter(key_packages::device_id.ne(NOBODY))
             .group_by(key_packages::state)
             .select((key_packages::state, diesel::dsl::count_star()))
             .load(self)
@@ -84,14 +104,72 @@ impl Announce for SqliteConnection {
     }
 }
 
+/// Nothing but the generation tells a row of this file from one of a backup: where two tables have different ones, one of
+/// them was loaded.
+const SIGNS: &str = "SELECT l.origin, l.generation, l.fenced_at, true AS lineage_holds, \
+                     coalesce((SELECT k.ended_at = l.generation FROM key_packages k WHERE k.keypackage_ref = ?), false) \
+                     AS pool_holds FROM lineage l WHERE l.id = 1";
+
+const WRITE_LINEAGE: &str = "INSERT INTO lineage (id, origin, generation, fenced_at) VALUES (1, ?, ?, ?) \
+                             ON CONFLICT (id) DO UPDATE SET origin = excluded.origin, generation = excluded.generation, \
+                             fenced_at = excluded.fenced_at";
+
+/// As the migration has made it.
+const WRITE_WITNESS: &str = "INSERT INTO key_packages (keypackage_ref, device_id, ciphersuite, key_package, not_after, \
+                             last_resort, state, ended_at) VALUES (?, ?, 0, x'', 253370764800, 0, 'retired', ?) \
+                             ON CONFLICT (keypackage_ref) DO UPDATE SET ended_at = excluded.ended_at";
+
+const RENEW: &str = "UPDATE lineage SET generation = generation + 1 WHERE id = 1 AND generation >= ? AND generation = \
+                     (SELECT ended_at FROM key_packages WHERE keypackage_ref = ?) RETURNING generation";
+
 impl Lineage for SqliteConnection {
     /// A file is the same wherever it was copied to: its generation file tells.
     fn origin(&mut self) -> QueryResult<Option<String>> {
         Ok(None)
     }
 
-    fn hold_lineage(&mut self) -> QueryResult<(String, i64, Option<i64>)> {
-        lineage::table.select((lineage::origin, lineage::generation, lineage::fenced_at)).first(self)
+    fn signs(&mut self) -> QueryResult<Option<Signs>> {
+        diesel::sql_query(SIGNS).bind::<Binary, _>(WITNESS).get_result(self).optional()
+    }
+
+    fn hold_signs(&mut self) -> QueryResult<Option<Signs>> {
+        // The transaction is the only writer already.
+        self.signs()
+    }
+
+    fn write_lineage(&mut self, row: Row<'_>) -> QueryResult<()> {
+        diesel::sql_query(WRITE_LINEAGE)
+            .bind::<Text, _>(row.origin)
+            .bind::<BigInt, _>(row.generation)
+            .bind::<Nullable<BigInt>, _>(row.fenced_at)
+            .execute(self)?;
+        // The witness refers to a device, and that to a user: a backup from before has neither.
+        diesel::insert_or_ignore_into(users::table)
+            .values((users::name.eq(""), users::created_at.eq(0), users::devices_version.eq(0)))
+            .execute(self)?;
+        diesel::insert_or_ignore_into(devices::table)
+            .values((
+                devices::id.eq(NOBODY),
+                devices::user_name.eq(""),
+                devices::device_name.eq(""),
+                devices::token_hash.eq(&[][..]),
+                devices::created_at.eq(0),
+                devices::removed_at.eq(0),
+            ))
+            .execute(self)?;
+        diesel::sql_query(WRITE_WITNESS)
+            .bind::<Binary, _>(WITNESS)
+            .bind::<BigInt, _>(NOBODY)
+            .bind::<BigInt, _>(row.generation)
+            .execute(self)
+            .map(drop)
+    }
+
+    fn renew_witnesses(&mut self, reached: i64) -> QueryResult<Option<i64>> {
+        // A trigger raises the other one.
+        let renew = diesel::sql_query(RENEW).bind::<BigInt, _>(reached).bind::<Binary, _>(WITNESS);
+        let renewed = renew.get_result::<Renewed>(self).optional()?;
+        Ok(renewed.map(|renewed| renewed.generation))
     }
 
     fn hold_pools(&mut self) -> QueryResult<()> {
@@ -102,7 +180,7 @@ impl Lineage for SqliteConnection {
     fn skip_deliveries(&mut self) -> QueryResult<()> {
         // The row is there from the first delivery on.
         diesel::sql_query("UPDATE sqlite_sequence SET seq = seq + ? WHERE name = 'deliveries'")
-            .bind::<diesel::sql_types::BigInt, _>(SKIPPED)
+            .bind::<BigInt, _>(SKIPPED)
             .execute(self)
             .map(drop)
     }

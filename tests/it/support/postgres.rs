@@ -78,6 +78,20 @@ impl Postgres {
         run(control(&self.programs, &data).args(["-w", "promote"]));
     }
 
+    /// A copy of its files, as of a volume. It is stopped before.
+    pub fn snapshot(&self) -> tempfile::TempDir {
+        let copy = tempfile::tempdir().unwrap();
+        run(Command::new("cp").arg("-a").arg(self.directory.join("data")).arg(copy.path()));
+        copy
+    }
+
+    /// Puts a snapshot back. It is stopped before.
+    pub fn put_back(&self, snapshot: &tempfile::TempDir) {
+        let data = self.directory.join("data");
+        fs::remove_dir_all(&data).unwrap();
+        run(Command::new("cp").arg("-a").arg(snapshot.path().join("data")).arg(&data));
+    }
+
     /// Starts it again after a stop, with what it had.
     pub fn go_on(&self) {
         let log = self.directory.join("log");

@@ -167,6 +167,11 @@ impl TestServer {
         Timestamp::from_second(self.now().as_second()).unwrap().to_string()
     }
 
+    /// Where its database is.
+    pub fn place(&self) -> Arc<Place> {
+        Arc::clone(&self.here().place)
+    }
+
     /// Stops, and leaves its database.
     pub fn stopped_at(self) -> Arc<Place> {
         Arc::clone(&self.here().place)
