@@ -14,6 +14,11 @@ pub trait Clock: Send + Sync + 'static {
 
     /// How long it has been since some moment. It never goes back, even where the time is set.
     fn elapsed(&self) -> Duration;
+
+    /// The time of the database, which has just said that it is this. A clock of tests knows better.
+    fn of_database(&self, said: Timestamp) -> Timestamp {
+        said
+    }
 }
 
 /// The operating system's time.
@@ -34,33 +39,54 @@ impl Clock for SystemClock {
 
 /// A time that stands still until it is moved. Clones share it.
 #[derive(Clone, Debug)]
-pub struct ManualClock(Arc<Mutex<(Timestamp, Duration)>>);
+pub struct ManualClock {
+    /// The true time, which the database has.
+    hands: Arc<Mutex<(Timestamp, Duration)>>,
+    /// How far this clock is ahead of it.
+    ahead: Arc<Mutex<SignedDuration>>,
+}
 
 impl ManualClock {
     /// A clock that stands at this time.
     #[must_use]
     pub fn at(now: Timestamp) -> Self {
-        Self(Arc::new(Mutex::new((now, Duration::ZERO))))
+        Self { hands: Arc::new(Mutex::new((now, Duration::ZERO))), ahead: Arc::default() }
+    }
+
+    /// The clock of another machine: the time moves on for both, and each can be set.
+    #[must_use]
+    pub fn beside(&self) -> Self {
+        Self { hands: Arc::clone(&self.hands), ahead: Arc::default() }
     }
 
     /// Moves the time on; the end of time is the furthest. A negative span sets the time back, as somebody may set a machine's.
     pub fn advance(&self, span: SignedDuration) {
-        let (now, elapsed) = &mut *self.hands();
+        let (now, elapsed) = &mut *held(&self.hands);
         *now = now.saturating_add(span).unwrap_or(Timestamp::MAX);
         *elapsed = elapsed.saturating_add(Duration::try_from(span).unwrap_or_default());
     }
 
-    fn hands(&self) -> MutexGuard<'_, (Timestamp, Duration)> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Sets this clock so far ahead of the time that the database has.
+    pub fn set_ahead(&self, span: SignedDuration) {
+        *held(&self.ahead) = span;
     }
+}
+
+fn held<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Clock for ManualClock {
     fn now(&self) -> Timestamp {
-        self.hands().0
+        let ahead = *held(&self.ahead);
+        held(&self.hands).0.saturating_add(ahead).unwrap_or(Timestamp::MAX)
     }
 
     fn elapsed(&self) -> Duration {
-        self.hands().1
+        held(&self.hands).1
+    }
+
+    fn of_database(&self, _: Timestamp) -> Timestamp {
+        held(&self.hands).0
     }
 }

@@ -30,6 +30,10 @@ pub struct Config {
     pub database_connections: u32,
     /// What a server does that finds its database restored from a backup, or promoted.
     pub on_restore: OnRestore,
+    /// How far the server's clock may be off the database's. Where it is further off, the server is not ready, and reserves and
+    /// sweeps nothing.
+    #[serde(with = "humantime_serde")]
+    pub max_clock_offset: Duration,
     /// A PEM file with the certificate chain: with `tls_key`, the server speaks HTTPS alone.
     pub tls_certificate: Option<PathBuf>,
     /// A PEM file with the private key of `tls_certificate`.
@@ -125,6 +129,7 @@ impl Default for Config {
             database_url: DatabaseUrl("sqlite://keypool.db".to_owned()),
             database_connections: 16,
             on_restore: OnRestore::Fence,
+            max_clock_offset: Duration::from_secs(2),
             tls_certificate: None,
             tls_key: None,
             shutdown_delay: Duration::from_secs(2),

@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use keypool_openapi::MissingReason;
 use prometheus::{
     Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
@@ -47,6 +47,7 @@ pub struct Metrics {
     swept: IntCounterVec,
     sweeper_lag: Gauge,
     sweeper_last_run: IntGauge,
+    clock_ahead: Gauge,
 }
 
 impl Metrics {
@@ -122,6 +123,10 @@ impl Metrics {
                 "sweeper_last_run_timestamp_seconds",
                 "When the sweeper last finished, in seconds since 1970; 0 before it first did.",
             ))?,
+            clock_ahead: Gauge::with_opts(opts(
+                "clock_ahead_seconds",
+                "How far the server's clock was ahead of the database's when they were last compared.",
+            ))?,
             registry,
         };
         for metric in metrics.all() {
@@ -145,7 +150,7 @@ impl Metrics {
         }
     }
 
-    fn all(&self) -> [Box<dyn Collector>; 13] {
+    fn all(&self) -> [Box<dyn Collector>; 14] {
         [
             Box::new(self.requests.clone()),
             Box::new(self.request_seconds.clone()),
@@ -160,6 +165,7 @@ impl Metrics {
             Box::new(self.swept.clone()),
             Box::new(self.sweeper_lag.clone()),
             Box::new(self.sweeper_last_run.clone()),
+            Box::new(self.clock_ahead.clone()),
         ]
     }
 
@@ -223,6 +229,11 @@ impl Metrics {
     pub fn sweeper_ran(&self, at: Timestamp, lag: Duration) {
         self.sweeper_last_run.set(at.as_second());
         self.sweeper_lag.set(lag.as_secs_f64());
+    }
+
+    /// The server's clock is so far ahead of the database's.
+    pub fn clock_ahead(&self, ahead: SignedDuration) {
+        self.clock_ahead.set(ahead.as_secs_f64());
     }
 }
 
@@ -289,6 +300,7 @@ mod tests {
         metrics.pool_packages("available", 7);
         metrics.swept("expired", 5);
         metrics.sweeper_ran(Timestamp::from_second(1_800_000_000).unwrap(), Duration::from_millis(1500));
+        metrics.clock_ahead(SignedDuration::from_millis(-250));
         let text = metrics.render().unwrap();
         for line in [
             r#"keypool_http_requests_total{method="GET",route="/users/{user}/devices",status="200"} 1"#,
@@ -304,6 +316,7 @@ mod tests {
             r#"keypool_swept_total{kind="expired"} 5"#,
             "keypool_sweeper_lag_seconds 1.5",
             "keypool_sweeper_last_run_timestamp_seconds 1800000000",
+            "keypool_clock_ahead_seconds -0.25",
         ] {
             assert!(text.lines().any(|found| found == line), "no {line} in\n{text}");
         }

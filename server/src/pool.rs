@@ -256,9 +256,14 @@ impl Pool {
         self.bell.close();
     }
 
-    /// Whether the database answers. Overload is no reason to send what comes to the other servers, which have as much.
+    /// Whether the database answers, and has the same time. Overload is no reason to send what comes to the other servers,
+    /// which have as much.
     pub async fn ready(&self) -> Result<(), Failure> {
-        self.aside(|pool, _| pool.store.ping()).await
+        self.aside(|pool, _| {
+            pool.store.compare_clocks()?;
+            Ok::<_, Failure>(pool.store.check_clock()?)
+        })
+        .await
     }
 
     /// The device that the token belongs to, which is counted as one that asks for something.
@@ -291,12 +296,14 @@ impl Pool {
     }
 
     /// Tidies up once: sees whether the database was restored, notes what has lapsed and expired, and forgets what may be
-    /// forgotten.
+    /// forgotten. Where the clock is off, nothing is tidied up.
     pub async fn sweep(&self) -> Result<sweeper::Report, Failure> {
         self.limits.forget();
         self.aside(|pool, now| {
+            pool.store.compare_clocks()?;
             pool.renew_witnesses()?;
-            sweeper::sweep(&pool.store, pool.policy.sweep, now)
+            pool.store.check_clock()?;
+            Ok::<_, Failure>(sweeper::sweep(&pool.store, pool.policy.sweep, now)?)
         })
         .await
     }

@@ -11,7 +11,7 @@ use rand::rngs::SysError;
 
 use crate::{
     auth::unknown_token,
-    store::{CallerError, StoreError},
+    store::{CallerError, ClockOff, StoreError},
 };
 
 /// The media type of every problem (RFC 9457).
@@ -158,6 +158,14 @@ impl From<CallerError> for Failure {
             CallerError::TokenRevoked(_) => unknown_token(),
             CallerError::Store(error) => error.into(),
         }
+    }
+}
+
+impl From<ClockOff> for Failure {
+    fn from(off: ClockOff) -> Self {
+        let detail =
+            format!("The server's clock is off: {off}. The operator has to set it; try again at another server.");
+        Self::new(ProblemType::Unavailable, detail)
     }
 }
 

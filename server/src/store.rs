@@ -58,6 +58,7 @@ pub use status::{LiveKeyPackage, PoolContents};
 pub use sweep::Swept;
 pub use tokens::{CallerError, ShownToken, TokenRevoked};
 pub use view::View;
+pub use watch::ClockOff;
 
 /// How many bytes of messages or KeyPackages one answer has, about, so that memory is bounded by what is asked at a time.
 const ANSWER_BYTES: usize = 4 * 1024 * 1024;

@@ -6,6 +6,7 @@
 mod access;
 mod bounds;
 mod client;
+mod clocks;
 mod compatibility;
 mod containers;
 mod contract;

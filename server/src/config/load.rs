@@ -102,6 +102,10 @@ impl Config {
             self.database_connections,
             "has to be at least 1",
         )?;
+        let offset = self.max_clock_offset;
+        require(!offset.is_zero(), "max_clock_offset", humantime(offset), "has to be more than 0")?;
+        let rule = "has to be at most 1m: reservations that long would be handed out twice";
+        require(offset <= Duration::from_mins(1), "max_clock_offset", humantime(offset), rule)?;
         let ttl = self.reservation_ttl;
         require(ttl >= Duration::from_secs(1), "reservation_ttl", humantime(ttl), "has to be at least 1s")?;
         let longest = self.max_reservation_ttl;
@@ -233,6 +237,8 @@ mod tests {
         for (toml, key) in [
             ("database_url = 'mysql://x'", "database_url"),
             ("database_connections = 0", "database_connections"),
+            ("max_clock_offset = '0s'", "max_clock_offset"),
+            ("max_clock_offset = '61s'", "max_clock_offset"),
             ("reservation_ttl = '0s'", "reservation_ttl"),
             ("max_reservation_ttl = '59s'", "max_reservation_ttl"),
             ("max_reservation_ttl = '2days'", "max_reservation_ttl"),

@@ -34,6 +34,8 @@ impl Pool {
         request: ReserveRequest,
         key: Option<[u8; 32]>,
     ) -> Result<ReserveResponse, Failure> {
+        // What another holds would look as if its time were over.
+        self.store.check_clock()?;
         let ttl = self.ttl(request.ttl)?;
         let digest = digest(&request)?;
         let group_id = request.group_id.map(group_id).transpose()?;

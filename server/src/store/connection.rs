@@ -109,7 +109,7 @@ impl Store {
     /// When the database cannot be reached or opened, or a migration fails.
     pub fn connect(config: &Config, metrics: Arc<Metrics>, clock: Arc<dyn Clock>) -> Result<Self, StoreError> {
         let url = config.database_url.expose();
-        let watch = Arc::new(Watch::new(config, clock));
+        let watch = Arc::new(Watch::new(config, clock, Arc::clone(&metrics)));
         let its = || Arc::clone(&watch);
         let pools = if let Some(path) = url.strip_prefix("sqlite://") {
             sqlite::migrate(path)?;
@@ -122,14 +122,6 @@ impl Store {
             Pools::Postgres(postgres::pool(url, config.database_connections, its())?)
         };
         Ok(Self { pools, metrics, watch })
-    }
-
-    /// Whether the database answers.
-    ///
-    /// # Errors
-    /// When it does not.
-    pub fn ping(&self) -> Result<(), StoreError> {
-        with_conn!(self, read, |conn| R2D2Connection::ping(conn))
     }
 
     /// What this server counts.

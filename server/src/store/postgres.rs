@@ -15,6 +15,7 @@ use diesel::{
     r2d2::Pool,
     sql_types::{BigInt, Binary, Nullable, Text},
 };
+use jiff::Timestamp;
 
 use super::{
     StoreError,
@@ -28,7 +29,7 @@ use super::{
     schema::{deliveries, devices, envelopes, key_packages},
     sweep::{Census, batches},
     tokens::ShownToken,
-    watch::Watch,
+    watch::{DatabaseClock, Watch},
 };
 
 diesel::table! {
@@ -271,6 +272,21 @@ const RENEW_WITNESS: &str = "UPDATE key_packages SET ended_at = pg_current_xact_
 struct Origin {
     #[diesel(sql_type = Text)]
     origin: String,
+}
+
+#[derive(QueryableByName)]
+struct Time {
+    #[diesel(sql_type = BigInt)]
+    micros: i64,
+}
+
+impl DatabaseClock for PgConnection {
+    fn time(&mut self) -> QueryResult<Option<Timestamp>> {
+        let query = diesel::sql_query("SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint AS micros");
+        let Time { micros } = query.get_result(self)?;
+        let time = Timestamp::from_microsecond(micros);
+        time.map(Some).map_err(|error| diesel::result::Error::DeserializationError(error.into()))
+    }
 }
 
 impl Lineage for PgConnection {

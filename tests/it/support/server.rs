@@ -101,6 +101,12 @@ impl TestServer {
         Self::run(Arc::clone(&here.place), Arc::clone(&here.clock), change).await
     }
 
+    /// A further server of the same database, on a machine with a clock of its own.
+    pub async fn on_another_machine(&self, change: impl FnOnce(&mut Config)) -> Self {
+        let here = self.here();
+        Self::run(Arc::clone(&here.place), Arc::new(here.clock.beside()), change).await
+    }
+
     async fn run(place: Arc<Place>, clock: Arc<ManualClock>, change: impl FnOnce(&mut Config)) -> Self {
         let mut config = Config {
             listen: "127.0.0.1:0".parse().unwrap(),
@@ -144,9 +150,19 @@ impl TestServer {
         self.here().clock.advance(span);
     }
 
+    /// Sets the clock of the server's machine so far ahead of the database's.
+    pub fn set_ahead(&self, span: SignedDuration) {
+        self.here().clock.set_ahead(span);
+    }
+
     /// Has the server tidy up, as it does by itself every now and then.
     pub async fn sweep(&self) -> Report {
         self.here().pool.sweep().await.unwrap()
+    }
+
+    /// The same where it may refuse to; answers why.
+    pub async fn try_sweep(&self) -> Result<Report, String> {
+        self.here().pool.sweep().await.map_err(|failure| failure.to_string())
     }
 
     /// Has the server count the KeyPackages of all pools, as it does by itself every now and then.
