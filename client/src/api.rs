@@ -339,16 +339,17 @@ struct AnyProblem {
 }
 
 fn refusal(status: u16, body: &[u8], retry_after: Option<Duration>) -> Option<Error> {
-    let (kind, reservation_id, problem) = match serde_json::from_slice::<Problem>(body) {
-        Ok(Problem { kind, title, detail, reservation_id, .. }) => {
-            (Some(kind), reservation_id, AnyProblem { code: kind.to_string(), title, detail })
+    let (kind, reservation_id, epoch, problem) = match serde_json::from_slice::<Problem>(body) {
+        Ok(Problem { kind, title, detail, reservation_id, epoch, .. }) => {
+            (Some(kind), reservation_id, epoch, AnyProblem { code: kind.to_string(), title, detail })
         }
-        Err(_) => (None, None, serde_json::from_slice::<AnyProblem>(body).ok()?),
+        Err(_) => (None, None, None, serde_json::from_slice::<AnyProblem>(body).ok()?),
     };
     let AnyProblem { code, title, detail } = problem;
     let title = if title.is_empty() { code.clone() } else { title };
     let detail = if detail.is_empty() { format!("the server answered {status} and no more") } else { detail };
-    Some(Error::Refused { kind, code, status, title, detail, retry_after, reservation_id })
+    let (title, detail) = (title.into(), detail.into());
+    Some(Error::Refused { kind, code, status, title, detail, retry_after, reservation_id, epoch })
 }
 
 #[cfg(test)]

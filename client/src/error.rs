@@ -211,13 +211,15 @@ pub enum Error {
         /// The HTTP status.
         status: u16,
         /// The problem in a few words.
-        title: String,
+        title: Box<str>,
         /// This occurrence, and what to do next.
-        detail: String,
+        detail: Box<str>,
         /// How long to wait before the next try, if it said so.
         retry_after: Option<Duration>,
         /// Which reservation was the reason, if one was.
         reservation_id: Option<ReservationId>,
+        /// The epoch that the group is in on the server, where a Commit was refused for its own.
+        epoch: Option<u64>,
     },
     /// The server refused all KeyPackages of a refresh.
     #[error("the server took none of the KeyPackages: {0}")]
@@ -270,6 +272,15 @@ impl Error {
             cause = inner.source();
         }
         text
+    }
+
+    /// The epoch that a group is in on the server, which refused a Commit of another one.
+    #[must_use]
+    pub fn group_epoch(&self) -> Option<u64> {
+        match self {
+            Self::Refused { epoch, .. } => *epoch,
+            _ => None,
+        }
     }
 
     /// The reservation for which the server refused a Commit.
@@ -366,10 +377,11 @@ mod tests {
             kind: None,
             code: "new".to_owned(),
             status,
-            title: String::new(),
-            detail: String::new(),
+            title: "".into(),
+            detail: "".into(),
             retry_after: None,
             reservation_id: None,
+            epoch: None,
         };
         assert!(refused(503).is_retryable());
         assert!(refused(429).is_retryable());

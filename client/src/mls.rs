@@ -9,6 +9,7 @@ mod incoming;
 mod keypackage_pool;
 mod membership;
 mod own_devices;
+mod proofs;
 mod provider;
 mod reconciliation;
 mod renewal;

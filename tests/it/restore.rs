@@ -1,5 +1,6 @@
 //! A database that comes back from a backup, which knows nothing of what was handed out since.
 
+mod groups;
 mod tables;
 
 use std::{

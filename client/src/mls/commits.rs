@@ -16,15 +16,12 @@ use super::{
     MlsMembership, Notice,
     identity_check::read_key_package,
     membership::{encode, release},
+    proofs::{PROOF_LABEL, PROOF_LENGTH, written},
 };
 use crate::error::{Error, Result};
 
 /// How often a Commit that lost its epoch to another one is made anew.
 const ATTEMPTS: u32 = 16;
-
-/// What members of an epoch show for being so: a secret of its exporter (RFC 9420, section 8.5).
-const PROOF_LABEL: &str = "keypool commit proof";
-const PROOF_LENGTH: usize = 32;
 
 /// What a Commit changes.
 #[derive(Clone, Debug)]
@@ -236,7 +233,7 @@ impl MlsMembership<'_> {
         for (group_id, request) in self.store.pending_commits()? {
             let request: CommitRequest = serde_json::from_str(&request)
                 .map_err(|error| Error::Damaged(format!("a pending Commit cannot be read: {error}")))?;
-            match self.connection.api().commit(&group_path(&group_id)?, &request).await {
+            match self.send_commit(&group_id, &request).await {
                 Ok(answer) => {
                     self.accept(&group_id)?;
                     warn_of(&answer.undelivered);
@@ -272,7 +269,7 @@ impl MlsMembership<'_> {
     /// Commits in the epoch that this device knows. Answers whom the Commit could not be queued for.
     async fn commit_once(&self, group_id: &[u8], change: Change<'_>) -> Result<Vec<Undelivered>, Refusal> {
         let request = self.stage_request(group_id, &change)?;
-        let error = match self.connection.api().commit(&group_path(group_id)?, &request).await {
+        let error = match self.send_commit(group_id, &request).await {
             Ok(answer) => {
                 self.accept(group_id)?;
                 return Ok(answer.undelivered);
@@ -312,10 +309,8 @@ impl MlsMembership<'_> {
             Change::Add(held) => held.iter().map(|one| read_key_package(one, &provider)).collect::<Result<Vec<_>>>()?,
             _ => Vec::new(),
         };
-        let proof = group
-            .export_secret(provider.crypto(), PROOF_LABEL, &[], PROOF_LENGTH)
-            .map_err(|error| failed(error.into()))?;
         self.store.transaction(|| {
+            let proof = self.proof(&group)?;
             let (commit, welcome): (MlsMessageOut, Option<MlsMessageOut>) = match change {
                 Change::Add(_) => {
                     let (commit, welcome, _) =
@@ -351,9 +346,7 @@ impl MlsMembership<'_> {
                 reservations,
                 recipients: recipients.clone(),
             };
-            let json = serde_json::to_string(&request)
-                .map_err(|error| Error::Damaged(format!("a Commit cannot be written: {error}")))?;
-            self.store.put_pending_commit(group_id, &json)?;
+            self.store.put_pending_commit(group_id, &written(&request)?)?;
             Ok(request)
         })
     }
@@ -365,6 +358,7 @@ impl MlsMembership<'_> {
             group
                 .merge_pending_commit(&self.store.provider())
                 .map_err(|error| Error::mls("merge the Commit")(error.into()))?;
+            self.proof(&group)?;
             self.store.delete_pending_commit(group_id)
         })
     }

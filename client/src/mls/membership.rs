@@ -182,14 +182,16 @@ impl<'a> MlsMembership<'a> {
             .lifetime(Lifetime::init(now.saturating_sub(60 * 60), now.saturating_add(LEAF_LIFETIME)))
             .build();
         self.store.transaction(|| {
-            MlsGroup::new_with_group_id(
+            let group = MlsGroup::new_with_group_id(
                 &self.store.provider(),
                 self.identity.signer(ciphersuite)?,
                 &config,
                 GroupId::from_slice(group_id),
                 self.identity.credential(ciphersuite)?,
             )
-            .map_err(|error| Error::mls("create the group")(error.into()))
+            .map_err(|error| Error::mls("create the group")(error.into()))?;
+            self.proof(&group)?;
+            Ok(group)
         })
     }
 
@@ -337,6 +339,7 @@ impl<'a> MlsMembership<'a> {
         let now = self.clock();
         let notices = Claims::of_welcome(&staged).accept(self.store, answers, (now, now))?;
         let group = staged.into_group(&provider).map_err(|error| failed(error.into()))?;
+        self.proof(&group)?;
         for keypackage_ref in &refs {
             // OpenMLS has deleted the keys of the one that it used, unless it is a last resort.
             if !pool.has_keys(keypackage_ref)? {

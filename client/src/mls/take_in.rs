@@ -192,6 +192,7 @@ impl MlsMembership<'_> {
                     let notices = notices.into_iter().chain([Notice::RemovedBy { member: by }]).collect();
                     return Ok((What::Removed, notices));
                 }
+                self.proof(&group)?;
                 self.store.forget_refused_commit(group_id)?;
                 if changes.added.is_empty() && changes.removed.is_empty() {
                     return Ok((What::Changed, notices));

@@ -57,6 +57,7 @@ impl LocalStore {
         self.connection
             .execute("DELETE FROM device_groups WHERE group_id = ?1", [group_id])
             .and_then(|_| self.connection.execute("DELETE FROM pending_commits WHERE group_id = ?1", [group_id]))
+            .and_then(|_| self.connection.execute("DELETE FROM commit_proofs WHERE group_id = ?1", [group_id]))
             .map_err(Error::storage("forget a group"))?;
         Ok(())
     }
@@ -101,6 +102,43 @@ impl LocalStore {
             .execute("INSERT INTO pending_commits (group_id, request) VALUES (?1, ?2)", params![group_id, request])
             .map_err(Error::storage("keep a pending Commit"))?;
         Ok(())
+    }
+
+    /// Keeps another request with the pending Commit of a group.
+    pub(crate) fn replace_pending_commit(&self, group_id: &[u8], request: &str) -> Result<()> {
+        self.connection
+            .execute("UPDATE pending_commits SET request = ?2 WHERE group_id = ?1", params![group_id, request])
+            .map_err(Error::storage("keep a pending Commit"))?;
+        Ok(())
+    }
+
+    /// Keeps what a Commit of this epoch shows, and forgets that of the epochs before the last `kept`.
+    pub(crate) fn put_commit_proof(&self, group_id: &[u8], epoch: u64, proof: &[u8], kept: u64) -> Result<()> {
+        let first = epoch.saturating_sub(kept - 1).cast_signed();
+        self.connection
+            .execute(
+                "INSERT INTO commit_proofs (group_id, epoch, proof) VALUES (?1, ?2, ?3)
+                 ON CONFLICT (group_id, epoch) DO UPDATE SET proof = excluded.proof",
+                params![group_id, epoch.cast_signed(), proof],
+            )
+            .and_then(|_| {
+                self.connection
+                    .execute("DELETE FROM commit_proofs WHERE group_id = ?1 AND epoch < ?2", params![group_id, first])
+            })
+            .map_err(Error::storage("keep the proof of an epoch"))?;
+        Ok(())
+    }
+
+    /// What a Commit of this epoch shows, if this device was in the group then.
+    pub(crate) fn commit_proof(&self, group_id: &[u8], epoch: u64) -> Result<Option<Vec<u8>>> {
+        self.connection
+            .query_row(
+                "SELECT proof FROM commit_proofs WHERE group_id = ?1 AND epoch = ?2",
+                params![group_id, epoch.cast_signed()],
+                |row| row.get(0),
+            )
+            .optional()
+            .map_err(Error::storage("look for the proof of an epoch"))
     }
 
     /// The groups whose pending Commit was sent and not answered, each with its request.
@@ -148,5 +186,28 @@ impl LocalStore {
             .execute("DELETE FROM inbox WHERE id = ?1", [id.cast_signed()])
             .map_err(Error::storage("take something out of the inbox"))?;
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_proofs_of_the_last_epochs_are_kept_and_go_with_their_group() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = LocalStore::open(directory.path()).unwrap();
+        for epoch in 0..100 {
+            store.put_commit_proof(b"friends", epoch, &epoch.to_be_bytes(), 64).unwrap();
+            store.put_commit_proof(b"others", epoch, b"", 64).unwrap();
+        }
+        assert_eq!(store.count("commit_proofs"), 128);
+        assert_eq!(store.commit_proof(b"friends", 35).unwrap(), None);
+        for epoch in 36..100_u64 {
+            assert_eq!(store.commit_proof(b"friends", epoch).unwrap().unwrap(), epoch.to_be_bytes());
+        }
+        store.delete_group(b"friends").unwrap();
+        assert_eq!(store.count("commit_proofs"), 64);
+        assert_eq!(store.commit_proof(b"others", 99).unwrap().unwrap(), b"");
     }
 }

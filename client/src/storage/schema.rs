@@ -5,7 +5,7 @@ use rusqlite::Connection;
 use crate::error::{Error, Result};
 
 /// One entry a version; `PRAGMA user_version` counts those that ran. What is written here is never changed.
-pub(super) const MIGRATIONS: [&str; 5] = [
+pub(super) const MIGRATIONS: [&str; 6] = [
     "
     CREATE TABLE keypackage_pool_metadata (
         ref         BLOB    NOT NULL PRIMARY KEY,
@@ -98,6 +98,15 @@ pub(super) const MIGRATIONS: [&str; 5] = [
     -- The devices of the user, as the server last had them, in JSON, and the version of that.
     ALTER TABLE device_identity ADD COLUMN own_devices TEXT;
     ALTER TABLE device_identity ADD COLUMN own_devices_version INTEGER;
+    ",
+    "
+    -- What a Commit of an epoch shows for being a member's: a server that was restored asks for that of an epoch that is over.
+    CREATE TABLE commit_proofs (
+        group_id BLOB    NOT NULL,
+        epoch    INTEGER NOT NULL,
+        proof    BLOB    NOT NULL,
+        PRIMARY KEY (group_id, epoch)
+    ) STRICT, WITHOUT ROWID;
     ",
 ];
 

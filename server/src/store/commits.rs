@@ -127,15 +127,42 @@ statements! {
     }
 }
 
-/// The epoch whose Commit is due, and what it has to show.
-///
-/// Commits that came after a backup are lost with a restore. So the first one after it may be of any later epoch, and
-/// what it has to show was lost as well.
-fn due<C: CommitSql + LineageSql>(conn: &mut C, want: &Commit) -> QueryResult<(i64, Option<Vec<u8>>)> {
-    let Some((newest, asked, at)) = conn.newest_commit(&want.post.group_id)? else { return Ok((want.epoch, None)) };
+/// How many epochs a Commit skips at most, after a restore. Clients keep the proofs of as many.
+const MOST_SKIPPED: i64 = 64;
+
+/// What the next Commit of a group has to be.
+struct Due {
+    /// The epoch that follows the newest Commit.
+    next: i64,
+    /// Whether the Commit skips some that were lost with a restore.
+    skips: bool,
+    /// The SHA-256 of what it has to show.
+    asked: Option<Vec<u8>>,
+}
+
+/// Commits that came after a backup are lost with a restore. So the first one after it may skip epochs, and shows what the
+/// newest one that is known asks for: its sender was a member at the time of the backup.
+fn due<C: CommitSql + LineageSql>(conn: &mut C, want: &Commit) -> QueryResult<Due> {
+    let Some((newest, asked, at)) = conn.newest_commit(&want.post.group_id)? else {
+        return Ok(Due { next: want.epoch, skips: false, asked: None });
+    };
     let next = newest.saturating_add(1);
-    let is_gap = want.epoch > next && conn.fenced_at()?.is_some_and(|fenced_at| at <= fenced_at);
-    Ok(if is_gap { (want.epoch, None) } else { (next, asked) })
+    let may_skip = want.epoch > next && want.epoch.saturating_sub(next) <= MOST_SKIPPED;
+    let skips = may_skip && conn.fenced_at()?.is_some_and(|fenced_at| at <= fenced_at);
+    Ok(Due { next, skips, asked })
+}
+
+impl Due {
+    /// Whether a Commit is what is due; otherwise why not.
+    fn admits(&self, want: &Commit) -> Result<bool, CommitError> {
+        let shows = self.asked.as_ref().is_none_or(|asked| want.proof_digest.is_some_and(|shown| shown == **asked));
+        match (want.epoch == self.next, shows) {
+            (true, false) => Err(CommitError::NotAMember),
+            // The answer names the epoch whose proof is asked for.
+            (false, false) if self.skips => Err(CommitError::Stale(self.next)),
+            (is_next, _) => Ok(is_next || self.skips),
+        }
+    }
 }
 
 /// Everything of a Commit, or nothing. A Commit that was accepted before is answered the same, and changes nothing.
@@ -154,16 +181,12 @@ where
 {
     hold_caller::<_, CommitError>(conn, &want.post.by)?;
     let (group_id, second) = (&want.post.group_id, now.as_second());
-    let (epoch, is_asked) = due(conn, want)?;
-    let is_proven = is_asked.is_some();
-    if epoch == want.epoch && is_asked.is_some_and(|asked| want.proof_digest.is_none_or(|shown| shown != *asked)) {
-        return Err(CommitError::NotAMember);
-    }
-    if epoch != want.epoch || !conn.add_commit(want, second)? {
+    let due = due(conn, want)?;
+    if !due.admits(want)? || !conn.add_commit(want, second)? {
         if conn.commit_digest(group_id, want.epoch)?.is_some_and(|known| known == want.digest) {
             return Ok(Delivered { undelivered: missed_before(conn, want)?, ..Delivered::default() });
         }
-        let newest = conn.newest_commit(group_id)?.map_or(epoch, |(newest, ..)| newest);
+        let newest = conn.newest_commit(group_id)?.map_or(due.next, |(newest, ..)| newest);
         return Err(CommitError::Stale(newest.saturating_add(1)));
     }
     conn.supersede(group_id, want.epoch)?;
@@ -188,7 +211,7 @@ where
     }
     let (members, mut undelivered) = found(conn, &want.post)?;
     let commit = envelope(&want.post, MessageKind::Commit, second);
-    let parts: &[Part] = if is_proven { &[Part::Common, Part::Commits] } else { &[Part::Common] };
+    let parts: &[Part] = if due.asked.is_some() { &[Part::Common, Part::Commits] } else { &[Part::Common] };
     let mut delivered = queue(conn, commit, &members, want.post.capacity, |_| parts)?;
     if let Some(welcome) = &want.welcome {
         let welcome = NewEnvelope { message: welcome, ..envelope(&want.post, MessageKind::Welcome, second) };

@@ -1,0 +1,72 @@
+//! What members of an epoch show for being so. Those of the last epochs are kept: a server that was restored from a backup asks
+//! for one of them.
+
+use keypool_openapi::{Base64Bytes, CommitRequest, CommitResponse, ProblemType};
+use openmls::prelude::MlsGroup;
+use openmls_traits::OpenMlsProvider as _;
+use tracing::info;
+
+use super::{MlsMembership, commits::group_path};
+use crate::error::{Error, Result};
+
+/// A secret of the epoch's exporter (RFC 9420, section 8.5).
+pub(super) const PROOF_LABEL: &str = "keypool commit proof";
+pub(super) const PROOF_LENGTH: usize = 32;
+
+/// The epochs whose proofs are kept: as many as a server lets a Commit skip after a restore.
+const KEPT: u64 = 64;
+
+impl MlsMembership<'_> {
+    /// What a Commit of the epoch that the group is in shows. Kept with it, within the caller's transaction.
+    pub(super) fn proof(&self, group: &MlsGroup) -> Result<Vec<u8>> {
+        let provider = self.store.provider();
+        let proof = group
+            .export_secret(provider.crypto(), PROOF_LABEL, &[], PROOF_LENGTH)
+            .map_err(|error| Error::mls("derive the proof of an epoch")(error.into()))?;
+        self.store.put_commit_proof(group.group_id().as_slice(), group.epoch().as_u64(), &proof, KEPT)?;
+        Ok(proof)
+    }
+
+    /// Sends a Commit. Where the server is in an epoch that is over, it was restored from a backup, and asks for the proof of
+    /// that epoch.
+    pub(super) async fn send_commit(&self, group_id: &[u8], request: &CommitRequest) -> Result<CommitResponse> {
+        let path = group_path(group_id)?;
+        let outcome = self.connection.api().commit(&path, request).await;
+        match &outcome {
+            Err(error) => match self.with_older_proof(group_id, request, error)? {
+                Some(request) => self.connection.api().commit(&path, &request).await,
+                None => outcome,
+            },
+            Ok(_) => outcome,
+        }
+    }
+
+    /// The request with the proof of the epoch that the server is in; none where that is not over, or the proof is not here.
+    fn with_older_proof(
+        &self,
+        group_id: &[u8],
+        request: &CommitRequest,
+        error: &Error,
+    ) -> Result<Option<CommitRequest>> {
+        let (Some(ProblemType::StaleEpoch), Some(epoch)) = (error.problem(), error.group_epoch()) else {
+            return Ok(None);
+        };
+        if epoch >= self.load_group(group_id)?.epoch().as_u64() {
+            return Ok(None);
+        }
+        let Some(proof) = self.store.commit_proof(group_id, epoch)?.map(Base64Bytes) else { return Ok(None) };
+        if request.proof.as_ref() == Some(&proof) {
+            return Ok(None);
+        }
+        info!(epoch, "the server was restored from a backup: showing it the proof of an epoch that is over");
+        let request = CommitRequest { proof: Some(proof), ..request.clone() };
+        // As it is sent, it is sent again where its answer does not come.
+        self.store.replace_pending_commit(group_id, &written(&request)?)?;
+        Ok(Some(request))
+    }
+}
+
+/// A request as it is kept until it is answered.
+pub(super) fn written(request: &CommitRequest) -> Result<String> {
+    serde_json::to_string(request).map_err(|error| Error::Damaged(format!("a Commit cannot be written: {error}")))
+}
