@@ -164,6 +164,37 @@ async fn what_was_held_at_the_backup_cannot_be_spent_after_it(
     drop((server, place));
 }
 
+/// The backup has no trace of a reservation that was made after it, nor of the device that was reserved of.
+#[rstest]
+#[tokio::test]
+async fn what_was_reserved_after_the_backup_has_lapsed(#[values(Database::Postgres, Database::Sqlite)] db: Database) {
+    let place = fresh(db).await;
+    let server = serving(&place).await;
+    let anyone = Http::new(&server.base);
+    let (alice, bob) = (anyone.registered("alice", "laptop").await, anyone.registered("bob", "phone").await);
+    alice.uploaded(&Device::new("alice", "laptop").key_packages(3)).await;
+    let made_up = json!({"reservation_id": format!("1-{}", uuid::Uuid::from_bytes([7; 16]))});
+    bob.spend(&made_up, "friends").await.is_problem(404, ProblemType::UnknownReservation);
+    bob.release(&made_up).await.is_problem(404, ProblemType::UnknownReservation);
+    let (place, backup) = backed_up(place).await;
+    let late = bob.reserved("alice").await;
+    let carol = anyone.registered("carol", "phone").await;
+    carol.uploaded(&Device::new("carol", "phone").key_packages(1)).await;
+    let new = bob.reserved("carol").await;
+    let (server, place) = restored(server, place, backup).await;
+    for reservation in [&late, &new] {
+        bob.spend(reservation, "friends").await.is_problem(409, ProblemType::ReservationLapsed);
+        bob.release(reservation).await.is_problem(409, ProblemType::ReservationLapsed);
+    }
+    let mut party = Device::new("bob", "phone").founds("friends");
+    let (commit, welcome) = party.adds(&[&late]);
+    let body =
+        json!({"commit": encode(&commit), "welcome": encode(&welcome), "reservations": [late["reservation_id"]]});
+    let answer = bob.post(&format!("/groups/{}/commits", party.path()), &body).await;
+    answer.is_problem(409, ProblemType::ReservationLapsed);
+    drop((server, place));
+}
+
 async fn update(http: &Http, party: &mut Party) -> crate::support::Answer {
     let body = json!({"commit": encode(&party.updates()), "recipients": [{"user": "bob", "device": "phone"}]});
     let answer = http.post(&format!("/groups/{}/commits", party.path()), &body).await;

@@ -13,6 +13,7 @@ use super::{
     by_hand::statement,
     connection::{self, Pools, with_conn},
     key_packages::HoldDevice,
+    lineage::LineageSql,
     postgres,
     rows::{nonce_of, statements, timestamp},
     schema::key_packages,
@@ -162,7 +163,7 @@ statements! {
 }
 
 /// Spends a reservation, or answers again where the same request did so before.
-fn spend<C: SpendingSql + AuditSql + TokenSql>(
+fn spend<C: SpendingSql + AuditSql + LineageSql + TokenSql>(
     conn: &mut C,
     want: &Spend,
     now: Timestamp,
@@ -175,7 +176,7 @@ fn spend<C: SpendingSql + AuditSql + TokenSql>(
 
 /// Spends a reservation for something new, such as another Commit. A KeyPackage is used once, for the same group, too. The
 /// caller's row is held.
-pub(super) fn spend_first<C: SpendingSql + AuditSql>(
+pub(super) fn spend_first<C: SpendingSql + AuditSql + LineageSql>(
     conn: &mut C,
     want: &Spend,
     now: Timestamp,
@@ -185,7 +186,7 @@ pub(super) fn spend_first<C: SpendingSql + AuditSql>(
 }
 
 /// What is spent, and whether it was not before.
-fn spend_or_find<C: SpendingSql + AuditSql>(
+fn spend_or_find<C: SpendingSql + AuditSql + LineageSql>(
     conn: &mut C,
     want: &Spend,
     now: Timestamp,
@@ -209,7 +210,7 @@ fn spend_or_find<C: SpendingSql + AuditSql>(
     }
     let traces = conn.traces(owner, nonce)?;
     let first = match traces.first() {
-        None => return Ok(Err(SpendError::Unknown)),
+        None => return Ok(Err(unknown(conn)?)),
         Some(trace) if trace.actor != Some(want.by.device.0) => return Ok(Err(SpendError::NotYours)),
         Some(trace) if !trace.last_resort => return Ok(Err(SpendError::Lapsed)),
         Some(trace) => trace,
@@ -224,6 +225,11 @@ fn spend_or_find<C: SpendingSql + AuditSql>(
     }
     conn.record(&[spend_event(want, &first.keypackage_ref, true, now)])?;
     Ok(Ok((Spent { keypackage_ref, state: State::Available, spent_at: now }, true)))
+}
+
+/// Why there is no trace of a reservation. A backup has none of those that were made after it.
+fn unknown<C: LineageSql>(conn: &mut C) -> QueryResult<SpendError> {
+    Ok(if conn.fenced_at()?.is_some() { SpendError::Lapsed } else { SpendError::Unknown })
 }
 
 /// A spend that was done before: the same answer for the same group, and none for another.
@@ -245,7 +251,7 @@ fn spend_event<'a>(spend: &'a Spend, keypackage_ref: &'a [u8], last_resort: bool
     }
 }
 
-fn release<C: SpendingSql + AuditSql + HoldDevice>(
+fn release<C: SpendingSql + AuditSql + LineageSql + HoldDevice>(
     conn: &mut C,
     release: &Release,
     view: View,
@@ -280,7 +286,7 @@ fn release<C: SpendingSql + AuditSql + HoldDevice>(
     }
     let traces = conn.traces(owner, nonce)?;
     Ok(match traces.first() {
-        None => Err(ReleaseError::Unknown),
+        None => Err(unknown(conn)?),
         Some(trace) if trace.actor != Some(release.by.device.0) => Err(ReleaseError::NotYours),
         // A last resort is never held; what was released once may be another's by now, and stays released.
         Some(trace) if trace.last_resort || traces.iter().any(|trace| trace.is(Action::Release)) => {
