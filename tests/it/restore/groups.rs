@@ -9,7 +9,7 @@ use sha2::{Digest, Sha256};
 use super::{backed_up, fresh, restored, serving};
 use crate::support::{Answer, Database, Http, Owner, TestServer, encode};
 
-/// A PrivateMessage that says it is a Commit, of any epoch: the server reads no more of one.
+/// A `PrivateMessage` that says it is a Commit, of any epoch: the server reads no more of one.
 fn forged(group_id: &[u8], epoch: u64) -> Vec<u8> {
     let mut bytes = vec![0, 1, 0, 2, u8::try_from(group_id.len()).unwrap()];
     bytes.extend(group_id);
