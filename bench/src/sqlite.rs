@@ -66,13 +66,13 @@ impl File {
         db.execute_batch("PRAGMA synchronous = OFF; PRAGMA cache_size = -1000000")?;
         db.execute_batch(&format!(
             "WITH RECURSIVE u (u) AS (SELECT 1 UNION ALL SELECT u + 1 FROM u WHERE u < {users})
-               INSERT INTO users SELECT 'user-' || u, 0 FROM u;
+               INSERT INTO users (name, created_at) SELECT 'user-' || u, 0 FROM u;
              INSERT INTO devices (user_name, device_name, token_hash, created_at)
-               SELECT name, 'main', randomblob(32), 0 FROM users ORDER BY CAST(substr(name, 6) AS INTEGER)"
+               SELECT name, 'main', randomblob(32), 0 FROM users WHERE name <> '' ORDER BY CAST(substr(name, 6) AS INTEGER)"
         ))?;
         let bar = progress::bar(packages / users, "KeyPackages of each user are written")?;
         for (first, last) in seed::steps(users, packages) {
-            insert(&db, (first, last), &format!("id <= {users}"))?;
+            insert(&db, (first, last), &format!("id BETWEEN 1 AND {users}"))?;
             bar.set_position(last);
         }
         bar.finish_and_clear();
@@ -84,7 +84,7 @@ impl File {
         let db = open(&self.path)?;
         let adders = seed::adders(count)?;
         for (name, _, hash) in &adders {
-            db.execute("INSERT INTO users VALUES (?1, 0)", [name])?;
+            db.execute("INSERT INTO users (name, created_at) VALUES (?1, 0)", [name])?;
             db.execute(
                 "INSERT INTO devices (user_name, device_name, token_hash, created_at) VALUES (?1, 'main', ?2, 0)",
                 params![name, hex::decode(hash)?],

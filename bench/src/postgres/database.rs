@@ -45,7 +45,7 @@ impl Database<'_> {
     /// KeyPackage has its size; nobody parses it.
     pub(crate) fn fill(&self, users: u64, packages: u64) -> Result<()> {
         self.sql(&format!(
-            "INSERT INTO users SELECT 'user-' || u, 0 FROM generate_series(1, {users}) u;
+            "INSERT INTO users (name, created_at) SELECT 'user-' || u, 0 FROM generate_series(1, {users}) u;
              INSERT INTO devices (user_name, device_name, token_hash, created_at)
                SELECT 'user-' || u, 'main', sha256(u::text::bytea), 0 FROM generate_series(1, {users}) u ORDER BY u"
         ))?;
@@ -82,7 +82,7 @@ impl Database<'_> {
         let (values, each) = (values.join(", "), seed::ADDERS_POOL);
         self.sql(&format!(
             "CREATE TEMP TABLE adders (name, hash) AS VALUES {values};
-             INSERT INTO users SELECT name, 0 FROM adders;
+             INSERT INTO users (name, created_at) SELECT name, 0 FROM adders;
              INSERT INTO devices (user_name, device_name, token_hash, created_at) SELECT name, 'main', hash, 0 FROM adders;
              INSERT INTO key_packages (keypackage_ref, device_id, ciphersuite, key_package, not_after, last_resort, state)
                SELECT sha256((d.user_name || '/' || n)::bytea), d.id, 1, decode(repeat(md5(n::text), 18), 'hex'),
