@@ -19,7 +19,8 @@ pub struct CommitRequest {
     #[serde(default)]
     pub welcome: Option<Base64Bytes>,
     /// That the caller is in the group: what `next_proof_digest` of the Commit before is the SHA-256 of. Left out where
-    /// that had none.
+    /// that had none. Where the server was restored from a backup and `stale-epoch` names an epoch before the Commit's: that
+    /// of the epoch that it names, which lets the Commit skip up to 64 epochs.
     #[serde(default)]
     #[schema(schema_with = proof_schema)]
     pub proof: Option<Base64Bytes>,

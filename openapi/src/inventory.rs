@@ -193,7 +193,8 @@ pub struct AuditEvent {
     /// The reservation that it was about.
     #[schema(value_type = Option<String>)]
     pub reservation_id: Option<ReservationId>,
-    /// The group that it was for.
+    /// With `spend`: the group that it was for. With `reserve`: 32 bytes that are the same for the same group and owner, and say
+    /// nothing of its id (HMAC-SHA-256 with a key that the server keeps): who is about to be added does not know the id yet.
     pub group_id: Option<Base64Bytes>,
     /// Whether it was the last resort.
     pub last_resort: bool,

@@ -28,7 +28,7 @@ pub struct ReserveRequest {
     #[serde(default, deserialize_with = "whole")]
     #[schema(maximum = 65535, example = 1)]
     pub ciphersuite: Option<u16>,
-    /// The group that they are to be added to, for the owner's audit trail.
+    /// The group that they are to be added to, for the owners' audit trails: they see a digest of it until it is spent.
     #[serde(default)]
     #[schema(schema_with = optional_group_id_schema)]
     pub group_id: Option<Base64Bytes>,

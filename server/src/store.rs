@@ -12,6 +12,7 @@ mod connection;
 mod delivery;
 mod devices;
 mod directory;
+mod group_digest;
 mod holds;
 mod idempotency;
 mod inventory;

@@ -5,7 +5,7 @@ use rstest::rstest;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
-use crate::support::{Anywhere, Database, Device, Http, TestServer, Where, group};
+use crate::support::{ADMIN_TOKEN, Anywhere, Database, Device, Http, TestServer, Where, decode, group};
 
 struct Scene {
     server: TestServer,
@@ -24,6 +24,68 @@ async fn scene(db: impl Into<Where>) -> Scene {
 async fn events(caller: &Http, query: &str) -> Vec<Value> {
     let page = caller.get(&format!("/keypackages/audit{query}")).await.ok();
     page["events"].as_array().unwrap().clone()
+}
+
+/// All that the server tells an owner about what it has of hers.
+async fn all_that_is_told(alice: &Http) -> String {
+    let mut told = String::new();
+    for path in
+        ["/keypackages/audit", "/keypackages/inventory", "/keypackages/status", "/messages", "/users/alice/devices"]
+    {
+        told += &alice.get(path).await.text;
+    }
+    told
+}
+
+/// Who is about to be added to a group cannot take its first epoch: its id is not known before.
+#[rstest]
+#[tokio::test]
+async fn an_owner_sees_the_id_of_a_group_when_a_package_is_spent_for_it_and_not_before(
+    #[values(Database::Postgres, Database::Sqlite)] db: Database,
+) {
+    let server = TestServer::start_with(db, |config| config.admin_token = Some(ADMIN_TOKEN.into())).await;
+    let second = server.beside(|_| {}).await;
+    let anyone = server.anyone();
+    let (alice, bob) = (anyone.registered("alice", "laptop").await, anyone.registered("bob", "phone").await);
+    let carol = anyone.registered("carol", "laptop").await;
+    alice.uploaded(&Device::new("alice", "laptop").key_packages(3)).await;
+    carol.uploaded(&Device::new("carol", "laptop").key_packages(1)).await;
+    let reserved_for = async |user: &str, name: &str| {
+        let request = json!({"target_user": user, "group_id": group(name)});
+        bob.post("/keypackages/reserve", &request).await.ok()["reservations"][0].clone()
+    };
+    let first = reserved_for("alice", "friends").await;
+    reserved_for("alice", "friends").await;
+    reserved_for("alice", "others").await;
+    reserved_for("carol", "friends").await;
+
+    let digests = async |owner: &Http| -> Vec<Value> {
+        let trail = events(owner, "").await;
+        trail.into_iter().filter(|event| event["action"] == "reserve").map(|event| event["group_id"].clone()).collect()
+    };
+    // The first that ask make the key, and get the same one.
+    let at_second = alice.at(&second.base);
+    let (told, other) = tokio::join!(digests(&alice), digests(&at_second));
+    assert_eq!(told, other);
+    let [others, again, friends] = told.as_slice() else { panic!("{told:?}") };
+    assert_eq!(friends, again);
+    assert_ne!(friends, others);
+    assert_ne!(digests(&carol).await[0], *friends, "two owners can compare what they see");
+    assert_eq!(decode(friends.as_str().unwrap()).len(), 32);
+    let shown = |text: &str| text.contains(&group("friends")) || text.contains(&hex::encode("friends"));
+    assert!(!shown(&all_that_is_told(&alice).await));
+    let operator = anyone.with_token(ADMIN_TOKEN).get("/keypackages/audit?user=alice").await.text;
+    assert!(operator.contains(friends.as_str().unwrap()) && !shown(&operator));
+
+    // The key outlives the servers.
+    drop(second);
+    let server = TestServer::start_at(server.stopped_at(), |_| {}).await;
+    let (alice, bob) = (alice.at(&server.base), bob.at(&server.base));
+    assert_eq!(digests(&alice).await, told);
+    bob.spend(&first, "friends").await.ok();
+    let trail = events(&alice, "").await;
+    assert_eq!((&trail[0]["action"], &trail[0]["group_id"]), (&json!("spend"), &json!(group("friends"))));
+    assert_eq!(digests(&alice).await, told);
 }
 
 fn second(time: Timestamp) -> String {
@@ -78,7 +140,7 @@ async fn each_step_writes_one_row_that_says_it_all(
     assert_eq!(
         reserved,
         json!({"id": reserved["id"], "at": reserved_at, "action": "reserve", "keypackage_ref": first["keypackage_ref"],
-            "owner": owner, "actor": actor, "reservation_id": first["reservation_id"], "group_id": group("friends"),
+            "owner": owner, "actor": actor, "reservation_id": first["reservation_id"], "group_id": reserved["group_id"],
             "last_resort": false, "until": first["expires_at"], "signature_key": null})
     );
     assert_eq!((&release["actor"], &release["reservation_id"]), (&actor, &first["reservation_id"]));

@@ -216,16 +216,19 @@ fn not_accepted(error: CommitError, group_id: &GroupId, made_in: i64) -> Failure
     match error {
         CommitError::Store(error) => error.into(),
         CommitError::TokenRevoked => unknown_token(),
-        CommitError::Stale(epoch) => Failure {
-            about: About::Epoch(epoch.cast_unsigned()),
-            ..Failure::new(
-                ProblemType::StaleEpoch,
-                format!(
-                    "The group {group_id} is in epoch {epoch}, and the Commit was made in epoch {made_in}. Fetch the \
-                     Commits that came before it, and make it anew. Nothing was spent or delivered."
-                ),
-            )
-        },
+        CommitError::Stale(epoch) => {
+            let next = if epoch < made_in {
+                "Commits before it have not come here, or were lost when the server was restored: then show the `proof` of the \
+                 epoch that the group is in here, and skip 64 epochs at most."
+            } else {
+                "Fetch the Commits that came before it, and make it anew."
+            };
+            let detail = format!(
+                "The group {group_id} is in epoch {epoch}, and the Commit was made in epoch {made_in}. {next} Nothing was \
+                 spent or delivered."
+            );
+            Failure { about: About::Epoch(epoch.cast_unsigned()), ..Failure::new(ProblemType::StaleEpoch, detail) }
+        }
         CommitError::NotAMember => Failure::new(
             ProblemType::Forbidden,
             format!(

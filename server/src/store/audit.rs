@@ -12,6 +12,7 @@ use super::{
     by_hand::statement,
     connection::with_conn,
     devices::DeviceSql,
+    group_digest::DigestKey,
     rows::{DeviceId, Names, reservation_id, statements, timestamp},
     schema::audit_events::{self, dsl},
 };
@@ -174,30 +175,38 @@ statements! {
 fn page<C: AuditSql + DeviceSql>(
     conn: &mut C,
     owners: &[i64],
-    before: Option<i64>,
-    limit: u32,
+    (before, limit): (Option<i64>, u32),
+    key: &DigestKey,
 ) -> Result<AuditPage, StoreError> {
     let rows = conn.events_before(owners, before.unwrap_or(i64::MAX), i64::from(limit))?;
     let devices: Vec<_> = rows.iter().flat_map(|row| [Some(row.device_id), row.actor]).flatten().collect();
     let names = Names::from_columns(conn.devices_by_id(&devices)?)?;
     let next = if rows.len() == limit as usize { rows.last().map(|row| row.id) } else { None };
-    let events = rows.into_iter().map(|row| event(row, &names)).collect::<Result<_, _>>()?;
+    let events = rows.into_iter().map(|row| event(row, &names, key)).collect::<Result<_, _>>()?;
     Ok(AuditPage { events, next })
 }
 
-fn event(row: EventRow, names: &Names) -> Result<AuditEvent, StoreError> {
+fn event(row: EventRow, names: &Names, key: &DigestKey) -> Result<AuditEvent, StoreError> {
+    let action = match row.signature_key {
+        Some(_) => Action::SignatureKeyChanged,
+        None => row.action.parse().map_err(StoreError::fatal)?,
+    };
+    let owner = names.of(row.device_id)?;
+    let group_id = match (row.group_id, action) {
+        // Its owner is in the group by now.
+        (Some(group_id), Action::Spend) => Some(group_id),
+        (Some(group_id), _) => Some(key.digest(&owner.user, &group_id)?),
+        (None, _) => None,
+    };
     Ok(AuditEvent {
         id: row.id,
         at: timestamp(row.at)?,
-        action: match row.signature_key {
-            Some(_) => Action::SignatureKeyChanged,
-            None => row.action.parse().map_err(StoreError::fatal)?,
-        },
+        action,
         keypackage_ref: row.keypackage_ref.into(),
-        owner: names.of(row.device_id)?,
+        owner,
         actor: row.actor.map(|actor| names.of(actor)).transpose()?,
         reservation_id: row.reservation.map(|nonce| reservation_id(row.device_id, &nonce)).transpose()?,
-        group_id: row.group_id.map(Base64Bytes),
+        group_id: group_id.map(Base64Bytes),
         last_resort: row.last_resort,
         until: row.until.map(timestamp).transpose()?,
         signature_key: row.signature_key.map(Base64Bytes),
@@ -210,7 +219,8 @@ impl Store {
     /// # Errors
     /// When the database fails.
     pub fn audit(&self, owner: DeviceId, before: Option<i64>, limit: u32) -> Result<AuditPage, StoreError> {
-        with_conn!(self, read, |conn| page(conn, &[owner.0], before, limit))
+        let key = self.digest_key()?;
+        with_conn!(self, read, |conn| page(conn, &[owner.0], (before, limit), &key))
     }
 
     /// What happened to the KeyPackages of all devices that a user has or had; `None` where the user is unknown.
@@ -223,12 +233,13 @@ impl Store {
         before: Option<i64>,
         limit: u32,
     ) -> Result<Option<AuditPage>, StoreError> {
+        let key = self.digest_key()?;
         with_conn!(self, read, |conn| {
             let devices = conn.all_devices_of(user.as_str())?;
             if devices.is_empty() {
                 return Ok(None);
             }
-            page(conn, &devices, before, limit).map(Some)
+            page(conn, &devices, (before, limit), &key).map(Some)
         })
     }
 }

@@ -140,6 +140,13 @@ diesel::table! {
     }
 }
 
+diesel::table! {
+    server_keys (name) {
+        name -> Text,
+        key -> Binary,
+    }
+}
+
 diesel::joinable!(deliveries -> envelopes (envelope_id));
 diesel::allow_tables_to_appear_in_same_query!(users, devices, key_packages, hpke_keys, audit_events, signature_keys);
 diesel::allow_tables_to_appear_in_same_query!(devices, deliveries, envelopes);
