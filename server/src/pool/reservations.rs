@@ -212,12 +212,6 @@ fn nothing(missing: Vec<MissingDevice>) -> Failure {
              Reserve again with a new key."
         );
         (ProblemType::ReservationLapsed, detail)
-    } else if let Some(users) = with(MissingReason::TooManyRequests) {
-        let detail = format!(
-            "The caller's user holds as many KeyPackages of {users} as it may. Spend or release some of them, or try again when \
-             they lapse."
-        );
-        return Failure { about: About::Missing(missing), ..Failure::too_many(detail, HELD_RETRY) };
     } else if let Some(users) = with(MissingReason::PoolExpired) {
         let detail = format!(
             "All KeyPackages of {users} expire too soon to be handed out. A device of theirs has to refresh its pool."
@@ -236,10 +230,15 @@ fn nothing(missing: Vec<MissingDevice>) -> Failure {
     } else if let Some(users) = with(MissingReason::UnknownDevice) {
         let detail = format!("{users} has no such device. GET /users/USER/devices lists what a user has.");
         (ProblemType::UnknownDevice, detail)
+    } else if let Some(users) = with(MissingReason::UnknownUser) {
+        (ProblemType::UnknownUser, format!("There is no user {users}. Check the name; it is case-sensitive."))
     } else {
-        let users = with(MissingReason::UnknownUser).unwrap_or_default();
-        let detail = format!("There is no user {users}. Check the name; it is case-sensitive.");
-        (ProblemType::UnknownUser, detail)
+        let users = with(MissingReason::TooManyRequests).unwrap_or_default();
+        let detail = format!(
+            "The caller's user holds as many KeyPackages of {users} as it may. Spend or release some of them, or try again when \
+             they lapse."
+        );
+        return Failure { about: About::Missing(missing), ..Failure::too_many(detail, HELD_RETRY) };
     };
     Failure { about: About::Missing(missing), ..Failure::new(kind, detail) }
 }

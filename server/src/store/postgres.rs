@@ -360,7 +360,7 @@ impl HoldDevice for PgConnection {
 
     fn hold_adders(&mut self, user: &str) -> QueryResult<()> {
         diesel::sql_query(format!("SELECT pg_advisory_xact_lock({HOLDS}, hashtext($1))"))
-            .bind::<diesel::sql_types::Text, _>(user)
+            .bind::<Text, _>(user)
             .execute(self)
             .map(drop)
     }
