@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
+    os::unix::fs::PermissionsExt,
     path::Path,
     process::Command,
 };
@@ -90,8 +91,10 @@ fn what_can_be_set_in_env_is_what_compose_takes_with_its_defaults() {
     let compose = read("docker-compose.yml");
     let mut taken = BTreeMap::new();
     for part in compose.split("${").skip(1) {
-        // The header speaks of `${…}`.
-        let Some((name, default)) = part.split_once('}').unwrap().0.split_once(":-") else { continue };
+        let reference = part.split_once('}').unwrap().0;
+        // What is required has no default. The header speaks of `${…}`.
+        let required = reference.split_once(":?").map(|(name, _)| (name, ""));
+        let Some((name, default)) = required.or_else(|| reference.split_once(":-")) else { continue };
         let before = taken.insert(name, default);
         assert!(before.is_none_or(|before| before == default), "{name} has two defaults");
     }
@@ -99,6 +102,32 @@ fn what_can_be_set_in_env_is_what_compose_takes_with_its_defaults() {
     let listed: BTreeMap<_, _> =
         example.lines().filter(|line| !line.starts_with('#')).filter_map(|line| line.split_once('=')).collect();
     assert_eq!(taken, listed);
+}
+
+/// No deployment has a password that others know.
+#[test]
+fn every_deployment_has_passwords_of_its_own() {
+    let compose = read("docker-compose.yml");
+    for line in compose.lines().filter(|line| line.contains("PASSWORD: ")) {
+        assert!(line.contains(":?"), "{line}");
+    }
+    let passwords = [(); 2].map(|()| {
+        let directory = tempfile::tempdir().unwrap();
+        fs::copy(repository().join(".env.example"), directory.path().join(".env.example")).unwrap();
+        let make =
+            || Command::new(repository().join("deploy/make-env")).current_dir(directory.path()).output().unwrap();
+        assert!(make().status.success());
+        let file = directory.path().join(".env");
+        assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
+        let text = fs::read_to_string(&file).unwrap();
+        // What is there is not replaced: the database has the password that it was made with.
+        assert!(!make().status.success());
+        assert_eq!(fs::read_to_string(&file).unwrap(), text);
+        let value = |name: &str| text.lines().find_map(|line| line.strip_prefix(name)).unwrap().to_owned();
+        ["POSTGRES_PASSWORD=", "GRAFANA_PASSWORD="].map(value)
+    });
+    let different: BTreeSet<_> = passwords.iter().flatten().collect();
+    assert!(different.len() == 4 && different.iter().all(|password| password.len() == 48), "{passwords:?}");
 }
 
 /// The texts of all `tracing::warn!` under a folder.

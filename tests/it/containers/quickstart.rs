@@ -11,7 +11,7 @@ use crate::{
 
 /// What `docker compose` finds in a clone.
 fn prepare(clone: &Clone) {
-    for name in ["docker-compose.yml", "deploy"] {
+    for name in ["docker-compose.yml", "deploy", ".env.example"] {
         symlink(repository().join(name), clone.directory().join(name)).unwrap();
     }
     understand_compose(&clone.directory().join("shims"));

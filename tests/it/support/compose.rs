@@ -155,7 +155,8 @@ fn compose(project: &str, port: u16, data: &Path) -> Command {
         .env("KEYPOOL_DATA", data)
         .env("KEYPOOL_LIMITS", "off")
         .env("KEYPOOL_ADMIN_TOKEN", ADMIN_TOKEN)
-        .env("POSTGRES_PASSWORD", PASSWORD);
+        .env("POSTGRES_PASSWORD", PASSWORD)
+        .env("GRAFANA_PASSWORD", PASSWORD);
     command
 }
 
