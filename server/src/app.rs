@@ -2,20 +2,22 @@
 
 mod document;
 mod fallback;
+mod static_documents;
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
-use actix_web::{App, HttpServer, dev::ServerHandle, error::PathError, middleware::from_fn, web};
+use actix_web::{App, dev::ServerHandle, error::PathError, middleware::from_fn, web};
 use anyhow::{Context, bail};
 use keypool_openapi::ProblemType;
 use tokio::task::JoinHandle;
 use tracing_actix_web::TracingLogger;
 use utoipa_actix_web::AppExt;
-use utoipa_swagger_ui::SwaggerUi;
 
 use crate::{
+    answers,
     clock::Clock,
     config::Config,
+    connections::serve::{listener, serve},
     metrics::Metrics,
     observe::{RequestSpan, observe},
     pool::Pool,
@@ -27,19 +29,7 @@ use crate::{
 
 pub use document::openapi_json;
 use document::{document, routes};
-
-/// How long a client may take for the head of a request.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// How long a connection without a request is kept: longer than what balances the load keeps its own, commonly 60 s, so
-/// that it never sends a request into a connection that is just being closed.
-const KEEP_ALIVE: Duration = Duration::from_secs(75);
-
-/// How long a client may take to close its side of a connection.
-const DISCONNECT_TIMEOUT: Duration = Duration::from_secs(2);
-
-/// How long a server that stops gives the requests that run.
-const GRACE: Duration = Duration::from_secs(30);
+use static_documents::StaticDocuments;
 
 /// A running server.
 pub struct Server {
@@ -50,6 +40,7 @@ pub struct Server {
     running: JoinHandle<std::io::Result<()>>,
     pool: Pool,
     sweeping: JoinHandle<()>,
+    watching: JoinHandle<()>,
     stopping: Stopping,
     shutdown_delay: Duration,
 }
@@ -77,41 +68,39 @@ impl Server {
         let (database, pool) = pool.await??;
         let (shared, stopping) = (web::Data::new(pool.clone()), Stopping::default());
         let paths = web::Data::new(fallback::Paths::of(&document));
+        let documents = web::Data::new(StaticDocuments::new(&document)?);
+        let (answers, connections) = (web::Data::from(Arc::clone(pool.answers())), Arc::clone(pool.connections()));
+        let accepted = pool.capacity().accepted;
         let (metrics, its_stopping) = (web::Data::from(metrics), web::Data::new(stopping.clone()));
-        let server = HttpServer::new(move || {
+        let app = move || {
             App::new()
+                .wrap(from_fn(answers::send))
                 .wrap(from_fn(observe))
                 .wrap(TracingLogger::<RequestSpan>::new())
                 .app_data(shared.clone())
                 .app_data(paths.clone())
                 .app_data(metrics.clone())
                 .app_data(its_stopping.clone())
+                .app_data(answers.clone())
+                .app_data(documents.clone())
                 .app_data(web::PathConfig::default().error_handler(|error, _| unreadable_path(&error).into()))
                 .into_utoipa_app()
                 .configure(routes)
                 .into_app()
-                .service(SwaggerUi::new("/swagger-ui/{_:.*}").url("/openapi.json", document.clone()))
+                .service(static_documents::openapi)
+                .service(static_documents::swagger_ui)
                 .default_service(web::to(fallback::nothing_here))
-        })
-        .client_request_timeout(HEAD_TIMEOUT)
-        .client_disconnect_timeout(DISCONNECT_TIMEOUT)
-        .keep_alive(KEEP_ALIVE)
-        .shutdown_timeout(GRACE.as_secs())
-        // Whoever started the server decides when it stops: see `run_until_stopped`.
-        .disable_signals();
-        let (scheme, bound) = match tls {
-            Some(tls) => ("https", server.bind_rustls_0_23(listen, tls)),
-            None => ("http", server.bind(listen)),
         };
-        let server = bound.with_context(|| {
+        let listener = listener(listen).with_context(|| {
             format!("cannot listen on {listen}: is another server there, or is the address not this machine's?")
         })?;
-        let address = *server.addrs().first().context("the server is bound to no address")?;
-        let server = server.run();
+        let (scheme, address) = (if tls.is_some() { "https" } else { "http" }, listener.local_addr()?);
+        let watching = tokio::spawn(Arc::clone(&connections).watch());
+        let server = serve(listener, tls, (connections, accepted), app)?;
         let handle = server.handle();
         let running = tokio::spawn(server);
         let sweeping = tokio::spawn(sweeper::run(pool.clone(), sweep_interval));
-        Ok(Self { address, scheme, database, handle, running, pool, sweeping, stopping, shutdown_delay })
+        Ok(Self { address, scheme, database, handle, running, pool, sweeping, watching, stopping, shutdown_delay })
     }
 
     /// Where it listens.
@@ -144,7 +133,7 @@ impl Server {
     /// # Errors
     /// When serving fails, or a second signal ends it.
     pub async fn run_until_stopped(self, mut signals: Signals) -> anyhow::Result<()> {
-        let Self { mut running, pool, sweeping, stopping, shutdown_delay, handle, .. } = self;
+        let Self { mut running, pool, sweeping, watching, stopping, shutdown_delay, handle, .. } = self;
         let signal = tokio::select! {
             ended = &mut running => return Ok(ended??),
             signal = signals.next() => signal,
@@ -157,6 +146,7 @@ impl Server {
             sweeping.abort();
             pool.hush();
             handle.stop(true).await;
+            watching.abort();
         };
         tokio::select! {
             () = stop => {
@@ -176,6 +166,7 @@ impl Server {
         self.sweeping.abort();
         self.pool.hush();
         self.handle.stop(true).await;
+        self.watching.abort();
     }
 }
 

@@ -116,6 +116,9 @@ pub struct Config {
     pub message_retention: Duration,
     /// Commits, Welcomes and messages that wait for a device at most.
     pub queue_capacity: u32,
+    /// Memory that the server may use, in MiB: what it does at the same time is a share of it. Without it, what the container or
+    /// the machine has.
+    pub memory: Option<u32>,
     /// What to log: `tracing` directives, such as `info` or `keypool_server=debug`.
     pub log: String,
     /// How to log.
@@ -164,6 +167,7 @@ impl Default for Config {
             audit_retention: DAY * 90,
             message_retention: DAY * 30,
             queue_capacity: 10_000,
+            memory: None,
             log: "info".to_owned(),
             log_format: LogFormat::Text,
         }

@@ -4,12 +4,15 @@
 //! Arrows point one way: [`routes`] call the [`pool`]'s rules, which call the [`store`]'s verbs. The store knows no
 //! HTTP, the routes know no SQL.
 
+mod answers;
 pub mod app;
 pub mod auth;
-mod bell;
+pub mod capacity;
 pub mod clock;
 mod coalesce;
 pub mod config;
+mod connections;
+mod fetches;
 mod generation;
 mod limits;
 pub mod metrics;

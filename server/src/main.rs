@@ -13,6 +13,7 @@ use clap::{Parser, Subcommand};
 use keypool_openapi::UserName;
 use keypool_server::{
     Server, app,
+    capacity::raise_descriptors,
     clock::{Clock, SystemClock},
     config::{Config, ConfigFlags, LogFormat},
     metrics::Metrics,
@@ -139,6 +140,7 @@ fn fence(config: &Config) -> anyhow::Result<()> {
 
 fn serve(config: Config) -> anyhow::Result<()> {
     start_log(&config)?;
+    raise_descriptors();
     actix_web::rt::System::new().block_on(serve_until_stopped(config))
 }
 
@@ -167,6 +169,8 @@ fn say(text: &str) -> anyhow::Result<()> {
 
 fn start_log(config: &Config) -> anyhow::Result<()> {
     let filter = EnvFilter::try_new(&config.log).context("the setting log cannot be read")?;
+    // What is not HTTP is no error of this server's: `connections::http_stream` says what it was answered.
+    let filter = filter.add_directive("actix_http::h1::dispatcher=off".parse()?);
     let subscriber =
         tracing_subscriber::fmt().with_env_filter(filter).with_ansi(io::stderr().is_terminal()).with_writer(io::stderr);
     match config.log_format {

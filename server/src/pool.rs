@@ -21,14 +21,18 @@ use keypool_validation::{
 };
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
+pub(crate) use delivery::Fetched;
 use queues::Queues;
 use upload::Intake;
 
 use crate::{
+    answers::Answers,
     auth::{AdminHash, Caller, Remembered, TokenCache, jwt::JwtVerifier},
-    bell::Bell,
+    capacity::Capacity,
     clock::Clock,
     config::{Config, OnLapse, Registration},
+    connections::Connections,
+    fetches::Fetches,
     generation::GenerationFile,
     limits::Limits,
     problem::Failure,
@@ -36,8 +40,11 @@ use crate::{
     sweeper,
 };
 
-/// How many KiB of large bodies the server has at the same time. What is made of one takes twice as much beside it.
-const BODIES: usize = 128 * 1024;
+/// What is made of a body takes as much beside it.
+const TAKES_OF_BODIES: usize = 2;
+
+/// Bodies up to this size have a quarter of the room for themselves.
+const MODERATE_BODY: usize = 128 * 1024;
 
 /// What the operator decides.
 #[derive(Clone, Debug)]
@@ -71,16 +78,20 @@ pub struct Pool {
     limits: Arc<Limits>,
     /// Who vouches for new users, in the registration mode `jwt`.
     provider: Option<Arc<JwtVerifier>>,
-    /// Wakes the requests that wait for a message.
-    bell: Arc<Bell>,
+    /// The requests for messages, and what wakes those that wait.
+    fetches: Arc<Fetches>,
     /// Where what is asked for most waits to be done together.
     queues: Queues,
     /// What judges the KeyPackages of uploads, and stores them.
     intake: Intake,
     /// One place for each request that may wait for the database.
     places: Arc<Semaphore>,
-    /// Room for large bodies, by KiB.
+    /// Room for bodies that are not small, by KiB.
     bodies: Arc<Semaphore>,
+    capacity: Capacity,
+    connections: Arc<Connections>,
+    /// Room for answers that are not small.
+    answers: Arc<Answers>,
     /// Where it is kept how far the database has come, if it does not tell by itself that it was restored.
     generation: Option<GenerationFile>,
 }
@@ -129,6 +140,8 @@ impl Pool {
             UploadLimits { capacity: config.pool_capacity, binds_keys: policy.binds_keys },
         )?;
         let room = config.max_waiting_requests as usize;
+        let capacity = Capacity::of_process(config)?;
+        let connections = Arc::new(Connections::new(&capacity));
         let queues = Queues::start(&store, &intake, &clock, (policy.retire, room))?;
         Ok(Self {
             store,
@@ -139,9 +152,12 @@ impl Pool {
             tokens: TokenCache::new(config.token_cache),
             limits: Arc::new(limits),
             provider: provider.map(Arc::new),
-            bell: Arc::default(),
+            fetches: Arc::new(Fetches::new(capacity.waits)),
             places: Arc::new(Semaphore::new(room)),
-            bodies: Arc::new(Semaphore::new(BODIES)),
+            bodies: Arc::new(Semaphore::new(capacity.bodies / 1024)),
+            capacity,
+            answers: Arc::new(Answers::new(capacity.answers, Arc::clone(&connections))),
+            connections,
             generation: GenerationFile::of(config),
         })
     }
@@ -184,16 +200,35 @@ impl Pool {
         Ok(result.await.map_err(|_| Self::not_finished())??)
     }
 
-    /// Room for a large body, until what this answers is dropped.
+    /// Room for a body and what is made of it, until what this answers is dropped.
     pub(crate) fn room_for(&self, bytes: usize) -> Result<OwnedSemaphorePermit, Failure> {
-        let kib = u32::try_from(bytes.div_ceil(1024)).unwrap_or(u32::MAX);
-        Arc::clone(&self.bodies).try_acquire_many_owned(kib).map_err(|_| {
+        let kib = (bytes * TAKES_OF_BODIES).div_ceil(1024);
+        let reserved = if bytes > MODERATE_BODY { self.capacity.bodies / 1024 / 4 } else { 0 };
+        let has_room = self.bodies.available_permits() >= kib + reserved;
+        let kib = u32::try_from(kib).unwrap_or(u32::MAX);
+        let room = if has_room { Arc::clone(&self.bodies).try_acquire_many_owned(kib).ok() } else { None };
+        room.ok_or_else(|| {
             self.store.metrics().shed();
             Failure::new(
                 ProblemType::Unavailable,
                 "The server has too many large requests at once. Try again in a moment, or send less at a time.",
             )
         })
+    }
+
+    /// What this server does at the same time at most.
+    pub(crate) fn capacity(&self) -> Capacity {
+        self.capacity
+    }
+
+    /// The connections of clients.
+    pub(crate) fn connections(&self) -> &Arc<Connections> {
+        &self.connections
+    }
+
+    /// The answers under way.
+    pub(crate) fn answers(&self) -> &Arc<Answers> {
+        &self.answers
     }
 
     fn overloaded(&self) -> Failure {
@@ -237,15 +272,15 @@ impl Pool {
     /// # Errors
     /// When the database cannot be listened to.
     pub(crate) fn listen(&self, config: &Config) -> anyhow::Result<()> {
-        let bell = Arc::downgrade(&self.bell);
-        self.store.listen(config, move |heard| match (bell.upgrade(), heard) {
+        let fetches = Arc::downgrade(&self.fetches);
+        self.store.listen(config, move |heard| match (fetches.upgrade(), heard) {
             (None, _) => ControlFlow::Break(()),
-            (Some(bell), Heard::For(devices)) => {
-                bell.ring(&devices);
+            (Some(fetches), Heard::For(devices)) => {
+                fetches.ring(&devices);
                 ControlFlow::Continue(())
             }
-            (Some(bell), Heard::Unsure) => {
-                bell.ring_all();
+            (Some(fetches), Heard::Unsure) => {
+                fetches.ring_all();
                 ControlFlow::Continue(())
             }
         })
@@ -253,7 +288,7 @@ impl Pool {
 
     /// From now on no request waits for messages: the server stops.
     pub(crate) fn hush(&self) {
-        self.bell.close();
+        self.fetches.close();
     }
 
     /// Whether the database answers, and has the same time. Overload is no reason to send what comes to the other servers,

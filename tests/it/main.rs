@@ -37,3 +37,4 @@ mod targets;
 mod together;
 mod trail;
 mod upload;
+mod wear;

@@ -1,6 +1,6 @@
 //! What handlers take from a request: who makes it, then what it says.
 
-use std::{future::Future, pin::Pin, time::Duration};
+use std::{future::Future, pin::Pin, rc::Rc, time::Duration};
 
 use actix_web::{FromRequest, HttpMessage, HttpRequest, dev::Payload, http::header, web};
 use keypool_openapi::{
@@ -13,10 +13,13 @@ use serde::de::DeserializeOwned;
 use sha2::{Digest, Sha256};
 
 use super::{Bearer, Caller};
-use crate::{pool::Pool, problem::Failure};
+use crate::{connections::Connection, pool::Pool, problem::Failure};
 
 /// What most bodies need, and much more.
 const SMALL_BODY: usize = 128 * 1024;
+
+/// Bodies up to this size take no room: they are bounded with the connections.
+const FREE_BODY: usize = 8 * 1024;
 
 /// How long a body may take. Whoever is slower holds a connection and, when the server stops, its end.
 const BODY_TIMEOUT: Duration = Duration::from_secs(20);
@@ -30,7 +33,10 @@ pub(crate) trait Body: DeserializeOwned + 'static {
     const LIMIT: usize = SMALL_BODY;
 }
 
-impl Body for RegisterRequest {}
+impl Body for RegisterRequest {
+    /// Two names. Whoever sends it may be anybody.
+    const LIMIT: usize = 8 * 1024;
+}
 impl Body for LookupRequest {
     /// A thousand of the longest names.
     const LIMIT: usize = MAX_LOOKUP_USERS * 160;
@@ -198,13 +204,13 @@ impl FromRequest for IdempotencyHeader {
     }
 }
 
-/// Takes room for a body that may be large, which the request has until it is over. Who does not say how large it is takes as
+/// Takes room for a body that is not small, which the request has until it is over. Who does not say how large it is takes as
 /// much as there may be.
 fn make_room<T: Body>(request: &HttpRequest) -> Result<(), Failure> {
     let announced = request.headers().get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
     let bytes = announced.unwrap_or(T::LIMIT);
     // What is larger than it may be is not read.
-    if (SMALL_BODY + 1..=T::LIMIT).contains(&bytes) {
+    if (FREE_BODY + 1..=T::LIMIT).contains(&bytes) {
         let room = pool_of(request)?.room_for(bytes)?;
         request.extensions_mut().insert(room);
     }
@@ -215,6 +221,8 @@ fn make_room<T: Body>(request: &HttpRequest) -> Result<(), Failure> {
 async fn read<T: Body>(request: &HttpRequest, payload: &mut Payload) -> Result<T, Failure> {
     use actix_web::error::JsonPayloadError as E;
     make_room::<T>(request)?;
+    let connection = request.conn_data::<Rc<Connection>>();
+    connection.inspect(|connection| connection.reads_body());
     let body = web::JsonBody::<T>::new(request, payload, Some(&|_| true), false).limit(T::LIMIT);
     let body = tokio::time::timeout(BODY_TIMEOUT, body).await.map_err(|_| {
         Failure::new(
@@ -222,6 +230,9 @@ async fn read<T: Body>(request: &HttpRequest, payload: &mut Payload) -> Result<T
             format!("The body did not arrive within {} s. Send it again, faster or in parts.", BODY_TIMEOUT.as_secs()),
         )
     })?;
+    if body.is_ok() {
+        connection.inspect(|connection| connection.has_body());
+    }
     body.map_err(|error| match error {
         E::Overflow { .. } | E::OverflowKnownLength { .. } => Failure::new(
             ProblemType::PayloadTooLarge,

@@ -1,6 +1,6 @@
 //! Delivery: one Commit an epoch, and a queue for each device.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use keypool_openapi::{
     AckRequest, AckResponse, CommitRequest, CommitResponse, DeviceOf, GroupId, MAX_MESSAGE_SIZE, MessageRequest,
@@ -11,9 +11,12 @@ use sha2::{Digest, Sha256};
 
 use super::{Pool, after, reservations::lost_reservation};
 use crate::{
+    answers::{Room, no_room},
     auth::{Caller, unknown_token},
+    connections::End,
+    fetches::{Call, Fetch},
     problem::{About, Failure},
-    store::{Commit, CommitError, Delivered, MESSAGE_UNIT, Post, Queued},
+    store::{CallerError, Commit, CommitError, Delivered, MESSAGE_UNIT, Post, Queued},
 };
 
 /// The longest that a request may wait for a message.
@@ -22,6 +25,25 @@ const MAX_WAIT: u32 = 60;
 /// The most messages that are fetched at once, and as many as are where the request does not say.
 const MAX_PAGE: u32 = 1_000;
 const PAGE: u32 = 100;
+
+/// What a fetch is answered.
+pub(crate) struct Fetched {
+    pub page: MessagesPage,
+    /// Room for it, where it is not small.
+    pub room: Option<Room>,
+    /// To be kept until it is sent.
+    pub fetch: Fetch,
+}
+
+impl Fetched {
+    /// A fetch that was displaced is answered an empty page: the newer one has what there is.
+    fn new(mut page: MessagesPage, mut room: Option<Room>, fetch: Fetch) -> Self {
+        if !fetch.sends() {
+            (page.messages, room) = (Vec::new(), None);
+        }
+        Self { page, room, fetch }
+    }
+}
 
 impl Pool {
     /// Takes a Commit, with all that it brings, or nothing of it.
@@ -57,7 +79,7 @@ impl Pool {
             match pool.store.commit(&want, now) {
                 Ok(Delivered { to, undelivered }) => {
                     pool.limits.spent(&caller.device.user, want.reservations.len());
-                    pool.bell.ring(&to);
+                    pool.fetches.ring(&to);
                     Ok(CommitResponse { epoch: epoch.cast_unsigned() + 1, undelivered })
                 }
                 Err(error) => Err(not_accepted(error, &group_id, epoch)),
@@ -97,37 +119,83 @@ impl Pool {
                     format!("No Commit of the group {group_id} has come here: it has nobody to send a message to."),
                 ));
             };
-            pool.bell.ring(&to);
+            pool.fetches.ring(&to);
             Ok(MessageResponse { undelivered })
         })
         .await
     }
 
-    /// What waits for the caller. Where there is nothing, waits for it.
-    pub async fn messages(&self, caller: Caller, query: MessagesQuery) -> Result<MessagesPage, Failure> {
+    /// What waits for the caller. Where there is nothing, waits for it. `end` ends the connection that asks.
+    pub(crate) async fn messages(
+        &self,
+        caller: Caller,
+        query: MessagesQuery,
+        end: Option<Arc<End>>,
+    ) -> Result<Fetched, Failure> {
         let (wait, limit) = (query.wait.unwrap_or(0), query.limit.unwrap_or(PAGE));
         if wait > MAX_WAIT || !(1..=MAX_PAGE).contains(&limit) {
             return Err(malformed(format!(
                 "A request waits {MAX_WAIT} s at most, and fetches 1 to {MAX_PAGE} messages: `wait` was {wait}, `limit` {limit}."
             )));
         }
-        let (bell, end) = (self.bell.of(caller.device.id), tokio::time::sleep(Duration::from_secs(wait.into())));
+        let (fetch, end) =
+            (self.fetches.begin(caller.device.id, end), tokio::time::sleep(Duration::from_secs(wait.into())));
+        let call = fetch.call();
+        // Where too many wait already, this one is answered at once.
+        let place = if wait > 0 { self.fetches.place() } else { None };
         tokio::pin!(end);
         loop {
             // Asked for before the queue is looked at: what comes in between rings, too.
-            let rung = bell.notified();
-            let shown = caller.shown_token();
-            let queued = self.block(move |pool, _| pool.store.queued(&shown, limit));
-            let Queued { messages, devices_version } = queued.await?;
+            let rung = call.news().notified();
+            let (Queued { messages, devices_version, .. }, room) = self.look_at_queue(&caller, limit, &call).await?;
             let has_news = !messages.is_empty() || query.devices_version.is_some_and(|known| known != devices_version);
             let page = MessagesPage { messages, devices_version };
-            if has_news || wait == 0 || self.bell.is_closed() {
-                return Ok(page);
+            if has_news || place.is_none() || self.fetches.is_closed() || call.is_displaced() {
+                return Ok(Fetched::new(page, room, fetch));
             }
             tokio::select! {
                 () = rung => {}
-                () = &mut end => return Ok(page),
+                () = &mut end => return Ok(Fetched::new(page, room, fetch)),
             }
+            if call.is_displaced() {
+                return Ok(Fetched::new(page, None, fetch));
+            }
+        }
+    }
+
+    /// What is in the caller's queue now, and room for it. For a call that was displaced, nothing is read.
+    async fn look_at_queue(
+        &self,
+        caller: &Caller,
+        limit: u32,
+        call: &Arc<Call>,
+    ) -> Result<(Queued, Option<Room>), Failure> {
+        let mut held = None;
+        loop {
+            let (shown, its) = (caller.shown_token(), Arc::clone(call));
+            let has_tried = held.is_some();
+            let looked = self.block(move |pool, _| {
+                let mut room = None;
+                let queued = pool.store.queued(&shown, limit, &mut |bytes| {
+                    // As much as there is room for; the first message has what was waited for.
+                    let is_held = held.as_ref().is_some_and(|(held, _)| bytes <= *held);
+                    room = pool.answers.for_messages(bytes).or_else(|| held.take_if(|_| is_held).map(|(_, room)| room));
+                    !its.is_displaced() && room.is_some()
+                })?;
+                Ok::<_, CallerError>((queued, room))
+            });
+            let (queued, room) = looked.await?;
+            let Some(bytes) = queued.lacks_room.filter(|_| !call.is_displaced()) else { return Ok((queued, room)) };
+            let room =
+                if has_tried { None } else { self.answers.wait_for_messages(bytes, || !call.is_displaced()).await };
+            held = match room {
+                Some(room) => Some((bytes, room)),
+                None if call.is_displaced() => return Ok((queued, None)),
+                None => {
+                    self.store.metrics().shed();
+                    return Err(no_room());
+                }
+            };
         }
     }
 
@@ -139,7 +207,7 @@ impl Pool {
             let (ids, unreadable) = (signed(request.ids), signed(request.unreadable));
             let (acknowledged, told) =
                 pool.store.acknowledge(&caller.shown_token(), (&ids, &unreadable), now, expires_at)?;
-            pool.bell.ring(&told);
+            pool.fetches.ring(&told);
             Ok::<_, Failure>(AckResponse { acknowledged: acknowledged as u64 })
         })
         .await

@@ -56,7 +56,7 @@ impl Pool {
             };
             match pool.store.register(&new, now) {
                 Ok(told) => {
-                    pool.bell.ring(&told);
+                    pool.fetches.ring(&told);
                     Ok(RegisterResponse { user: new.user, device: new.device, token: token.reveal().to_owned() })
                 }
                 Err(error) => Err(not_registered(error, &new, stranger)),
@@ -146,7 +146,7 @@ impl Pool {
             let removed = pool.store.remove((&user, &device), by.as_ref().map(Caller::shown_token), pool.view(now));
             let removed = removed.map_err(|error| not_changed(error, &user, &device))?;
             pool.tokens.forget(&removed.token_hash);
-            pool.bell.ring(&removed.told);
+            pool.fetches.ring(&removed.told);
             Ok::<_, Failure>(RemovedDevice { user, device, revoked: removed.revoked })
         })
         .await

@@ -223,7 +223,7 @@ impl Pool {
         };
         let Settled { accepted, mut rejected, changed, told } =
             self.take_in(Offer { caller, packages, changes }).await?;
-        self.bell.ring(&told);
+        self.fetches.ring(&told);
         if accepted.is_empty() && rejected.iter().all(|r| r.reason == RejectionReason::PoolFull) {
             return Err(Failure::new(ProblemType::PoolFull, rejected.swap_remove(0).detail));
         }

@@ -1,18 +1,23 @@
 //! A device's own queue.
 
-use actix_web::{get, post, web};
-use keypool_openapi::{AckRequest, AckResponse, MessagesPage, MessagesQuery};
+use std::rc::Rc;
+
+use actix_web::{HttpRequest, HttpResponse, get, http::header::ContentType, post, web};
+use keypool_openapi::{AckRequest, AckResponse, MessagesPage, MessagesQuery, ProblemType};
 
 use crate::{
+    answers::Kept,
     auth::{Caller, Params, Signed},
-    pool::Pool,
+    connections::Connection,
+    pool::{Fetched, Pool},
     problem::Failure,
 };
 
 /// Fetch what waits for the caller.
 ///
 /// The oldest first. Everything stays in the queue until it is acknowledged, so an answer that got lost is no loss. With
-/// `wait`, an empty queue is answered when something comes, or the time is up.
+/// `wait`, an empty queue is answered when something comes, or the time is up. A device has two of these calls at a time: a
+/// third one ends the oldest, which is answered an empty page. Where very many devices wait, further ones are answered at once.
 #[utoipa::path(
     tag = "messages",
     params(MessagesQuery),
@@ -23,8 +28,22 @@ pub(crate) async fn fetch(
     pool: web::Data<Pool>,
     caller: Caller,
     query: Params<MessagesQuery>,
-) -> Result<web::Json<MessagesPage>, Failure> {
-    Ok(web::Json(pool.messages(caller, query.0).await?))
+    request: HttpRequest,
+) -> Result<HttpResponse, Failure> {
+    let end = request.conn_data::<Rc<Connection>>().map(|connection| connection.end());
+    let Fetched { page, mut room, fetch } = pool.messages(caller, query.0, end).await?;
+    // As large as it will be, so that it is not copied while it grows.
+    let size = page.messages.iter().map(|one| one.message.0.len() / 3 * 4 + 1024).sum::<usize>() + 256;
+    let mut body = Vec::with_capacity(size);
+    serde_json::to_writer(&mut body, &page).map_err(|error| {
+        tracing::error!(%error, "messages cannot be written as JSON");
+        Failure::new(ProblemType::Internal, "The messages cannot be written as JSON; the server's log says why.")
+    })?;
+    drop(page);
+    room.iter_mut().for_each(|room| room.shrink_to(body.len()));
+    let mut response = HttpResponse::Ok().content_type(ContentType::json()).body(body);
+    response.extensions_mut().insert(Kept(Box::new((room, fetch))));
+    Ok(response)
 }
 
 /// Acknowledge what was fetched and dealt with.

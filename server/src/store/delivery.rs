@@ -64,6 +64,8 @@ pub struct Queued {
     pub messages: Vec<QueuedMessage>,
     /// Another number whenever the user's devices have changed.
     pub devices_version: u64,
+    /// How many bytes the first of them has, where there was no room even for that.
+    pub lacks_room: Option<usize>,
 }
 
 #[derive(Clone, Copy, Insertable)]
@@ -294,21 +296,28 @@ where
     Ok(Some(Delivered { undelivered, ..delivered }))
 }
 
+/// The oldest messages of a device for which there is room; `Err` with the bytes of the first where there is none for it.
 fn queued<C: DeliverySql + DeviceSql>(
     conn: &mut C,
     caller: &ShownToken,
     limit: u32,
-) -> Result<Vec<QueuedMessage>, StoreError> {
-    let (mut last, mut bytes) = (None, 0);
+    has_room: &mut dyn FnMut(usize) -> bool,
+) -> Result<Result<Vec<QueuedMessage>, usize>, StoreError> {
+    // Up to each of them, how many bytes there are.
+    let (mut page, mut bytes): (Vec<(i64, usize)>, _) = (Vec::new(), 0);
     for (id, size) in conn.queue_sizes(caller.device.0, i64::from(limit))? {
         bytes += usize::try_from(size).map_err(StoreError::fatal)?;
         // The first one is had however large it is.
-        if last.is_some() && bytes > ANSWER_BYTES {
+        if !page.is_empty() && bytes > ANSWER_BYTES {
             break;
         }
-        last = Some(id);
+        page.push((id, bytes));
     }
-    let Some(last) = last else { return Ok(Vec::new()) };
+    let Some(&(_, first)) = page.first() else { return Ok(Ok(Vec::new())) };
+    while page.last().is_some_and(|(_, bytes)| !has_room(*bytes)) {
+        page.truncate(page.len() / 2);
+    }
+    let Some((last, _)) = page.pop() else { return Ok(Err(first)) };
     let rows = conn.queued(caller, last)?;
     let senders: Vec<_> = rows.iter().map(|row| row.1).collect();
     let names = Names::from_columns(if senders.is_empty() { Vec::new() } else { conn.devices_by_id(&senders)? })?;
@@ -322,7 +331,7 @@ fn queued<C: DeliverySql + DeviceSql>(
             sent_at: timestamp(at)?,
         })
     };
-    rows.into_iter().map(message).collect()
+    rows.into_iter().map(message).collect::<Result<_, StoreError>>().map(Ok)
 }
 
 /// Takes messages out of a device's queue, and tells the senders of those Welcomes that could not be opened.
@@ -386,16 +395,26 @@ impl Store {
         with_conn!(self, write "post", |conn| post(conn, want, now))
     }
 
-    /// The oldest messages that wait for the caller, and the version of its user's devices.
+    /// The oldest messages that wait for the caller, and the version of its user's devices. `has_room` says whether there is room
+    /// for so many bytes of messages; there are fewer of them where there is not.
     ///
     /// # Errors
     /// See [`CallerError`].
-    pub fn queued(&self, caller: &ShownToken, limit: u32) -> Result<Queued, CallerError> {
+    pub fn queued(
+        &self,
+        caller: &ShownToken,
+        limit: u32,
+        has_room: &mut dyn FnMut(usize) -> bool,
+    ) -> Result<Queued, CallerError> {
         let queued = with_conn!(self, read, |conn| {
             // The version first: what changes in between is then seen at the next call, and not missed.
             let Some(devices_version) = conn.devices_version(caller)? else { return Ok(None) };
             let devices_version = u64::try_from(devices_version).map_err(StoreError::fatal)?;
-            Ok::<_, StoreError>(Some(Queued { messages: queued(conn, caller, limit)?, devices_version }))
+            let (messages, lacks_room) = match queued(conn, caller, limit, has_room)? {
+                Ok(messages) => (messages, None),
+                Err(bytes) => (Vec::new(), Some(bytes)),
+            };
+            Ok::<_, StoreError>(Some(Queued { messages, devices_version, lacks_room }))
         })?;
         queued.ok_or_else(|| TokenRevoked.into())
     }

@@ -207,6 +207,11 @@ impl TestServer {
         self.here().place.open()
     }
 
+    /// The file that SQLite writes to first.
+    pub fn wal(&self) -> std::path::PathBuf {
+        format!("{}-wal", self.here().place.url.strip_prefix("sqlite://").unwrap()).into()
+    }
+
     /// Notes an enrolment token of a user, as the operator does it, and answers the token.
     pub fn enrol(&self, user: &str, lasts: SignedDuration) -> String {
         let token = Token::enrolment().unwrap();
@@ -320,9 +325,19 @@ impl ServerProcess {
 
     /// Starts another program than this workspace's server.
     pub async fn start_program(program: &Path, place: &Place) -> Self {
-        let mut server = Self::spawn_program(program, place, &format!("127.0.0.1:{}", free_port()), |_| {});
+        Self::start_program_with(program, place, |_| {}).await
+    }
+
+    /// The same with other settings, or its output elsewhere.
+    pub async fn start_program_with(program: &Path, place: &Place, change: impl FnOnce(&mut Command)) -> Self {
+        let mut server = Self::spawn_program(program, place, &format!("127.0.0.1:{}", free_port()), change);
         server.ready().await;
         server
+    }
+
+    /// The process's number.
+    pub fn id(&self) -> u32 {
+        self.child.id()
     }
 
     /// Starts one where another was.

@@ -1,0 +1,326 @@
+//! The connections of clients, so that none of them keeps others out: how many there are, and which is ended first where
+//! room is needed.
+
+pub(crate) mod http_stream;
+pub(crate) mod serve;
+pub(crate) mod socket;
+
+use std::{
+    cell::Cell,
+    collections::BTreeMap,
+    fmt,
+    rc::Rc,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    task::Context,
+    time::{Duration, Instant},
+};
+
+use futures_util::task::AtomicWaker;
+
+use crate::capacity::Capacity;
+
+/// How long a connection without a request is kept: longer than what balances the load keeps its own, commonly 60 s, so
+/// that it never sends a request into a connection that is just being closed.
+pub(crate) const KEEP_ALIVE: Duration = Duration::from_secs(75);
+
+/// How long a client may take for the head of a request.
+pub(crate) const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long a client may take for [`ENOUGH`] of what is sent to it.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// A client that takes so many bytes within [`WRITE_TIMEOUT`] is not a slow reader: 6 kB a second.
+const ENOUGH: usize = 64 * 1024;
+
+/// The same where others need the room: who takes 64 kB a second is not cut off for them.
+const WRITE_TIMEOUT_IN_NEED: Duration = Duration::from_secs(1);
+
+/// How often it is looked for connections whose time is over.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// What a connection may be in the middle of, where it may be ended; while a request is answered, it is in none of these.
+/// In this order connections are ended where room for another one is needed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    /// It has no request.
+    Idle,
+    /// The head of a request is coming.
+    Head,
+    /// The body of a request is coming.
+    Body,
+    /// Its client does not take what is sent.
+    Stalled,
+}
+
+impl Phase {
+    const ALL: [Self; 4] = [Self::Idle, Self::Head, Self::Body, Self::Stalled];
+
+    /// How long a connection may be in it. actix-web and `auth::extract` have shorter times for most of these, and then answer;
+    /// they have none for the head of a second request, nor for what is sent.
+    fn limit(self) -> Duration {
+        match self {
+            Self::Idle => KEEP_ALIVE + HEAD_TIMEOUT,
+            Self::Head => HEAD_TIMEOUT + Duration::from_secs(2),
+            Self::Body => Duration::from_secs(30),
+            Self::Stalled => WRITE_TIMEOUT,
+        }
+    }
+}
+
+/// All connections of a server.
+pub(crate) struct Connections {
+    table: Mutex<Table>,
+    most: usize,
+    most_stalled: usize,
+}
+
+#[derive(Default)]
+struct Table {
+    open: usize,
+    next: u64,
+    /// By phase, the longest in it first.
+    phases: [BTreeMap<u64, Entry>; 4],
+}
+
+struct Entry {
+    since: Instant,
+    end: Arc<End>,
+}
+
+/// Ends a connection from anywhere.
+#[derive(Debug, Default)]
+pub(crate) struct End {
+    is_ended: AtomicBool,
+    waker: AtomicWaker,
+}
+
+impl End {
+    /// The next thing that its task does with the connection fails, and it does so at once.
+    pub(crate) fn now(&self) {
+        self.is_ended.store(true, Ordering::Release);
+        self.waker.wake();
+    }
+
+    pub(crate) fn is_ended(&self) -> bool {
+        self.is_ended.load(Ordering::Acquire)
+    }
+}
+
+impl Connections {
+    pub(crate) fn new(capacity: &Capacity) -> Self {
+        Self { table: Mutex::default(), most: capacity.connections, most_stalled: capacity.stalled }
+    }
+
+    /// Counts a connection that was just made. Where there are too many, the one that has been without a request for the
+    /// longest is ended; `None` where all of them are being answered.
+    pub(crate) fn open(self: &Arc<Self>) -> Option<Rc<Connection>> {
+        let mut table = self.table();
+        if table.open >= self.most && !table.end_first(&Phase::ALL) {
+            return None;
+        }
+        table.open += 1;
+        drop(table);
+        let connection = Connection {
+            all: Arc::clone(self),
+            end: Arc::default(),
+            phase: Cell::new(None),
+            place: Cell::new(None),
+            received: Cell::new(0),
+            taken: Cell::new(0),
+            has_unread_body: Cell::new(false),
+            is_closing: Cell::new(false),
+        };
+        connection.enter(Some(Phase::Head));
+        Some(Rc::new(connection))
+    }
+
+    /// Ends the connection whose client has taken too little of what is sent to it for the longest, if there is one.
+    pub(crate) fn end_a_stalled_one(&self, now: Instant) -> bool {
+        let mut table = self.table();
+        let first = table.phases[Phase::Stalled as usize].first_key_value();
+        let is_slow = first.is_some_and(|(_, entry)| now >= entry.since + WRITE_TIMEOUT_IN_NEED);
+        is_slow && table.end_first(&[Phase::Stalled])
+    }
+
+    /// Ends what has lasted too long.
+    fn end_overdue(&self, now: Instant) {
+        let mut table = self.table();
+        for phase in Phase::ALL {
+            let entries = &mut table.phases[phase as usize];
+            while let Some(first) = entries.first_entry().filter(|first| now >= first.get().since + phase.limit()) {
+                tracing::debug!(?phase, "ended a connection that took too long");
+                first.remove().end.now();
+            }
+        }
+    }
+
+    /// Ends what has lasted too long, for ever.
+    pub(crate) async fn watch(self: Arc<Self>) {
+        let mut ticks = tokio::time::interval(LOOK_EVERY);
+        loop {
+            ticks.tick().await;
+            self.end_overdue(Instant::now());
+        }
+    }
+
+    fn table(&self) -> MutexGuard<'_, Table> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Table {
+    fn end_first(&mut self, phases: &[Phase]) -> bool {
+        let first = phases.iter().find_map(|phase| self.phases[*phase as usize].pop_first());
+        first.is_some_and(|(_, entry)| {
+            entry.end.now();
+            true
+        })
+    }
+}
+
+/// One connection, as its task has it.
+pub(crate) struct Connection {
+    all: Arc<Connections>,
+    end: Arc<End>,
+    /// What it is in the middle of, whether or not its client takes what is sent.
+    phase: Cell<Option<Phase>>,
+    /// Where it stands in the table.
+    place: Cell<Option<(Phase, u64)>>,
+    /// Bytes that came since the last request began.
+    received: Cell<usize>,
+    /// Bytes that its client has taken since it stalled.
+    taken: Cell<usize>,
+    has_unread_body: Cell<bool>,
+    is_closing: Cell<bool>,
+}
+
+impl fmt::Debug for Connection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Connection").field("phase", &self.phase).field("place", &self.place).finish_non_exhaustive()
+    }
+}
+
+impl Connection {
+    /// A request begins. Until [`Self::answered`], nothing but a stalled client ends the connection.
+    pub(crate) fn begins(&self, has_body: bool) {
+        self.received.set(0);
+        self.has_unread_body.set(has_body);
+        self.enter(None);
+    }
+
+    /// The request's body is waited for.
+    pub(crate) fn reads_body(&self) {
+        self.enter(Some(Phase::Body));
+        self.end.waker.wake();
+    }
+
+    /// The request's body has come, as a whole.
+    pub(crate) fn has_body(&self) {
+        self.has_unread_body.set(false);
+        self.enter(None);
+    }
+
+    /// Whether the connection ends with this request, since nobody reads its body.
+    pub(crate) fn must_close(&self) -> bool {
+        self.is_closing.set(self.is_closing.get() || self.has_unread_body.get());
+        self.is_closing.get()
+    }
+
+    /// All of the answer is on its way, or will never be.
+    pub(crate) fn answered(&self) {
+        self.received.set(0);
+        self.enter(Some(Phase::Idle));
+        self.end.waker.wake();
+    }
+
+    /// What ends it, for whoever knows of something better to do.
+    pub(crate) fn end(&self) -> Arc<End> {
+        Arc::clone(&self.end)
+    }
+
+    /// Bytes have come.
+    fn receives(&self, bytes: usize) {
+        self.received.set(self.received.get().saturating_add(bytes));
+        if bytes > 0 && self.phase.get() == Some(Phase::Idle) {
+            self.enter(Some(Phase::Head));
+        }
+    }
+
+    /// The client does not take what is sent.
+    fn stalls(&self) {
+        if !self.is_stalled() {
+            self.taken.set(0);
+            self.stand(Some(Phase::Stalled));
+            let mut table = self.all.table();
+            if table.phases[Phase::Stalled as usize].len() > self.all.most_stalled {
+                table.end_first(&[Phase::Stalled]);
+            }
+        }
+    }
+
+    /// The client has taken some of what is sent.
+    fn takes(&self, bytes: usize) {
+        if self.is_stalled() {
+            self.taken.set(self.taken.get().saturating_add(bytes));
+            if self.taken.get() >= ENOUGH {
+                self.taken.set(0);
+                self.stand(Some(Phase::Stalled));
+            }
+        }
+    }
+
+    /// The client has taken all that is sent.
+    fn has_taken_all(&self) {
+        if self.is_stalled() {
+            self.stand(self.phase.get());
+        }
+    }
+
+    fn is_stalled(&self) -> bool {
+        matches!(self.place.get(), Some((Phase::Stalled, _)))
+    }
+
+    fn is_ended(&self) -> bool {
+        self.end.is_ended()
+    }
+
+    /// Where its task waits, it is woken when the connection ends.
+    fn waits(&self, cx: &Context<'_>) {
+        self.end.waker.register(cx.waker());
+    }
+
+    fn enter(&self, phase: Option<Phase>) {
+        self.phase.set(phase);
+        if !self.is_stalled() {
+            self.stand(phase);
+        }
+    }
+
+    /// Goes to the end of those in this phase.
+    fn stand(&self, phase: Option<Phase>) {
+        let mut table = self.all.table();
+        if let Some((phase, place)) = self.place.get() {
+            table.phases[phase as usize].remove(&place);
+        }
+        self.place.set(phase.map(|phase| {
+            let place = table.next;
+            table.next += 1;
+            let entry = Entry { since: Instant::now(), end: Arc::clone(&self.end) };
+            table.phases[phase as usize].insert(place, entry);
+            (phase, place)
+        }));
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.stand(None);
+        self.all.table().open -= 1;
+    }
+}
+
+#[cfg(test)]
+mod tests;

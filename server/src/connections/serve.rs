@@ -1,0 +1,124 @@
+//! Listening: actix-web's own `HttpServer`, but that each connection is known to [`Connections`].
+
+use std::{
+    fmt, io,
+    net::{SocketAddr, TcpListener},
+    rc::Rc,
+    sync::Arc,
+    time::Duration,
+};
+
+use actix_http::{HttpService, Protocol, error::DispatchError};
+use actix_service::{IntoServiceFactory, Service, ServiceFactory, ServiceFactoryExt, fn_service, map_config};
+use actix_web::{
+    Error,
+    body::MessageBody,
+    dev::{AppConfig, Extensions, Response},
+};
+use rustls::ServerConfig;
+use tokio::net::{TcpSocket, TcpStream};
+use tokio_rustls::TlsAcceptor;
+
+use super::{Connections, HEAD_TIMEOUT, KEEP_ALIVE, http_stream::HttpStream, socket::Socket};
+use crate::answers::PIECE;
+
+/// How long a client may take to agree on a cipher.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long a client may take to close its side of a connection.
+const DISCONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// How long a server that stops gives the requests that run.
+const GRACE: Duration = Duration::from_secs(30);
+
+/// Connections that wait to be accepted.
+const BACKLOG: u32 = 1024;
+
+/// What the kernel keeps of an answer that its client does not take; it takes twice as much memory for it. By itself it would
+/// go up to 4 MiB for each connection.
+const SEND_BUFFER: u32 = 64 * 1024;
+
+/// Binds. The sockets of its connections have its options.
+pub(crate) fn listener(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+    socket.set_reuseaddr(true)?;
+    socket.set_nodelay(true)?;
+    socket.set_send_buffer_size(SEND_BUFFER)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)?.into_std()
+}
+
+/// Serves what is built for each worker, until it is stopped by its handle.
+pub(crate) fn serve<F, I, S, B>(
+    listener: TcpListener,
+    tls: Option<ServerConfig>,
+    (connections, accepted): (Arc<Connections>, usize),
+    app: F,
+) -> io::Result<actix_server::Server>
+where
+    F: Fn() -> I + Send + Clone + 'static,
+    I: IntoServiceFactory<S, actix_http::Request>,
+    S: ServiceFactory<actix_http::Request, Config = AppConfig> + 'static,
+    S::Error: Into<Error> + 'static,
+    S::InitError: fmt::Debug,
+    S::Response: Into<Response<B>> + 'static,
+    <S::Service as Service<actix_http::Request>>::Future: 'static,
+    S::Service: 'static,
+    B: MessageBody + 'static,
+{
+    let workers = std::thread::available_parallelism().map_or(2, Into::into);
+    let builder = actix_server::Server::build()
+        .workers(workers)
+        // Whoever started the server decides when it stops: see `Server::run_until_stopped`.
+        .disable_signals()
+        .shutdown_timeout(GRACE.as_secs())
+        .max_concurrent_connections((accepted / workers).max(1));
+    let stopping = builder.graceful_shutdown_signal();
+    let tls = tls.map(|mut config| {
+        config.alpn_protocols = vec![b"http/1.1".to_vec()];
+        TlsAcceptor::from(Arc::new(config))
+    });
+    let builder = builder.listen("keypool", listener, move || {
+        let (stopping, connections, tls) = (stopping.clone(), Arc::clone(&connections), tls.clone());
+        let http = HttpService::build()
+            .graceful_shutdown_signal(move || {
+                let stopping = stopping.clone();
+                async move { stopping.notified().await }
+            })
+            .client_request_timeout(HEAD_TIMEOUT)
+            .client_disconnect_timeout(DISCONNECT_TIMEOUT)
+            .keep_alive(KEEP_ALIVE)
+            // A client that closes has gone: nobody waits for its messages any longer.
+            .h1_allow_half_closed(false)
+            .h1_write_buffer_size(PIECE)
+            .on_connect_ext(|stream: &HttpStream, data: &mut Extensions| {
+                data.insert(Rc::clone(stream.connection()));
+            })
+            .finish(map_config(app().into_factory().map_err(|error| error.into().error_response()), |()| {
+                AppConfig::default()
+            }));
+        fn_service(move |stream| accepted_stream(stream, Arc::clone(&connections), tls.clone())).and_then(http)
+    })?;
+    Ok(builder.run())
+}
+
+async fn accepted_stream(
+    stream: TcpStream,
+    connections: Arc<Connections>,
+    tls: Option<TlsAcceptor>,
+) -> Result<(HttpStream, Protocol, Option<SocketAddr>), DispatchError> {
+    let peer = stream.peer_addr().ok();
+    let Some(connection) = connections.open() else {
+        tracing::debug!("refused a connection: all that there is room for are being answered");
+        return Err(io::Error::other("there is no room for another connection").into());
+    };
+    let socket = Socket::new(stream, Rc::clone(&connection));
+    let stream = match tls {
+        None => HttpStream::new(Box::new(socket), connection),
+        Some(tls) => {
+            let agreed = tokio::time::timeout(HANDSHAKE_TIMEOUT, tls.accept(socket)).await;
+            HttpStream::new(Box::new(agreed.map_err(io::Error::from)??), connection)
+        }
+    };
+    Ok((stream, Protocol::Http1, peer))
+}

@@ -1,0 +1,220 @@
+use std::{
+    future::poll_fn,
+    io,
+    pin::Pin,
+    task::{Poll, ready},
+};
+
+use tokio::{
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf},
+    net::{TcpListener, TcpStream},
+};
+
+use super::{http_stream::HttpStream, socket::Socket, *};
+
+fn room_for(connections: usize, stalled: usize) -> Arc<Connections> {
+    let capacity = Capacity { connections, accepted: connections, waits: 1, stalled, answers: 0, bodies: 0 };
+    Arc::new(Connections::new(&capacity))
+}
+
+/// A later time than that of everything before.
+fn later() -> Instant {
+    let now = Instant::now();
+    while Instant::now() == now {}
+    Instant::now()
+}
+
+#[test]
+fn where_there_are_too_many_the_one_that_has_had_no_request_for_the_longest_goes() {
+    let all = room_for(3, 8);
+    let [first, second, busy] = [(); 3].map(|()| all.open().unwrap());
+    second.answered();
+    first.answered();
+    busy.begins(false);
+    let fourth = all.open().unwrap();
+    assert!(second.is_ended() && !first.is_ended() && !busy.is_ended());
+    drop(second);
+    first.begins(false);
+    // Nothing is without a request, but the fourth has sent none yet.
+    let fifth = all.open().unwrap();
+    assert!(fourth.is_ended() && !first.is_ended());
+    drop(fourth);
+    fifth.begins(true);
+    assert!(all.open().is_none(), "one that is being answered was ended");
+    fifth.reads_body();
+    assert!(all.open().is_some() && fifth.is_ended());
+    assert_eq!(all.table().open, 3);
+}
+
+#[test]
+fn a_client_that_takes_too_little_is_cut_off_and_one_that_takes_enough_is_not() {
+    let all = room_for(10, 8);
+    let [slow, quick, done] = [(); 3].map(|()| all.open().unwrap());
+    for connection in [&slow, &quick, &done] {
+        connection.begins(false);
+        connection.stalls();
+    }
+    let since = Instant::now();
+    later();
+    slow.takes(ENOUGH - 1);
+    slow.stalls();
+    quick.takes(ENOUGH - 1);
+    quick.takes(1);
+    done.has_taken_all();
+    all.end_overdue(since + WRITE_TIMEOUT);
+    assert!(slow.is_ended() && !quick.is_ended() && !done.is_ended());
+    all.end_overdue(later() + WRITE_TIMEOUT);
+    assert!(quick.is_ended() && !done.is_ended());
+}
+
+#[test]
+fn of_too_many_that_stall_the_one_that_does_so_for_the_longest_is_cut_off() {
+    let all = room_for(10, 2);
+    let [first, second, third] = [(); 3].map(|()| all.open().unwrap());
+    [&first, &second, &third].into_iter().for_each(|connection| connection.stalls());
+    assert!(first.is_ended() && !second.is_ended() && !third.is_ended());
+    // Where others need the room, the slow one goes, and one that has only just been waited for does not.
+    third.takes(ENOUGH);
+    let now = Instant::now();
+    assert!(!all.end_a_stalled_one(now) && !second.is_ended());
+    assert!(all.end_a_stalled_one(now + WRITE_TIMEOUT_IN_NEED) && second.is_ended() && !third.is_ended());
+    drop(third);
+    assert!(!all.end_a_stalled_one(now + WRITE_TIMEOUT));
+}
+
+#[test]
+fn the_head_of_a_second_request_has_a_time_as_well() {
+    let all = room_for(10, 8);
+    let (slow, idle) = (all.open().unwrap(), all.open().unwrap());
+    for connection in [&slow, &idle] {
+        connection.begins(false);
+        connection.answered();
+    }
+    slow.receives(1);
+    all.end_overdue(later() + Phase::Head.limit());
+    assert!(slow.is_ended() && !idle.is_ended());
+    all.end_overdue(later() + Phase::Idle.limit());
+    assert!(idle.is_ended());
+}
+
+/// Both ends of a connection.
+async fn pair() -> (TcpStream, TcpStream) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let client = TcpStream::connect(listener.local_addr().unwrap());
+    let (client, accepted) = tokio::join!(client, listener.accept());
+    (client.unwrap(), accepted.unwrap().0)
+}
+
+#[tokio::test]
+async fn who_reads_nothing_is_cut_off_in_the_middle() {
+    let all = room_for(10, 8);
+    let connection = all.open().unwrap();
+    connection.begins(false);
+    let (mut client, server) = pair().await;
+    let mut socket = Socket::new(server, Rc::clone(&connection));
+    let piece = vec![0; ENOUGH];
+    let mut cut_off = false;
+    // As long as the kernel takes it.
+    let error = poll_fn(|cx| {
+        loop {
+            match Pin::new(&mut socket).poll_write(cx, &piece) {
+                Poll::Ready(Ok(_)) => {}
+                Poll::Ready(Err(error)) => return Poll::Ready(error),
+                Poll::Pending if cut_off => return Poll::Pending,
+                Poll::Pending => {
+                    all.end_overdue(later() + WRITE_TIMEOUT);
+                    cut_off = true;
+                    // What ends it wakes it.
+                    return Poll::Pending;
+                }
+            }
+        }
+    });
+    assert_eq!(error.await.kind(), io::ErrorKind::TimedOut);
+    drop(socket);
+    // It is told by the end of the stream, in the middle of what was sent.
+    let mut taken = Vec::new();
+    let _ = client.read_to_end(&mut taken).await;
+}
+
+/// What one read of a stream finds: so many bytes, or `None` where there is nothing to read now.
+async fn read_once(stream: &mut HttpStream) -> Option<io::Result<usize>> {
+    let mut bytes = vec![0; 64 * 1024];
+    poll_fn(|cx| {
+        let mut buf = ReadBuf::new(&mut bytes);
+        Poll::Ready(match Pin::new(&mut *stream).poll_read(cx, &mut buf) {
+            Poll::Pending => None,
+            Poll::Ready(done) => Some(done.map(|()| buf.filled().len())),
+        })
+    })
+    .await
+}
+
+#[tokio::test]
+async fn no_client_fills_the_buffers() {
+    let all = room_for(10, 8);
+    let connection = all.open().unwrap();
+    let (mut client, server) = tokio::io::duplex(1024 * 1024);
+    let mut stream = HttpStream::new(Box::new(server), Rc::clone(&connection));
+    client.write_all(&vec![b'a'; 200_000]).await.unwrap();
+    // While a request is answered, what comes waits outside.
+    connection.begins(false);
+    assert_eq!(read_once(&mut stream).await.unwrap().unwrap(), 64 * 1024);
+    assert!(read_once(&mut stream).await.is_none());
+    // Its body is read, as much as there is.
+    connection.reads_body();
+    assert_eq!(read_once(&mut stream).await.unwrap().unwrap(), 64 * 1024);
+    connection.has_body();
+    connection.answered();
+    assert_eq!(read_once(&mut stream).await.unwrap().unwrap(), 64 * 1024);
+    // A head that does not end: there is one more chance to find a request in what came, then it is the end.
+    assert!(read_once(&mut stream).await.is_none());
+    assert_eq!(read_once(&mut stream).await.unwrap().unwrap(), 0);
+    drop((stream, connection));
+    let mut answer = String::new();
+    client.read_to_string(&mut answer).await.unwrap();
+    assert!(answer.starts_with("HTTP/1.1 400 Bad Request\r\n") && answer.contains("more than 16384 bytes"), "{answer}");
+}
+
+/// A stream that takes a few bytes at a time.
+struct Narrow(Vec<u8>);
+
+impl AsyncRead for Narrow {
+    fn poll_read(self: Pin<&mut Self>, _: &mut Context<'_>, _: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Poll::Pending
+    }
+}
+
+impl AsyncWrite for Narrow {
+    fn poll_write(mut self: Pin<&mut Self>, _: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        let some = &buf[..buf.len().min(7)];
+        self.0.extend_from_slice(some);
+        Poll::Ready(Ok(some.len()))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+}
+
+#[tokio::test]
+async fn all_that_was_written_counts_where_an_explanation_takes_its_place() {
+    let connection = room_for(10, 8).open().unwrap();
+    let mut stream = HttpStream::new(Box::new(Narrow(Vec::new())), connection);
+    let before = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}";
+    let refusal = b"HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\ndate: now\r\n\r\n";
+    let both = [before.as_slice(), refusal].concat();
+    let mut written = 0;
+    poll_fn(|cx| {
+        while written < both.len() {
+            written += ready!(Pin::new(&mut stream).poll_write(cx, &both[written..])).unwrap();
+        }
+        Poll::Ready(())
+    })
+    .await;
+    assert_eq!(written, both.len());
+}
