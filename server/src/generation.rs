@@ -1,7 +1,7 @@
 //! How far an SQLite database has come, kept in a file beside it: a database that is behind its file was restored.
 
 use std::{
-    fs::{self, File},
+    fs::{self, OpenOptions},
     io::{ErrorKind, Write},
     path::PathBuf,
 };
@@ -40,7 +40,11 @@ impl GenerationFile {
     pub(crate) fn write(&self, generation: i64) -> anyhow::Result<()> {
         let mut new = self.0.clone().into_os_string();
         new.push(".new");
-        let written = File::create(&new).and_then(|mut file| {
+        let mut options = OpenOptions::new();
+        options.write(true).create(true).truncate(true);
+        #[cfg(unix)]
+        std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+        let written = options.open(&new).and_then(|mut file| {
             writeln!(file, "{generation}")?;
             file.sync_all()?;
             fs::rename(&new, &self.0)

@@ -4,6 +4,7 @@
 
 use std::{
     borrow::Cow,
+    sync::atomic::{AtomicBool, Ordering},
     time::{Duration, Instant},
 };
 
@@ -43,6 +44,8 @@ pub struct Metrics {
     batch_size: HistogramVec,
     batch_wait: HistogramVec,
     shed: IntCounter,
+    writable: IntGauge,
+    is_writable: AtomicBool,
     pool_packages: IntGaugeVec,
     swept: IntCounterVec,
     sweeper_lag: Gauge,
@@ -103,6 +106,11 @@ impl Metrics {
                 "shed_requests_total",
                 "Requests that were refused because too many waited for the database.",
             ))?,
+            writable: IntGauge::with_opts(opts(
+                "database_writable",
+                "1 as long as the database takes writes, 0 from when it has refused one until it is seen to take them again.",
+            ))?,
+            is_writable: AtomicBool::new(true),
             pool_packages: IntGaugeVec::new(
                 opts(
                     "pool_packages",
@@ -140,6 +148,7 @@ impl Metrics {
 
     /// What can be named beforehand is there from the start: a rate over what appears later misses its beginning.
     fn begin(&self) {
+        self.writable.set(1);
         let outcomes = [RESERVED, LAST_RESORT].into_iter().chain(MissingReason::iter().map(<&str>::from));
         outcomes.for_each(|outcome| self.reserved(outcome, 0));
         for kind in ["lapsed", "expired", "forgotten"] {
@@ -161,6 +170,7 @@ impl Metrics {
             Box::new(self.batch_size.clone()),
             Box::new(self.batch_wait.clone()),
             Box::new(self.shed.clone()),
+            Box::new(self.writable.clone()),
             Box::new(self.pool_packages.clone()),
             Box::new(self.swept.clone()),
             Box::new(self.sweeper_lag.clone()),
@@ -213,6 +223,18 @@ impl Metrics {
     /// A request was refused because too many waited.
     pub fn shed(&self) {
         self.shed.inc();
+    }
+
+    /// Whether the database takes writes; answers whether that is news.
+    pub fn database_is_writable(&self, is_writable: bool) -> bool {
+        self.writable.set(is_writable.into());
+        self.is_writable.swap(is_writable, Ordering::Relaxed) != is_writable
+    }
+
+    /// Whether the database took writes when it was seen last.
+    #[must_use]
+    pub fn database_was_writable(&self) -> bool {
+        self.is_writable.load(Ordering::Relaxed)
     }
 
     /// How many KeyPackages are in this state.

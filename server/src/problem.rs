@@ -142,7 +142,13 @@ impl ResponseError for Failure {
 impl From<StoreError> for Failure {
     /// What the database said goes to the log, never to the caller.
     fn from(error: StoreError) -> Self {
-        if error.transient {
+        if error.refuses_writes {
+            tracing::debug!(%error, "the database takes no writes");
+            Self::new(
+                ProblemType::Unavailable,
+                "The database takes no writes now. Nothing was changed; try again later.",
+            )
+        } else if error.transient {
             tracing::warn!(%error, "the database cannot answer now");
             Self::new(ProblemType::Unavailable, "The database cannot answer now; try again in a moment.")
         } else {

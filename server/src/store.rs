@@ -38,6 +38,7 @@ mod tokens;
 mod view;
 mod watch;
 mod wishes;
+mod writable;
 
 use std::fmt;
 
@@ -67,8 +68,10 @@ const ANSWER_BYTES: usize = 4 * 1024 * 1024;
 /// The database could not do what it was asked.
 #[derive(Debug)]
 pub struct StoreError {
-    /// Whether the same call may work in a moment: the database is away, busy, or shutting down.
+    /// Whether the same call may work in a moment: the database is away, busy, shutting down, or takes no writes.
     pub transient: bool,
+    /// Whether it takes no writes. That is said in the log when it begins, and not for each request.
+    pub refuses_writes: bool,
     source: anyhow::Error,
 }
 
@@ -86,16 +89,18 @@ impl std::error::Error for StoreError {
 
 impl StoreError {
     pub(crate) fn transient(source: impl Into<anyhow::Error>) -> Self {
-        Self { transient: true, source: source.into() }
+        Self { transient: true, refuses_writes: false, source: source.into() }
     }
 
     pub(crate) fn fatal(source: impl Into<anyhow::Error>) -> Self {
-        Self { transient: false, source: source.into() }
+        Self { transient: false, refuses_writes: false, source: source.into() }
     }
 }
 
 impl From<diesel::result::Error> for StoreError {
     fn from(error: diesel::result::Error) -> Self {
-        Self { transient: connection::is_transient(&error), source: error.into() }
+        let refuses_writes = writable::is_refusal(&error);
+        let transient = refuses_writes || connection::is_transient(&error);
+        Self { transient, refuses_writes, source: error.into() }
     }
 }

@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeMap,
     fs,
+    os::unix::fs::PermissionsExt,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -16,7 +17,7 @@ use reqwest::{Method, header};
 use rstest::rstest;
 use serde_json::json;
 
-use crate::support::{Database, Device, Http, Place, Postgres, ServerProcess, TestServer, group, hot_client};
+use crate::support::{Database, Device, Http, Place, Postgres, ServerProcess, TestServer, binary, group, hot_client};
 
 /// Within this, all of many requests at once are answered that the database is away.
 const BOUND: Duration = Duration::from_secs(5);
@@ -138,4 +139,126 @@ async fn a_server_that_has_too_much_to_do_is_still_ready(#[values(Database::Post
     database.run("COMMIT");
     let removed = join_all(waiting).await;
     assert_eq!(removed.iter().filter(|answer| answer.status == 200).count(), 1, "{removed:?}");
+}
+
+/// Keeps a database from taking writes, and lets it take them again.
+enum Refusal {
+    Postgres(Place),
+    /// The server's files may not grow: its number, and what it was allowed.
+    Sqlite(u32),
+}
+
+impl Refusal {
+    fn limit_files(server: u32, limit: &str) {
+        let status = std::process::Command::new("prlimit").args(["--pid", &server.to_string(), limit]).status();
+        assert!(status.unwrap().success());
+    }
+
+    fn begin(&self) {
+        match self {
+            Self::Postgres(place) => {
+                let mut database = place.open();
+                database.run(&format!("ALTER DATABASE {} SET default_transaction_read_only = on", name(place)));
+                database.end_others();
+            }
+            Self::Sqlite(server) => Self::limit_files(*server, "--fsize=4096:unlimited"),
+        }
+    }
+
+    fn end(&self) {
+        match self {
+            Self::Postgres(place) => {
+                let mut database = place.open();
+                database.run("SET default_transaction_read_only = off");
+                database.run(&format!("ALTER DATABASE {} RESET default_transaction_read_only", name(place)));
+            }
+            Self::Sqlite(server) => Self::limit_files(*server, "--fsize=unlimited:unlimited"),
+        }
+    }
+}
+
+fn name(place: &Place) -> &str {
+    place.url.rsplit_once('/').unwrap().1
+}
+
+/// The server's program, which is not ended when a file of its may not grow.
+fn program_whose_files_may_be_limited() -> (tempfile::TempDir, std::path::PathBuf) {
+    let directory = tempfile::tempdir().unwrap();
+    let program = directory.path().join("server");
+    fs::write(&program, format!("#!/bin/sh\ntrap '' XFSZ\nexec '{}'\n", binary("keypool-server").display())).unwrap();
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+    (directory, program)
+}
+
+#[rstest]
+#[tokio::test]
+async fn a_database_that_takes_no_writes_is_an_outage_that_heals_by_itself(
+    #[values(Database::Postgres, Database::Sqlite)] db: Database,
+) {
+    let place = blocking(move || db.fresh()).await;
+    let log = tempfile::NamedTempFile::new().unwrap();
+    let stderr = log.reopen().unwrap();
+    let (_directory, program) = program_whose_files_may_be_limited();
+    let mut server = ServerProcess::start_program_with(&program, &place, |command| {
+        command.stderr(stderr);
+    })
+    .await;
+    let anyone = Http::over(hot_client(), &server.base);
+    let (alice, bob) = (anyone.registered("alice", "laptop").await, anyone.registered("bob", "phone").await);
+    alice.uploaded(&Device::new("alice", "laptop").key_packages(4)).await;
+    let reservation = bob.reserved("alice").await;
+    let refusal = match db {
+        Database::Postgres => Refusal::Postgres(Place::at(place.url.clone())),
+        Database::Sqlite => Refusal::Sqlite(server.id()),
+    };
+
+    refusal.begin();
+    for answer in [
+        bob.reserve("alice").await,
+        bob.spend(&reservation, "friends").await,
+        alice.upload(&[Device::new("alice", "laptop").key_package()]).await,
+        anyone.register("carol", "phone").await,
+        alice.post("/keypackages/revoke", &json!({"all": true})).await,
+        bob.delete("/devices/phone").await,
+        anyone.get("/readyz").await,
+        anyone.get("/readyz").await,
+    ] {
+        answer.is_problem(503, ProblemType::Unavailable);
+    }
+    assert_eq!(anyone.get("/healthz").await.status, 200);
+    let metrics = anyone.get("/metrics").await.text;
+    assert!(metrics.contains("\nkeypool_database_writable 0\n"), "{metrics}");
+
+    refusal.end();
+    server.ready().await;
+    assert_eq!(bob.spend(&reservation, "friends").await.ok()["keypackage_ref"], reservation["keypackage_ref"]);
+    bob.reserved("alice").await;
+    assert_eq!(alice.status().await["fresh"], 2);
+    drop(server);
+    let log = fs::read_to_string(log.path()).unwrap();
+    let lines: Vec<_> = log.lines().filter(|line| line.contains("the database takes no writes")).collect();
+    assert_eq!(lines.len(), 1, "{log}");
+    assert!(lines[0].contains("read-only") && lines[0].contains("disk is full"), "{}", lines[0]);
+}
+
+/// While somebody reads for long, SQLite's log can only grow. After it, it does not stay so.
+#[tokio::test]
+async fn the_log_of_sqlite_does_not_stay_large() {
+    let server = TestServer::start(Database::Sqlite).await;
+    let log = || fs::metadata(server.wal()).unwrap().len();
+    let mut reader = server.database();
+    reader.run("BEGIN; SELECT count(*) FROM users");
+    let mut writer = server.database();
+    writer.run("PRAGMA journal_mode = WAL; CREATE TABLE large (bytes BLOB)");
+    for _ in 0..12 {
+        writer.run("INSERT INTO large VALUES (zeroblob(8 * 1024 * 1024))");
+    }
+    assert!(log() > 90 * 1024 * 1024, "{} bytes", log());
+    reader.run("COMMIT");
+    // The server's own commits copy it, and begin it anew.
+    let anyone = server.anyone();
+    for number in 0..4 {
+        anyone.registered(&format!("user-{number}"), "phone").await;
+    }
+    assert!(log() <= 65 * 1024 * 1024, "{} bytes", log());
 }

@@ -77,8 +77,8 @@ impl From<diesel::result::Error> for CommitError {
 }
 
 impl Retry for CommitError {
-    fn lost_to_another(&self) -> bool {
-        matches!(self, Self::Store(error) if error.lost_to_another())
+    fn store_error(&self) -> Option<&StoreError> {
+        if let Self::Store(error) = self { Some(error) } else { None }
     }
 }
 

@@ -17,6 +17,7 @@ use super::{
     proven::{Connector, Glance},
     sqlite,
     watch::Watch,
+    writable,
 };
 use crate::{clock::Clock, config::Config, metrics::Metrics};
 
@@ -205,6 +206,10 @@ where
     loop {
         let result = transaction(&mut proven.conn, &mut body);
         proven.at = result.is_ok().then(Instant::now);
+        if let Some(error) = result.as_ref().err().and_then(Retry::store_error).filter(|error| error.refuses_writes) {
+            writable::note_refusal(metrics, error);
+            proven.is_spoiled = true;
+        }
         match result {
             Err(error) if attempt < ATTEMPTS && error.lost_to_another() => {
                 tracing::debug!(name, attempt, "transaction lost to another one; trying again");
@@ -227,9 +232,13 @@ where
     StoreError: From<E>,
 {
     let mut proven = connection(pool, metrics)?;
-    let result = body(&mut proven.conn);
+    let result = body(&mut proven.conn).map_err(StoreError::from);
     proven.at = result.is_ok().then(Instant::now);
-    Ok(result?)
+    if let Some(error) = result.as_ref().err().filter(|error| error.refuses_writes) {
+        writable::note_refusal(metrics, error);
+        proven.is_spoiled = true;
+    }
+    result
 }
 
 /// What reads a whole table says so: everything else finds its rows by an index, however few `PostgreSQL` thinks there are.
@@ -239,12 +248,17 @@ pub(super) trait WholeTable: Sized {
 
 /// Whether a failed transaction may work when it is simply run again.
 pub(super) trait Retry {
-    fn lost_to_another(&self) -> bool;
+    /// The failure of the database, where it is that.
+    fn store_error(&self) -> Option<&StoreError>;
+
+    fn lost_to_another(&self) -> bool {
+        self.store_error().is_some_and(|error| error.source.downcast_ref().is_some_and(lost_to_another))
+    }
 }
 
 impl Retry for StoreError {
-    fn lost_to_another(&self) -> bool {
-        self.source.downcast_ref().is_some_and(lost_to_another)
+    fn store_error(&self) -> Option<&StoreError> {
+        Some(self)
     }
 }
 
@@ -304,7 +318,6 @@ mod tests {
         }
         for (kind, message) in [
             (K::Unknown, "syntax error at or near"),
-            (K::Unknown, "database or disk is full"),
             (K::UnableToSendCommand, "number of parameters must be between 0 and 65535"),
             (K::UniqueViolation, "duplicate key value"),
         ] {

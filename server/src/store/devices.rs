@@ -80,8 +80,8 @@ impl From<diesel::result::Error> for RegisterError {
 }
 
 impl Retry for RegisterError {
-    fn lost_to_another(&self) -> bool {
-        matches!(self, Self::Store(error) if error.lost_to_another())
+    fn store_error(&self) -> Option<&StoreError> {
+        if let Self::Store(error) = self { Some(error) } else { None }
     }
 }
 
@@ -106,8 +106,8 @@ impl From<diesel::result::Error> for DeviceError {
 }
 
 impl Retry for DeviceError {
-    fn lost_to_another(&self) -> bool {
-        matches!(self, Self::Store(error) if error.lost_to_another())
+    fn store_error(&self) -> Option<&StoreError> {
+        if let Self::Store(error) = self { Some(error) } else { None }
     }
 }
 

@@ -15,6 +15,8 @@ const FRESH: Duration = Duration::from_secs(1);
 pub(super) struct Proven<C> {
     pub(super) conn: C,
     pub(super) at: Option<Instant>,
+    /// Whether it is not to be used again: it may go on refusing writes when the database no longer does.
+    pub(super) is_spoiled: bool,
 }
 
 /// What can be seen of the other end without asking it.
@@ -44,7 +46,7 @@ impl<C: R2D2Connection + Glance + 'static> ManageConnection for Connector<C> {
     fn connect(&self) -> Result<Proven<C>, Error> {
         let mut conn = self.manager.connect()?;
         (self.begin)(&mut conn).map_err(Error::QueryError)?;
-        Ok(Proven { conn, at: Some(Instant::now()) })
+        Ok(Proven { conn, at: Some(Instant::now()), is_spoiled: false })
     }
 
     fn is_valid(&self, proven: &mut Proven<C>) -> Result<(), Error> {
@@ -53,6 +55,6 @@ impl<C: R2D2Connection + Glance + 'static> ManageConnection for Connector<C> {
     }
 
     fn has_broken(&self, proven: &mut Proven<C>) -> bool {
-        self.manager.has_broken(&mut proven.conn)
+        proven.is_spoiled || self.manager.has_broken(&mut proven.conn)
     }
 }

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use anyhow::Context;
 use diesel::{
     Connection, SqliteConnection,
     connection::SimpleConnection,
@@ -25,9 +26,15 @@ use super::{
     watch::{DatabaseClock, Watch},
 };
 
-/// WAL lets readers go on while one writes; FULL makes every answered commit survive a power cut.
+/// WAL lets readers go on while one writes; FULL makes every answered commit survive a power cut. The log is copied into the file
+/// when it has 16,000 pages, 64 MiB; what it has grown beyond that while somebody read for long is given back after it.
 const SESSION: &str = "PRAGMA busy_timeout = 5000; PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; \
-                       PRAGMA foreign_keys = ON; PRAGMA wal_autocheckpoint = 16000";
+                       PRAGMA foreign_keys = ON; PRAGMA wal_autocheckpoint = 16000; \
+                       PRAGMA journal_size_limit = 67108864";
+
+/// What its owner alone may read and write.
+#[cfg(unix)]
+const PRIVATE: u32 = 0o600;
 
 /// The writer has 16 MB for pages: with the 2 MB that are usual, what a batch changes does not fit, and is written to the log
 /// more than once.
@@ -60,7 +67,37 @@ impl Glance for SqliteConnection {
     }
 }
 
+/// The database is its owner's alone: made so before SQLite opens it, which gives the log and its index the same mode.
+#[cfg(unix)]
+fn make_private(path: &str) -> anyhow::Result<()> {
+    use std::{
+        fs::{self, OpenOptions, Permissions},
+        os::unix::fs::{OpenOptionsExt, PermissionsExt},
+    };
+    let made = OpenOptions::new().read(true).append(true).create(true).mode(PRIVATE).open(path);
+    made.with_context(|| format!("cannot open or make the file {path}"))?;
+    for file in [path.to_owned(), format!("{path}-wal"), format!("{path}-shm"), format!("{path}.generation")] {
+        let Ok(found) = fs::metadata(&file) else { continue };
+        if found.permissions().mode() & 0o077 == 0 {
+            continue;
+        }
+        match fs::set_permissions(&file, Permissions::from_mode(PRIVATE)) {
+            Ok(()) => tracing::info!(file, "others could read the database's file: now its owner alone can"),
+            Err(error) => {
+                tracing::warn!(file, %error, "others can read the database's file, and it could not be changed")
+            }
+        }
+    }
+    Ok(())
+}
+
+#[cfg(not(unix))]
+fn make_private(_: &str) -> anyhow::Result<()> {
+    Ok(())
+}
+
 pub(super) fn migrate(path: &str) -> Result<(), StoreError> {
+    make_private(path).map_err(StoreError::fatal)?;
     let mut conn = SqliteConnection::establish(path).map_err(StoreError::fatal)?;
     conn.batch_execute(SESSION)?;
     // Whoever begins first migrates; the others wait for it, and find nothing left to do.
