@@ -1,5 +1,6 @@
 use std::{
     fmt,
+    net::IpAddr,
     time::{Duration, Instant},
 };
 
@@ -327,6 +328,16 @@ pub(crate) fn server_address(text: &str) -> Result<Url> {
     Ok(url)
 }
 
+/// What anybody on the way to the server can read and change, such as the bearer token.
+pub(crate) fn is_in_the_clear(server: &str) -> bool {
+    Url::parse(server).is_ok_and(|url| {
+        let host = url.host_str().unwrap_or_default().trim_matches(['[', ']']);
+        let is_loopback = host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback());
+        let is_here = is_loopback || host == "localhost" || host.ends_with(".localhost");
+        url.scheme() == "http" && !is_here
+    })
+}
+
 /// A problem whose `type` may be newer than this program.
 #[derive(Deserialize)]
 struct AnyProblem {
@@ -390,6 +401,18 @@ mod tests {
         );
         for wrong in ["localhost:8080", "ftp://example.org", "example.org", "http://a/?b"] {
             assert!(server_address(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn only_http_to_another_machine_is_in_the_clear() {
+        for clear in
+            ["http://example.org", "http://10.0.0.1:8080/", "http://localhost.example.org", "http://[fe80::1]/"]
+        {
+            assert!(is_in_the_clear(clear), "{clear}");
+        }
+        for safe in ["https://example.org", "http://localhost:8080", "http://127.0.0.1", "http://[::1]:8080/"] {
+            assert!(!is_in_the_clear(safe), "{safe}");
         }
     }
 

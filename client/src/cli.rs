@@ -16,7 +16,7 @@ use openmls::prelude::Ciphersuite;
 use secrecy::{ExposeSecret, SecretString};
 
 use crate::{
-    api::DEFAULT_TIMEOUT,
+    api::{DEFAULT_TIMEOUT, is_in_the_clear},
     client::{MlsClient, NewDevice, Settings},
     doctor::Verdict,
     error::{Error, Result},
@@ -277,6 +277,9 @@ async fn init(args: InitArgs, directory: &Path, mut settings: Settings, output: 
         None if encrypt => Some(asked_passphrase(directory, true)?),
         given => given,
     };
+    if is_in_the_clear(&server) {
+        Output::is_in_the_clear(&server);
+    }
     let ciphersuites = ciphersuite.into_iter().filter_map(|number| Ciphersuite::try_from(number).ok()).collect();
     let new = NewDevice { server, user, device, user_token, ciphersuites };
     let (client, report) = output

@@ -7,6 +7,7 @@ use keypool_openapi::{Health, PoolStatus};
 use serde::Serialize;
 
 use crate::{
+    api::is_in_the_clear,
     client::MlsClient,
     clock::{SKEW, skew},
     error::{Error, Result},
@@ -63,6 +64,11 @@ impl MlsClient {
     pub async fn doctor(&self) -> Vec<Check> {
         let mut checks = vec![permissions(self.store().directory()), self.integrity(), self.keys()];
         checks.push(match self.api().server_version().await {
+            Ok(_) if is_in_the_clear(self.api().server()) => Check::warning(
+                "server",
+                format!("whoever is on the way to {} can read the token of this device", self.api().server()),
+                "use https:// where the server has it",
+            ),
             Ok(version) => versions(&version),
             Err(error) => Check::of_error("server", &error),
         });

@@ -2,6 +2,7 @@
 
 use std::{
     fs,
+    os::unix::fs::PermissionsExt,
     path::Path,
     process::{Command, Output, Stdio},
     sync::Arc,
@@ -439,4 +440,41 @@ async fn a_server_needs_no_right_to_change_a_schema_that_is_up_to_date() {
     );
     let output = run_as("serves", "enrol", &["--user", "alice"]).await;
     assert!(!output.status.success() && said(&output).contains("migration"), "{}", said(&output));
+}
+
+/// Others on the machine read nothing of a database, nor of what was made before.
+#[tokio::test]
+async fn the_files_of_a_database_are_its_owners_alone() {
+    let place = Database::Sqlite.fresh();
+    let path = std::path::PathBuf::from(place.url.strip_prefix("sqlite://").unwrap());
+    let modes = || -> Vec<_> {
+        let entries = fs::read_dir(path.parent().unwrap()).unwrap().map(Result::unwrap);
+        entries.map(|entry| (entry.file_name(), entry.metadata().unwrap().permissions().mode() & 0o777)).collect()
+    };
+    let server = ServerProcess::start(&place).await;
+    Http::new(&server.base).registered("alice", "laptop").await;
+    let made = modes();
+    assert!(made.len() >= 4 && made.iter().all(|(_, mode)| *mode == 0o600), "{made:?}");
+    server.signal("TERM");
+    assert_eq!(server.ended().await.code(), Some(0));
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
+    let server = ServerProcess::start(&place).await;
+    Http::new(&server.base).registered("bob", "laptop").await;
+    assert!(modes().iter().all(|(_, mode)| *mode == 0o600), "{:?}", modes());
+}
+
+#[tokio::test]
+async fn keys_of_the_identity_provider_over_plain_http_are_warned_of() {
+    for (url, warns) in [("http://keys.invalid/jwks", true), ("https://keys.invalid/jwks", false)] {
+        let place = Database::Sqlite.fresh();
+        let log = NamedTempFile::new().unwrap();
+        let stderr = log.reopen().unwrap();
+        let _server = ServerProcess::start_with(&place, |command| {
+            command.env("KEYPOOL_REGISTRATION", "jwt").env("KEYPOOL_JWT_ISSUER", "i").env("KEYPOOL_JWT_AUDIENCE", "a");
+            command.env("KEYPOOL_JWT_JWKS", url).stderr(stderr);
+        })
+        .await;
+        let log = fs::read_to_string(log.path()).unwrap();
+        assert_eq!(log.contains("come over plain HTTP"), warns, "{log}");
+    }
 }

@@ -45,6 +45,17 @@ impl Output {
         });
     }
 
+    /// The server's address is one at which others can listen.
+    pub(super) fn is_in_the_clear(server: &str) {
+        let warning = painted("warning", AnsiColor::Yellow);
+        let server = clean(server);
+        let _ = writeln!(
+            anstream::stderr(),
+            "{warning}: whoever is on the way to {server} can read this device's token, and act as it. Use https:// where the \
+             server has it."
+        );
+    }
+
     pub(super) fn refreshed(&self, report: &RefreshReport) {
         self.answer(report, || refresh_text(report));
     }

@@ -368,3 +368,13 @@ async fn whom_something_did_not_reach_is_named(#[values(Anywhere::Postgres, Anyw
     assert!(told.contains("did not reach bob/laptop"), "{told}");
     drop(carol);
 }
+
+#[test]
+fn an_address_at_which_others_can_listen_is_warned_of() {
+    let shell = Shell::new();
+    // Nobody is there: the warning comes before the first token is asked for.
+    let init = |server: &str| shell.failure(&["--timeout", "1", "init", "--server", server, "--user", "alice"]).1;
+    assert!(init("http://keypool.invalid").contains("Use https://"));
+    assert!(!init("http://127.0.0.1:9").contains("Use https://"));
+    assert!(!init("https://keypool.invalid").contains("Use https://"));
+}

@@ -4,6 +4,7 @@ use std::{
     fmt,
     fs::File,
     io::Read,
+    net::IpAddr,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -32,12 +33,26 @@ impl fmt::Display for Source {
     }
 }
 
+/// Whether anybody on the way can read and change what comes from there.
+fn is_in_the_clear(url: &Url) -> bool {
+    let host = url.host_str().unwrap_or_default().trim_matches(['[', ']']);
+    let is_loopback = host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback());
+    url.scheme() == "http" && !is_loopback && host != "localhost" && !host.ends_with(".localhost")
+}
+
 impl Source {
     /// The source that the setting `jwt_jwks` names.
     pub(super) fn new(jwks: &str, timeout: Duration) -> anyhow::Result<Self> {
         let Some(url) = Url::parse(jwks).ok().filter(|url| ["http", "https"].contains(&url.scheme())) else {
             return Ok(Self::File(jwks.into()));
         };
+        if is_in_the_clear(&url) {
+            let source = url.origin().ascii_serialization();
+            tracing::warn!(
+                source,
+                "the identity provider's keys come over plain HTTP: whoever is on the way can forge them"
+            );
+        }
         // Fails only if a provider has been chosen before, and then that one serves.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let client = Client::builder()
