@@ -30,6 +30,7 @@ mod report;
 mod requests;
 mod seed;
 mod server;
+mod siege;
 mod sqlite;
 mod stage;
 mod uploads;
@@ -44,6 +45,7 @@ Examples, with keypool-bench for cargo run --release --package keypool-bench --:
   keypool-bench compare                                 beside pgbench on the same PostgreSQL
   keypool-bench compare --database sqlite               beside a bare thread on a copy of the same file
   keypool-bench growth --json                           when there is more of everything
+  keypool-bench siege                                   beside those who mean harm
 
 But for client and wake, each needs the server beside this program, and PostgreSQL's programs where PostgreSQL is measured:
   cargo build --release --package keypool-server
@@ -91,6 +93,10 @@ enum Command {
     Replicas(compare::Plan),
     /// Upload through HTTP, judge on all cores without it, and reserve with and without uploads beside it, in turns
     Uploads(uploads::Plan),
+    /// Reserve beside 10,000 slow readers, 10,000 waiting devices and queues of large messages, and without them, in turns
+    ///
+    /// At a server with the memory of docker-compose.yml. It opens 20,000 files: `ulimit -n 65536` before it.
+    Siege(siege::Plan),
     /// Generate KeyPackages into the client's file, and into OpenMLS's memory
     Client {
         /// How often each is measured, in turns
@@ -143,6 +149,7 @@ async fn run(command: Command, json: bool) -> anyhow::Result<()> {
         Command::Hot(plan) => report::print(&hot::measure(plan).await?, json, hot::text),
         Command::Replicas(plan) => report::print(&replicas::measure(plan).await?, json, replicas::text),
         Command::Uploads(plan) => report::print(&uploads::measure(plan).await?, json, uploads::text),
+        Command::Siege(plan) => report::print(&siege::measure(plan).await?, json, siege::text),
         Command::Client { rounds } => {
             report::print(&client::measure(rounds)?, json, |found| report::comparisons(found))
         }

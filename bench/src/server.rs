@@ -22,6 +22,11 @@ pub(crate) struct Server {
 impl Server {
     /// Starts one that limits nobody, and whose pools have room for everything.
     pub(crate) async fn start(database_url: &str) -> Result<Self> {
+        Self::start_within(database_url, None).await
+    }
+
+    /// The same, which may use so many MiB of memory.
+    pub(crate) async fn start_within(database_url: &str, memory: Option<u32>) -> Result<Self> {
         let address = format!("127.0.0.1:{}", TcpListener::bind("127.0.0.1:0")?.local_addr()?.port());
         let begun = Instant::now();
         let child = program()?
@@ -30,6 +35,7 @@ impl Server {
             .env("KEYPOOL_LIMITS", "off")
             .env("KEYPOOL_POOL_CAPACITY", "100000000")
             .env("KEYPOOL_LOG", "warn")
+            .envs(memory.map(|memory| ("KEYPOOL_MEMORY", memory.to_string())))
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .spawn()
@@ -48,10 +54,24 @@ impl Server {
         bail!("keypool-server does not listen on {} after 30 s", server.address)
     }
 
+    /// The process's number.
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// The memory that it has, in megabytes.
     pub(crate) fn memory_mb(&self) -> f64 {
+        self.status_mb("VmRSS:")
+    }
+
+    /// The most that it has had.
+    pub(crate) fn peak_memory_mb(&self) -> f64 {
+        self.status_mb("VmHWM:")
+    }
+
+    fn status_mb(&self, name: &str) -> f64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap_or_default();
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        let line = status.lines().find_map(|line| line.strip_prefix(name));
         let kilobytes = line.and_then(|line| line.trim().split(' ').next()?.parse::<f64>().ok());
         kilobytes.unwrap_or(f64::NAN) / 1e3
     }

@@ -29,13 +29,34 @@ impl<'a> Stage<'a> {
         (users, packages): (u64, u64),
         connections: u16,
     ) -> Result<Self> {
+        Self::set_up(postgres, name, (users, packages), connections, None).await
+    }
+
+    async fn set_up(
+        postgres: &'a Postgres,
+        name: &str,
+        (users, packages): (u64, u64),
+        connections: u16,
+        memory: Option<u32>,
+    ) -> Result<Self> {
         let database = postgres.database(name)?;
         database.fill(users, packages)?;
         let connections = usize::from(connections);
         let adders = database.add_adders(connections)?;
-        let server = Server::start(&database.url).await?;
+        let server = Server::start_within(&database.url, memory).await?;
         let cast = Arc::new(Cast::new(server.address.clone(), adders, ("user-", users)));
         Ok(Self { database, server, cast, connections })
+    }
+
+    /// The same with a server that may use so many MiB of memory.
+    pub(crate) async fn set_within(
+        postgres: &'a Postgres,
+        name: &str,
+        (users, packages): (u64, u64),
+        connections: u16,
+        memory: u32,
+    ) -> Result<Self> {
+        Self::set_up(postgres, name, (users, packages), connections, Some(memory)).await
     }
 
     /// So that no round pays for the first plans and the cold caches.
