@@ -133,6 +133,34 @@ async fn a_commit_that_lies_is_refused_and_a_new_group_is_the_way_on(
     }
 }
 
+/// Mallory chooses whom her Commit is sent to.
+#[rstest]
+#[tokio::test(flavor = "multi_thread")]
+async fn who_was_not_sent_a_refused_commit_is_told_and_decides(
+    #[values(Anywhere::Postgres, Anywhere::Sqlite)] db: Anywhere,
+) {
+    let mut scene = Scene::start(db).await;
+    scene.with_mallory("friends");
+    let Scene { alice, bob, mallory, .. } = &mut scene;
+    let old = bob.json(&["group", "list"])[0]["id"].as_str().unwrap().to_owned();
+    mallory.does("change", &json!({ "identity": "alice/d1", "recipients": ["alice/laptop"] }));
+    assert_eq!(refused(&alice.json(&["receive"])).len(), 1);
+    alice.text(&["group", "renew", "friends", "--without", "mallory/laptop"]);
+    let shown = bob.text(&["receive"]);
+    let claim = format!(
+        "warning: alice/laptop says that this group takes the place of the older one {old}, without mallory/laptop. No \
+         change of the older one by anybody else was refused here, so both go on: ask the others which one they use"
+    );
+    assert!(shown.contains(&claim), "{shown}");
+    let (_, which) = bob.failure(&["send", "friends", "hello"]);
+    assert!(which.contains(&old) && which.contains("give its whole id"), "{which}");
+    // Nobody is left there who could let him go, so he asks in vain, and goes.
+    bob.text(&["group", "leave", &old]);
+    bob.text(&["group", "leave", &old]);
+    bob.text(&["send", "friends", "hello"]);
+    assert_eq!(said(&alice.json(&["receive"])), [("bob/laptop".to_owned(), "hello".to_owned())]);
+}
+
 #[rstest]
 #[tokio::test(flavor = "multi_thread")]
 async fn a_proposal_that_lies_is_refused_and_the_group_goes_on(
