@@ -36,7 +36,7 @@ fn what_text(what: &What, place: Place<'_>) -> String {
         What::Removed => "this device is no longer in the group".to_owned(),
         What::Refused { kind, by, why } => refused_text(*kind, by, why, place),
         What::Renewed { by, without, .. } => renewed_text(by, without),
-        What::RenewalClaimed { by, old_group, without } => claimed_text(by, old_group, without, place),
+        What::RenewalClaimed { by, old_group, without, added } => claimed_text(by, old_group, (without, added), place),
         What::Device { device, change } => warning(&device_text(device, *change)),
         What::Unreadable { device } => {
             format!(
@@ -65,29 +65,29 @@ fn device_text(device: &DeviceOf, change: DeviceChange) -> String {
 }
 
 fn renewed_text(by: &str, without: &[String]) -> String {
-    let without = without_text(without);
+    let without = list("without", without);
     format!("{} has made this group in place of an older one, which is read-only now{without}", clean(by))
 }
 
-fn claimed_text(by: &str, old_group: &str, without: &[String], place: Place<'_>) -> String {
+fn claimed_text(by: &str, old_group: &str, (without, added): (&[String], &[String]), place: Place<'_>) -> String {
     let leave = match place {
         Place::Shell { .. } => "keypool group leave",
         Place::Chat => "/leave",
     };
-
     let claim = warning(&format!(
-        "{} says that this group takes the place of the older one {old_group}{}",
+        "{} says that this group takes the place of the older one {old_group}{}{}",
         clean(by),
-        without_text(without)
+        list("without", without),
+        list("with", added)
     ));
     format!(
-        "{claim}. No change of the older one by anybody else was refused here, so both go on: ask the others which one they \
+        "{claim}. That does not follow from a change that was refused here, so both go on: ask the others which one they \
          use, and leave the other one with `{leave}`"
     )
 }
 
-fn without_text(members: &[String]) -> String {
-    if members.is_empty() { String::new() } else { format!(", without {}", clean(&members.join(", "))) }
+fn list(word: &str, members: &[String]) -> String {
+    if members.is_empty() { String::new() } else { format!(", {word} {}", clean(&members.join(", "))) }
 }
 
 fn members_text(by: &str, added: &[String], removed: &[String]) -> String {
@@ -156,7 +156,12 @@ mod tests {
             What::Members { by: hostile(), added: vec![hostile()], removed: vec![hostile()] },
             What::Refused { kind: MessageKind::Commit, by: hostile(), why: hostile() },
             What::Renewed { by: hostile(), old_group: String::new(), without: vec![hostile()] },
-            What::RenewalClaimed { by: hostile(), old_group: String::new(), without: vec![hostile()] },
+            What::RenewalClaimed {
+                by: hostile(),
+                old_group: String::new(),
+                without: vec![hostile()],
+                added: vec![hostile()],
+            },
         ];
         let texts = whats.iter().map(|what| what_text(what, Place::Shell { group: "friends" }));
         let notices =

@@ -71,8 +71,8 @@ pub enum What {
         #[serde(default)]
         without: Vec<String>,
     },
-    /// A member says that this group takes the place of another one, of which this device has refused nothing, or only what
-    /// that very member has sent. Both go on: people decide, and leave one of them.
+    /// A member says that this group takes the place of another one, and that does not follow from a Commit that was refused
+    /// here: none was, or they sent it, or somebody else is left out, or new. Both go on: people decide, and leave one.
     RenewalClaimed {
         /// Who says so, as their credential says.
         by: String,
@@ -80,6 +80,8 @@ pub enum What {
         old_group: String,
         /// Who was in the other group and is not in this one.
         without: Vec<String>,
+        /// Who is in this group and was not in the other one.
+        added: Vec<String>,
     },
     /// A device of this device's own user has changed: if its owner did not do that, somebody has a token of theirs. Of no
     /// group, whose id is empty.

@@ -8,7 +8,7 @@ use tracing::warn;
 
 use super::{
     Group, GroupState, Invited, MlsMembership, What,
-    commits::{members_of, warn_of},
+    commits::{device_of, members_of, warn_of},
     delivery::Content,
     identity::identity,
     identity_check::name_of,
@@ -28,7 +28,8 @@ pub struct Renewed {
 impl MlsMembership<'_> {
     /// Makes a new group of the same name, with the devices that are in this one but for those in `without`. The old one
     /// is read-only from then on; for its other members as soon as they are in the new one, if they have refused a Commit
-    /// of the old one, too. For anybody else both go on, see [`What::RenewalClaimed`].
+    /// of the old one, too, and nobody but its sender is left out. For anybody else both go on, see
+    /// [`What::RenewalClaimed`].
     ///
     /// This is the way on where a Commit was refused: the server has taken it, so nobody who refused it can change the old
     /// group any more.
@@ -86,12 +87,12 @@ impl MlsMembership<'_> {
         Ok(all)
     }
 
-    /// Another group has taken the place of one, says a member of the new one. So it is where this device has refused a
-    /// Commit of the old one, and not by them: else any member could take over the name of a group that works, with
-    /// members of their choice.
-    pub(super) fn renewed(&self, new: &MlsGroup, by: String, old_group: String) -> Result<What> {
+    /// Another group has taken the place of one, says a member of the new one. So it is where that follows from a Commit of
+    /// the old one that was refused here: the new one has the same members, but for those of the user who sent it, and
+    /// somebody else has made it. Else any member could take over the name of a group, with members of their choice.
+    pub(super) fn renewed(&self, new: &MlsGroup, by: String, old_group: &str) -> Result<What> {
         let ignored = |why: &str| Ok(What::Ignored { why: why.to_owned() });
-        let Ok(old_id) = hex::decode(&old_group) else { return ignored("it names no group") };
+        let Ok(old_id) = hex::decode(old_group) else { return ignored("it names no group") };
         let Ok(old) = self.load_group(&old_id) else { return ignored("this device is not in the old group") };
         let names = |group: &MlsGroup| group.members().map(|member| name_of(&member.credential)).collect::<Vec<_>>();
         let (before, after) = (names(&old), names(new));
@@ -101,9 +102,15 @@ impl MlsMembership<'_> {
         if self.check_writable(&old_id).is_err() {
             return ignored("another group has taken the place of the old one already");
         }
-        let without = before.into_iter().filter(|member| !after.contains(member)).collect();
-        if self.store.refused_commit(&old_id)?.is_none_or(|refused| refused == by) {
-            return Ok(What::RenewalClaimed { by, old_group, without });
+        let old_group = hex::encode(&old_id);
+        let without: Vec<_> = before.iter().filter(|member| !after.contains(member)).cloned().collect();
+        let added: Vec<_> = after.iter().filter(|member| !before.contains(member)).cloned().collect();
+        let follows_from = |refused: String| {
+            let is_theirs = |member: &String| is_same_user(member, &refused);
+            !is_theirs(&by) && !after.contains(&refused) && without.iter().all(is_theirs) && added.is_empty()
+        };
+        if !self.store.refused_commit(&old_id)?.is_some_and(follows_from) {
+            return Ok(What::RenewalClaimed { by, old_group, without, added });
         }
         self.store.note_replacement(&old_id, new.group_id().as_slice())?;
         Ok(What::Renewed { by, old_group, without })
@@ -121,5 +128,13 @@ impl MlsMembership<'_> {
     pub(super) fn state_of(&self, group_id: &[u8]) -> Result<GroupState> {
         let row = self.store.groups()?.into_iter().find(|row| row.group_id == group_id);
         Ok(row.as_ref().map_or(GroupState::Active, GroupState::of))
+    }
+}
+
+/// Whether two members are devices of one user.
+fn is_same_user(one: &str, other: &str) -> bool {
+    match (device_of(one), device_of(other)) {
+        (Some(one), Some(other)) => one.user == other.user,
+        _ => one == other,
     }
 }

@@ -267,7 +267,7 @@ impl MlsMembership<'_> {
                 self.store.put_group(group.group_id().as_slice(), Some(&name), self.clock())?;
                 return Ok(What::Changed);
             }
-            Ok(Content::Renews(old_group)) => return self.renewed(group, sender, old_group),
+            Ok(Content::Renews(old_group)) => return self.renewed(group, sender, &old_group),
             Ok(Content::Text(text)) => text,
             // Another client's message: what can be read of it is shown.
             Err(_) => String::from_utf8_lossy(bytes).into_owned(),

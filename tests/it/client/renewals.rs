@@ -6,11 +6,11 @@ use rstest::rstest;
 use serde_json::json;
 
 use super::{
-    delivery::{members, start},
+    delivery::{group_of, invite, members, start},
     first_come::names,
     impostors::{HONEST, device, refuses, with_mallory},
 };
-use crate::support::Anywhere;
+use crate::support::{Anywhere, Insider, Owner};
 
 /// The way on names whoever has signed the Commit, and not whose token it was sent by.
 #[rstest]
@@ -61,7 +61,7 @@ async fn a_member_does_not_take_over_the_name_of_a_group(#[values(Anywhere::Post
     mallory.says(&json!({ "group_name": "friends" }).to_string(), &["bob/laptop"]).await;
     mallory.says(&json!({ "renews": group.id }).to_string(), &["bob/laptop"]).await;
     let heard = bob.hears().await;
-    let Some(What::RenewalClaimed { by, old_group, without }) = heard.last() else { panic!("{heard:?}") };
+    let Some(What::RenewalClaimed { by, old_group, without, .. }) = heard.last() else { panic!("{heard:?}") };
     assert_eq!((by.as_str(), old_group), ("mallory/laptop", &group.id));
     assert_eq!(without, &["alice/laptop"], "Bob sees who is left out");
     let state = || bob.membership().groups().unwrap().into_iter().find(|one| one.id == group.id).unwrap().state;
@@ -105,4 +105,50 @@ async fn who_sent_a_refused_commit_makes_no_group_in_place_of_that_one(
     };
     assert_eq!(heard.last(), Some(&told), "{heard:?}");
     assert_eq!(bob.membership().find_group("friends").unwrap().id, renewed.group.id);
+}
+
+/// After a Commit of Mallory's that was refused, somebody else makes a new group: without Alice, with somebody new, or
+/// with Mallory.
+#[rstest]
+#[tokio::test]
+async fn an_accomplice_does_not_choose_who_goes_on(#[values(Anywhere::Postgres, Anywhere::Sqlite)] db: Anywhere) {
+    let server = start(db).await;
+    let (group, owners) = group_of(&server, &["alice", "bob"]).await;
+    let [alice, bob] = owners.as_slice() else { panic!() };
+    let frank = Owner::of(&server, "frank").await;
+    let mut hostile = Vec::new();
+    for name in ["mallory", "eve", "grace", "heidi"] {
+        hostile.push(Insider::of(&server, name).await);
+    }
+    invite(alice, &group, &["mallory", "eve", "grace", "heidi"]).await;
+    for one in &mut hostile {
+        one.joins().await;
+    }
+    bob.hears().await;
+    hostile[0].renames_itself("alice/d1", &HONEST).await;
+    refuses(bob, MessageKind::Commit, "changes its identity").await;
+    let plans: [(&[&str], &[&str], &[&str]); 3] = [
+        (&["bob"], &["alice", "grace", "heidi", "mallory"], &[]),
+        (&["alice", "eve", "heidi", "frank", "bob"], &["mallory"], &["frank"]),
+        (&["alice", "eve", "grace", "mallory", "bob"], &[], &[]),
+    ];
+    let sorted = |mut list: Vec<String>| {
+        list.sort();
+        list
+    };
+    for (one, (invited, left_out, new)) in hostile[1..].iter_mut().zip(plans) {
+        let name = one.name();
+        one.founds_as(&name);
+        for user in invited {
+            one.invites(user).await;
+        }
+        one.says(&json!({ "renews": group.id }).to_string(), &["bob/laptop"]).await;
+        let heard = bob.hears().await;
+        let Some(What::RenewalClaimed { by, without, added, .. }) = heard.last() else { panic!("{heard:?}") };
+        assert_eq!(*by, name);
+        let devices = |users: &[&str]| users.iter().map(|user| format!("{user}/laptop")).collect::<Vec<_>>();
+        assert_eq!((sorted(without.clone()), added), (devices(left_out), &devices(new)));
+    }
+    assert_eq!(bob.membership().find_group("friends").unwrap().id, group.id);
+    drop(frank);
 }

@@ -42,13 +42,13 @@ fn bytes(message: &MlsMessageOut) -> Vec<u8> {
 }
 
 impl Insider {
-    /// Registers, and uploads a KeyPackage that is what it says.
+    /// Registers, and uploads KeyPackages that are what they say.
     pub async fn of(server: &TestServer, user: &str) -> Self {
         let http = server.anyone().registered(user, "laptop").await;
         let (provider, signer) = (OpenMlsRustCrypto::default(), new_signer());
         let insider = Self { user: user.to_owned(), http, provider, signer, group: None };
-        let package = MlsMessageOut::from(insider.key_package(&insider.name(), &insider.signer));
-        insider.http.uploaded(&[bytes(&package)]).await;
+        let package = |_| bytes(&MlsMessageOut::from(insider.key_package(&insider.name(), &insider.signer)));
+        insider.http.uploaded(&(0..4).map(package).collect::<Vec<_>>()).await;
         insider
     }
 
