@@ -159,7 +159,7 @@ impl Metrics {
         }
     }
 
-    fn all(&self) -> [Box<dyn Collector>; 14] {
+    fn all(&self) -> [Box<dyn Collector>; 15] {
         [
             Box::new(self.requests.clone()),
             Box::new(self.request_seconds.clone()),

@@ -46,8 +46,8 @@ impl From<diesel::result::Error> for CallerError {
 }
 
 impl Retry for CallerError {
-    fn lost_to_another(&self) -> bool {
-        matches!(self, Self::Store(error) if error.lost_to_another())
+    fn store_error(&self) -> Option<&StoreError> {
+        if let Self::Store(error) = self { Some(error) } else { None }
     }
 }
 
