@@ -186,7 +186,7 @@ async fn an_unknown_token_is_remembered(#[values(Database::Postgres, Database::S
     // What can be seen of it: were the token to become valid, it would take that long.
     let hash = Sha256::digest(made_up(7)).iter().map(|byte| format!("{byte:02x}")).collect::<String>();
     let binary = if db == Database::Postgres { format!("'\\x{hash}'") } else { format!("x'{hash}'") };
-    server.database().run(&format!("UPDATE devices SET token_hash = {binary}"));
+    server.database().run(&format!("UPDATE devices SET token_hash = {binary} WHERE user_name = 'alice'"));
     server.advance(SignedDuration::from_secs(4));
     stranger.get("/keypackages/status").await.is_problem(401, ProblemType::Unauthenticated);
     server.advance(SignedDuration::from_secs(1));

@@ -133,7 +133,7 @@ async fn who_comes_twice_or_is_gone_is_left_for_alone(#[values(Database::Postgre
     let [one, two, three] = [1, 2, 3].map(|number| [scene.package(number)]);
     let outcomes = scene.together([(scene.bob, &three), (scene.alice, &one), (scene.alice, &two)]);
     assert_eq!(outcomes, [None, Some(vec![STORED]), None]);
-    assert_eq!(scene.count("key_packages"), 1, "something was stored of an upload that was left");
+    assert_eq!(scene.count("key_packages WHERE device_id > 0"), 1, "something was stored of an upload that was left");
     assert_eq!(scene.alone(scene.alice, &two), Some(vec![STORED]));
     assert_eq!(scene.alone(scene.bob, &three), None);
 }
