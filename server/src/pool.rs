@@ -291,10 +291,11 @@ impl Pool {
         self.fetches.close();
     }
 
-    /// Whether the database answers, and has the same time. Overload is no reason to send what comes to the other servers,
-    /// which have as much.
+    /// Whether the database answers, takes writes, and has the same time. Overload is no reason to send what comes to the other
+    /// servers, which have as much.
     pub async fn ready(&self) -> Result<(), Failure> {
         self.aside(|pool, _| {
+            pool.store.ping()?;
             pool.store.compare_clocks()?;
             Ok::<_, Failure>(pool.store.check_clock()?)
         })
