@@ -160,7 +160,7 @@ async fn strangers_who_read_none_of_a_document_cost_little() {
 }
 
 #[tokio::test]
-async fn strangers_who_send_heads_without_end_cost_little() {
+async fn strangers_who_send_without_end_cost_little() {
     let place = Database::Sqlite.fresh();
     let server = small_server(&place).await;
     let anyone = Http::new(&server.base);
@@ -170,10 +170,17 @@ async fn strangers_who_send_heads_without_end_cost_little() {
     for number in 0..1_000 {
         let mut stream = TcpStream::connect(server.address()).unwrap();
         stream.set_nonblocking(true).unwrap();
-        // A head that does not end, and one that is behind a request that waits for its answer.
-        let first = if number % 2 == 0 { "" } else { "GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n" };
+        let head = "GET /healthz HTTP/1.1\r\nHost: x\r\n";
+        let beginning = match number % 4 {
+            // A head that does not end, and one that is behind a request.
+            0 => format!("{head}X-Long: "),
+            1 => format!("{head}\r\n{head}X-Long: "),
+            // Bodies that are refused by their length, or when they are too long.
+            2 => "POST /devices HTTP/1.1\r\nHost: x\r\nContent-Length: 131000\r\n\r\n".to_owned(),
+            _ => "POST /devices HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n1fff8\r\n".to_owned(),
+        };
         // As much as the kernel takes.
-        let _ = stream.write(format!("{first}GET /healthz HTTP/1.1\r\nX-Long: {long}").as_bytes());
+        let _ = stream.write(format!("{beginning}{long}").as_bytes());
         sent.push(stream);
     }
     is_asked_for_soon(&anyone).await;

@@ -54,17 +54,21 @@ impl HttpStream {
         Pin::new(&mut self.stream).poll_flush(cx)
     }
 
-    /// Whether more may be read now.
-    fn may_read(&self) -> bool {
-        let connection = &self.connection;
-        // What nobody reads is thrown away, and a body has a limit of its own.
-        connection.is_closing.get() || connection.phase.get() == Some(Phase::Body) || connection.received.get() < HEAD
+    /// Whether as much may come as the client likes: a body has a limit of its own, and what nobody reads is thrown away.
+    fn is_open_ended(&self) -> bool {
+        self.connection.is_closing.get() || self.connection.phase.get() == Some(Phase::Body)
     }
 }
 
 impl AsyncRead for HttpStream {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        if !self.may_read() {
+        if self.connection.received.get() >= HEAD {
+            if self.is_open_ended() {
+                // First, what has come is dealt with: actix-http would read on to 128 KiB.
+                self.connection.received.set(0);
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
+            }
             if self.connection.phase.get().is_none() {
                 // It goes on when the request is answered, or its body is asked for.
                 self.connection.waits(cx);

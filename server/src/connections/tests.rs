@@ -71,7 +71,9 @@ fn a_client_that_takes_too_little_is_cut_off_and_one_that_takes_enough_is_not() 
 fn of_too_many_that_stall_the_one_that_does_so_for_the_longest_is_cut_off() {
     let all = room_for(10, 2);
     let [first, second, third] = [(); 3].map(|()| all.open().unwrap());
-    [&first, &second, &third].into_iter().for_each(|connection| connection.stalls());
+    for connection in [&first, &second, &third] {
+        connection.stalls();
+    }
     assert!(first.is_ended() && !second.is_ended() && !third.is_ended());
     // Where others need the room, the slow one goes, and one that has only just been waited for does not.
     third.takes(ENOUGH);
@@ -163,6 +165,7 @@ async fn no_client_fills_the_buffers() {
     assert!(read_once(&mut stream).await.is_none());
     // Its body is read, as much as there is.
     connection.reads_body();
+    assert!(read_once(&mut stream).await.is_none(), "what has come is not dealt with first");
     assert_eq!(read_once(&mut stream).await.unwrap().unwrap(), 64 * 1024);
     connection.has_body();
     connection.answered();
