@@ -24,7 +24,6 @@ use group::MemoryGroup;
 
 /// How much is measured.
 #[derive(Args, Clone, Copy, Debug)]
-#[expect(clippy::doc_markdown, reason = "clap prints these lines as they stand")]
 pub(crate) struct Plan {
     /// Connections that ask for a document or for large messages, and read nothing
     #[arg(long, value_name = "NUMBER", default_value_t = 10_000)]
@@ -101,7 +100,7 @@ pub(crate) async fn measure(plan: Plan) -> Result<Findings> {
         let without = stage.run(Mix::RESERVE, pace).await?;
         bar.inc(1);
         bar.set_message("under siege");
-        let attack = Attack::begin(&stage.server.address, plan.readers, &waiting, &queues)?;
+        let attack = Attack::begin(&stage.server.address, plan.readers, &waiting, &queues);
         attack.is_under_way().await;
         let under_siege = stage.run(Mix::RESERVE, pace).await?;
         let (most_open, ended) = attack.end()?;

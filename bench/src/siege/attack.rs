@@ -50,7 +50,7 @@ pub(super) struct Attack {
 
 impl Attack {
     /// So many readers, a third of which ask for the messages of these queues, and one waiting device for each token.
-    pub(super) fn begin(address: &str, readers: usize, waiting: &[String], queues: &[String]) -> Result<Self> {
+    pub(super) fn begin(address: &str, readers: usize, waiting: &[String], queues: &[String]) -> Self {
         let mut requests = Vec::new();
         for number in 0..readers {
             requests.push(match queues.get(number % (3 * queues.len()).max(1)) {
@@ -81,7 +81,7 @@ impl Attack {
                 Ok(())
             })
         });
-        Ok(Self { count, all, thread })
+        Self { count, all, thread }
     }
 
     /// Waits until all of them are there, or as many as the server lets in.
@@ -160,7 +160,7 @@ pub(super) async fn fill_queues(address: &str, count: usize) -> Result<Vec<Strin
     Ok(tokens)
 }
 
-/// What looks like a PrivateMessage (RFC 9420, section 6.3) to who cannot decrypt it, in base64.
+/// What looks like a `PrivateMessage` (RFC 9420, section 6.3) to who cannot decrypt it, in base64.
 fn private_message(is_commit: bool, bytes: u32) -> String {
     let (version, wire_format, epoch) = ([0, 1], [0, 2], [0; 8]);
     let content_type = if is_commit { 3 } else { 1 };

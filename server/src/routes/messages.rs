@@ -40,7 +40,9 @@ pub(crate) async fn fetch(
         Failure::new(ProblemType::Internal, "The messages cannot be written as JSON; the server's log says why.")
     })?;
     drop(page);
-    room.iter_mut().for_each(|room| room.shrink_to(body.len()));
+    if let Some(room) = &mut room {
+        room.shrink_to(body.len());
+    }
     let mut response = HttpResponse::Ok().content_type(ContentType::json()).body(body);
     response.extensions_mut().insert(Kept(Box::new((room, fetch))));
     Ok(response)

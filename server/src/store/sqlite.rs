@@ -78,13 +78,13 @@ fn make_private(path: &str) -> anyhow::Result<()> {
     made.with_context(|| format!("cannot open or make the file {path}"))?;
     for file in [path.to_owned(), format!("{path}-wal"), format!("{path}-shm"), format!("{path}.generation")] {
         let Ok(found) = fs::metadata(&file) else { continue };
-        if found.permissions().mode() & 0o077 == 0 {
+        if found.permissions().mode() & 0o777 == PRIVATE {
             continue;
         }
         match fs::set_permissions(&file, Permissions::from_mode(PRIVATE)) {
             Ok(()) => tracing::info!(file, "others could read the database's file: now its owner alone can"),
             Err(error) => {
-                tracing::warn!(file, %error, "others can read the database's file, and it could not be changed")
+                tracing::warn!(file, %error, "others can read the database's file, and it could not be changed");
             }
         }
     }
