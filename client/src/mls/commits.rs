@@ -16,7 +16,7 @@ use super::{
     MlsMembership, Notice,
     identity_check::read_key_package,
     membership::{encode, release},
-    proofs::{PROOF_LABEL, PROOF_LENGTH, written},
+    proofs::{PROOF_LABEL, PROOF_LENGTH},
 };
 use crate::error::{Error, Result};
 
@@ -346,7 +346,9 @@ impl MlsMembership<'_> {
                 reservations,
                 recipients: recipients.clone(),
             };
-            self.store.put_pending_commit(group_id, &written(&request)?)?;
+            let json = serde_json::to_string(&request)
+                .map_err(|error| Error::Damaged(format!("a Commit cannot be written: {error}")))?;
+            self.store.put_pending_commit(group_id, &json)?;
             Ok(request)
         })
     }

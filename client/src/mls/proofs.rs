@@ -13,8 +13,8 @@ use crate::error::{Error, Result};
 pub(super) const PROOF_LABEL: &str = "keypool commit proof";
 pub(super) const PROOF_LENGTH: usize = 32;
 
-/// The epochs whose proofs are kept: as many as a server lets a Commit skip after a restore.
-const KEPT: u64 = 64;
+/// The epochs whose proofs are kept: this one, and as many before it as a server lets a Commit skip after a restore.
+const KEPT: u64 = 65;
 
 impl MlsMembership<'_> {
     /// What a Commit of the epoch that the group is in shows. Kept with it, within the caller's transaction.
@@ -54,19 +54,8 @@ impl MlsMembership<'_> {
         if epoch >= self.load_group(group_id)?.epoch().as_u64() {
             return Ok(None);
         }
-        let Some(proof) = self.store.commit_proof(group_id, epoch)?.map(Base64Bytes) else { return Ok(None) };
-        if request.proof.as_ref() == Some(&proof) {
-            return Ok(None);
-        }
+        let Some(proof) = self.store.commit_proof(group_id, epoch)? else { return Ok(None) };
         info!(epoch, "the server was restored from a backup: showing it the proof of an epoch that is over");
-        let request = CommitRequest { proof: Some(proof), ..request.clone() };
-        // As it is sent, it is sent again where its answer does not come.
-        self.store.replace_pending_commit(group_id, &written(&request)?)?;
-        Ok(Some(request))
+        Ok(Some(CommitRequest { proof: Some(Base64Bytes(proof)), ..request.clone() }))
     }
-}
-
-/// A request as it is kept until it is answered.
-pub(super) fn written(request: &CommitRequest) -> Result<String> {
-    serde_json::to_string(request).map_err(|error| Error::Damaged(format!("a Commit cannot be written: {error}")))
 }

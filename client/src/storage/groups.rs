@@ -104,14 +104,6 @@ impl LocalStore {
         Ok(())
     }
 
-    /// Keeps another request with the pending Commit of a group.
-    pub(crate) fn replace_pending_commit(&self, group_id: &[u8], request: &str) -> Result<()> {
-        self.connection
-            .execute("UPDATE pending_commits SET request = ?2 WHERE group_id = ?1", params![group_id, request])
-            .map_err(Error::storage("keep a pending Commit"))?;
-        Ok(())
-    }
-
     /// Keeps what a Commit of this epoch shows, and forgets that of the epochs before the last `kept`.
     pub(crate) fn put_commit_proof(&self, group_id: &[u8], epoch: u64, proof: &[u8], kept: u64) -> Result<()> {
         let first = epoch.saturating_sub(kept - 1).cast_signed();

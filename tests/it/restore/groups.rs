@@ -1,6 +1,7 @@
 //! Groups whose newest Commits are lost with a restore.
 
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
+use jiff::SignedDuration;
 use keypool_openapi::ProblemType;
 use rstest::rstest;
 use serde_json::json;
@@ -49,7 +50,7 @@ async fn after_a_fence_a_commit_skips_64_epochs_at_most_and_shows_the_proof_that
     // Nothing was restored.
     is_stale(&commit(&alice, b"friends", 2, right, right).await, 1);
     server.store().fence().unwrap();
-    server.advance(jiff::SignedDuration::from_secs(1));
+    server.advance(SignedDuration::from_secs(1));
 
     for epoch in [66, 1 << 62, (1 << 63) - 2] {
         for proof in [None, right, Some([8; 32])] {
@@ -109,4 +110,29 @@ async fn members_go_on_after_a_restore_and_former_members_do_not(
     alice.membership().send(id, "here we are").await.unwrap();
     assert_eq!(bob.texts().await, [("alice/laptop".to_owned(), "here we are".to_owned())]);
     drop((server, place));
+}
+
+/// As many epochs as a server lets a Commit skip, and one more.
+#[rstest]
+#[tokio::test]
+async fn a_client_has_the_proof_that_a_restored_server_asks_for(
+    #[values(Database::Postgres, Database::Sqlite)] db: Database,
+    #[values(1, 64, 65)] lost: usize,
+) {
+    let server = TestServer::start(db).await;
+    let alice = Owner::of(&server, "alice").await;
+    let group = alice.membership().create_named_group("friends").unwrap();
+    for _ in 0..=lost {
+        alice.membership().update_keys(&group.group_id).await.unwrap();
+    }
+    server.database().run("DELETE FROM commits WHERE epoch > 0");
+    server.store().fence().unwrap();
+    server.advance(SignedDuration::from_secs(1));
+    let outcome = alice.membership().update_keys(&group.group_id).await;
+    if lost <= 64 {
+        outcome.unwrap();
+        alice.membership().update_keys(&group.group_id).await.unwrap();
+    } else {
+        assert_eq!(outcome.unwrap_err().problem(), Some(ProblemType::StaleEpoch));
+    }
 }
