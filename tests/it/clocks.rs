@@ -1,10 +1,14 @@
 //! Servers whose clocks are apart.
 
+use std::process::Command;
+
 use jiff::SignedDuration;
 use keypool_openapi::ProblemType;
+use reqwest::Method;
 use rstest::rstest;
+use serde_json::json;
 
-use crate::support::{Answer, Database, Device, Http, ServerProcess, TestServer};
+use crate::support::{Answer, Database, Device, Http, ServerProcess, TestServer, output};
 
 /// Two servers on machines of their own, Alice's pool of one, and Bob, who holds it.
 struct Scene {
@@ -125,6 +129,72 @@ async fn a_database_without_a_clock_of_its_own_has_the_same_time() {
     other.sweep().await;
 }
 
+/// What a server that is just starting answers first to whether it is ready.
+async fn first_answer(anyone: &Http) -> Answer {
+    loop {
+        if let Ok(answer) = anyone.try_send(Method::GET, "/readyz", None).await {
+            return answer;
+        }
+        tokio::task::yield_now().await;
+    }
+}
+
+/// Loaded into a program, has it see another time than the system's.
+const OTHER_TIME: &str = r#"
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <stdlib.h>
+#include <time.h>
+int clock_gettime(clockid_t clock, struct timespec *time) {
+  int (*real)(clockid_t, struct timespec *) = dlsym(RTLD_NEXT, "clock_gettime");
+  int result = real(clock, time);
+  if (clock == CLOCK_REALTIME) time->tv_sec += atol(getenv("AHEAD"));
+  return result;
+}
+"#;
+
+/// The program on a machine whose clock is ahead: by more than a reservation lasts, and by more than any KeyPackage does.
+#[rstest]
+#[tokio::test]
+async fn a_program_whose_clock_is_ahead_hands_out_nothing_that_is_held_and_expires_nothing(
+    #[values(90, 100 * 86_400)] ahead: i64,
+) {
+    let place = tokio::task::spawn_blocking(|| Database::Postgres.fresh()).await.unwrap();
+    let server = ServerProcess::start(&place).await;
+    let anyone = Http::new(&server.base);
+    let (alice, bob) = (anyone.registered("alice", "laptop").await, anyone.registered("bob", "phone").await);
+    let carol = anyone.registered("carol", "phone").await;
+    alice.uploaded(&Device::new("alice", "laptop").key_packages(5)).await;
+    let mut held = Vec::new();
+    for _ in 0..5 {
+        held.push(bob.reserved("alice").await);
+    }
+
+    let directory = tempfile::tempdir().unwrap();
+    let (source, library) = (directory.path().join("time.c"), directory.path().join("time.so"));
+    std::fs::write(&source, OTHER_TIME).unwrap();
+    output(Command::new("cc").args(["-shared", "-fPIC", "-o"]).args([&library, &source]));
+    let log = tempfile::NamedTempFile::new().unwrap();
+    let stderr = log.reopen().unwrap();
+    let other = ServerProcess::spawn_with(&place, |command| {
+        command.env("LD_PRELOAD", &library).env("AHEAD", ahead.to_string()).env("KEYPOOL_SWEEP_INTERVAL", "1s");
+        command.stderr(stderr);
+    });
+    is_refused(&first_answer(&Http::new(&other.base)).await);
+    let carol = carol.at(&other.base);
+    let said = || std::fs::read_to_string(log.path()).unwrap();
+    // It sweeps once a second.
+    while said().matches("the sweep failed").count() < 2 {
+        is_refused(&carol.reserve("alice").await);
+    }
+    assert!(said().contains("s ahead of the database's"), "{}", said());
+    let status = alice.status().await;
+    assert_eq!((&status["reserved"], &status["expired"]), (&json!(5), &json!(0)));
+    for one in &held {
+        bob.at(&other.base).spend(one, "friends").await.ok();
+    }
+}
+
 /// The program, with PostgreSQL's clock behind its own from the start.
 #[tokio::test]
 async fn a_server_that_starts_with_a_wrong_clock_says_so_and_is_not_ready() {
@@ -151,13 +221,7 @@ async fn a_server_that_starts_with_a_wrong_clock_says_so_and_is_not_ready() {
         command.stderr(stderr);
     });
     let anyone = Http::new(&strict.base);
-    let answer = loop {
-        if let Ok(answer) = anyone.try_send(reqwest::Method::GET, "/readyz", None).await {
-            break answer;
-        }
-        tokio::task::yield_now().await;
-    };
-    is_refused(&answer);
+    is_refused(&first_answer(&anyone).await);
     let said = std::fs::read_to_string(log.path()).unwrap();
     assert!(said.contains("this server's clock is off: it is 30.0 s ahead of the database's, and 2 s are"), "{said}");
     let (alice, bob) = (anyone.registered("alice", "laptop").await, anyone.registered("bob", "phone").await);
