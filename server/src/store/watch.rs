@@ -25,7 +25,7 @@ use crate::{
 
 /// A database that has a clock.
 pub(super) trait DatabaseClock {
-    /// What it says; `None` where its time is this machine's own. It is asked in either case.
+    /// What it says; `None` where its time is this machine's own.
     fn time(&mut self) -> QueryResult<Option<Timestamp>>;
 }
 
