@@ -152,3 +152,25 @@ async fn an_accomplice_does_not_choose_who_goes_on(#[values(Anywhere::Postgres, 
     assert_eq!(bob.membership().find_group("friends").unwrap().id, group.id);
     drop(frank);
 }
+
+#[rstest]
+#[tokio::test]
+async fn what_a_stranger_says_of_a_group_is_passed_over(#[values(Anywhere::Postgres, Anywhere::Sqlite)] db: Anywhere) {
+    let server = start(db).await;
+    let (group, owners) = group_of(&server, &["alice", "bob"]).await;
+    let mut frank = Insider::of(&server, "frank").await;
+    frank.founds_as("frank/laptop");
+    frank.invites("bob").await;
+    for (claimed, reason) in [
+        (group.id.as_str(), "not a member of the group"),
+        (&hex::encode("frank/laptop"), "not a member of the group that it replaces"),
+        ("00ff", "not in the old group"),
+        ("friends", "names no group"),
+    ] {
+        frank.says(&json!({ "renews": claimed }).to_string(), &["bob/laptop"]).await;
+        let heard = owners[1].hears().await;
+        let Some(What::Ignored { why }) = heard.last() else { panic!("{claimed}: {heard:?}") };
+        assert!(why.contains(reason), "{claimed}: {why}");
+    }
+    assert_eq!(owners[1].membership().find_group("friends").unwrap().id, group.id);
+}
