@@ -233,6 +233,18 @@ impl Model {
     }
 
     /// The state that a spend ends in, and when it was done first.
+    /// Whether a KeyPackage is held by this reservation now; a last resort, whether it is still offered.
+    pub fn still_holds(&self, id: ReservationId) -> bool {
+        let Some(reserved) = self.reservations.get(&id) else { return false };
+        let Some(package) = self.packages.get(&reserved.keypackage_ref) else { return false };
+        let state = self.state(package);
+        if reserved.last_resort {
+            state == State::Available
+        } else {
+            state == State::Reserved && package.life.hold.is_some_and(|hold| hold.id == id)
+        }
+    }
+
     pub fn spend(&mut self, by: Who, id: ReservationId, group: &[u8]) -> Result<(State, Seconds), ProblemType> {
         let now = self.now;
         let reserved = self.reservations.get_mut(&id).ok_or(ProblemType::UnknownReservation)?;
