@@ -72,7 +72,8 @@ pub enum What {
         without: Vec<String>,
     },
     /// A member says that this group takes the place of another one, and that does not follow from a Commit that was refused
-    /// here: none was, or they sent it, or somebody else is left out, or new. Both go on: people decide, and leave one.
+    /// here: none was, or its sender is in this group, or somebody else is left out, or new. Both go on: people decide, and
+    /// leave one.
     RenewalClaimed {
         /// Who says so, as their credential says.
         by: String,

@@ -88,8 +88,8 @@ impl MlsMembership<'_> {
     }
 
     /// Another group has taken the place of one, says a member of the new one. So it is where that follows from a Commit of
-    /// the old one that was refused here: the new one has the same members, but for those of the user who sent it, and
-    /// somebody else has made it. Else any member could take over the name of a group, with members of their choice.
+    /// the old one that was refused here: the new one has the same members, but for whoever sent it, and perhaps further
+    /// devices of theirs. Else any member could take over the name of a group, with members of their choice.
     pub(super) fn renewed(&self, new: &MlsGroup, by: String, old_group: &str) -> Result<What> {
         let ignored = |why: &str| Ok(What::Ignored { why: why.to_owned() });
         let Ok(old_id) = hex::decode(old_group) else { return ignored("it names no group") };
@@ -107,7 +107,7 @@ impl MlsMembership<'_> {
         let added: Vec<_> = after.iter().filter(|member| !before.contains(member)).cloned().collect();
         let follows_from = |refused: String| {
             let is_theirs = |member: &String| is_same_user(member, &refused);
-            !is_theirs(&by) && !after.contains(&refused) && without.iter().all(is_theirs) && added.is_empty()
+            !after.contains(&refused) && without.iter().all(is_theirs) && added.is_empty()
         };
         if !self.store.refused_commit(&old_id)?.is_some_and(follows_from) {
             return Ok(What::RenewalClaimed { by, old_group, without, added });

@@ -68,6 +68,24 @@ async fn an_inventory_without_an_end_is_given_up(#[values(Database::Postgres, Da
     });
     let refused = alice.inventory().await.unwrap_err();
     assert!(matches!(&refused, Error::Answer { found, .. } if found.contains("more than 100 pages")), "{refused}");
+    assert_eq!(proxy.seen().iter().filter(|head| head.starts_with("GET /keypackages/inventory")).count(), 100);
+}
+
+/// What the database is makes no difference.
+#[tokio::test]
+async fn a_queue_that_goes_on_and_on_is_left_for_another_time() {
+    let server = start(Database::Sqlite).await;
+    let (proxy, bob) = behind_a_proxy(&server, "bob").await;
+    let next = std::sync::atomic::AtomicU64::new(1);
+    proxy.lies("GET /messages", move |page| {
+        page["messages"] = json!([{
+            "id": next.fetch_add(1, std::sync::atomic::Ordering::Relaxed), "kind": "message", "group_id": "AAAA",
+            "from": {"user": "alice", "device": "laptop"}, "message": "", "sent_at": Timestamp::UNIX_EPOCH,
+        }]);
+    });
+    proxy.seen();
+    assert_eq!(bob.membership().receive(0).await.unwrap().len(), 1_000);
+    assert_eq!(proxy.seen().iter().filter(|head| head.starts_with("GET /messages")).count(), 1_000);
 }
 
 #[rstest]
