@@ -174,3 +174,44 @@ async fn what_a_stranger_says_of_a_group_is_passed_over(#[values(Anywhere::Postg
     }
     assert_eq!(owners[1].membership().find_group("friends").unwrap().id, group.id);
 }
+
+/// Bob wants to leave, before and after the Commit that Alice refuses. Nobody could commit to that any more.
+#[rstest]
+#[tokio::test]
+async fn who_refused_a_commit_can_talk_whatever_was_proposed(
+    #[values(Anywhere::Postgres, Anywhere::Sqlite)] db: Anywhere,
+) {
+    let server = start(db).await;
+    let (group, owners, mut mallory) = with_mallory(&server).await;
+    let [alice, bob] = owners.as_slice() else { panic!() };
+    bob.membership().leave(&group.group_id).await.unwrap();
+    mallory.renames_itself("alice/d1", &HONEST[..1]).await;
+    let heard = alice.hears().await;
+    assert!(matches!(heard.as_slice(), [What::Changed, What::Refused { .. }]), "{heard:?}");
+    alice.membership().send(&group.group_id, "still here").await.unwrap();
+    assert_eq!(bob.texts().await, [("alice/laptop".to_owned(), "still here".to_owned())]);
+    bob.membership().leave(&group.group_id).await.unwrap();
+    let heard = alice.hears().await;
+    assert!(matches!(heard.as_slice(), [What::Ignored { why }] if why.contains("nobody can change")), "{heard:?}");
+    alice.membership().send(&group.group_id, "and now?").await.unwrap();
+}
+
+#[rstest]
+#[tokio::test]
+async fn who_renewed_a_group_takes_in_what_others_do_in_the_old_one(
+    #[values(Anywhere::Postgres, Anywhere::Sqlite)] db: Anywhere,
+) {
+    let server = start(db).await;
+    let (group, owners) = group_of(&server, &["alice", "bob", "carol"]).await;
+    let [alice, bob, carol] = owners.as_slice() else { panic!() };
+    alice.membership().renew(&group.group_id, &[]).await.unwrap();
+    for owner in [bob, carol] {
+        owner.hears().await;
+    }
+    carol.membership().leave(&group.group_id).await.unwrap();
+    bob.hears().await;
+    let heard = alice.hears().await;
+    let left = What::Members { by: bob.name(), added: Vec::new(), removed: vec![carol.name()] };
+    assert_eq!(heard, [What::Changed, left]);
+    assert_eq!(members(alice, &group), names(["alice", "bob"]));
+}
