@@ -30,6 +30,9 @@ const PAUSE: Duration = Duration::from_millis(500);
 const MUSTER: Duration = Duration::from_secs(30);
 
 const LARGE: u32 = 1_000_000;
+
+/// As little as has its length in four bytes.
+const SMALL: u32 = 20_000;
 const GROUP: &[u8] = b"siege";
 
 #[derive(Debug, Default)]
@@ -151,7 +154,7 @@ pub(super) async fn fill_queues(address: &str, count: usize) -> Result<Vec<Strin
     let mut connection = Connection::open(address).await?;
     let mut post = async |path: &str, body: Value| connection.post::<Value>(path, Some(&sender), &body).await;
     let path = format!("/groups/{}", BASE64_STANDARD.encode(GROUP).trim_end_matches('='));
-    post(&format!("{path}/commits"), json!({"commit": private_message(true, 100), "recipients": []})).await?;
+    post(&format!("{path}/commits"), json!({"commit": private_message(true, SMALL), "recipients": []})).await?;
     for _ in 0..4 {
         let body = json!({"message": private_message(false, LARGE), "recipients": recipients});
         let answer = post(&format!("{path}/messages"), body).await?;
