@@ -35,8 +35,9 @@ const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 /// A client that takes so many bytes within [`WRITE_TIMEOUT`] is not a slow reader: 6 kB a second.
 const ENOUGH: usize = 64 * 1024;
 
-/// The same where others need the room: who takes 64 kB a second is not cut off for them.
-const WRITE_TIMEOUT_IN_NEED: Duration = Duration::from_secs(1);
+/// The same where others need the room: who takes 64 kB a second, or asks for something, is not ended for them as long as there is
+/// somebody else.
+const TIMEOUT_IN_NEED: Duration = Duration::from_secs(1);
 
 /// How often it is looked for connections whose time is over.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -118,8 +119,12 @@ impl Connections {
     /// longest is ended; `None` where all of them are being answered.
     pub(crate) fn open(self: &Arc<Self>) -> Option<Rc<Connection>> {
         let mut table = self.table();
-        if table.open >= self.most && !table.end_first(&Phase::ALL) {
-            return None;
+        if table.open >= self.most {
+            let now = Instant::now();
+            let end = |table: &mut Table, age| table.end_first(&Phase::ALL, (now, age));
+            if !end(&mut table, TIMEOUT_IN_NEED) && !end(&mut table, Duration::ZERO) {
+                return None;
+            }
         }
         table.open += 1;
         drop(table);
@@ -139,10 +144,7 @@ impl Connections {
 
     /// Ends the connection whose client has taken too little of what is sent to it for the longest, if there is one.
     pub(crate) fn end_a_stalled_one(&self, now: Instant) -> bool {
-        let mut table = self.table();
-        let first = table.phases[Phase::Stalled as usize].first_key_value();
-        let is_slow = first.is_some_and(|(_, entry)| now >= entry.since + WRITE_TIMEOUT_IN_NEED);
-        is_slow && table.end_first(&[Phase::Stalled])
+        self.table().end_first(&[Phase::Stalled], (now, TIMEOUT_IN_NEED))
     }
 
     /// Ends what has lasted too long.
@@ -172,9 +174,13 @@ impl Connections {
 }
 
 impl Table {
-    fn end_first(&mut self, phases: &[Phase]) -> bool {
-        let first = phases.iter().find_map(|phase| self.phases[*phase as usize].pop_first());
-        first.is_some_and(|(_, entry)| {
+    /// Ends the first connection that is in one of these phases for so long by now; answers whether there was one.
+    fn end_first(&mut self, phases: &[Phase], (now, age): (Instant, Duration)) -> bool {
+        let first = phases.iter().find_map(|phase| {
+            let first = self.phases[*phase as usize].first_entry()?;
+            (now >= first.get().since + age).then(|| first.remove())
+        });
+        first.is_some_and(|entry| {
             entry.end.now();
             true
         })
@@ -256,7 +262,7 @@ impl Connection {
             self.stand(Some(Phase::Stalled));
             let mut table = self.all.table();
             if table.phases[Phase::Stalled as usize].len() > self.all.most_stalled {
-                table.end_first(&[Phase::Stalled]);
+                table.end_first(&[Phase::Stalled], (Instant::now(), Duration::ZERO));
             }
         }
     }

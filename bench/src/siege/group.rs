@@ -20,6 +20,8 @@ impl MemoryGroup {
         VERSIONS.iter().find_map(|(root, limit, swap, none)| {
             let group = Self(PathBuf::from(root).join(format!("keypool-bench-{}", std::process::id())));
             fs::create_dir(&group.0).ok()?;
+            // In any other directory, none of these files is there.
+            fs::metadata(group.0.join("cgroup.procs")).ok()?;
             fs::write(group.0.join(limit), (u64::from(mebibytes) << 20).to_string()).ok()?;
             // Some kernels have no accounting of swap.
             let _ = fs::write(group.0.join(swap), none);

@@ -79,6 +79,10 @@ impl AsyncRead for HttpStream {
                 cx.waker().wake_by_ref();
                 return Poll::Pending;
             }
+            if self.connection.is_stalled() {
+                // In the middle of an answer, nothing else can be said.
+                return Poll::Ready(Ok(()));
+            }
             let detail =
                 || format!("The head of the request has more than {HEAD} bytes. Send fewer or shorter headers.");
             // Then there is nothing more to read, and actix-http closes.

@@ -79,7 +79,7 @@ fn of_too_many_that_stall_the_one_that_does_so_for_the_longest_is_cut_off() {
     third.takes(ENOUGH);
     let now = Instant::now();
     assert!(!all.end_a_stalled_one(now) && !second.is_ended());
-    assert!(all.end_a_stalled_one(now + WRITE_TIMEOUT_IN_NEED) && second.is_ended() && !third.is_ended());
+    assert!(all.end_a_stalled_one(now + TIMEOUT_IN_NEED) && second.is_ended() && !third.is_ended());
     drop(third);
     assert!(!all.end_a_stalled_one(now + WRITE_TIMEOUT));
 }
