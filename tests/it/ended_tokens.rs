@@ -3,7 +3,7 @@
 
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use jiff::SignedDuration;
-use keypool_openapi::ProblemType;
+use keypool_openapi::{KeyPackageRef, ProblemType};
 use reqwest::Method;
 use rstest::rstest;
 use serde_json::{Value, json};
@@ -184,7 +184,7 @@ async fn an_unknown_token_is_remembered(#[values(Database::Postgres, Database::S
     stranger.get("/keypackages/status").await.is_problem(401, ProblemType::Unauthenticated);
     server.anyone().registered("alice", "laptop").await;
     // What can be seen of it: were the token to become valid, it would take that long.
-    let hash = Sha256::digest(made_up(7)).iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+    let hash = KeyPackageRef::from(Sha256::digest(made_up(7)).to_vec());
     let binary = if db == Database::Postgres { format!("'\\x{hash}'") } else { format!("x'{hash}'") };
     server.database().run(&format!("UPDATE devices SET token_hash = {binary} WHERE user_name = 'alice'"));
     server.advance(SignedDuration::from_secs(4));

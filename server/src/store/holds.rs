@@ -16,10 +16,13 @@ use super::{
     schema::{devices, key_packages},
 };
 
+/// A device, how many reservations it holds, and when the first of them lapses.
+type HeldColumns = (Option<i64>, i64, Option<i64>);
+
 statements! {
     pub(super) trait HoldSql {
-        /// What the devices of a user hold: the device, how many reservations, and when the first of them lapses.
-        fn held_by_user(conn, user: &str, now: i64) -> QueryResult<Vec<(Option<i64>, i64, Option<i64>)>> {
+        /// What the devices of a user hold.
+        fn held_by_user(conn, user: &str, now: i64) -> QueryResult<Vec<HeldColumns>> {
             let own = devices::table.filter(devices::user_name.eq(user)).select(devices::id.nullable());
             key_packages::table
                 .filter(key_packages::held.and(key_packages::reserved_until.gt(now)))
