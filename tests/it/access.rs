@@ -157,6 +157,29 @@ async fn a_user_has_so_many_devices(#[values(Database::Postgres, Database::Sqlit
     laptop.registered("alice", "tablet").await;
 }
 
+#[tokio::test]
+async fn registrations_at_the_same_moment_make_no_more_devices() {
+    let server = TestServer::start_with(Database::Postgres, |config| config.max_devices = 2).await;
+    let laptop = server.anyone().registered("alice", "laptop").await;
+    let mut database = server.database();
+    database.run("BEGIN; SELECT name FROM users FOR NO KEY UPDATE");
+    let tasks = ["phone", "tablet"].map(|device| {
+        let laptop = laptop.clone();
+        tokio::spawn(async move { laptop.register("alice", device).await.status })
+    });
+    while database.waiting() < 2 {
+        assert!(tasks.iter().all(|task| !task.is_finished()), "a registration did not wait for the user's row");
+        tokio::task::yield_now().await;
+    }
+    database.run("COMMIT");
+    let mut made = Vec::new();
+    for task in tasks {
+        made.push(task.await.unwrap());
+    }
+    made.sort_unstable();
+    assert_eq!(made, [201, 403]);
+}
+
 #[rstest]
 #[tokio::test]
 async fn a_token_is_changed_for_another(#[values(Database::Postgres, Database::Sqlite)] db: Database) {

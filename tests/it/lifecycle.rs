@@ -129,6 +129,27 @@ async fn the_last_resort_is_never_used_up(#[values(Database::Postgres, Database:
     assert_eq!(lapsed["keypackage_ref"], first["keypackage_ref"], "a lapsed one goes before the last resort");
 }
 
+/// Withdrawn by its owner, or replaced by another one.
+#[rstest]
+#[tokio::test]
+async fn a_last_resort_that_was_withdrawn_is_not_spent(
+    #[values(Database::Postgres, Database::Sqlite)] db: Database,
+    #[values(false, true)] is_replaced: bool,
+) {
+    let Scene { server: _server, alice, bob, device } = scene(db, 0).await;
+    alice.uploaded(&[device.last_resort()]).await;
+    let (before, after) = (bob.reserved("alice").await, bob.reserved("alice").await);
+    bob.spend(&before, "friends").await.ok();
+    if is_replaced {
+        alice.uploaded(&[device.last_resort()]).await;
+    } else {
+        alice.post("/keypackages/revoke", &json!({"all": true})).await.ok();
+    }
+    bob.spend(&after, "friends").await.is_problem(409, ProblemType::ReservationLapsed);
+    // What was spent before stays spent, and its repetition is answered the same.
+    bob.spend(&before, "friends").await.ok();
+}
+
 #[rstest]
 #[tokio::test]
 async fn each_device_gives_one_and_the_empty_are_named(#[values(Anywhere::Postgres, Anywhere::Sqlite)] db: Anywhere) {

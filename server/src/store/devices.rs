@@ -276,6 +276,8 @@ fn register_anew<C: DeviceSql + DeliverySql + HoldDevice + SignatureKeySql + Ann
         Grant::SameUser(caller) => hold_caller::<_, RegisterError>(conn, caller)?,
         _ => {}
     }
+    // What is counted stays true.
+    conn.hold_user(new.user.as_str())?;
     if conn.devices_of(&[new.user.as_str()])?.len() >= new.most as usize {
         return Err(RegisterError::TooManyDevices);
     }

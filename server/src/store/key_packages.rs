@@ -124,6 +124,8 @@ pub(super) trait HoldDevice {
     fn hold_device(&mut self, owner: i64) -> QueryResult<Option<Vec<u8>>>;
     /// Whether the token is still its device's. Keeps the row from changes, and lets other callers do the same.
     fn hold_caller(&mut self, caller: &ShownToken) -> QueryResult<bool>;
+    /// Holds a user's row: others neither register a device of the user nor remove one.
+    fn hold_user(&mut self, user: &str) -> QueryResult<()>;
     /// Makes other limited reservations of this user wait until the transaction ends.
     fn hold_adders(&mut self, user: &str) -> QueryResult<()>;
     /// The devices that are still registered and that no other transaction holds, each with the SHA-256 of its token.

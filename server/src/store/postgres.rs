@@ -26,7 +26,7 @@ use super::{
     lineage::{Lineage, NOBODY, Renewed, Row, SKIPPED, Signs, WITNESS},
     proven::{Connector, Glance},
     rows::DeviceId,
-    schema::{deliveries, devices, envelopes, key_packages},
+    schema::{deliveries, devices, envelopes, key_packages, users},
     sweep::{Census, batches},
     tokens::ShownToken,
     watch::{DatabaseClock, Watch},
@@ -356,6 +356,10 @@ impl HoldDevice for PgConnection {
         let found = devices::table.find(caller.device.0).filter(devices::removed_at.is_null()).select(devices::id);
         let found = found.filter(devices::token_hash.eq(caller.token_hash.as_slice()));
         found.for_share().first::<i64>(self).optional().map(|id| id.is_some())
+    }
+
+    fn hold_user(&mut self, user: &str) -> QueryResult<()> {
+        users::table.find(user).select(users::name).for_no_key_update().first::<String>(self).map(drop)
     }
 
     fn hold_adders(&mut self, user: &str) -> QueryResult<()> {

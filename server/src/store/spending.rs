@@ -143,6 +143,12 @@ statements! {
                 .optional()
         }
 
+        fn is_revoked(conn, keypackage_ref: &[u8]) -> QueryResult<bool> {
+            let package = key_packages::table.find(keypackage_ref);
+            let revoked = package.filter(key_packages::state.eq(State::Revoked.as_ref()));
+            diesel::select(diesel::dsl::exists(revoked)).get_result(conn)
+        }
+
         fn holder(conn, reservation: &ReservationId) -> QueryResult<Option<Holder>> {
             key_packages::table
                 .filter(key_packages::device_id.eq(reservation.owner))
@@ -222,6 +228,10 @@ fn spend_or_find<C: SpendingSql + AuditSql + LineageSql>(
             same_group,
             Spent { keypackage_ref, state: State::Available, spent_at: timestamp(spent.at)? },
         ));
+    }
+    // Nobody holds a last resort, so nothing else ends its reservations when its owner withdraws it.
+    if conn.is_revoked(&first.keypackage_ref)? {
+        return Ok(Err(SpendError::Lapsed));
     }
     conn.record(&[spend_event(want, &first.keypackage_ref, true, now)])?;
     Ok(Ok((Spent { keypackage_ref, state: State::Available, spent_at: now }, true)))

@@ -241,6 +241,10 @@ impl HoldDevice for SqliteConnection {
         self.has_token(caller)
     }
 
+    fn hold_user(&mut self, _: &str) -> QueryResult<()> {
+        Ok(())
+    }
+
     fn hold_adders(&mut self, _: &str) -> QueryResult<()> {
         Ok(())
     }

@@ -252,6 +252,11 @@ impl Model {
             return Err(ProblemType::NotYourReservation);
         }
         let (spent_for, at) = if reserved.last_resort {
+            let package = self.packages.get(&reserved.keypackage_ref);
+            let is_revoked = package.is_some_and(|package| matches!(package.life.end, Some(End::Revoked)));
+            if is_revoked && reserved.spent.is_none() {
+                return Err(ProblemType::ReservationLapsed);
+            }
             reserved.spent.get_or_insert((group.to_vec(), now)).clone()
         } else {
             let package = self.packages.get_mut(&reserved.keypackage_ref);
