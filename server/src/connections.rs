@@ -81,6 +81,8 @@ pub(crate) struct Connections {
 #[derive(Default)]
 struct Table {
     open: usize,
+    /// Those of them that are told to end, and have not yet done so.
+    ending: usize,
     next: u64,
     /// By phase, the longest in it first.
     phases: [BTreeMap<u64, Entry>; 4],
@@ -95,6 +97,8 @@ struct Entry {
 #[derive(Debug, Default)]
 pub(crate) struct End {
     is_ended: AtomicBool,
+    /// Whether the table counts it among those that end.
+    is_counted: AtomicBool,
     waker: AtomicWaker,
 }
 
@@ -115,18 +119,12 @@ impl Connections {
         Self { table: Mutex::default(), most: capacity.connections, most_stalled: capacity.stalled }
     }
 
-    /// Counts a connection that was just made. Where there are too many, the one that has been without a request for the
-    /// longest is ended; `None` where all of them are being answered.
-    pub(crate) fn open(self: &Arc<Self>) -> Option<Rc<Connection>> {
+    /// Counts a connection that was just made. Where there are too many, the one that has been without a request for the longest is
+    /// ended, now or as soon as there is one. How many are accepted is bounded by `serve`.
+    pub(crate) fn open(self: &Arc<Self>) -> Rc<Connection> {
         let mut table = self.table();
-        if table.open >= self.most {
-            let now = Instant::now();
-            let end = |table: &mut Table, age| table.end_first(&Phase::ALL, (now, age));
-            if !end(&mut table, TIMEOUT_IN_NEED) && !end(&mut table, Duration::ZERO) {
-                return None;
-            }
-        }
         table.open += 1;
+        self.keep_within(&mut table);
         drop(table);
         let connection = Connection {
             all: Arc::clone(self),
@@ -139,7 +137,15 @@ impl Connections {
             is_closing: Cell::new(false),
         };
         connection.enter(Some(Phase::Head));
-        Some(Rc::new(connection))
+        Rc::new(connection)
+    }
+
+    fn keep_within(&self, table: &mut Table) {
+        if table.open - table.ending > self.most {
+            let now = Instant::now();
+            let _ = table.end_first(&Phase::ALL, (now, TIMEOUT_IN_NEED))
+                || table.end_first(&Phase::ALL, (now, Duration::ZERO));
+        }
     }
 
     /// Ends the connection whose client has taken too little of what is sent to it for the longest, if there is one.
@@ -151,10 +157,8 @@ impl Connections {
     fn end_overdue(&self, now: Instant) {
         let mut table = self.table();
         for phase in Phase::ALL {
-            let entries = &mut table.phases[phase as usize];
-            while let Some(first) = entries.first_entry().filter(|first| now >= first.get().since + phase.limit()) {
+            while table.end_first(&[phase], (now, phase.limit())) {
                 tracing::debug!(?phase, "ended a connection that took too long");
-                first.remove().end.now();
             }
         }
     }
@@ -180,10 +184,12 @@ impl Table {
             let first = self.phases[*phase as usize].first_entry()?;
             (now >= first.get().since + age).then(|| first.remove())
         });
-        first.is_some_and(|entry| {
+        if let Some(entry) = &first {
+            entry.end.is_counted.store(true, Ordering::Relaxed);
+            self.ending += 1;
             entry.end.now();
-            true
-        })
+        }
+        first.is_some()
     }
 }
 
@@ -239,6 +245,7 @@ impl Connection {
     pub(crate) fn answered(&self) {
         self.received.set(0);
         self.enter(Some(Phase::Idle));
+        self.all.keep_within(&mut self.all.table());
         self.end.waker.wake();
     }
 
@@ -311,7 +318,8 @@ impl Connection {
         if let Some((phase, place)) = self.place.get() {
             table.phases[phase as usize].remove(&place);
         }
-        self.place.set(phase.map(|phase| {
+        // One that ends comes to no other place: it would be ended, and counted, again.
+        self.place.set(phase.filter(|_| !self.is_ended()).map(|phase| {
             let place = table.next;
             table.next += 1;
             let entry = Entry { since: Instant::now(), end: Arc::clone(&self.end) };
@@ -324,7 +332,9 @@ impl Connection {
 impl Drop for Connection {
     fn drop(&mut self) {
         self.stand(None);
-        self.all.table().open -= 1;
+        let mut table = self.all.table();
+        table.open -= 1;
+        table.ending -= usize::from(self.end.is_counted.load(Ordering::Relaxed));
     }
 }
 

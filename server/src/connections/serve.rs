@@ -108,10 +108,7 @@ async fn accepted_stream(
     tls: Option<TlsAcceptor>,
 ) -> Result<(HttpStream, Protocol, Option<SocketAddr>), DispatchError> {
     let peer = stream.peer_addr().ok();
-    let Some(connection) = connections.open() else {
-        tracing::debug!("refused a connection: all that there is room for are being answered");
-        return Err(io::Error::other("there is no room for another connection").into());
-    };
+    let connection = connections.open();
     let socket = Socket::new(stream, Rc::clone(&connection));
     let stream = match tls {
         None => HttpStream::new(Box::new(socket), connection),
