@@ -54,8 +54,19 @@ impl Connection {
             request = request.header(CONTENT_TYPE, "application/json");
         }
         let request = request.body(Full::from(call.body)).context("no request")?;
-        self.sender.ready().await.context("the server closed the connection")?;
-        let answer = self.sender.send_request(request).await.context("the server does not answer")?;
+        // A server that needs the room ends connections without a request: as any client does, this one makes another.
+        let answered = match self.sender.ready().await {
+            Ok(()) => self.sender.send_request(request.clone()).await,
+            Err(closed) => Err(closed),
+        };
+        let answer = match answered {
+            Err(error) if error.is_closed() || error.is_incomplete_message() || error.is_canceled() => {
+                *self = Self::open(&self.address).await?;
+                self.sender.send_request(request).await
+            }
+            answered => answered,
+        };
+        let answer = answer.context("the server does not answer")?;
         let status = answer.status();
         let body = answer.into_body().collect().await.context("an answer broke off")?.to_bytes();
         Ok((status, body))

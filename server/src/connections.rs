@@ -120,11 +120,13 @@ impl Connections {
     }
 
     /// Counts a connection that was just made. Where there are too many, the one that has been without a request for the longest is
-    /// ended, now or as soon as there is one. How many are accepted is bounded by `serve`.
+    /// ended. Who has asked for something a moment ago stays: rather, new ones wait to be accepted, as `serve` has it.
     pub(crate) fn open(self: &Arc<Self>) -> Rc<Connection> {
         let mut table = self.table();
         table.open += 1;
-        self.keep_within(&mut table);
+        if table.open - table.ending > self.most {
+            table.end_first(&Phase::ALL, (Instant::now(), TIMEOUT_IN_NEED));
+        }
         drop(table);
         let connection = Connection {
             all: Arc::clone(self),
@@ -140,24 +142,18 @@ impl Connections {
         Rc::new(connection)
     }
 
-    fn keep_within(&self, table: &mut Table) {
-        if table.open - table.ending > self.most {
-            let now = Instant::now();
-            let _ = table.end_first(&Phase::ALL, (now, TIMEOUT_IN_NEED))
-                || table.end_first(&Phase::ALL, (now, Duration::ZERO));
-        }
-    }
-
     /// Ends the connection whose client has taken too little of what is sent to it for the longest, if there is one.
     pub(crate) fn end_a_stalled_one(&self, now: Instant) -> bool {
         self.table().end_first(&[Phase::Stalled], (now, TIMEOUT_IN_NEED))
     }
 
-    /// Ends what has lasted too long.
+    /// Ends what has lasted too long: a second, where there is no room for others.
     fn end_overdue(&self, now: Instant) {
         let mut table = self.table();
+        let is_full = table.open - table.ending >= self.most;
         for phase in Phase::ALL {
-            while table.end_first(&[phase], (now, phase.limit())) {
+            let limit = if is_full { TIMEOUT_IN_NEED } else { phase.limit() };
+            while table.end_first(&[phase], (now, limit)) {
                 tracing::debug!(?phase, "ended a connection that took too long");
             }
         }
@@ -245,7 +241,6 @@ impl Connection {
     pub(crate) fn answered(&self) {
         self.received.set(0);
         self.enter(Some(Phase::Idle));
-        self.all.keep_within(&mut self.all.table());
         self.end.waker.wake();
     }
 

@@ -25,34 +25,28 @@ fn later() -> Instant {
 }
 
 #[test]
-fn where_there_are_too_many_the_one_that_has_had_no_request_for_the_longest_goes() {
+fn where_there_are_too_many_those_without_a_request_go() {
     let all = room_for(3, 8);
-    let [first, second, busy] = [(); 3].map(|()| all.open());
-    second.answered();
-    first.answered();
+    let [idle, asking, busy] = [(); 3].map(|()| all.open());
+    idle.begins(false);
+    idle.answered();
     busy.begins(false);
+    // One more is taken in, and whoever has just asked for something stays.
     let fourth = all.open();
-    assert!(second.is_ended() && !first.is_ended() && !busy.is_ended());
-    drop(second);
-    first.begins(false);
-    // Nothing is without a request, but the fourth has sent none yet.
-    let fifth = all.open();
-    assert!(fourth.is_ended() && !first.is_ended());
-    drop(fourth);
-    fifth.begins(true);
-    // Nothing that is being answered is ended: one more is there, until the first of them is answered.
-    let sixth = all.open();
-    sixth.begins(false);
-    assert!([&first, &busy, &fifth, &sixth].iter().all(|connection| !connection.is_ended()));
-    busy.answered();
-    assert!(busy.is_ended() && !first.is_ended() && !sixth.is_ended());
-    drop(busy);
-    fifth.reads_body();
-    let _seventh = all.open();
-    assert!(fifth.is_ended());
+    assert!([&idle, &asking, &busy, &fourth].iter().all(|connection| !connection.is_ended()));
+    all.end_overdue(later() + TIMEOUT_IN_NEED);
+    assert!([&idle, &asking, &fourth].iter().all(|connection| connection.is_ended()) && !busy.is_ended());
+    {
+        let table = all.table();
+        assert_eq!((table.open, table.ending), (4, 3));
+    }
+    drop((idle, asking, fourth));
+    // Where there is room, nobody is in a hurry.
+    let idle = all.open();
+    all.end_overdue(later() + TIMEOUT_IN_NEED);
+    assert!(!idle.is_ended());
     let table = all.table();
-    assert_eq!((table.open, table.ending), (4, 1));
-    drop(table);
+    assert_eq!((table.open, table.ending), (2, 0));
 }
 
 #[test]
