@@ -143,10 +143,17 @@ statements! {
                 .optional()
         }
 
-        fn is_revoked(conn, keypackage_ref: &[u8]) -> QueryResult<bool> {
+        /// The ciphersuite of a KeyPackage that was revoked.
+        fn suite_of_revoked(conn, keypackage_ref: &[u8]) -> QueryResult<Option<i32>> {
             let package = key_packages::table.find(keypackage_ref);
             let revoked = package.filter(key_packages::state.eq(State::Revoked.as_ref()));
-            diesel::select(diesel::dsl::exists(revoked)).get_result(conn)
+            revoked.select(key_packages::ciphersuite).first(conn).optional()
+        }
+
+        fn offers_last_resort(conn, owner: i64, suite: i32) -> QueryResult<bool> {
+            let own = key_packages::table.filter(key_packages::device_id.eq(owner).and(key_packages::ciphersuite.eq(suite)));
+            let offered = key_packages::last_resort.and(key_packages::state.eq(State::Available.as_ref()));
+            diesel::select(diesel::dsl::exists(own.filter(offered))).get_result(conn)
         }
 
         fn holder(conn, reservation: &ReservationId) -> QueryResult<Option<Holder>> {
@@ -229,8 +236,11 @@ fn spend_or_find<C: SpendingSql + AuditSql + LineageSql>(
             Spent { keypackage_ref, state: State::Available, spent_at: timestamp(spent.at)? },
         ));
     }
-    // Nobody holds a last resort, so nothing else ends its reservations when its owner withdraws it.
-    if conn.is_revoked(&first.keypackage_ref)? {
+    // Nobody holds a last resort, so nothing else ends its reservations when its owner withdraws it. One that was replaced may
+    // be in a Commit already.
+    if let Some(suite) = conn.suite_of_revoked(&first.keypackage_ref)?
+        && !conn.offers_last_resort(owner, suite)?
+    {
         return Ok(Err(SpendError::Lapsed));
     }
     conn.record(&[spend_event(want, &first.keypackage_ref, true, now)])?;

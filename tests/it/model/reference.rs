@@ -253,8 +253,15 @@ impl Model {
         }
         let (spent_for, at) = if reserved.last_resort {
             let package = self.packages.get(&reserved.keypackage_ref);
-            let is_revoked = package.is_some_and(|package| matches!(package.life.end, Some(End::Revoked)));
-            if is_revoked && reserved.spent.is_none() {
+            let revoked = package.filter(|package| matches!(package.life.end, Some(End::Revoked)));
+            let is_replaced = |old: &Package| {
+                self.packages.values().any(|one| {
+                    (one.owner, one.suite) == (old.owner, old.suite)
+                        && one.life.last_resort
+                        && one.life.state(now, self.rules.retire) == State::Available
+                })
+            };
+            if revoked.is_some_and(|old| !is_replaced(old)) && reserved.spent.is_none() {
                 return Err(ProblemType::ReservationLapsed);
             }
             reserved.spent.get_or_insert((group.to_vec(), now)).clone()
