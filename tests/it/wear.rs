@@ -279,7 +279,7 @@ async fn of_three_fetches_of_a_device_one_ends(#[values(Database::Postgres, Data
 
 #[rstest]
 #[tokio::test]
-async fn what_is_not_http_is_answered_with_a_problem(#[values(Anywhere::Postgres, Anywhere::Sqlite)] db: Anywhere) {
+async fn what_is_not_http_is_answered_with_a_problem(#[values(Database::Postgres, Database::Sqlite)] db: Database) {
     let server = TestServer::start(db).await;
     let address = server.base.trim_start_matches("http://");
     for request in [
