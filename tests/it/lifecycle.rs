@@ -129,24 +129,26 @@ async fn the_last_resort_is_never_used_up(#[values(Database::Postgres, Database:
     assert_eq!(lapsed["keypackage_ref"], first["keypackage_ref"], "a lapsed one goes before the last resort");
 }
 
-/// One that was replaced may be in a Commit already.
+/// One that was replaced may be in a Commit already, even where the one in its place has expired.
 #[rstest]
 #[tokio::test]
 async fn a_last_resort_that_was_withdrawn_is_not_spent_and_one_that_was_replaced_is(
     #[values(Database::Postgres, Database::Sqlite)] db: Database,
-    #[values(false, true)] is_replaced: bool,
+    #[values(None, Some(2), Some(300))] hours_of_its_replacement: Option<i64>,
 ) {
-    let Scene { server: _server, alice, bob, device } = scene(db, 0).await;
+    let Scene { server, alice, bob, device } = scene(db, 0).await;
     alice.uploaded(&[device.last_resort()]).await;
     let (before, after) = (bob.reserved("alice").await, bob.reserved("alice").await);
     bob.spend(&before, "friends").await.ok();
-    if is_replaced {
-        alice.uploaded(&[device.last_resort()]).await;
+    if let Some(hours) = hours_of_its_replacement {
+        let replacement = device.valid_for(SignedDuration::from_hours(hours)).last_resort();
+        alice.uploaded(&[replacement]).await;
     } else {
         alice.post("/keypackages/revoke", &json!({"all": true})).await.ok();
     }
+    server.advance(SignedDuration::from_hours(3));
     let spent = bob.spend(&after, "friends").await;
-    if is_replaced {
+    if hours_of_its_replacement.is_some() {
         spent.ok();
     } else {
         spent.is_problem(409, ProblemType::ReservationLapsed);

@@ -150,10 +150,11 @@ statements! {
             revoked.select(key_packages::ciphersuite).first(conn).optional()
         }
 
-        fn offers_last_resort(conn, owner: i64, suite: i32) -> QueryResult<bool> {
+        /// Whether the owner has a last resort that was not revoked, however old: time withdraws none.
+        fn keeps_last_resort(conn, owner: i64, suite: i32) -> QueryResult<bool> {
             let own = key_packages::table.filter(key_packages::device_id.eq(owner).and(key_packages::ciphersuite.eq(suite)));
-            let offered = key_packages::last_resort.and(key_packages::state.eq(State::Available.as_ref()));
-            diesel::select(diesel::dsl::exists(own.filter(offered))).get_result(conn)
+            let kept = key_packages::last_resort.and(key_packages::state.ne(State::Revoked.as_ref()));
+            diesel::select(diesel::dsl::exists(own.filter(kept))).get_result(conn)
         }
 
         fn holder(conn, reservation: &ReservationId) -> QueryResult<Option<Holder>> {
@@ -239,7 +240,7 @@ fn spend_or_find<C: SpendingSql + AuditSql + LineageSql>(
     // Nobody holds a last resort, so nothing else ends its reservations when its owner withdraws it. One that was replaced may
     // be in a Commit already.
     if let Some(suite) = conn.suite_of_revoked(&first.keypackage_ref)?
-        && !conn.offers_last_resort(owner, suite)?
+        && !conn.keeps_last_resort(owner, suite)?
     {
         return Ok(Err(SpendError::Lapsed));
     }

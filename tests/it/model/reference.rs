@@ -232,7 +232,6 @@ impl Model {
         MissingDevice { user, device: Some(device), reason, ciphersuites }
     }
 
-    /// The state that a spend ends in, and when it was done first.
     /// Whether a KeyPackage is held by this reservation now; a last resort, whether it is still offered.
     pub fn still_holds(&self, id: ReservationId) -> bool {
         let Some(reserved) = self.reservations.get(&id) else { return false };
@@ -245,6 +244,7 @@ impl Model {
         }
     }
 
+    /// The state that a spend ends in, and when it was done first.
     pub fn spend(&mut self, by: Who, id: ReservationId, group: &[u8]) -> Result<(State, Seconds), ProblemType> {
         let now = self.now;
         let reserved = self.reservations.get_mut(&id).ok_or(ProblemType::UnknownReservation)?;
@@ -256,9 +256,7 @@ impl Model {
             let revoked = package.filter(|package| matches!(package.life.end, Some(End::Revoked)));
             let is_replaced = |old: &Package| {
                 self.packages.values().any(|one| {
-                    (one.owner, one.suite) == (old.owner, old.suite)
-                        && one.life.last_resort
-                        && one.life.state(now, self.rules.retire) == State::Available
+                    (one.owner, one.suite) == (old.owner, old.suite) && one.life.last_resort && one.life.end.is_none()
                 })
             };
             if revoked.is_some_and(|old| !is_replaced(old)) && reserved.spent.is_none() {
