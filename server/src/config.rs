@@ -1,6 +1,7 @@
 //! The configuration: flags over `KEYPOOL_*` over a TOML file over defaults.
 
 mod load;
+mod proxies;
 mod secret;
 
 use std::{
@@ -14,6 +15,7 @@ use keypool_validation::key_package::{CredentialBinding, KNOWN_CIPHERSUITES};
 use serde::{Deserialize, Serialize};
 
 pub use load::ConfigError;
+pub use proxies::TrustedProxies;
 pub use secret::{AdminToken, DatabaseUrl};
 
 const DAY: Duration = Duration::from_hours(24);
@@ -89,6 +91,9 @@ pub struct Config {
     pub low_watermark: u32,
     /// Whether requests are limited at all.
     pub limits: Limits,
+    /// The proxies that clients come through: addresses and networks. Strangers are then limited by their address, which the
+    /// proxy names in `X-Forwarded-For`.
+    pub trusted_proxies: TrustedProxies,
     /// What a user may ask for at once. A request counts as one, a `reserve` as one for each user that it names.
     pub requester_burst: u32,
     /// What a user may ask for in a minute, when the burst is used up.
@@ -155,6 +160,7 @@ impl Default for Config {
             pool_target: 32,
             low_watermark: 8,
             limits: Limits::On,
+            trusted_proxies: TrustedProxies::default(),
             requester_burst: 2_000,
             requester_per_minute: 1_200,
             pair_burst: 30,

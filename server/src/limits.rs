@@ -1,5 +1,7 @@
 //! Against draining: how much a user may ask for, of all and of each other user. Counted by each server for itself.
 
+mod strangers;
+
 use std::{
     collections::HashMap,
     num::NonZeroU32,
@@ -8,13 +10,12 @@ use std::{
 };
 
 use governor::{
-    NotUntil, Quota, RateLimiter,
-    clock::{Clock as GovernorClock, Reference},
-    middleware::NoOpMiddleware,
-    nanos::Nanos,
+    NotUntil, Quota, RateLimiter, clock::Clock as GovernorClock, middleware::NoOpMiddleware, nanos::Nanos,
     state::keyed::DashMapStateStore,
 };
 use keypool_openapi::UserName;
+
+pub(crate) use strangers::{Origin, Strangers};
 
 use crate::{
     clock::Clock,
@@ -37,7 +38,10 @@ impl GovernorClock for Time {
 }
 
 /// What is asked for, by whom. Where limits are off, anything goes.
-pub struct Limits(Option<Limiters>);
+pub struct Limits {
+    users: Option<Limiters>,
+    strangers: Strangers,
+}
 
 struct Limiters {
     time: Time,
@@ -77,23 +81,30 @@ impl Limits {
     /// The limits of this configuration.
     #[must_use]
     pub fn new(config: &Config, clock: Arc<dyn Clock>) -> Self {
+        let strangers = Strangers::new(config, Arc::clone(&clock));
         if config.limits == config::Limits::Off {
-            return Self(None);
+            return Self { users: None, strangers };
         }
         let time = Time(clock);
-        Self(Some(Limiters {
+        let users = Limiters {
             requesters: limiter(config.requester_per_minute, config.requester_burst, &time),
             pairs: limiter(config.pair_per_minute, config.pair_burst, &time),
             pair_burst: config.pair_burst,
             ttl: config.reservation_ttl,
             habits: Mutex::default(),
             time,
-        }))
+        };
+        Self { users: Some(users), strangers }
+    }
+
+    /// Those whom the server does not know.
+    pub(crate) fn strangers(&self) -> &Strangers {
+        &self.strangers
     }
 
     /// Whether anything is limited.
     pub fn are_on(&self) -> bool {
-        self.0.is_some()
+        self.users.is_some()
     }
 
     /// Counts what a user asks for.
@@ -101,13 +112,13 @@ impl Limits {
     /// # Errors
     /// `too-many-requests` where it is too much now.
     pub fn request(&self, requester: &UserName, n: usize) -> Result<(), Failure> {
-        let Some(limiters) = &self.0 else { return Ok(()) };
+        let Some(limiters) = &self.users else { return Ok(()) };
         let Some(n) = u32::try_from(n).ok().and_then(NonZeroU32::new) else { return Ok(()) };
         let checked = limiters.requesters.check_key_n(requester, n);
         // What can never be had at once is answered as what cannot be had now.
         let wait = match checked {
             Ok(Ok(())) => return Ok(()),
-            Ok(Err(until)) => limiters.wait(&until),
+            Ok(Err(until)) => wait(&limiters.time, &until),
             Err(_) => Duration::from_mins(1),
         };
         Err(Failure::too_many(
@@ -122,11 +133,11 @@ impl Limits {
     /// # Errors
     /// How long to wait where it is too often now.
     pub fn pair(&self, requester: &UserName, target: &UserName, ttl: Duration) -> Result<(), Duration> {
-        let Some(limiters) = &self.0 else { return Ok(()) };
+        let Some(limiters) = &self.users else { return Ok(()) };
         let weight = NonZeroU32::new(limiters.weight(requester, ttl)).unwrap_or(NonZeroU32::MIN);
         match limiters.pairs.check_key_n(&(requester.clone(), target.clone()), weight) {
             Ok(Ok(())) => Ok(()),
-            Ok(Err(until)) => Err(limiters.wait(&until)),
+            Ok(Err(until)) => Err(wait(&limiters.time, &until)),
             // Never: the weight is within the burst.
             Err(_) => Err(Duration::from_mins(1)),
         }
@@ -143,7 +154,7 @@ impl Limits {
     }
 
     fn note(&self, user: &UserName, change: impl FnOnce(&mut Habit)) {
-        let Some(limiters) = &self.0 else { return };
+        let Some(limiters) = &self.users else { return };
         let mut habits = limiters.habits();
         match habits.get_mut(user) {
             Some(habit) => change(habit),
@@ -153,7 +164,8 @@ impl Limits {
 
     /// Forgets whoever has asked for nothing for long enough to start anew.
     pub fn forget(&self) {
-        if let Some(limiters) = &self.0 {
+        self.strangers.forget();
+        if let Some(limiters) = &self.users {
             limiters.requesters.retain_recent();
             limiters.pairs.retain_recent();
             limiters.requesters.shrink_to_fit();
@@ -178,13 +190,10 @@ impl Limiters {
         // What counts more than there can be at once would never be possible.
         u32::try_from(weight).unwrap_or(u32::MAX).min(self.pair_burst)
     }
+}
 
-    fn wait<I: Reference + Into<Nanos>>(&self, until: &NotUntil<I>) -> Duration
-    where
-        Nanos: Into<I>,
-    {
-        until.wait_time_from(self.time.now().into())
-    }
+fn wait(time: &Time, until: &NotUntil<Nanos>) -> Duration {
+    until.wait_time_from(time.now())
 }
 
 fn limiter<K: std::hash::Hash + Eq + Clone>(per_minute: u32, burst: u32, time: &Time) -> Limiter<K> {
@@ -268,7 +277,7 @@ mod tests {
         for _ in 0..10 {
             limits.forget();
         }
-        assert!(limits.0.as_ref().unwrap().habits().is_empty(), "habits are kept for ever");
+        assert!(limits.users.as_ref().unwrap().habits().is_empty(), "habits are kept for ever");
         clock.advance(SignedDuration::from_mins(1));
         assert!(limits.pair(&bob, &alice, MINUTE).is_ok());
     }

@@ -34,7 +34,7 @@ use crate::{
     connections::Connections,
     fetches::Fetches,
     generation::GenerationFile,
-    limits::Limits,
+    limits::{Limits, Origin, Strangers},
     problem::Failure,
     store::{Heard, HoldLimits, Store, StoreError, UploadLimits, View},
     sweeper,
@@ -303,13 +303,17 @@ impl Pool {
     }
 
     /// The device that the token belongs to, which is counted as one that asks for something.
-    pub(crate) async fn authenticate(&self, token: &Token) -> Result<Option<Caller>, Failure> {
+    pub(crate) async fn authenticate(&self, token: &Token, origin: Origin) -> Result<Option<Caller>, Failure> {
         let (hash, now) = (token.hash(), self.clock.now());
         let device = match self.tokens.get(&hash, now) {
             Remembered::Device(device) => Some(device),
             Remembered::Unknown => None,
             Remembered::Nothing => {
+                self.strangers().admit(origin)?;
                 let device = self.look_up(hash).await?.map(Arc::new);
+                if device.is_none() {
+                    self.strangers().count(origin);
+                }
                 // Only what was looked up is new: to renew what is remembered would be to remember it for ever.
                 self.tokens.put(hash, device.as_ref(), now);
                 device
@@ -319,6 +323,11 @@ impl Pool {
             self.limits.request(&device.user, 1)?;
         }
         Ok(device.map(|device| Caller { device, token_hash: hash }))
+    }
+
+    /// Those whom the server does not know, as far as they are limited.
+    pub(crate) fn strangers(&self) -> &Strangers {
+        self.limits.strangers()
     }
 
     /// Whether this is the operator's token.

@@ -1,14 +1,12 @@
 //! Servers whose clocks are apart.
 
-use std::process::Command;
-
 use jiff::SignedDuration;
 use keypool_openapi::ProblemType;
 use reqwest::Method;
 use rstest::rstest;
 use serde_json::json;
 
-use crate::support::{Answer, Database, Device, Http, ServerProcess, TestServer, output};
+use crate::support::{Answer, Database, Device, Http, OtherClock, ServerProcess, TestServer};
 
 /// Two servers on machines of their own, Alice's pool of one, and Bob, who holds it.
 struct Scene {
@@ -139,20 +137,6 @@ async fn first_answer(anyone: &Http) -> Answer {
     }
 }
 
-/// Loaded into a program, has it see another time than the system's.
-const OTHER_TIME: &str = r#"
-#define _GNU_SOURCE
-#include <dlfcn.h>
-#include <stdlib.h>
-#include <time.h>
-int clock_gettime(clockid_t clock, struct timespec *time) {
-  int (*real)(clockid_t, struct timespec *) = dlsym(RTLD_NEXT, "clock_gettime");
-  int result = real(clock, time);
-  if (clock == CLOCK_REALTIME) time->tv_sec += atol(getenv("AHEAD"));
-  return result;
-}
-"#;
-
 /// The program on a machine whose clock is ahead: by more than a reservation lasts, and by more than any KeyPackage does.
 #[rstest]
 #[tokio::test]
@@ -170,15 +154,12 @@ async fn a_program_whose_clock_is_ahead_hands_out_nothing_that_is_held_and_expir
         held.push(bob.reserved("alice").await);
     }
 
-    let directory = tempfile::tempdir().unwrap();
-    let (source, library) = (directory.path().join("time.c"), directory.path().join("time.so"));
-    std::fs::write(&source, OTHER_TIME).unwrap();
-    output(Command::new("cc").args(["-shared", "-fPIC", "-o"]).args([&library, &source]));
+    let clock = OtherClock::build();
     let log = tempfile::NamedTempFile::new().unwrap();
     let stderr = log.reopen().unwrap();
     let other = ServerProcess::spawn_with(&place, |command| {
-        command.env("LD_PRELOAD", &library).env("AHEAD", ahead.to_string()).env("KEYPOOL_SWEEP_INTERVAL", "1s");
-        command.stderr(stderr);
+        clock.set(command, ahead);
+        command.env("KEYPOOL_SWEEP_INTERVAL", "1s").stderr(stderr);
     });
     is_refused(&first_answer(&Http::new(&other.base)).await);
     let carol = carol.at(&other.base);

@@ -114,7 +114,7 @@ impl Client {
 }
 
 /// All pages of a list.
-async fn pages(http: &Http, path: &str, from: &str, items: &str) -> Vec<Value> {
+pub async fn pages(http: &Http, path: &str, from: &str, items: &str) -> Vec<Value> {
     let (mut all, mut next) = (Vec::new(), Value::Null);
     loop {
         let from = match &next {

@@ -1,6 +1,7 @@
 //! What the tests stand on: databases, servers, HTTP, and devices that make KeyPackages.
 
 pub mod built;
+mod clock;
 pub mod compose;
 mod database;
 mod device;
@@ -15,6 +16,7 @@ mod server;
 pub mod tools;
 
 pub use built::{binary, cargo, example, target};
+pub use clock::OtherClock;
 pub use database::{Anywhere, Database, Place, Raw, Where};
 pub use device::{Device, decode, encode, tampered, with_the_keys_of};
 pub use foreigner::Foreigner;
@@ -24,4 +26,4 @@ pub use owner::{Owner, copy, new_device};
 pub use party::Party;
 pub use postgres::{GUARDED, Postgres, output, program};
 pub use proxy::{Fault, Proxy};
-pub use server::{ADMIN_TOKEN, PATIENCE, Running, ServerProcess, TestServer, now, without_settings};
+pub use server::{ADMIN_TOKEN, PATIENCE, Running, ServerProcess, TestServer, free_port, now, without_settings};

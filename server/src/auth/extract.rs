@@ -143,7 +143,16 @@ impl FromRequest for MaybeBearer {
 
     fn from_request(request: &HttpRequest, _: &mut Payload) -> Self::Future {
         let request = request.clone();
-        Box::pin(async move { identify(&request).await.map(Self) })
+        Box::pin(async move {
+            let bearer = identify(&request).await?;
+            if matches!(bearer, None | Some(Bearer::Enrolment(_) | Bearer::Foreign(_))) {
+                let strangers = pool_of(&request)?.strangers();
+                let origin = strangers.origin(&request);
+                strangers.admit(origin)?;
+                strangers.count(origin);
+            }
+            Ok(Self(bearer))
+        })
     }
 }
 
@@ -271,7 +280,7 @@ async fn identify(request: &HttpRequest) -> Result<Option<Bearer>, Failure> {
     let value = value.to_str().map_err(|_| unknown_token())?;
     let pool = pool_of(request)?.clone();
     if let Some(token) = Token::from_header(value) {
-        let caller = pool.authenticate(&token).await?.ok_or_else(unknown_token)?;
+        let caller = pool.authenticate(&token, pool.strangers().origin(request)).await?.ok_or_else(unknown_token)?;
         return Ok(Some(Bearer::Device(caller)));
     }
     let token = bearer(value).ok_or_else(unknown_token)?;

@@ -62,9 +62,11 @@ impl Config {
         let known = Self::variables();
         let is_set = |(name, value): &(String, String)| known.contains(name) && !value.is_empty();
         let mut environment: HashMap<_, _> = environment.into_iter().filter(is_set).collect();
-        let ciphersuites = environment.remove("KEYPOOL_CIPHERSUITES");
-        let ciphersuites =
-            ciphersuites.map(|list| list.split(',').map(|item| item.trim().to_owned()).collect::<Vec<_>>());
+        let mut list = |name: &str| {
+            let list = environment.remove(name)?;
+            Some(list.split(',').map(|item| item.trim().to_owned()).collect::<Vec<_>>())
+        };
+        let (ciphersuites, proxies) = (list("KEYPOOL_CIPHERSUITES"), list("KEYPOOL_TRUSTED_PROXIES"));
         let mut builder = config::Config::builder();
         if let Some(file) = &flags.config {
             builder = builder.add_source(File::from(file.as_path()).format(FileFormat::Toml));
@@ -72,6 +74,7 @@ impl Config {
         let config: Self = builder
             .add_source(Environment::with_prefix("KEYPOOL").prefix_separator("_").source(Some(environment)))
             .set_override_option("ciphersuites", ciphersuites)?
+            .set_override_option("trusted_proxies", proxies)?
             .set_override_option("listen", flags.listen.map(|address| address.to_string()))?
             .set_override_option("database_url", flags.database_url.clone())?
             .set_override_option("log", flags.log.clone())?
@@ -267,6 +270,15 @@ mod tests {
             assert_eq!(config.unwrap().ciphersuites, suites);
         }
         assert!(load(&ConfigFlags::default(), "", &[("KEYPOOL_CIPHERSUITES", "one")]).is_err());
+    }
+
+    #[test]
+    fn proxies_are_addresses_and_networks() {
+        let variables = [("KEYPOOL_TRUSTED_PROXIES", "10.0.0.0/8, 192.0.2.1,fd00::/8")];
+        let config = load(&ConfigFlags::default(), "", &variables).unwrap();
+        assert_eq!(config.trusted_proxies.to_string(), "10.0.0.0/8,192.0.2.1/32,fd00::/8");
+        let error = load(&ConfigFlags::default(), "trusted_proxies = ['10.0.0.0/8', 'proxy']", &[]).unwrap_err();
+        assert!(error.to_string().contains("names proxy"), "{error}");
     }
 
     #[test]

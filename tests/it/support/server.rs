@@ -296,7 +296,8 @@ impl ServerProcess {
         Self::spawn_at(place, &format!("127.0.0.1:{}", free_port()), change)
     }
 
-    fn spawn_at(place: &Place, address: &str, change: impl FnOnce(&mut Command)) -> Self {
+    /// The same where another was.
+    pub fn spawn_at(place: &Place, address: &str, change: impl FnOnce(&mut Command)) -> Self {
         Self::spawn_program(&binary("keypool-server"), place, address, change)
     }
 
