@@ -2,4 +2,5 @@
 
 mod faults;
 mod image;
+mod proxy;
 mod quickstart;
