@@ -56,6 +56,10 @@ LABEL org.opencontainers.image.title="Keypool" \
       org.opencontainers.image.description="The KeyPackage directory of an MLS (RFC 9420) messenger" \
       org.opencontainers.image.licenses="MIT OR Apache-2.0"
 COPY --from=root /root/ /
+# Memory that is not needed goes back to the system: what large messages took would else be kept in pieces.
+ENV MALLOC_ARENA_MAX=2 \
+    MALLOC_MMAP_THRESHOLD_=131072 \
+    MALLOC_TRIM_THRESHOLD_=131072
 ENV PATH=/usr/local/bin \
     SSL_CERT_FILE=/etc/ssl/certs/ca-certificates.crt \
     KEYPOOL_LISTEN=0.0.0.0:8080 \

@@ -72,6 +72,9 @@ pub(crate) struct Findings {
 
 const USERS: u64 = 1_000;
 
+/// Those who reserve are connected when the attack begins, so that their latencies have no wait for a connection.
+const ONSET: Duration = Duration::from_secs(1);
+
 pub(crate) async fn measure(plan: Plan) -> Result<Findings> {
     let postgres = Postgres::start()?;
     let group = MemoryGroup::make(plan.memory);
@@ -100,9 +103,12 @@ pub(crate) async fn measure(plan: Plan) -> Result<Findings> {
         let without = stage.run(Mix::RESERVE, pace).await?;
         bar.inc(1);
         bar.set_message("under siege");
-        let attack = Attack::begin(&stage.server.address, plan.readers, &waiting, &queues);
-        attack.is_under_way().await;
-        let under_siege = stage.run(Mix::RESERVE, pace).await?;
+        let attack = async {
+            tokio::time::sleep(ONSET).await;
+            Attack::begin(&stage.server.address, plan.readers, &waiting, &queues)
+        };
+        let (under_siege, attack) = tokio::join!(stage.run(Mix::RESERVE, pace), attack);
+        let under_siege = under_siege?;
         let (most_open, ended) = attack.end()?;
         bar.inc(1);
         findings.p99_ms.add(under_siege.percentile(Kind::Reserve, 99.0), without.percentile(Kind::Reserve, 99.0));

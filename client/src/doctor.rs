@@ -66,8 +66,8 @@ impl MlsClient {
         checks.push(match self.api().server_version().await {
             Ok(_) if is_in_the_clear(self.api().server()) => Check::warning(
                 "server",
-                format!("whoever is on the way to {} can read the token of this device", self.api().server()),
-                "use https:// where the server has it",
+                format!("anyone on the network path to {} can read the token of this device", self.api().server()),
+                "use https:// if the server has it",
             ),
             Ok(version) => versions(&version),
             Err(error) => Check::of_error("server", &error),

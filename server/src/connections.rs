@@ -12,7 +12,7 @@ use std::{
     rc::Rc,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     task::Context,
     time::{Duration, Instant},
@@ -39,8 +39,17 @@ const ENOUGH: usize = 64 * 1024;
 /// somebody else.
 const TIMEOUT_IN_NEED: Duration = Duration::from_secs(1);
 
-/// How often it is looked for connections whose time is over.
-const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// How long a connection of a device may go on asking where others wait for a place: then it ends with its next answer. One that
+/// has shown no valid token goes after [`TIMEOUT_IN_NEED`].
+const TURN: Duration = Duration::from_mins(1);
+
+/// Where others need the room, an eighth of all connections is ended for them in a second at most, but always so many.
+const LEAST_PACE: usize = 256;
+
+/// How often it is looked for connections whose time is over: often, so that few of them are replaced at the same moment, for
+/// which everybody else waits.
+const LOOK_EVERY: Duration = Duration::from_millis(50);
+const LOOKS_A_SECOND: usize = 20;
 
 /// What a connection may be in the middle of, where it may be ended; while a request is answered, it is in none of these.
 /// In this order connections are ended where room for another one is needed.
@@ -74,6 +83,10 @@ impl Phase {
 /// All connections of a server.
 pub(crate) struct Connections {
     table: Mutex<Table>,
+    /// Whether there are as many as there may be, as of the last change of the table.
+    is_full: AtomicBool,
+    /// How many connections may still be ended for others until it is looked at again.
+    pace: AtomicUsize,
     most: usize,
     most_stalled: usize,
 }
@@ -116,17 +129,21 @@ impl End {
 
 impl Connections {
     pub(crate) fn new(capacity: &Capacity) -> Self {
-        Self { table: Mutex::default(), most: capacity.connections, most_stalled: capacity.stalled }
+        Self {
+            table: Mutex::default(),
+            is_full: AtomicBool::new(false),
+            pace: AtomicUsize::new(0),
+            most: capacity.connections,
+            most_stalled: capacity.stalled,
+        }
     }
 
-    /// Counts a connection that was just made. Where there are too many, the one that has been without a request for the longest is
-    /// ended. Who has asked for something a moment ago stays: rather, new ones wait to be accepted, as `serve` has it.
+    /// Counts a connection that was just made. Where there are too many, `end_overdue` makes room; until then, new ones wait to be
+    /// accepted, as `serve` has it.
     pub(crate) fn open(self: &Arc<Self>) -> Rc<Connection> {
         let mut table = self.table();
         table.open += 1;
-        if table.open - table.ending > self.most {
-            table.end_first(&Phase::ALL, (Instant::now(), TIMEOUT_IN_NEED));
-        }
+        self.note_fullness(&table);
         drop(table);
         let connection = Connection {
             all: Arc::clone(self),
@@ -136,6 +153,8 @@ impl Connections {
             received: Cell::new(0),
             taken: Cell::new(0),
             has_unread_body: Cell::new(false),
+            opened: Instant::now(),
+            turn: Cell::new(TIMEOUT_IN_NEED),
             is_closing: Cell::new(false),
         };
         connection.enter(Some(Phase::Head));
@@ -147,16 +166,20 @@ impl Connections {
         self.table().end_first(&[Phase::Stalled], (now, TIMEOUT_IN_NEED))
     }
 
-    /// Ends what has lasted too long: a second, where there is no room for others.
+    /// Ends what has lasted too long. Where there is no room for others, that is a second, and only so many are ended as are needed,
+    /// at a pace: to end and accept connections takes time from those who are served.
     fn end_overdue(&self, now: Instant) {
         let mut table = self.table();
-        let is_full = table.open - table.ending >= self.most;
         for phase in Phase::ALL {
-            let limit = if is_full { TIMEOUT_IN_NEED } else { phase.limit() };
-            while table.end_first(&[phase], (now, limit)) {
+            while table.end_first(&[phase], (now, phase.limit())) {
                 tracing::debug!(?phase, "ended a connection that took too long");
             }
         }
+        let mut pace = (self.most / 8).max(LEAST_PACE) / LOOKS_A_SECOND;
+        while pace > 0 && self.note_fullness(&table) && table.end_first(&Phase::ALL, (now, TIMEOUT_IN_NEED)) {
+            pace -= 1;
+        }
+        self.pace.store(pace, Ordering::Relaxed);
     }
 
     /// Ends what has lasted too long, for ever.
@@ -166,6 +189,18 @@ impl Connections {
             ticks.tick().await;
             self.end_overdue(Instant::now());
         }
+    }
+
+    /// Whether one more connection may be ended for others now.
+    fn keeps_pace(&self) -> bool {
+        let fewer = |pace: usize| pace.checked_sub(1);
+        self.pace.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fewer).is_ok()
+    }
+
+    fn note_fullness(&self, table: &Table) -> bool {
+        let is_full = table.open - table.ending >= self.most;
+        self.is_full.store(is_full, Ordering::Relaxed);
+        is_full
     }
 
     fn table(&self) -> MutexGuard<'_, Table> {
@@ -202,6 +237,9 @@ pub(crate) struct Connection {
     /// Bytes that its client has taken since it stalled.
     taken: Cell<usize>,
     has_unread_body: Cell<bool>,
+    opened: Instant,
+    /// How long it may go on asking where others wait for a place.
+    turn: Cell<Duration>,
     is_closing: Cell<bool>,
 }
 
@@ -231,9 +269,21 @@ impl Connection {
         self.enter(None);
     }
 
-    /// Whether the connection ends with this request, since nobody reads its body.
+    /// A device has shown its token.
+    pub(crate) fn is_a_devices(&self) {
+        self.turn.set(TURN);
+    }
+
+    /// What was asked for could not be waited for: its place is for others, if they need one.
+    pub(crate) fn gives_way(&self) {
+        self.turn.set(Duration::ZERO);
+    }
+
+    /// Whether the connection ends with this request: since nobody reads its body, or since others wait for its place.
     pub(crate) fn must_close(&self) -> bool {
-        self.is_closing.set(self.is_closing.get() || self.has_unread_body.get());
+        let has_had_its_turn = || self.all.is_full.load(Ordering::Relaxed) && self.opened.elapsed() >= self.turn.get();
+        let must = self.is_closing.get() || self.has_unread_body.get() || has_had_its_turn() && self.all.keeps_pace();
+        self.is_closing.set(must);
         self.is_closing.get()
     }
 
@@ -330,6 +380,7 @@ impl Drop for Connection {
         let mut table = self.all.table();
         table.open -= 1;
         table.ending -= usize::from(self.end.is_counted.load(Ordering::Relaxed));
+        self.all.note_fullness(&table);
     }
 }
 

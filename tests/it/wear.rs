@@ -8,14 +8,20 @@ use std::{
     os::unix::fs::PermissionsExt,
     path::PathBuf,
     process::Stdio,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::{Duration, Instant},
 };
 
 use futures_util::future::{join_all, select_all};
 use keypool_openapi::ProblemType;
+use reqwest::Method;
 use rstest::rstest;
 use serde_json::{Value, json};
 use tempfile::{NamedTempFile, TempDir};
+use tokio::task::JoinSet;
 
 use crate::support::{
     Answer, Anywhere, Database, Device, Http, PATIENCE, Place, ServerProcess, TestServer, binary, encode, hot_client,
@@ -231,6 +237,37 @@ async fn strangers_who_keep_connections_leave_descriptors_for_others(#[case] sai
     }
     is_asked_for_soon(&Http::new(&server.base)).await;
     drop(kept);
+}
+
+/// More than the server has connections for ask, and go on asking.
+#[tokio::test]
+async fn all_of_those_who_go_on_asking_have_their_turn() {
+    const CROWD: usize = 400;
+    let place = Database::Sqlite.fresh();
+    let (_directory, program) = with_files(256, 256);
+    let server = ServerProcess::start_program(&program, &place).await;
+    let answered = Arc::new(AtomicUsize::new(0));
+    let mut crowd = JoinSet::new();
+    for _ in 0..CROWD {
+        let (caller, answered) = (Http::over(hot_client(), &server.base), Arc::clone(&answered));
+        crowd.spawn(async move {
+            let mut is_answered = false;
+            loop {
+                let answer = caller.try_send(Method::GET, "/healthz", None).await;
+                if answer.is_ok() && !std::mem::replace(&mut is_answered, true) {
+                    answered.fetch_add(1, Ordering::Relaxed);
+                }
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        });
+    }
+    let all = async {
+        while answered.load(Ordering::Relaxed) < CROWD {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    let waited = tokio::time::timeout(PATIENCE, all).await;
+    assert!(waited.is_ok(), "of {CROWD}, only {} are answered", answered.load(Ordering::Relaxed));
 }
 
 #[tokio::test]

@@ -1,4 +1,4 @@
-//! Those who mean harm, on a thread of their own. Whoever is cut off comes again.
+//! The attackers, on a thread of their own. A connection that the server ends is made again.
 
 use std::{
     sync::{
@@ -26,9 +26,6 @@ const RECEIVE_BUFFER: u32 = 4_096;
 /// How long somebody who was cut off waits.
 const PAUSE: Duration = Duration::from_millis(500);
 
-/// How long all of them may take to come.
-const MUSTER: Duration = Duration::from_secs(30);
-
 const LARGE: u32 = 1_000_000;
 
 /// As little as has its length in four bytes.
@@ -47,7 +44,6 @@ struct Count {
 #[derive(Debug)]
 pub(super) struct Attack {
     count: Arc<Count>,
-    all: usize,
     thread: JoinHandle<Result<()>>,
 }
 
@@ -64,7 +60,7 @@ impl Attack {
         }
         let polls = waiting.iter().map(|token| request(address, "/messages?wait=60", Some(token)));
         let (polls, address) = (polls.collect::<Vec<_>>(), address.to_owned());
-        let (count, all) = (Arc::<Count>::default(), readers + waiting.len());
+        let count = Arc::<Count>::default();
         let its = Arc::clone(&count);
         let thread = thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -84,15 +80,7 @@ impl Attack {
                 Ok(())
             })
         });
-        Self { count, all, thread }
-    }
-
-    /// Waits until all of them are there, or as many as the server lets in.
-    pub(super) async fn is_under_way(&self) {
-        let begun = tokio::time::Instant::now();
-        while begun.elapsed() < MUSTER && self.count.open.load(Ordering::Relaxed) < self.all {
-            tokio::time::sleep(Duration::from_millis(100)).await;
-        }
+        Self { count, thread }
     }
 
     /// Ends it; answers how many were there at the same time at most, and how many were cut off.

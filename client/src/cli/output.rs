@@ -51,8 +51,8 @@ impl Output {
         let server = clean(server);
         let _ = writeln!(
             anstream::stderr(),
-            "{warning}: whoever is on the way to {server} can read this device's token, and act as it. Use https:// where the \
-             server has it."
+            "{warning}: anyone on the network path to {server} can read this device's token and act as the device. Use https:// \
+             if the server has it."
         );
     }
 

@@ -40,9 +40,9 @@ fn methods(item: &PathItem) -> BTreeSet<&'static str> {
 pub(super) async fn nothing_here(paths: web::Data<Paths>, request: HttpRequest) -> Result<HttpResponse, Failure> {
     let (method, path) = (request.method(), request.path());
     let Some(allow) = paths.methods(path) else {
-        let detail = format!("Nothing is served at {path}. See /swagger-ui/ for what there is.");
+        let detail = format!("Nothing is served at {path}. All calls are listed at /swagger-ui/.");
         return Err(Failure::new(ProblemType::NotFound, detail));
     };
-    let detail = format!("{path} takes no {method}, but {allow}. See /swagger-ui/ for what there is.");
+    let detail = format!("{path} takes no {method}, but {allow}. All calls are listed at /swagger-ui/.");
     Err(Failure { about: About::Methods(allow), ..Failure::new(ProblemType::MethodNotAllowed, detail) })
 }

@@ -76,7 +76,7 @@ pub(super) async fn swagger_ui(
     path: web::Path<String>,
 ) -> Result<HttpResponse, Failure> {
     let page = documents.pages.get(path.as_str()).ok_or_else(|| {
-        let detail = format!("Swagger UI has no file {path}. See /swagger-ui/ for what there is.");
+        let detail = format!("Swagger UI has no file {path}. All calls are listed at /swagger-ui/.");
         Failure::new(ProblemType::NotFound, detail)
     })?;
     Ok(shared(&page.bytes, &page.content_type))

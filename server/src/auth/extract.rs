@@ -34,7 +34,7 @@ pub(crate) trait Body: DeserializeOwned + 'static {
 }
 
 impl Body for RegisterRequest {
-    /// Two names. Whoever sends it may be anybody.
+    /// Two names, from a caller who may be a stranger.
     const LIMIT: usize = 8 * 1024;
 }
 impl Body for LookupRequest {
@@ -281,6 +281,7 @@ async fn identify(request: &HttpRequest) -> Result<Option<Bearer>, Failure> {
     let pool = pool_of(request)?.clone();
     if let Some(token) = Token::from_header(value) {
         let caller = pool.authenticate(&token, pool.strangers().origin(request)).await?.ok_or_else(unknown_token)?;
+        request.conn_data::<Rc<Connection>>().inspect(|connection| connection.is_a_devices());
         return Ok(Some(Bearer::Device(caller)));
     }
     let token = bearer(value).ok_or_else(unknown_token)?;

@@ -31,8 +31,8 @@ const DISCONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long a server that stops gives the requests that run.
 const GRACE: Duration = Duration::from_secs(30);
 
-/// Connections that wait to be accepted.
-const BACKLOG: u32 = 1024;
+/// Connections that wait to be accepted. Whom there is no room for here, the kernel has try again, each time twice as late.
+const BACKLOG: u32 = 4096;
 
 /// What the kernel keeps of an answer that its client does not take; it takes twice as much memory for it. By itself it would
 /// go up to 4 MiB for each connection.

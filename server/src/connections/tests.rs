@@ -35,10 +35,11 @@ fn where_there_are_too_many_those_without_a_request_go() {
     let fourth = all.open();
     assert!([&idle, &asking, &busy, &fourth].iter().all(|connection| !connection.is_ended()));
     all.end_overdue(later() + TIMEOUT_IN_NEED);
-    assert!([&idle, &asking, &fourth].iter().all(|connection| connection.is_ended()) && !busy.is_ended());
+    // No more than are needed, and who asks for nothing first.
+    assert!(idle.is_ended() && asking.is_ended() && !fourth.is_ended() && !busy.is_ended());
     {
         let table = all.table();
-        assert_eq!((table.open, table.ending), (4, 3));
+        assert_eq!((table.open, table.ending), (4, 2));
     }
     drop((idle, asking, fourth));
     // Where there is room, nobody is in a hurry.
@@ -223,4 +224,32 @@ async fn all_that_was_written_counts_where_an_explanation_takes_its_place() {
     })
     .await;
     assert_eq!(written, both.len());
+}
+
+#[test]
+fn where_others_wait_for_a_place_a_connection_ends_when_it_has_had_its_turn() {
+    let all = room_for(2, 8);
+    let mut stranger = Rc::into_inner(all.open()).unwrap();
+    let long_ago = Instant::now().checked_sub(TURN).unwrap();
+    stranger.opened = long_ago + Duration::from_secs(1);
+    assert!(!stranger.must_close(), "nobody waits for its place");
+    let mut device = Rc::into_inner(all.open()).unwrap();
+    device.is_a_devices();
+    device.opened = long_ago + Duration::from_secs(1);
+    assert!(!stranger.must_close(), "so many have been ended just now");
+    all.end_overdue(Instant::now());
+    assert!(stranger.must_close() && !device.must_close());
+    let new = all.open();
+    assert!(!new.must_close(), "it has just come");
+    device.gives_way();
+    assert!(device.must_close());
+    drop((stranger, new));
+    let mut old = Rc::into_inner(all.open()).unwrap();
+    old.is_a_devices();
+    old.opened = long_ago;
+    assert!(old.must_close(), "the two that there may be are there");
+    drop(device);
+    let next = all.open();
+    drop(old);
+    assert!(!next.must_close());
 }

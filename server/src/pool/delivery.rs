@@ -33,6 +33,8 @@ pub(crate) struct Fetched {
     pub room: Option<Room>,
     /// To be kept until it is sent.
     pub fetch: Fetch,
+    /// Whether it was to wait, and too many do already.
+    pub is_turned_away: bool,
 }
 
 impl Fetched {
@@ -41,7 +43,7 @@ impl Fetched {
         if !fetch.sends() {
             (page.messages, room) = (Vec::new(), None);
         }
-        Self { page, room, fetch }
+        Self { page, room, fetch, is_turned_away: false }
     }
 }
 
@@ -69,6 +71,7 @@ impl Pool {
                 next_proof_digest,
                 post: Post {
                     by: caller.shown_token(),
+                    by_user: caller.device.user.clone(),
                     group_id: group_id.as_bytes().to_vec(),
                     message: request.commit.0,
                     recipients: request.recipients,
@@ -107,6 +110,7 @@ impl Pool {
         self.block(move |pool, now| {
             let want = Post {
                 by: caller.shown_token(),
+                by_user: caller.device.user.clone(),
                 group_id: group_id.as_bytes().to_vec(),
                 message: request.message.0,
                 recipients: request.recipients,
@@ -151,7 +155,8 @@ impl Pool {
             let has_news = !messages.is_empty() || query.devices_version.is_some_and(|known| known != devices_version);
             let page = MessagesPage { messages, devices_version };
             if has_news || place.is_none() || self.fetches.is_closed() || call.is_displaced() {
-                return Ok(Fetched::new(page, room, fetch));
+                let is_turned_away = wait > 0 && place.is_none();
+                return Ok(Fetched { is_turned_away, ..Fetched::new(page, room, fetch) });
             }
             tokio::select! {
                 () = rung => {}

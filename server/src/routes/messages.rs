@@ -30,8 +30,12 @@ pub(crate) async fn fetch(
     query: Params<MessagesQuery>,
     request: HttpRequest,
 ) -> Result<HttpResponse, Failure> {
-    let end = request.conn_data::<Rc<Connection>>().map(|connection| connection.end());
-    let Fetched { page, mut room, fetch } = pool.messages(caller, query.0, end).await?;
+    let connection = request.conn_data::<Rc<Connection>>();
+    let end = connection.map(|connection| connection.end());
+    let Fetched { page, mut room, fetch, is_turned_away } = pool.messages(caller, query.0, end).await?;
+    if is_turned_away {
+        connection.inspect(|connection| connection.gives_way());
+    }
     // As large as it will be, so that it is not copied while it grows.
     let size = page.messages.iter().map(|one| one.message.0.len() / 3 * 4 + 1024).sum::<usize>() + 256;
     let mut body = Vec::with_capacity(size);

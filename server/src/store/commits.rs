@@ -10,7 +10,7 @@ use super::{
     Store, StoreError,
     audit::AuditSql,
     connection::{Retry, with_conn},
-    delivery::{Announce, Delivered, DeliverySql, NewEnvelope, Post, envelope, found, queue},
+    delivery::{Announce, Delivered, DeliverySql, NewEnvelope, Post, envelope, found, own_devices, queue},
     devices::DeviceSql,
     idempotency::{IdempotencyKey, IdempotencySql},
     key_packages::HoldDevice,
@@ -212,10 +212,11 @@ where
     let (members, mut undelivered) = found(conn, &want.post)?;
     let commit = envelope(&want.post, MessageKind::Commit, second);
     let parts: &[Part] = if due.asked.is_some() { &[Part::Common, Part::Commits] } else { &[Part::Common] };
-    let mut delivered = queue(conn, commit, &members, want.post.capacity, |_| parts)?;
+    let own = own_devices(conn, &want.post)?;
+    let mut delivered = queue(conn, commit, &members, (&own, want.post.capacity), |_| parts)?;
     if let Some(welcome) = &want.welcome {
         let welcome = NewEnvelope { message: welcome, ..envelope(&want.post, MessageKind::Welcome, second) };
-        delivered.to.extend(welcomed(conn, welcome, &joining, &by_last_resort, want)?);
+        delivered.to.extend(welcomed(conn, welcome, (&joining, &by_last_resort), &own, want)?);
     }
     undelivered.append(&mut delivered.undelivered);
     if !undelivered.is_empty() {
@@ -231,14 +232,14 @@ where
 fn welcomed<C: DeliverySql + QueueShareSql + DeviceSql + Announce>(
     conn: &mut C,
     welcome: NewEnvelope<'_>,
-    joining: &BTreeSet<i64>,
-    by_last_resort: &HashSet<i64>,
+    (joining, by_last_resort): (&BTreeSet<i64>, &HashSet<i64>),
+    own: &HashSet<i64>,
     want: &Commit,
 ) -> Result<Vec<DeviceId>, CommitError> {
     let parts = |device: i64| -> &'static [Part] {
         if by_last_resort.contains(&device) { &[Part::Common] } else { &[Part::Welcomes, Part::Common] }
     };
-    let Delivered { to, undelivered } = queue(conn, welcome, joining, want.post.capacity, parts)?;
+    let Delivered { to, undelivered } = queue(conn, welcome, joining, (own, want.post.capacity), parts)?;
     let reached: HashSet<_> = to.iter().map(|device| device.0).collect();
     let missed = want.reservations.iter().find(|reservation| !reached.contains(&reservation.owner));
     match (missed, undelivered.into_iter().next()) {

@@ -1,13 +1,13 @@
 //! Messages: a queue for each device.
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeSet, HashMap, HashSet},
     ops::ControlFlow,
 };
 
 use diesel::prelude::*;
 use jiff::Timestamp;
-use keypool_openapi::{Base64Bytes, DeviceOf, MessageKind, QueuedMessage, Undelivered, UndeliveredReason};
+use keypool_openapi::{Base64Bytes, DeviceOf, MessageKind, QueuedMessage, Undelivered, UndeliveredReason, UserName};
 
 use super::{
     ANSWER_BYTES, Store, StoreError,
@@ -36,6 +36,8 @@ extern "SQL" {
 pub struct Post {
     /// The sender.
     pub by: ShownToken,
+    /// The sender's user, whose devices share what they may take of a queue.
+    pub by_user: UserName,
     /// The group that it is about.
     pub group_id: Vec<u8>,
     /// The `MLSMessage`.
@@ -220,18 +222,22 @@ pub(super) fn found<C: DeviceSql>(conn: &mut C, post: &Post) -> Result<(BTreeSet
     Ok((there, missing))
 }
 
-/// Queues one message for devices, each in the first of these parts of its queue that takes it. Devices whose queue takes it
-/// nowhere are in `undelivered`.
+/// All devices of the sender's user, removed ones included.
+pub(super) fn own_devices<C: DeviceSql>(conn: &mut C, post: &Post) -> QueryResult<HashSet<i64>> {
+    Ok(conn.all_devices_of(post.by_user.as_str())?.into_iter().collect())
+}
+
+/// Queues one message for devices, each in the first of these parts of its queue that takes it; `own` are the devices of the
+/// sender's user. Devices whose queue takes it nowhere are in `undelivered`.
 pub(super) fn queue<C: DeliverySql + QueueShareSql + DeviceSql + Announce>(
     conn: &mut C,
     envelope: NewEnvelope<'_>,
     devices: &BTreeSet<i64>,
-    capacity: u32,
+    (own, capacity): (&HashSet<i64>, u32),
     parts: impl Fn(i64) -> &'static [Part],
 ) -> Result<Delivered, StoreError> {
     let devices: Vec<_> = devices.iter().copied().collect();
-    let own = conn.devices_of_the_user_of(envelope.sender)?.into_iter().collect();
-    let (shares, cost) = (Shares::of(conn, &devices, &own, capacity)?, cost(envelope.message));
+    let (shares, cost) = (Shares::of(conn, &devices, own, capacity)?, cost(envelope.message));
     let (mut to, mut full) = (Vec::new(), Vec::new());
     for device in devices {
         match shares.part_for(device, cost, parts(device)) {
@@ -291,7 +297,8 @@ where
     }
     let (members, mut undelivered) = found(conn, want)?;
     let message = envelope(want, MessageKind::Message, now.as_second());
-    let mut delivered = queue(conn, message, &members, want.capacity, |_| &[Part::Common])?;
+    let own = own_devices(conn, want)?;
+    let mut delivered = queue(conn, message, &members, (&own, want.capacity), |_| &[Part::Common])?;
     undelivered.append(&mut delivered.undelivered);
     Ok(Some(Delivered { undelivered, ..delivered }))
 }

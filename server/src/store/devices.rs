@@ -194,13 +194,6 @@ statements! {
             devices::table.filter(devices::user_name.eq(user)).select(devices::id).load(conn)
         }
 
-        /// The devices of the user of a device, removed ones included.
-        fn devices_of_the_user_of(conn, device: i64) -> QueryResult<Vec<i64>> {
-            let own = diesel::alias!(devices as own);
-            let user = own.filter(own.field(devices::id).eq(device)).select(own.field(devices::user_name)).single_value();
-            devices::table.filter(devices::user_name.nullable().eq(user)).select(devices::id).load(conn)
-        }
-
         fn removed_among(conn, ids: &[i64]) -> QueryResult<Vec<i64>> {
             let removed = devices::table.filter(devices::id.eq_any(ids).and(devices::removed_at.is_not_null()));
             removed.select(devices::id).load(conn)

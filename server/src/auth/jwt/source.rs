@@ -50,7 +50,7 @@ impl Source {
             let source = url.origin().ascii_serialization();
             tracing::warn!(
                 source,
-                "the identity provider's keys come over plain HTTP: whoever is on the way can forge them"
+                "the identity provider's keys come over plain HTTP: anyone on the network path can replace them"
             );
         }
         // Fails only if a provider has been chosen before, and then that one serves.
