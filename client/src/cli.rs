@@ -150,7 +150,7 @@ enum Command {
     Receive(ReceiveArgs),
     /// Withdraw KeyPackages of this device from the server
     ///
-    /// Whoever was to be invited by one of them is not: `keypool refresh` makes new ones.
+    /// Invitations that use one of them fail. `keypool refresh` makes new ones.
     #[command(after_help = "Example: keypool revoke --all")]
     Revoke {
         /// Which, by their refs, as `keypool inventory` prints them

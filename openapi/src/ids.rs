@@ -24,7 +24,7 @@ fn valid_name(name: &str) -> bool {
         && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-@+:=~".contains(&byte))
 }
 
-/// A name type: validated where it is made, so that whoever holds one need not look again.
+/// A name type: validated when it is made, so that its users need not validate it again.
 macro_rules! name {
     ($(#[$doc:meta])* $name:ident, $what:literal) => {
         $(#[$doc])*

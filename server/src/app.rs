@@ -49,7 +49,7 @@ impl Server {
     /// Opens and migrates the database, binds, and begins to serve.
     ///
     /// # Errors
-    /// When the database, the address or the TLS certificate cannot be had.
+    /// When the database cannot be reached, the address is in use, or the TLS certificate cannot be read.
     pub async fn start(config: Config, clock: Arc<dyn Clock>) -> anyhow::Result<Self> {
         let (listen, sweep_interval, shutdown_delay) = (config.listen, config.sweep_interval, config.shutdown_delay);
         let document = document(&config);
@@ -144,7 +144,7 @@ impl Server {
             tokio::time::sleep(shutdown_delay).await;
             tracing::info!("stopping: accepting no more, and finishing what runs");
             sweeping.abort();
-            pool.hush();
+            pool.stop_waiting();
             handle.stop(true).await;
             watching.abort();
         };
@@ -164,7 +164,7 @@ impl Server {
     /// Ends it when what runs is finished.
     pub async fn stop(self) {
         self.sweeping.abort();
-        self.pool.hush();
+        self.pool.stop_waiting();
         self.handle.stop(true).await;
         self.watching.abort();
     }

@@ -1,4 +1,4 @@
-//! From a bearer token to whoever makes a request.
+//! From a bearer token to the caller of a request.
 
 mod cache;
 mod extract;

@@ -1,4 +1,4 @@
-//! Time as a value: whoever needs it takes a [`Clock`], and tests move it.
+//! Time as a value: code that needs the time takes a [`Clock`], which tests can move.
 
 use std::{
     sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError},
@@ -59,7 +59,7 @@ impl ManualClock {
         Self { hands: Arc::clone(&self.hands), ahead: Arc::default() }
     }
 
-    /// Moves the time on; the end of time is the furthest. A negative span sets the time back, as somebody may set a machine's.
+    /// Moves the time on, at most to `Timestamp::MAX`. A negative span sets the time back.
     pub fn advance(&self, span: SignedDuration) {
         let (now, elapsed) = &mut *held(&self.hands);
         *now = now.saturating_add(span).unwrap_or(Timestamp::MAX);

@@ -294,7 +294,7 @@ impl Connection {
         self.end.waker.wake();
     }
 
-    /// What ends it, for whoever knows of something better to do.
+    /// What ends the connection from another task.
     pub(crate) fn end(&self) -> Arc<End> {
         Arc::clone(&self.end)
     }

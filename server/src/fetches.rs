@@ -123,7 +123,7 @@ impl Fetch {
 
     /// From now on its answer is sent, unless the fetch was displaced before.
     pub(crate) fn sends(&self) -> bool {
-        // Whoever displaces it has the lock, too: it sees this, or is seen here.
+        // A displacing fetch takes the same lock: either it sees `is_sent`, or this sees `is_displaced`.
         let _by_device = self.all.by_device();
         self.call.is_sent.store(true, Ordering::Release);
         !self.call.is_displaced()

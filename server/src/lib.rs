@@ -7,9 +7,9 @@
 mod answers;
 pub mod app;
 pub mod auth;
+mod batching;
 pub mod capacity;
 pub mod clock;
-mod coalesce;
 pub mod config;
 mod connections;
 mod fetches;

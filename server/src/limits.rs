@@ -115,7 +115,7 @@ impl Limits {
         let Some(limiters) = &self.users else { return Ok(()) };
         let Some(n) = u32::try_from(n).ok().and_then(NonZeroU32::new) else { return Ok(()) };
         let checked = limiters.requesters.check_key_n(requester, n);
-        // What can never be had at once is answered as what cannot be had now.
+        // A request that exceeds the whole burst gets the same answer as one that exceeds what is left of it.
         let wait = match checked {
             Ok(Ok(())) => return Ok(()),
             Ok(Err(until)) => wait(&limiters.time, &until),
@@ -162,7 +162,7 @@ impl Limits {
         }
     }
 
-    /// Forgets whoever has asked for nothing for long enough to start anew.
+    /// Forgets users whose limits have refilled.
     pub fn forget(&self) {
         self.strangers.forget();
         if let Some(limiters) = &self.users {

@@ -51,7 +51,7 @@ enum Command {
     /// The server does so itself when it starts. Use this to do it beforehand, or with an account that may change the
     /// schema where the server's own may not.
     Migrate,
-    /// Make an enrolment token: whoever has it can register a device of the user, once
+    /// Make an enrolment token, which registers a device of the user, once
     ///
     /// In the registration mode `token` a new user needs one. In every mode it lets a user back in who has lost all
     /// devices. The token is printed, and kept nowhere else.
@@ -123,8 +123,7 @@ fn open(config: &Config) -> anyhow::Result<Store> {
 
 fn enrol(config: &Config, user: &UserName, valid_for: Duration) -> anyhow::Result<()> {
     let (token, now) = (Token::enrolment().context("the operating system gives no random bytes")?, SystemClock.now());
-    let expires_at =
-        now.checked_add(valid_for).context("the token would outlast time itself: choose a shorter time")?;
+    let expires_at = now.checked_add(valid_for).context("`--valid-for` is too long")?;
     open(config)?.enrol(user, &token.hash(), now, expires_at)?;
     say(&format!("{}\n", token.reveal()))
 }
@@ -146,7 +145,7 @@ fn serve(config: Config) -> anyhow::Result<()> {
 
 async fn serve_until_stopped(config: Config) -> anyhow::Result<()> {
     let server = Server::start(config, Arc::new(SystemClock)).await?;
-    // Before the line that whoever started this waits for, so that what it sends from then on is a request to stop.
+    // Before the line that the parent process waits for: every signal after that line stops the server.
     let signals = Signals::take()?;
     let (url, database) = (server.url(), server.database());
     say(&format!("keypool-server listening on {url} (database: {database}; Swagger UI: {url}/swagger-ui/)\n"))?;

@@ -204,7 +204,7 @@ impl Metrics {
     }
 
     /// A request waited so long for a connection.
-    pub fn waited(&self, wait: Duration) {
+    pub fn waited_for_connection(&self, wait: Duration) {
         self.connection_wait.observe(wait.as_secs_f64());
     }
 
@@ -216,7 +216,7 @@ impl Metrics {
     }
 
     /// A request waited so long for those before it.
-    pub fn coalesced(&self, name: &'static str, wait: Duration) {
+    pub fn waited_in_batch(&self, name: &'static str, wait: Duration) {
         child(&self.batch_wait, name, |histogram| histogram.observe(wait.as_secs_f64()));
     }
 
@@ -317,7 +317,7 @@ mod tests {
         answered.finish(200);
         metrics.reserved("reserved", 2);
         metrics.retried("reserve");
-        metrics.waited(Duration::from_millis(3));
+        metrics.waited_for_connection(Duration::from_millis(3));
         metrics.shed();
         metrics.pool_packages("available", 7);
         metrics.swept("expired", 5);

@@ -23,7 +23,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 pub(crate) use delivery::Fetched;
 use queues::Queues;
-use upload::Intake;
+use upload::Uploader;
 
 use crate::{
     answers::Answers,
@@ -36,7 +36,7 @@ use crate::{
     generation::GenerationFile,
     limits::{Limits, Origin, Strangers},
     problem::Failure,
-    store::{Heard, HoldLimits, Store, StoreError, UploadLimits, View},
+    store::{AsOf, Heard, HoldLimits, Store, StoreError, UploadLimits},
     sweeper,
 };
 
@@ -80,10 +80,10 @@ pub struct Pool {
     provider: Option<Arc<JwtVerifier>>,
     /// The requests for messages, and what wakes those that wait.
     fetches: Arc<Fetches>,
-    /// Where what is asked for most waits to be done together.
+    /// Batches the frequent requests.
     queues: Queues,
-    /// What judges the KeyPackages of uploads, and stores them.
-    intake: Intake,
+    /// Validates and stores uploads.
+    uploader: Uploader,
     /// One place for each request that may wait for the database.
     places: Arc<Semaphore>,
     /// Room for bodies that are not small, by KiB.
@@ -134,7 +134,7 @@ impl Pool {
             max_lifetime: SignedDuration::try_from(config.max_lifetime)?,
             credential_binding: config.credential_binding,
         };
-        let intake = Intake::new(
+        let uploader = Uploader::new(
             store.clone(),
             rules,
             UploadLimits { capacity: config.pool_capacity, binds_keys: policy.binds_keys },
@@ -142,12 +142,12 @@ impl Pool {
         let room = config.max_waiting_requests as usize;
         let capacity = Capacity::of_process(config)?;
         let connections = Arc::new(Connections::new(&capacity));
-        let queues = Queues::start(&store, &intake, &clock, (policy.retire, room))?;
+        let queues = Queues::start(&store, &uploader, &clock, (policy.retire, room))?;
         Ok(Self {
             store,
             clock,
             queues,
-            intake,
+            uploader,
             policy: Arc::new(policy),
             tokens: TokenCache::new(config.token_cache),
             limits: Arc::new(limits),
@@ -162,8 +162,8 @@ impl Pool {
         })
     }
 
-    /// Runs a verb of the store where it may block. Where too many wait already, answers so at once: whoever waits
-    /// behind them would be gone before its turn.
+    /// Runs a verb of the store on a thread that may block. If too many requests wait already, fails at once: the client would give
+    /// up before its turn.
     async fn block<T, E>(
         &self,
         verb: impl FnOnce(&Self, Timestamp) -> Result<T, E> + Send + 'static,
@@ -182,7 +182,7 @@ impl Pool {
         .await
     }
 
-    /// The same, apart from those who wait: for what has to go on however many they are.
+    /// The same without the bound on waiting requests: for work that must go on under overload.
     async fn aside<T, E>(
         &self,
         verb: impl FnOnce(&Self, Timestamp) -> Result<T, E> + Send + 'static,
@@ -287,7 +287,7 @@ impl Pool {
     }
 
     /// From now on no request waits for messages: the server stops.
-    pub(crate) fn hush(&self) {
+    pub(crate) fn stop_waiting(&self) {
         self.fetches.close();
     }
 
@@ -310,7 +310,7 @@ impl Pool {
             Remembered::Unknown => None,
             Remembered::Nothing => {
                 self.strangers().admit(origin)?;
-                let device = self.look_up(hash).await?.map(Arc::new);
+                let device = self.device_of_token(hash).await?.map(Arc::new);
                 if device.is_none() {
                     self.strangers().count(origin);
                 }
@@ -336,8 +336,8 @@ impl Pool {
     }
 
     /// What time makes of states.
-    fn view(&self, now: Timestamp) -> View {
-        View { now, retire: self.policy.retire }
+    fn as_of(&self, now: Timestamp) -> AsOf {
+        AsOf { now, retire: self.policy.retire }
     }
 
     /// Tidies up once: sees whether the database was restored, notes what has lapsed and expired, and forgets what may be
@@ -384,7 +384,7 @@ fn after(second: i64, span: Duration) -> Result<Timestamp, Failure> {
         .ok_or_else(|| {
             Failure::new(
                 ProblemType::Internal,
-                "A configured duration reaches past the end of time; the operator has to lower it.",
+                "A duration in the configuration is too long; the operator has to lower it.",
             )
         })
 }

@@ -4,24 +4,24 @@
 //! databases is in the files `postgres` and `sqlite`. Verbs block: call them where blocking is allowed. Times and ids
 //! come in as values.
 
+mod as_of;
 mod audit;
-mod by_hand;
 mod claims;
 mod commits;
 mod connection;
 mod delivery;
 mod devices;
 mod directory;
+mod exhausted;
 mod group_digest;
 mod holds;
 mod idempotency;
 mod inventory;
 mod kept_answers;
 mod key_packages;
-mod leftovers;
 mod lineage;
+mod liveness;
 mod postgres;
-mod proven;
 mod queue_shares;
 mod reservations;
 mod revocation;
@@ -29,19 +29,20 @@ mod rows;
 mod schema;
 mod signature_keys;
 mod spending;
+mod sql;
 mod sqlite;
 mod status;
 mod storing;
 mod sweep;
 mod together;
 mod tokens;
-mod view;
 mod watch;
 mod wishes;
 mod writable;
 
 use std::fmt;
 
+pub use as_of::AsOf;
 pub use commits::{Commit, CommitError};
 pub use connection::Store;
 pub use delivery::{Delivered, Heard, Post, Queued};
@@ -59,7 +60,6 @@ pub use spending::{Release, ReleaseError, Released, Spend, SpendError, Spent};
 pub use status::{LiveKeyPackage, PoolContents};
 pub use sweep::Swept;
 pub use tokens::{CallerError, ShownToken, TokenRevoked};
-pub use view::View;
 pub use watch::ClockOff;
 
 /// How many bytes of messages or KeyPackages one answer has, about, so that memory is bounded by what is asked at a time.

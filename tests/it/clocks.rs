@@ -106,7 +106,7 @@ async fn a_clock_may_be_as_far_off_as_the_operator_says() {
     }
 }
 
-/// Whoever sees a restore fences the database by its time: Commits that come after a time in the future would look as if they
+/// The server that notices a restore fences the database by the time of PostgreSQL: Commits that come after a time in the future would look as if they
 /// were from before the fence.
 #[tokio::test]
 async fn a_server_whose_clock_is_off_fences_a_database_by_the_databases_time() {

@@ -237,7 +237,7 @@ fn a_program_alone_is_built_from_the_dependencies_of_the_whole_workspace() {
     }
 }
 
-/// Every alert is explained to whoever it wakes, and every warning to who reads it.
+/// The page for operators explains every alert and every warning.
 #[test]
 fn the_operations_page_explains_every_alert_and_every_warning() {
     let (alerts, page) = (read("deploy/prometheus/alerts.yml"), read("docs/operations.md"));

@@ -118,7 +118,7 @@ async fn an_ended_token_changes_nothing(
     for (path, body) in calls {
         scene.was_refused(&format!("{path} {body}"), &scene.old.post(&path, &body).await);
     }
-    // Nor is an answer given again.
+    // A kept answer is not repeated either.
     scene.was_refused("a repetition", &scene.old.with_key(KEY).reserve("bob").await);
     scene.was_refused("a repetition of something else", &scene.old.with_key(KEY).reserve("alice").await);
     scene.was_refused("the queue", &scene.old.get("/messages").await);

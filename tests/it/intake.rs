@@ -6,7 +6,7 @@ use jiff::SignedDuration;
 use keypool_openapi::{ProblemType, RejectionReason};
 use keypool_server::{
     config::{Config, Limits},
-    store::{CallerError, DeviceId, Registration, Store, Upload, UploadLimits, UploadOutcome, View},
+    store::{AsOf, CallerError, DeviceId, Registration, Store, Upload, UploadLimits, UploadOutcome},
 };
 use keypool_validation::{key_package::ValidatedKeyPackage, token::Token};
 use rstest::rstest;
@@ -50,8 +50,8 @@ impl Scene {
         Upload { by: Registration { device, at }, token_hash, packages, changes: &[] }
     }
 
-    fn view(&self) -> View {
-        View { now: self.server.now(), retire: false }
+    fn as_of(&self) -> AsOf {
+        AsOf { now: self.server.now(), retire: false }
     }
 
     fn together<const N: usize>(
@@ -59,13 +59,13 @@ impl Scene {
         uploads: [(DeviceId, &[ValidatedKeyPackage]); N],
     ) -> [Option<Vec<UploadOutcome>>; N] {
         let uploads = uploads.map(|(owner, packages)| self.upload(owner, packages));
-        let uploaded = self.store.upload_together(&uploads, LIMITS, self.view()).unwrap();
+        let uploaded = self.store.upload_together(&uploads, LIMITS, self.as_of()).unwrap();
         let outcomes: Vec<_> = uploaded.into_iter().map(|one| one.map(|one| one.outcomes)).collect();
         outcomes.try_into().unwrap()
     }
 
     fn alone(&self, owner: DeviceId, packages: &[ValidatedKeyPackage]) -> Option<Vec<UploadOutcome>> {
-        match self.store.upload(self.upload(owner, packages), LIMITS, self.view()) {
+        match self.store.upload(self.upload(owner, packages), LIMITS, self.as_of()) {
             Ok(uploaded) => Some(uploaded.outcomes),
             Err(CallerError::TokenRevoked(_)) => None,
             Err(CallerError::Store(error)) => panic!("{error}"),

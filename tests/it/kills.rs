@@ -265,7 +265,7 @@ async fn whoever_is_killed_and_however_clocks_differ_nothing_is_held_by_two_or_l
     }
     servers[0].ready().await;
     let is_ready = anyone.at(&scene.servers[3]).is_ready().await;
-    let told = scene.told.lock().unwrap();
+    let told = std::mem::take(&mut *scene.told.lock().unwrap());
     println!("{told}");
     told.nothing_was_held_by_two();
     told.nothing_is_lost_or_spent_twice(&owners).await;

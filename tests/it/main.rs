@@ -30,6 +30,7 @@ mod plans;
 mod problems;
 mod process;
 mod promises;
+mod prose;
 mod race;
 mod readme;
 mod restore;

@@ -16,13 +16,17 @@ fn sources(directory: &Path, found: &mut Vec<(String, String)>) {
     }
 }
 
+fn is_file(name: &str) -> bool {
+    Path::new(name).extension().is_some_and(|extension| extension == "rs")
+}
+
 /// The text between backticks that looks like the name of a test, or of a file with tests.
 fn named(page: &str) -> impl Iterator<Item = &str> {
     let code = page.split('`').skip(1).step_by(2);
     code.filter(|text| {
         let is_name =
             text.chars().all(|char| char.is_ascii_lowercase() || char.is_ascii_digit() || "_:/.…".contains(char));
-        is_name && (text.ends_with(".rs") || text.matches('_').count() >= 3)
+        is_name && (is_file(text) || text.matches('_').count() >= 3)
     })
 }
 
@@ -47,7 +51,7 @@ fn every_test_that_the_threat_model_names_is_there() {
         sources(&repository().join(directory), &mut all);
     }
     let is_known = |name: &&str| {
-        if name.ends_with(".rs") {
+        if is_file(name) {
             all.iter().any(|(path, _)| path.ends_with(&format!("/{name}")))
         } else {
             is_there(name, &all)

@@ -208,7 +208,7 @@ async fn a_last_resort_that_was_replaced_never_comes_back(
     let refused = alice.upload(&[old]).await.ok();
     assert_eq!(refused["rejected"][0]["reason"], "duplicate");
     assert_eq!(refused["pool"]["last_resort"], json!({"present": true, "uses": 0}));
-    // Whoever has the old one may have used it already.
+    // Its holder may have used the old one already.
     bob.spend(&reservation, "friends").await.ok();
 
     let plain = device.key_package();

@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, thread};
 use jiff::{SignedDuration, Timestamp};
 use keypool_openapi::{MissingDevice, MissingReason, ReservationId, ReserveResponse};
 use keypool_server::store::{
-    DeviceId, HoldLimits, IdempotencyKey, Reserve, ReserveError, ShownToken, Spend, SpendError, Spent, Store, View,
+    AsOf, DeviceId, HoldLimits, IdempotencyKey, Reserve, ReserveError, ShownToken, Spend, SpendError, Spent, Store,
 };
 use keypool_validation::token::Token;
 use rstest::rstest;
@@ -76,12 +76,12 @@ impl Scene {
         Reserve { repeat: Some(IdempotencyKey { key: [key; 32], request: [9; 32], until }), ..self.want() }
     }
 
-    fn view(&self) -> View {
-        View { now: self.server.now(), retire: false }
+    fn as_of(&self) -> AsOf {
+        AsOf { now: self.server.now(), retire: false }
     }
 
     fn reserve(&self, wants: &[Reserve]) -> Vec<Outcome> {
-        self.store.reserve_together(wants, self.view()).unwrap()
+        self.store.reserve_together(wants, self.as_of()).unwrap()
     }
 
     /// How many rows there are.
@@ -172,7 +172,7 @@ async fn an_answer_is_kept_for_its_key_alone(
     // Where two met by chance, the first has what both wanted.
     let Some(Ok(first)) = first.swap_remove(0) else { panic!("it was left for alone") };
     assert_eq!((first.reservations.len(), first.missing.len()), (4, 2));
-    let again = scene.store.reserve(&[keyed(1)], scene.view()).unwrap().remove(0).unwrap();
+    let again = scene.store.reserve(&[keyed(1)], scene.as_of()).unwrap().remove(0).unwrap();
     assert_eq!(serde_json::to_value(&again).unwrap(), serde_json::to_value(&first).unwrap());
     assert_eq!(scene.count("key_packages WHERE held"), 4 * scene.count("idempotency_keys"));
 }
@@ -292,7 +292,7 @@ async fn spends_are_each_their_holders_own(#[values(Database::Postgres, Database
     let scene = Scene::new(db, &[("laptop", 50)]).await;
     let (mine, late) = (scene.want(), scene.want());
     for want in [&mine, &late] {
-        scene.store.reserve(std::slice::from_ref(want), scene.view()).unwrap().remove(0).unwrap();
+        scene.store.reserve(std::slice::from_ref(want), scene.as_of()).unwrap().remove(0).unwrap();
     }
     let owner = scene.alice.device.0;
     let spend = |nonce, by| Spend { reservation: ReservationId { owner, nonce }, by, group_id: b"friends".to_vec() };
@@ -329,7 +329,7 @@ async fn an_ended_token_takes_no_part(#[values(Database::Postgres, Database::Sql
     for want in [&wants[1], &keyed] {
         let outcome = scene.reserve(std::slice::from_ref(want)).remove(0);
         assert!(matches!(outcome, None | Some(Err(ReserveError::TokenRevoked))), "{outcome:?}");
-        let alone = scene.store.reserve(std::slice::from_ref(want), scene.view()).unwrap().remove(0);
+        let alone = scene.store.reserve(std::slice::from_ref(want), scene.as_of()).unwrap().remove(0);
         assert_eq!(alone.unwrap_err(), ReserveError::TokenRevoked);
     }
     let reservation = ReservationId { owner: scene.alice.device.0, nonce: wants[0].nonce };

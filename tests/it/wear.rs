@@ -1,5 +1,5 @@
-//! Nobody wears the service out by its connections: whoever does not read, does not write, or waits for ever costs little, and
-//! keeps nobody else from being answered.
+//! Nobody wears the service out by connections: clients that do not read, do not write or wait for ever cost little, and others
+//! are served.
 
 use std::{
     fs,
@@ -130,7 +130,7 @@ async fn who_reads_none_of_its_messages_costs_two_answers() {
     drop(unread);
 }
 
-/// Each takes only two answers, so it takes many: those that take the least are cut off for whoever comes.
+/// Each takes only two answers, so it takes many: those that take the least are cut off for new ones.
 #[tokio::test]
 async fn many_who_read_none_of_their_messages_leave_room_for_others() {
     let place = Database::Sqlite.fresh();

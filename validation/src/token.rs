@@ -122,7 +122,7 @@ mod tests {
             wrong.replace_range(at..=at, if &text[at..=at] == "A" { "B" } else { "A" });
             assert!(Token::from_header(&format!("Bearer {wrong}")).is_none(), "{wrong}, with a wrong letter at {at}");
         }
-        // Nor is one that was cut, or has the checksum of the other kind.
+        // A cut token, or one with the checksum of the other kind, is refused as well.
         assert!(Token::from_header(&format!("Bearer {}", &text[..text.len() - 1])).is_none());
         let secret = [7; SECRET_BYTES];
         let of_enrolment = [&secret[..], &checksum(ENROLMENT_PREFIX, &secret)].concat();

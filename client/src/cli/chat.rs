@@ -96,7 +96,7 @@ impl Terminal {
         // Reading a terminal blocks; the thread ends with the program, or with Ctrl-D.
         std::thread::spawn(move || {
             while let Ok(Signal::Success(line)) = editor.read_line(&Sign) {
-                // Whoever ends it must not find the terminal in the middle of a line.
+                // The user must not end up in the middle of a line.
                 let is_last = line.trim() == QUIT;
                 if send.send(line).is_err() || is_last {
                     return;
@@ -170,7 +170,7 @@ pub(super) async fn run_client_loop(args: ChatArgs, client: &MlsClient, output: 
     let terminal = Terminal::open();
     let (unsent, messages_since_refresh) = (VecDeque::new(), 0);
     let mut chat = Chat { client, group, terminal, unsent, messages_since_refresh, args, timer };
-    chat.terminal.show(&format!("This is {}. /help says what can be done here.", chat.group.name));
+    chat.terminal.show(&format!("This is {}. Type /help for the commands.", chat.group.name));
     chat.run().await;
     chat.end().await
 }
@@ -247,8 +247,7 @@ impl Chat<'_> {
             }
             (Some("/leave"), _) => self.leave().await,
             (Some(command), _) if command.starts_with('/') => {
-                self.terminal
-                    .show(&format!("{command} is not what can be done here, or lacks something. /help has all."));
+                self.terminal.show(&format!("Unknown or incomplete command {command}. Type /help."));
                 Ok(())
             }
             _ => {

@@ -27,7 +27,7 @@ const ATTEMPTS: u32 = 16;
 #[derive(Clone, Debug)]
 enum Change<'c> {
     Add(&'c [Reservation]),
-    /// Whoever has these leaves in the epoch at hand: after another Commit it may be somebody else.
+    /// The members with these leaves in the current epoch; another Commit may change them.
     Remove(Vec<LeafNodeIndex>),
     /// New keys of this device's, and what others have proposed.
     Update,
@@ -198,8 +198,8 @@ impl MlsMembership<'_> {
         Ok(Removed { removed, undelivered })
     }
 
-    /// Replaces this device's keys in a group, and commits to what others have proposed: after that, whoever had stolen
-    /// the old keys is locked out (RFC 9420, section 16.6).
+    /// Replaces this device's keys in a group, and commits to what others have proposed. The thief of the old keys cannot read what
+    /// follows (RFC 9420, section 16.6).
     pub async fn update_keys(&self, group_id: &[u8]) -> Result<Vec<Undelivered>> {
         self.settle().await?;
         self.check_writable(group_id)?;
@@ -207,7 +207,7 @@ impl MlsMembership<'_> {
     }
 
     /// Commits to what others have proposed in a group, so that who wants to leave is out. All members try, and one wins.
-    /// Whoever has proposed to leave cannot commit to that.
+    /// A member who has proposed to leave cannot commit to that proposal.
     pub(super) async fn commit_to_proposals(&self, group_id: &[u8]) -> Result<()> {
         let undelivered = self
             .commit(group_id, |group| {

@@ -333,7 +333,9 @@ impl<'a> MlsMembership<'a> {
             ciphersuite: staged.group_context().ciphersuite(),
         };
         if inviters.is_some_and(|known| !known.contains(&inviter.signature_key)) {
-            return Err(failed("whoever invites was not in the group when this device last knew it".into()));
+            return Err(failed(
+                "the inviter was not a member of the group in the last epoch that this device knows".into(),
+            ));
         }
         // The tree may be old, and its keys, too: no time is asked for.
         let now = self.clock();

@@ -88,7 +88,7 @@ impl MlsMembership<'_> {
     }
 
     /// Another group has taken the place of one, says a member of the new one. So it is where that follows from a Commit of
-    /// the old one that was refused here: the new one has the same members, but for whoever sent it, and perhaps further
+    /// the old one that was refused here: the new group has the same members without the sender of that Commit, and perhaps further
     /// devices of theirs. Else any member could take over the name of a group, with members of their choice.
     pub(super) fn renewed(&self, new: &MlsGroup, by: String, old_group: &str) -> Result<What> {
         let ignored = |why: &str| Ok(What::Ignored { why: why.to_owned() });

@@ -21,7 +21,7 @@ const SMALL_BODY: usize = 128 * 1024;
 /// Bodies up to this size take no room: they are bounded with the connections.
 const FREE_BODY: usize = 8 * 1024;
 
-/// How long a body may take. Whoever is slower holds a connection and, when the server stops, its end.
+/// How long a body may take. A slower one would hold a connection, and delay the end of a server that stops.
 const BODY_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// The name of the header that makes a request one that may be repeated.
@@ -247,9 +247,10 @@ async fn read<T: Body>(request: &HttpRequest, payload: &mut Payload) -> Result<T
             ProblemType::PayloadTooLarge,
             format!("The body is larger than the {} bytes that this call reads. Send less at a time.", T::LIMIT),
         ),
-        E::Deserialize(error) => {
-            Failure::new(ProblemType::MalformedRequest, format!("The body is not what this call takes: {error}."))
-        }
+        E::Deserialize(error) => Failure::new(
+            ProblemType::MalformedRequest,
+            format!("The body does not match what this call expects: {error}."),
+        ),
         _ => Failure::new(ProblemType::MalformedRequest, "The body could not be read as JSON. Send it again."),
     })
 }

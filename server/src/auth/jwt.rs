@@ -36,11 +36,11 @@ const FETCH_TIMEOUT: Duration = Duration::from_secs(5);
 /// Why a token names no user.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum JwtError {
-    /// The token is not good: why, for whoever sent it.
+    /// The token is invalid; the reason is for its sender.
     #[error("the identity provider's token is refused: {0}")]
     Invalid(String),
-    /// There are no keys to judge it by, because the provider is away.
-    #[error("the identity provider's keys cannot be had now; try again in 30 seconds")]
+    /// There are no keys to verify it with, because the provider is away.
+    #[error("the keys of the identity provider are not available now; try again in 30 seconds")]
     Unavailable,
 }
 
@@ -96,11 +96,11 @@ impl JwtVerifier {
     pub async fn verify(&self, token: &str) -> Result<UserName, JwtError> {
         let header = header(token)?;
         let keys = self.keys.current().await.ok_or(JwtError::Unavailable)?;
-        if let Some(verdict) = self.judge(token, &header, &keys) {
+        if let Some(verdict) = self.verify_with(token, &header, &keys) {
             return verdict;
         }
         let keys = self.keys.refreshed().await.ok_or(JwtError::Unavailable)?;
-        self.judge(token, &header, &keys).unwrap_or_else(|| {
+        self.verify_with(token, &header, &keys).unwrap_or_else(|| {
             refused(
                 "no key of the identity provider fits its kid and its signature; a new key is known within 30 seconds",
             )
@@ -108,7 +108,7 @@ impl JwtVerifier {
     }
 
     /// What these keys say of the token; `None` where a newer set of keys may say more.
-    fn judge(&self, token: &str, header: &Header, keys: &KeySet) -> Option<Result<UserName, JwtError>> {
+    fn verify_with(&self, token: &str, header: &Header, keys: &KeySet) -> Option<Result<UserName, JwtError>> {
         let mut not_by_this_key = None;
         for key in keys.named(header.kid.as_deref()) {
             let error = match self.claims(token, header.alg, key) {
@@ -149,7 +149,7 @@ fn required<'a>(key: &str, value: Option<&'a String>) -> anyhow::Result<&'a Stri
     value.with_context(|| format!("the setting {key} is missing: it has to be set where registration is jwt"))
 }
 
-/// The token's header, where it is one that may be judged further.
+/// The token's header, where it is one that may be verified.
 fn header(token: &str) -> Result<Header, JwtError> {
     if token.len() > MAX_TOKEN {
         return refused(format!("it is larger than {MAX_TOKEN} bytes"));

@@ -69,7 +69,7 @@ where
     let workers = std::thread::available_parallelism().map_or(2, Into::into);
     let builder = actix_server::Server::build()
         .workers(workers)
-        // Whoever started the server decides when it stops: see `Server::run_until_stopped`.
+        // The caller decides when the server stops: see `Server::run_until_stopped`.
         .disable_signals()
         .shutdown_timeout(GRACE.as_secs())
         .max_concurrent_connections((accepted / workers).max(1));

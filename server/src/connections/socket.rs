@@ -73,7 +73,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Socket<S> {
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let done = Pin::new(&mut self.stream).poll_flush(cx);
-        // Whoever writes flushes when all of it is written.
+        // The writer flushes when all of it is written.
         if matches!(done, Poll::Ready(Ok(()))) {
             self.connection.has_taken_all();
         }

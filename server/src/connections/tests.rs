@@ -31,7 +31,7 @@ fn where_there_are_too_many_those_without_a_request_go() {
     idle.begins(false);
     idle.answered();
     busy.begins(false);
-    // One more is taken in, and whoever has just asked for something stays.
+    // One more is accepted, and connections with a recent request stay.
     let fourth = all.open();
     assert!([&idle, &asking, &busy, &fourth].iter().all(|connection| !connection.is_ended()));
     all.end_overdue(later() + TIMEOUT_IN_NEED);

@@ -97,7 +97,7 @@ impl Strangers {
         }
     }
 
-    /// Forgets who has asked for nothing for long enough to start anew.
+    /// Forgets addresses whose limits have refilled.
     pub(super) fn forget(&self) {
         if let Some(counts) = &self.0 {
             counts.requests.retain_recent();

@@ -38,7 +38,7 @@ pub(crate) struct Fetched {
 }
 
 impl Fetched {
-    /// A fetch that was displaced is answered an empty page: the newer one has what there is.
+    /// The answer to a displaced fetch is an empty page: the newer fetch gets the messages.
     fn new(mut page: MessagesPage, mut room: Option<Room>, fetch: Fetch) -> Self {
         if !fetch.sends() {
             (page.messages, room) = (Vec::new(), None);
@@ -101,7 +101,7 @@ impl Pool {
         match header(&request.message.0) {
             Some(Header::OfGroup { group_id: of, is_commit: false, .. }) if of == group_id.as_bytes() => {}
             Some(Header::OfGroup { is_commit: true, .. }) => {
-                return Err(malformed(format!("This is a Commit: POST /groups/{group_id}/commits takes it.")));
+                return Err(malformed(format!("The message is a Commit. Send it to POST /groups/{group_id}/commits.")));
             }
             found => return Err(wrong_message("message", found, &group_id)),
         }
@@ -120,7 +120,7 @@ impl Pool {
             let Some(Delivered { to, undelivered }) = pool.store.post(&want, now)? else {
                 return Err(Failure::new(
                     ProblemType::UnknownGroup,
-                    format!("No Commit of the group {group_id} has come here: it has nobody to send a message to."),
+                    format!("The group {group_id} is unknown: this server has received no Commit of it. Send a Commit first."),
                 ));
             };
             pool.fetches.ring(&to);
@@ -139,7 +139,7 @@ impl Pool {
         let (wait, limit) = (query.wait.unwrap_or(0), query.limit.unwrap_or(PAGE));
         if wait > MAX_WAIT || !(1..=MAX_PAGE).contains(&limit) {
             return Err(malformed(format!(
-                "A request waits {MAX_WAIT} s at most, and fetches 1 to {MAX_PAGE} messages: `wait` was {wait}, `limit` {limit}."
+                "`wait` must be at most {MAX_WAIT} seconds and `limit` 1 to {MAX_PAGE}; got {wait} and {limit}."
             )));
         }
         let (fetch, end) =
@@ -245,7 +245,7 @@ fn commit_epoch(request: &CommitRequest, group_id: &GroupId) -> Result<i64, Fail
     i64::try_from(epoch)
         .ok()
         .filter(|epoch| *epoch < i64::MAX)
-        .ok_or_else(|| malformed(format!("Epoch {epoch} is past all that a group can reach: make a new group.")))
+        .ok_or_else(|| malformed(format!("`epoch` {epoch} is too large. Create a new group.")))
 }
 
 /// 32 bytes.
@@ -253,7 +253,7 @@ fn sha256(bytes: &[u8]) -> Result<[u8; 32], Failure> {
     let length = bytes.len();
     bytes
         .try_into()
-        .map_err(|_| malformed(format!("A `proof` and a `next_proof_digest` have 32 bytes, and not {length}.")))
+        .map_err(|_| malformed(format!("`proof` and `next_proof_digest` must have 32 bytes; got {length}.")))
 }
 
 fn malformed(detail: impl Into<String>) -> Failure {
@@ -266,7 +266,7 @@ fn sized(name: &str, bytes: &[u8]) -> Result<(), Failure> {
     }
     Err(Failure::new(
         ProblemType::PayloadTooLarge,
-        format!("The `{name}` has {} bytes; the server takes {MAX_MESSAGE_SIZE}.", bytes.len()),
+        format!("`{name}` must have at most {MAX_MESSAGE_SIZE} bytes; got {}.", bytes.len()),
     ))
 }
 
@@ -274,13 +274,13 @@ fn wrong_message(name: &str, found: Option<Header>, group_id: &GroupId) -> Failu
     malformed(match found {
         None => format!("The `{name}` is not exactly one MLSMessage (RFC 9420, section 6)."),
         Some(Header::OfGroup { group_id: other, .. }) if other != group_id.as_bytes() => {
-            format!("The `{name}` is of another group than {group_id}, which the path names.")
+            format!("The `{name}` is of another group than {group_id}, the group in the path.")
         }
         Some(Header::OfGroup { .. }) => {
-            format!("The `{name}` is no Commit: POST /groups/{group_id}/messages takes it.")
+            format!("The `{name}` is not a Commit. Send it to POST /groups/{group_id}/messages.")
         }
         Some(_) => {
-            format!("The `{name}` is an MLSMessage of another kind: a PrivateMessage or a PublicMessage goes here.")
+            format!("The `{name}` must be a PrivateMessage or a PublicMessage.")
         }
     })
 }

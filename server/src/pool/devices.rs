@@ -17,7 +17,7 @@ use crate::{
     store::{DeviceError, Grant, NewDevice, RegisterError},
 };
 
-/// Whoever knows the `Idempotency-Key` of a registration can have its answer: it must not be guessed.
+/// The `Idempotency-Key` of a registration opens its answer, and so the token: nobody must be able to guess it.
 const REGISTRATION_KEY_LENGTH: usize = 32;
 
 /// An identity provider that is away is not asked again sooner.
@@ -36,8 +36,8 @@ impl Pool {
             return Err(Failure::new(
                 ProblemType::MalformedRequest,
                 format!(
-                    "The Idempotency-Key of a registration has {REGISTRATION_KEY_LENGTH} characters or more: whoever \
-                     guesses it could have the token. Send a random one, such as a UUID."
+                    "The Idempotency-Key of a registration must have at least {REGISTRATION_KEY_LENGTH} characters, since it \
+                     protects the token. Send a random one, such as a UUID."
                 ),
             ));
         }
@@ -79,19 +79,19 @@ impl Pool {
             (Registration::Open, None | Some(Bearer::Device(_))) => Ok(Grant::FirstCome),
             (Registration::Token, None) => Err(Failure::new(
                 ProblemType::Unauthenticated,
-                "This server registers whoever has an enrolment token, which its operator gives out. Send it as \
-                 `Authorization: Bearer TOKEN`.",
+                "Registration needs an enrolment token. Ask the operator for one, and send it as `Authorization: Bearer \
+                 TOKEN`.",
             )),
             (Registration::Jwt, None) => Err(Failure::new(
                 ProblemType::Unauthenticated,
-                "This server registers whoever has a token of its identity provider. Send it as `Authorization: Bearer \
+                "Registration needs a token of the identity provider of this server. Send it as `Authorization: Bearer \
                  TOKEN`.",
             )),
             (_, Some(Bearer::Device(_))) => Err(not_that_user(user, true)),
             (Registration::Jwt, Some(Bearer::Foreign(token))) => self.identity(user, token.expose_secret()).await,
             (_, Some(Bearer::Foreign(_))) => Err(Failure::new(
                 ProblemType::Unauthenticated,
-                "The bearer token is none that this server can register with.",
+                "The bearer token does not allow registration on this server. Ask its operator what registration needs.",
             )),
         }
     }
@@ -118,7 +118,7 @@ impl Pool {
                 retry_after: Some(PROVIDER_RETRY),
                 ..Failure::new(
                     ProblemType::Unavailable,
-                    "The identity provider's keys cannot be had now. Try again later.",
+                    "The keys of the identity provider are not available now. Try again later.",
                 )
             }),
         }
@@ -143,7 +143,7 @@ impl Pool {
         by: Option<Caller>,
     ) -> Result<RemovedDevice, Failure> {
         self.block(move |pool, now| {
-            let removed = pool.store.remove((&user, &device), by.as_ref().map(Caller::shown_token), pool.view(now));
+            let removed = pool.store.remove((&user, &device), by.as_ref().map(Caller::shown_token), pool.as_of(now));
             let removed = removed.map_err(|error| not_changed(error, &user, &device))?;
             pool.tokens.forget(&removed.token_hash);
             pool.fetches.ring(&removed.told);
@@ -169,13 +169,13 @@ fn not_registered(error: RegisterError, new: &NewDevice, stranger: bool) -> Fail
         RegisterError::NotEnrolled => Failure::new(
             ProblemType::Unauthenticated,
             format!(
-                "The enrolment token is not valid for {user}: it is another user's, used, or over. Ask for a new one."
+                "The enrolment token is not valid for {user}: it is another user's, used, or expired. Ask the operator for a new one."
             ),
         ),
         RegisterError::TokenRevoked(_) => unknown_token(),
         RegisterError::TooManyDevices => Failure::new(
             ProblemType::Forbidden,
-            format!("{user} has {most} devices, and may not have more. Remove one that is no longer used."),
+            format!("{user} has {most} devices, the most that a user may have. Remove one that is no longer used."),
         ),
     }
 }
@@ -192,7 +192,9 @@ fn not_changed(error: DeviceError, user: &UserName, device: &DeviceName) -> Fail
 fn not_that_user(user: &UserName, stranger: bool) -> Failure {
     Failure::new(
         if stranger { ProblemType::Forbidden } else { ProblemType::Unauthenticated },
-        format!("{user} is taken: a further device is registered with the bearer token of one they have."),
+        format!(
+            "The user {user} exists. Register a further device with the bearer token of one of the user's devices."
+        ),
     )
 }
 
@@ -203,6 +205,6 @@ pub(super) fn unknown_user(user: &UserName) -> Failure {
 pub(super) fn unknown_device(user: &UserName, device: &DeviceName) -> Failure {
     Failure::new(
         ProblemType::UnknownDevice,
-        format!("{user} does not have {device}. GET /users/{user}/devices lists what there is."),
+        format!("{user} has no device {device}. GET /users/{user}/devices lists the devices."),
     )
 }

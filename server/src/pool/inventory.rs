@@ -24,12 +24,12 @@ const LOW_POOLS_PAGE: u32 = 100;
 impl Pool {
     /// How the caller's pool is doing.
     pub async fn status(&self, caller: Arc<DeviceRow>) -> Result<PoolStatus, Failure> {
-        let (contents, now) = self.look(caller.id).await?;
-        Ok(status::summarise(&caller, &contents, self.policy.health, self.view(now)))
+        let (contents, now) = self.contents_batched(caller.id).await?;
+        Ok(status::summarise(&caller, &contents, self.policy.health, self.as_of(now)))
     }
 
     pub(super) fn status_blocking(&self, caller: &DeviceRow, now: Timestamp) -> Result<PoolStatus, Failure> {
-        Ok(status::summarise(caller, &*self.contents(caller.id, now)?, self.policy.health, self.view(now)))
+        Ok(status::summarise(caller, &*self.contents(caller.id, now)?, self.policy.health, self.as_of(now)))
     }
 
     pub(super) fn contents(&self, owner: DeviceId, now: Timestamp) -> Result<Arc<PoolContents>, StoreError> {
@@ -40,7 +40,7 @@ impl Pool {
     /// A page of what the caller has in its pool.
     pub async fn inventory(&self, caller: Arc<DeviceRow>, query: InventoryQuery) -> Result<InventoryPage, Failure> {
         let limit = page(query.limit, INVENTORY_PAGE)?;
-        self.block(move |pool, now| pool.store.inventory(caller.id, query.after.as_ref(), limit, pool.view(now))).await
+        self.block(move |pool, now| pool.store.inventory(caller.id, query.after.as_ref(), limit, pool.as_of(now))).await
     }
 
     /// A page of what happened to the caller's KeyPackages, or to a user's, for the operator.
@@ -50,7 +50,7 @@ impl Pool {
         if before.is_some_and(|before| before < 1) {
             return Err(Failure::new(
                 ProblemType::MalformedRequest,
-                "There is nothing before that event. Give `next` of the page before back as `before`.",
+                "`before` must be the `next` of the page before, which is 1 or more.",
             ));
         }
         match (reader, user) {
@@ -80,7 +80,7 @@ impl Pool {
         if refs.is_none() && all.is_none() || refs.as_ref().is_some_and(Vec::is_empty) {
             return Err(Failure::new(
                 ProblemType::MalformedRequest,
-                "The revocation names nothing. Send `refs`, with 1 to 1000 of them, or `all`, as true.",
+                "The revocation names no KeyPackage. Send `refs` with 1 to 1000 refs, or `all` as true.",
             ));
         }
         let mut refs = refs.unwrap_or_default();
@@ -88,7 +88,7 @@ impl Pool {
         refs.dedup();
         let refs = (all != Some(true)).then_some(refs);
         self.block(move |pool, now| {
-            let revoked = pool.store.revoke(&caller.shown_token(), refs.as_deref(), pool.view(now))?;
+            let revoked = pool.store.revoke(&caller.shown_token(), refs.as_deref(), pool.as_of(now))?;
             let Revoked { revoked, ended, unknown } = revoked;
             let pool = pool.status_blocking(&caller.device, now)?;
             Ok::<_, Failure>(RevokeResponse { revoked, ended, unknown, pool })
@@ -110,9 +110,8 @@ impl Pool {
 fn page(wanted: Option<u32>, default: u32) -> Result<u32, Failure> {
     match wanted.unwrap_or(default) {
         limit @ 1..=MAX_PAGE => Ok(limit),
-        limit => Err(Failure::new(
-            ProblemType::MalformedRequest,
-            format!("A page of {limit} cannot be had: ask for a `limit` of 1 to {MAX_PAGE}."),
-        )),
+        limit => {
+            Err(Failure::new(ProblemType::MalformedRequest, format!("`limit` must be 1 to {MAX_PAGE}; got {limit}.")))
+        }
     }
 }

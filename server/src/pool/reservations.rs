@@ -59,7 +59,7 @@ impl Pool {
             limits: self.policy.hold_limits,
             repeat: key.map(|key| self.repeat(key, digest, second)).transpose()?,
         };
-        match self.fulfil(want).await? {
+        match self.reserve_batched(want).await? {
             Ok(reserved) => {
                 count(self.store.metrics(), &reserved);
                 let single_use = reserved.reservations.iter().filter(|one| !one.last_resort).count();
@@ -118,8 +118,8 @@ impl Pool {
                 let most = self.policy.hold_limits.map_or(0, |limits| limits.total);
                 Failure::too_many(
                     format!(
-                        "With this the device would hold more than {most} reservations. Spend or release some; the first \
-                         of them lapses in {} s.",
+                        "A device may hold {most} reservations at the same time. Spend or release some; the first one \
+                         lapses in {} s.",
                         seconds(wait)
                     ),
                     wait,
@@ -134,7 +134,7 @@ impl Pool {
         if ttl.is_zero() || ttl > longest {
             return Err(Failure::new(
                 ProblemType::MalformedRequest,
-                format!("A ttl of {} s cannot be had: ask for 1 to {} s.", ttl.as_secs(), longest.as_secs()),
+                format!("`ttl` must be 1 to {} seconds; got {}.", longest.as_secs(), ttl.as_secs()),
             ));
         }
         Ok(ttl)
@@ -145,7 +145,7 @@ impl Pool {
         let id = request.reservation_id;
         let user = caller.device.user.clone();
         let want = Spend { reservation: id, by: caller.shown_token(), group_id: group_id(request.group_id)? };
-        let spent = self.spend_one(want).await?.map_err(|error| lost_reservation(error, &id))?;
+        let spent = self.spend_batched(want).await?.map_err(|error| lost_reservation(error, &id))?;
         self.limits.spent(&user, 1);
         Ok(SpendResponse { keypackage_ref: spent.keypackage_ref, state: spent.state, spent_at: spent.spent_at })
     }
@@ -154,7 +154,7 @@ impl Pool {
     pub async fn release(&self, caller: Caller, request: ReleaseRequest) -> Result<ReleaseResponse, Failure> {
         let id = request.reservation_id;
         let release = Release { reservation: id, by: caller.shown_token() };
-        self.block(move |pool, now| match pool.store.release(&[release], pool.view(now))?.pop() {
+        self.block(move |pool, now| match pool.store.release(&[release], pool.as_of(now))?.pop() {
             Some(Ok(released)) => {
                 Ok(ReleaseResponse { keypackage_ref: released.keypackage_ref, state: released.state })
             }
@@ -208,8 +208,8 @@ fn nothing(missing: Vec<MissingDevice>) -> Failure {
     };
     let (kind, detail) = if let Some(users) = with(MissingReason::ReservationLapsed) {
         let detail = format!(
-            "What this Idempotency-Key reserved of {users} is no longer held: it lapsed, or was spent, released or revoked. \
-             Reserve again with a new key."
+            "The reservations that this Idempotency-Key made of {users} lapsed, or were spent, released or revoked. Reserve \
+             again with a new key."
         );
         (ProblemType::ReservationLapsed, detail)
     } else if let Some(users) = with(MissingReason::PoolExpired) {
@@ -228,7 +228,7 @@ fn nothing(missing: Vec<MissingDevice>) -> Failure {
             format!("No KeyPackage of {users} is left. Try again when a device of theirs has refreshed its pool.");
         (ProblemType::PoolExhausted, detail)
     } else if let Some(users) = with(MissingReason::UnknownDevice) {
-        let detail = format!("{users} has no such device. GET /users/USER/devices lists what a user has.");
+        let detail = format!("{users} has no such device. GET /users/USER/devices lists the devices of a user.");
         (ProblemType::UnknownDevice, detail)
     } else if let Some(users) = with(MissingReason::UnknownUser) {
         (ProblemType::UnknownUser, format!("There is no user {users}. Check the name; it is case-sensitive."))

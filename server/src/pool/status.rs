@@ -6,9 +6,9 @@ use jiff::{SignedDuration, Timestamp};
 use keypool_openapi::{Drain, Health, LastResortStatus, PoolStatus, State, SuiteStatus, UserName};
 use sha2::{Digest, Sha256};
 
-use crate::store::{DeviceRow, LiveKeyPackage, PoolContents, View};
+use crate::store::{AsOf, DeviceRow, LiveKeyPackage, PoolContents};
 
-/// Whoever was handed out half a pool within this span drains it.
+/// A user who was handed out half of a pool within this time is shown as draining it.
 const DRAIN_SPAN: SignedDuration = SignedDuration::from_hours(1);
 
 /// What expires within this span counts as expiring soon.
@@ -28,11 +28,16 @@ pub(super) fn draining_since(now: Timestamp) -> Timestamp {
     now.saturating_sub(DRAIN_SPAN).unwrap_or(Timestamp::MIN)
 }
 
-pub(super) fn summarise(device: &DeviceRow, contents: &PoolContents, watermarks: Watermarks, view: View) -> PoolStatus {
+pub(super) fn summarise(
+    device: &DeviceRow,
+    contents: &PoolContents,
+    watermarks: Watermarks,
+    as_of: AsOf,
+) -> PoolStatus {
     let mut suites: BTreeMap<u16, SuiteStatus> = BTreeMap::new();
     // A last resort that is over is nothing, whether or not that has been noted.
-    for package in contents.live.iter().filter(|p| !p.last_resort || view.state_of(p) == State::Available) {
-        count_live(suites.entry(package.ciphersuite).or_insert_with(|| empty(package.ciphersuite)), package, view);
+    for package in contents.live.iter().filter(|p| !p.last_resort || as_of.state_of(p) == State::Available) {
+        count_live(suites.entry(package.ciphersuite).or_insert_with(|| empty(package.ciphersuite)), package, as_of);
     }
     for &(number, state, n) in &contents.ended {
         let suite = suites.entry(number).or_insert_with(|| empty(number));
@@ -48,7 +53,7 @@ pub(super) fn summarise(device: &DeviceRow, contents: &PoolContents, watermarks:
         user: device.user.clone(),
         device: device.device.clone(),
         // Whole seconds, as all times that the database keeps.
-        at: Timestamp::from_second(view.now.as_second()).unwrap_or(view.now),
+        at: Timestamp::from_second(as_of.now.as_second()).unwrap_or(as_of.now),
         available: sum(|s| s.available),
         fresh: sum(|s| s.fresh),
         lapsed: sum(|s| s.lapsed),
@@ -66,7 +71,7 @@ pub(super) fn summarise(device: &DeviceRow, contents: &PoolContents, watermarks:
         },
         health: ciphersuites.iter().map(|s| s.health).min().unwrap_or(Health::Empty),
         recommended_upload: if ciphersuites.is_empty() { watermarks.target } else { sum(|s| s.recommended_upload) },
-        inventory_digest: digest(&contents.live, view),
+        inventory_digest: digest(&contents.live, as_of),
         draining: draining(&contents.handed_out, watermarks),
         ciphersuites,
     }
@@ -90,12 +95,12 @@ fn empty(ciphersuite: u16) -> SuiteStatus {
     }
 }
 
-fn count_live(suite: &mut SuiteStatus, package: &LiveKeyPackage, view: View) {
+fn count_live(suite: &mut SuiteStatus, package: &LiveKeyPackage, as_of: AsOf) {
     if package.last_resort {
         suite.last_resort = LastResortStatus { present: true, uses: package.uses };
         return;
     }
-    let state = view.state_of(package);
+    let state = as_of.state_of(package);
     match state {
         State::Available if package.reserved_until.is_some() => suite.lapsed += 1,
         State::Available => suite.fresh += 1,
@@ -103,7 +108,7 @@ fn count_live(suite: &mut SuiteStatus, package: &LiveKeyPackage, view: View) {
         State::Retired => suite.revoked += 1,
         _ => suite.expired += 1,
     }
-    if state == State::Available && package.not_after.duration_since(view.now) <= SOON {
+    if state == State::Available && package.not_after.duration_since(as_of.now) <= SOON {
         suite.expiring_soon += 1;
     }
 }
@@ -134,10 +139,10 @@ fn finish(mut suite: SuiteStatus, watermarks: Watermarks) -> SuiteStatus {
 }
 
 /// SHA-256 over the sorted refs of what is available or reserved, lower-case hex.
-fn digest(live: &[LiveKeyPackage], view: View) -> String {
+fn digest(live: &[LiveKeyPackage], as_of: AsOf) -> String {
     let mut refs: Vec<_> = live
         .iter()
-        .filter(|package| matches!(view.state_of(package), State::Available | State::Reserved))
+        .filter(|package| matches!(as_of.state_of(package), State::Available | State::Reserved))
         .map(|package| &package.keypackage_ref)
         .collect();
     refs.sort_unstable();
@@ -180,7 +185,7 @@ mod tests {
             registered_at: second(0),
         };
         let contents = PoolContents { live, ended, ..PoolContents::default() };
-        summarise(&device, &contents, WATERMARKS, View { now: second(1_000), retire: false })
+        summarise(&device, &contents, WATERMARKS, AsOf { now: second(1_000), retire: false })
     }
 
     #[test]

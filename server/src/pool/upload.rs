@@ -1,4 +1,4 @@
-//! What enters the pool.
+//! Upload: validates KeyPackages on all cores and stores those that are valid.
 
 use std::{collections::BTreeSet, sync::Arc};
 
@@ -19,105 +19,109 @@ use super::{
 use crate::{
     auth::Caller,
     problem::Failure,
-    store::{DeviceId, DeviceRow, Store, StoreError, Upload, UploadLimits, UploadOutcome, Uploaded, View},
+    store::{AsOf, DeviceId, DeviceRow, Store, StoreError, Upload, UploadLimits, UploadOutcome, Uploaded},
 };
 
-/// How far those who judge KeyPackages stand back behind all else on the machine, as `nice` has it.
+/// The `nice` value of the threads that validate KeyPackages.
 #[cfg(target_os = "linux")]
-const STAND_BACK: i32 = 10;
+const NICE: i32 = 10;
 
-/// Threads that judge KeyPackages: as many as there are cores, however many upload at the moment. Nothing else waits for them:
-/// to judge an upload takes milliseconds of a core, which a reservation would notice.
-fn judges() -> Result<ThreadPool, ThreadPoolBuildError> {
-    let judges = ThreadPoolBuilder::new().thread_name(|number| format!("judge-{number}"));
-    // Linux has it of each thread, others of the whole process.
+/// Threads that validate KeyPackages, one per core. They run at low priority: validating an upload takes milliseconds of a core,
+/// which would delay reservations.
+fn validators() -> Result<ThreadPool, ThreadPoolBuildError> {
+    let validators = ThreadPoolBuilder::new().thread_name(|number| format!("validate-{number}"));
+    // Linux has a priority per thread; other systems have one per process.
     #[cfg(target_os = "linux")]
-    let judges = judges.start_handler(|_| {
-        if let Err(error) = rustix::process::nice(STAND_BACK) {
-            tracing::warn!(%error, "judging KeyPackages may slow down other requests: it cannot stand back");
+    let validators = validators.start_handler(|_| {
+        if let Err(error) = rustix::process::nice(NICE) {
+            tracing::warn!(%error, "cannot lower the priority of validation: uploads may slow down other requests");
         }
     });
-    judges.build()
+    validators.build()
 }
 
-/// KeyPackages that a device uploads, each in base64.
-pub(super) struct Offer {
+/// An upload before validation: KeyPackages in base64, and changes of signature keys.
+pub(super) struct PendingUpload {
     caller: Caller,
     packages: Vec<String>,
     changes: Changes,
 }
 
-impl Offer {
-    /// Whether it changes a signature key. That is rare, and done alone.
+impl PendingUpload {
+    /// Whether the upload changes a signature key. Such an upload is rare and is never batched.
     pub(super) fn changes_a_key(&self) -> bool {
         !self.changes.proven.is_empty()
     }
 }
 
-/// What became of them.
-pub(super) struct Settled {
+/// The answer to an upload, and the devices to notify.
+pub(super) struct UploadResult {
     accepted: Vec<AcceptedKeyPackage>,
     rejected: Vec<RejectedKeyPackage>,
     changed: Vec<u16>,
     told: Vec<DeviceId>,
 }
 
-/// What each of an offer's KeyPackages is by itself, whatever its pool holds.
-struct Judgement {
+/// The KeyPackages of an upload after validation, before they are compared with the pool.
+struct Validated {
     valid: Vec<ValidatedKeyPackage>,
-    /// Where in the offer the valid ones stand.
+    /// The position of each valid KeyPackage in the upload.
     indexes: Vec<usize>,
     rejected: Vec<RejectedKeyPackage>,
 }
 
-/// Takes in what devices offer. Cheap to clone.
+/// Validates uploads and stores them. Cheap to clone.
 #[derive(Clone)]
-pub(super) struct Intake {
+pub(super) struct Uploader {
     store: Store,
-    judges: Arc<ThreadPool>,
+    validators: Arc<ThreadPool>,
     rules: Arc<Rules>,
     limits: UploadLimits,
 }
 
-impl Intake {
+impl Uploader {
     /// # Errors
-    /// When no threads can be had.
+    /// When the system cannot start the threads.
     pub(super) fn new(store: Store, rules: Rules, limits: UploadLimits) -> Result<Self, ThreadPoolBuildError> {
-        Ok(Self { store, judges: Arc::new(judges()?), rules: Arc::new(rules), limits })
+        Ok(Self { store, validators: Arc::new(validators()?), rules: Arc::new(rules), limits })
     }
 
-    /// Takes offers in together; `None` for those that have to be taken in alone.
-    pub(super) fn together(&self, offers: &[Offer], view: View) -> Result<Vec<Option<Settled>>, StoreError> {
-        let judgements = self.judge(offers, view.now);
-        let uploads = offers.iter().zip(&judgements).map(|(offer, judgement)| upload(offer, judgement));
+    /// Stores several uploads in one transaction. Answers `None` for an upload that has to be stored by [`Self::alone`].
+    pub(super) fn together(
+        &self,
+        pending: &[PendingUpload],
+        as_of: AsOf,
+    ) -> Result<Vec<Option<UploadResult>>, StoreError> {
+        let validated = self.validate_all(pending, as_of.now);
+        let uploads = pending.iter().zip(&validated).map(|(upload, validated)| to_store(upload, validated));
         let uploads: Vec<_> = uploads.filter(|upload| !upload.packages.is_empty()).collect();
         let stored =
-            if uploads.is_empty() { Vec::new() } else { self.store.upload_together(&uploads, self.limits, view)? };
+            if uploads.is_empty() { Vec::new() } else { self.store.upload_together(&uploads, self.limits, as_of)? };
         let mut stored = stored.into_iter();
-        let settled = offers.iter().zip(judgements).map(|(offer, judgement)| {
-            let nothing = judgement.valid.is_empty();
+        let results = pending.iter().zip(validated).map(|(upload, validated)| {
+            let nothing = validated.valid.is_empty();
             let uploaded = if nothing { Some(Uploaded::default()) } else { stored.next().flatten() };
-            uploaded.map(|uploaded| self.settle(offer, judgement, uploaded))
+            uploaded.map(|uploaded| self.result(upload, validated, uploaded))
         });
-        Ok(settled.collect())
+        Ok(results.collect())
     }
 
-    /// Takes one offer in.
-    pub(super) fn alone(&self, offer: Offer, view: View) -> Result<Settled, Failure> {
-        let offers = [offer];
-        let judgements = self.judge(&offers, view.now);
-        let [offer] = offers;
-        let judgement = judgements.into_iter().next().ok_or_else(super::queues::nothing)?;
-        let uploaded = self.store.upload(upload(&offer, &judgement), self.limits, view)?;
-        Ok(self.settle(&offer, judgement, uploaded))
+    /// Stores one upload in a transaction of its own.
+    pub(super) fn alone(&self, upload: PendingUpload, as_of: AsOf) -> Result<UploadResult, Failure> {
+        let pending = [upload];
+        let validated = self.validate_all(&pending, as_of.now);
+        let [upload] = pending;
+        let validated = validated.into_iter().next().ok_or_else(super::queues::nothing)?;
+        let uploaded = self.store.upload(to_store(&upload, &validated), self.limits, as_of)?;
+        Ok(self.result(&upload, validated, uploaded))
     }
 
-    fn judge(&self, offers: &[Offer], now: Timestamp) -> Vec<Judgement> {
-        let judge = |offer: &Offer| {
-            offer.packages.par_iter().map(|text| self.validate(&offer.caller.device, text, now)).collect::<Vec<_>>()
+    fn validate_all(&self, pending: &[PendingUpload], now: Timestamp) -> Vec<Validated> {
+        let validate = |upload: &PendingUpload| {
+            upload.packages.par_iter().map(|text| self.validate(&upload.caller.device, text, now)).collect::<Vec<_>>()
         };
-        let judged: Vec<_> = self.judges.install(|| offers.par_iter().map(judge).collect());
-        judged.into_iter().map(Judgement::of).collect()
+        let outcomes: Vec<_> = self.validators.install(|| pending.par_iter().map(validate).collect());
+        outcomes.into_iter().map(Validated::of).collect()
     }
 
     fn validate(&self, caller: &DeviceRow, text: &str, now: Timestamp) -> Result<ValidatedKeyPackage, Rejection> {
@@ -126,8 +130,8 @@ impl Intake {
         ValidatedKeyPackage::parse(bytes.0, (&caller.user, &caller.device), &self.rules, now)
     }
 
-    fn settle(&self, offer: &Offer, judgement: Judgement, uploaded: Uploaded) -> Settled {
-        let Judgement { valid, indexes, mut rejected } = judgement;
+    fn result(&self, upload: &PendingUpload, validated: Validated, uploaded: Uploaded) -> UploadResult {
+        let Validated { valid, indexes, mut rejected } = validated;
         let Uploaded { outcomes, told } = uploaded;
         let stored: BTreeSet<_> = valid
             .iter()
@@ -135,12 +139,12 @@ impl Intake {
             .filter(|(_, outcome)| self.limits.binds_keys && **outcome == UploadOutcome::Stored)
             .map(|(package, _)| (package.ciphersuite, package.signature_key.as_slice()))
             .collect();
-        let changed = offer.changes.made(&stored);
+        let changed = upload.changes.made(&stored);
         let mut accepted = Vec::new();
         for ((index, package), outcome) in indexes.into_iter().zip(valid).zip(outcomes) {
             match outcome {
                 UploadOutcome::OtherKey(current) => {
-                    let detail = offer.changes.refusal(&package, &current);
+                    let detail = upload.changes.refusal(&package, &current);
                     let reason = RejectionReason::SignatureKeyMismatch;
                     rejected.push(RejectedKeyPackage { index, reason, detail });
                 }
@@ -152,7 +156,7 @@ impl Intake {
             }
         }
         rejected.sort_by_key(|rejection| rejection.index);
-        Settled { accepted, rejected, changed, told }
+        UploadResult { accepted, rejected, changed, told }
     }
 
     fn refusal(&self, reason: RejectionReason, package: &ValidatedKeyPackage) -> String {
@@ -175,32 +179,32 @@ impl Intake {
     }
 }
 
-impl Judgement {
-    fn of(judged: Vec<Result<ValidatedKeyPackage, Rejection>>) -> Self {
-        let mut judgement = Self { valid: Vec::new(), indexes: Vec::new(), rejected: Vec::new() };
-        for (index, judged) in judged.into_iter().enumerate() {
-            match judged {
+impl Validated {
+    fn of(outcomes: Vec<Result<ValidatedKeyPackage, Rejection>>) -> Self {
+        let mut validated = Self { valid: Vec::new(), indexes: Vec::new(), rejected: Vec::new() };
+        for (index, outcome) in outcomes.into_iter().enumerate() {
+            match outcome {
                 Ok(package) => {
-                    judgement.valid.push(package);
-                    judgement.indexes.push(index);
+                    validated.valid.push(package);
+                    validated.indexes.push(index);
                 }
                 Err(Rejection { reason, detail }) => {
-                    judgement.rejected.push(RejectedKeyPackage { index, reason, detail });
+                    validated.rejected.push(RejectedKeyPackage { index, reason, detail });
                 }
             }
         }
-        judgement
+        validated
     }
 }
 
-fn upload<'a>(offer: &'a Offer, judgement: &'a Judgement) -> Upload<'a> {
-    let Caller { device, token_hash } = &offer.caller;
-    let (by, changes) = (registration(device), &offer.changes.proven);
-    Upload { by, token_hash: *token_hash, packages: &judgement.valid, changes }
+fn to_store<'a>(upload: &'a PendingUpload, validated: &'a Validated) -> Upload<'a> {
+    let Caller { device, token_hash } = &upload.caller;
+    let (by, changes) = (registration(device), &upload.changes.proven);
+    Upload { by, token_hash: *token_hash, packages: &validated.valid, changes }
 }
 
 impl Pool {
-    /// Takes KeyPackages into the caller's pool, each judged on its own, and changes its signature keys.
+    /// Adds KeyPackages to the caller's pool, each validated on its own, and changes the device's signature keys.
     pub async fn upload(&self, caller: Caller, request: UploadRequest) -> Result<UploadResponse, Failure> {
         let UploadRequest { keypackages: packages, signature_key_changes: asked } = request;
         if packages.is_empty() {
@@ -221,8 +225,8 @@ impl Pool {
             })
             .await?
         };
-        let Settled { accepted, mut rejected, changed, told } =
-            self.take_in(Offer { caller, packages, changes }).await?;
+        let UploadResult { accepted, mut rejected, changed, told } =
+            self.upload_batched(PendingUpload { caller, packages, changes }).await?;
         self.fetches.ring(&told);
         if accepted.is_empty() && rejected.iter().all(|r| r.reason == RejectionReason::PoolFull) {
             return Err(Failure::new(ProblemType::PoolFull, rejected.swap_remove(0).detail));
@@ -247,7 +251,7 @@ fn accept(index: usize, package: ValidatedKeyPackage) -> AcceptedKeyPackage {
 mod tests {
     use super::*;
 
-    /// How far this thread stands back.
+    /// The `nice` value of this thread.
     fn nice() -> i32 {
         let stat = std::fs::read_to_string("/proc/thread-self/stat").unwrap();
         // The 19th field of all; the second is a name in parentheses.
@@ -256,9 +260,9 @@ mod tests {
     }
 
     #[test]
-    fn who_judges_stands_back_and_nobody_else() {
+    fn validation_runs_at_low_priority_and_nothing_else_does() {
         let own = nice();
-        assert_eq!(judges().unwrap().install(nice), (own + STAND_BACK).min(19));
+        assert_eq!(validators().unwrap().install(nice), (own + NICE).min(19));
         assert_eq!(nice(), own);
     }
 }

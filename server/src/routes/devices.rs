@@ -19,7 +19,7 @@ use crate::{
 /// token of a device that the user has, or an enrolment token.
 ///
 /// With an `Idempotency-Key` of 32 characters or more, a registration whose answer got lost can be repeated until the
-/// token is used for the first time. Whoever knows the key can do so: make it a random one, and keep it to yourself.
+/// token is used for the first time. Everybody who knows the key can do so: use a random one, and keep it secret.
 #[utoipa::path(
     tag = "devices",
     params(("Idempotency-Key" = Option<String>, Header, description = "Makes the call one that may be repeated", nullable = false, pattern = "^[!-~]{32,255}$")),

@@ -103,7 +103,7 @@ pub(crate) async fn status(pool: web::Data<Pool>, caller: Caller) -> Result<web:
 
 /// Revoke KeyPackages of the caller's own pool.
 ///
-/// They are never handed out again, and whoever has reserved one can no longer spend it. What was spent stays spent.
+/// They are never handed out again, and their reservations can no longer be spent. A spent KeyPackage stays spent.
 #[utoipa::path(
     tag = "keypackages",
     request_body = RevokeRequest,

@@ -9,12 +9,12 @@ use keypool_openapi::{Action, AuditEvent, AuditPage, Base64Bytes, UserName};
 
 use super::{
     Store, StoreError,
-    by_hand::statement,
     connection::with_conn,
     devices::DeviceSql,
     group_digest::DigestKey,
     rows::{DeviceId, Names, reservation_id, statements, timestamp},
     schema::audit_events::{self, dsl},
+    sql::statement,
 };
 
 /// One transition.

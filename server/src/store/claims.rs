@@ -7,7 +7,7 @@ use diesel::{
     sqlite::Sqlite,
 };
 
-use super::{by_hand::statement, rows::HandedOut, sweep::LastReservation};
+use super::{rows::HandedOut, sql::statement, sweep::LastReservation};
 
 /// Which KeyPackages of a device may be handed out, and to whom.
 pub(super) struct Claim<'a> {
@@ -29,11 +29,11 @@ pub(super) trait ClaimSql {
     /// Takes a fresh one: the first at or after the nonce, or else the first of all. Refs are hashes, so adders start
     /// anywhere.
     fn claim_fresh(&mut self, claim: &Claim<'_>) -> QueryResult<Option<HandedOut>>;
-    /// Finds a fresh one, waiting for whoever holds its row.
+    /// Finds a fresh KeyPackage, waiting for the transaction that holds its row.
     fn await_fresh(&mut self, claim: &Claim<'_>) -> QueryResult<Option<Found>>;
     /// Finds one whose last reservation is over, the longest first.
     fn find_returned(&mut self, claim: &Claim<'_>) -> QueryResult<Option<Found>>;
-    /// The same, waiting for whoever holds its row.
+    /// The same, waiting for the transaction that holds its row.
     fn await_returned(&mut self, claim: &Claim<'_>) -> QueryResult<Option<Found>>;
 }
 

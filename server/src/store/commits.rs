@@ -190,7 +190,7 @@ where
         return Err(CommitError::Stale(newest.saturating_add(1)));
     }
     conn.supersede(group_id, want.epoch)?;
-    // In one order, whoever commits: so two that spend the same never wait for each other.
+    // In a fixed order, so that two Commits that spend the same reservations cannot deadlock.
     let mut reservations = want.reservations.clone();
     reservations.sort_unstable_by_key(|one| (one.owner, one.nonce));
     reservations.dedup();

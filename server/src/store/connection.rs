@@ -13,9 +13,9 @@ use diesel::{
 use diesel_migrations::{EmbeddedMigrations, MigrationHarness, embed_migrations};
 
 use super::{
-    StoreError, postgres,
-    proven::{Connector, Glance},
-    sqlite,
+    StoreError,
+    liveness::{Connector, PeerClosed},
+    postgres, sqlite,
     watch::Watch,
     writable,
 };
@@ -153,7 +153,7 @@ impl Store {
     }
 }
 
-pub(super) fn pool<C: R2D2Connection + Glance + 'static>(
+pub(super) fn pool<C: R2D2Connection + PeerClosed + 'static>(
     connector: Connector<C>,
     size: u32,
 ) -> Result<Pool<Connector<C>>, StoreError> {
@@ -179,13 +179,13 @@ pub(super) fn migrate<C: MigrationHarness<DB>, DB: diesel::backend::Backend>(
     Ok(())
 }
 
-fn connection<C: R2D2Connection + Glance + 'static>(
+fn connection<C: R2D2Connection + PeerClosed + 'static>(
     pool: &Pool<Connector<C>>,
     metrics: &Metrics,
 ) -> Result<PooledConnection<Connector<C>>, StoreError> {
     let begun = Instant::now();
     let conn = pool.get();
-    metrics.waited(begun.elapsed());
+    metrics.waited_for_connection(begun.elapsed());
     conn.map_err(StoreError::transient)
 }
 
@@ -198,17 +198,17 @@ pub(super) fn write<C, T, E>(
     mut body: impl FnMut(&mut C) -> Result<T, E>,
 ) -> Result<T, E>
 where
-    C: R2D2Connection + Glance + 'static,
+    C: R2D2Connection + PeerClosed + 'static,
     E: From<Error> + From<StoreError> + Retry,
 {
-    let mut proven = connection(pool, metrics)?;
+    let mut checked = connection(pool, metrics)?;
     let mut attempt = 1;
     loop {
-        let result = transaction(&mut proven.conn, &mut body);
-        proven.at = result.is_ok().then(Instant::now);
+        let result = transaction(&mut checked.conn, &mut body);
+        checked.at = result.is_ok().then(Instant::now);
         if let Some(error) = result.as_ref().err().and_then(Retry::store_error).filter(|error| error.refuses_writes) {
             writable::note_refusal(metrics, error);
-            proven.is_spoiled = true;
+            checked.is_spoiled = true;
         }
         match result {
             Err(error) if attempt < ATTEMPTS && error.lost_to_another() => {
@@ -228,15 +228,15 @@ pub(super) fn read<C, T, E>(
     body: impl FnOnce(&mut C) -> Result<T, E>,
 ) -> Result<T, StoreError>
 where
-    C: R2D2Connection + Glance + LoadConnection + Connection + 'static,
+    C: R2D2Connection + PeerClosed + LoadConnection + Connection + 'static,
     StoreError: From<E>,
 {
-    let mut proven = connection(pool, metrics)?;
-    let result = body(&mut proven.conn).map_err(StoreError::from);
-    proven.at = result.is_ok().then(Instant::now);
+    let mut checked = connection(pool, metrics)?;
+    let result = body(&mut checked.conn).map_err(StoreError::from);
+    checked.at = result.is_ok().then(Instant::now);
     if let Some(error) = result.as_ref().err().filter(|error| error.refuses_writes) {
         writable::note_refusal(metrics, error);
-        proven.is_spoiled = true;
+        checked.is_spoiled = true;
     }
     result
 }

@@ -183,8 +183,8 @@ pub(super) trait Announce {
     fn announce(&mut self, devices: &[i64]) -> QueryResult<()>;
 }
 
-/// Holds what a device's deliveries bring until the transaction ends; waits for whoever holds it. In the order of their numbers,
-/// so that two who wait never wait for each other.
+/// Locks the envelopes of a device's deliveries until the transaction ends, in the order of their ids, so that two transactions
+/// cannot deadlock.
 pub(super) trait HoldEnvelopes {
     fn hold_envelopes(&mut self, device: i64, deliveries: &[i64]) -> QueryResult<()>;
 }
@@ -382,7 +382,7 @@ impl Store {
     /// has no other servers.
     ///
     /// # Errors
-    /// When no thread can be had.
+    /// When the system cannot start a thread.
     pub fn listen(
         &self,
         config: &Config,

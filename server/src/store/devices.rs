@@ -8,6 +8,7 @@ use keypool_openapi::{DeviceName, UserName};
 
 use super::{
     Store, StoreError,
+    as_of::AsOf,
     audit::AuditSql,
     connection::{Retry, with_conn},
     delivery::{Announce, DeliverySql},
@@ -17,7 +18,6 @@ use super::{
     schema::{devices, enrolments, users},
     signature_keys::{SignatureKeySql, tell_siblings},
     tokens::{ShownToken, TokenRevoked, hold_caller},
-    view::View,
 };
 
 /// A device to be registered.
@@ -313,15 +313,15 @@ fn remove<C: DeviceSql + RevocationSql + AuditSql + DeliverySql + HoldDevice + S
     conn: &mut C,
     device: (&UserName, &DeviceName),
     by: Option<ShownToken>,
-    view: View,
+    as_of: AsOf,
 ) -> Result<Removed, DeviceError> {
     // An upload under way ends before this, or finds the device gone.
     let (id, token_hash) = changeable(conn, by, device)?;
-    let revoked = revoke_all(conn, DeviceId(id), by.map(|by| by.device), view)?;
-    // Whoever is registered by this name next is not sent what was for this one.
+    let revoked = revoke_all(conn, DeviceId(id), by.map(|by| by.device), as_of)?;
+    // The next device of this name must not get the messages of this one.
     conn.remove_queue(id)?;
-    conn.close_keys(id, view.now.as_second())?;
-    conn.end_device(id, view.now.as_second())?;
+    conn.close_keys(id, as_of.now.as_second())?;
+    conn.end_device(id, as_of.now.as_second())?;
     let told = tell_siblings(conn, id)?;
     let revoked = u64::try_from(revoked.len()).map_err(StoreError::fatal)?;
     Ok(Removed { token_hash, revoked, told })
@@ -367,9 +367,9 @@ impl Store {
         &self,
         device: (&UserName, &DeviceName),
         by: Option<ShownToken>,
-        view: View,
+        as_of: AsOf,
     ) -> Result<Removed, DeviceError> {
-        with_conn!(self, write "remove", |conn| remove(conn, device, by, view))
+        with_conn!(self, write "remove", |conn| remove(conn, device, by, as_of))
     }
 
     /// Gives a device another token, and answers the hash of the one before.

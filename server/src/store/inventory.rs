@@ -9,11 +9,11 @@ use keypool_openapi::{Base64Bytes, InventoryItem, InventoryPage, KeyPackageRef, 
 
 use super::{
     Store, StoreError,
+    as_of::AsOf,
     connection::{WholeTable, with_conn},
     devices::DeviceSql,
     rows::{DeviceId, Names, count, reservation_id, statements, suite, timestamp},
     schema::key_packages,
-    view::View,
 };
 
 /// A KeyPackage as the database has it.
@@ -86,25 +86,25 @@ fn inventory<C: InventorySql + DeviceSql>(
     owner: DeviceId,
     after: Option<&KeyPackageRef>,
     limit: u32,
-    view: View,
+    as_of: AsOf,
 ) -> Result<InventoryPage, StoreError> {
     let rows = conn.items_after(owner.0, after.map_or(&[], KeyPackageRef::as_bytes), i64::from(limit))?;
     let reservers: Vec<_> = rows.iter().filter_map(|row| row.reserved_by).collect();
     let names = if reservers.is_empty() { Vec::new() } else { conn.devices_by_id(&reservers)? };
     let names = Names::from_columns(names)?;
     let full = rows.len() == limit as usize;
-    let keypackages: Vec<_> = rows.into_iter().map(|row| item(row, &names, view)).collect::<Result<_, _>>()?;
+    let keypackages: Vec<_> = rows.into_iter().map(|row| item(row, &names, as_of)).collect::<Result<_, _>>()?;
     let next = keypackages.last().filter(|_| full).map(|last| last.keypackage_ref.clone());
     Ok(InventoryPage { keypackages, next })
 }
 
-fn item(row: ItemRow, names: &Names, view: View) -> Result<InventoryItem, StoreError> {
+fn item(row: ItemRow, names: &Names, as_of: AsOf) -> Result<InventoryItem, StoreError> {
     let state = row.state.parse().map_err(StoreError::fatal)?;
     let reservation_id = row.reservation.map(|nonce| reservation_id(row.device_id, &nonce)).transpose()?;
     let spent_at = row.ended_at.filter(|_| state == State::Spent).map(timestamp).transpose()?;
     Ok(InventoryItem {
         keypackage_ref: row.keypackage_ref.into(),
-        state: view.state(state, row.not_after, row.reserved_until),
+        state: as_of.state(state, row.not_after, row.reserved_until),
         ciphersuite: suite(row.ciphersuite)?,
         not_after: timestamp(row.not_after)?,
         last_resort: row.last_resort,
@@ -136,9 +136,9 @@ impl Store {
         owner: DeviceId,
         after: Option<&KeyPackageRef>,
         limit: u32,
-        view: View,
+        as_of: AsOf,
     ) -> Result<InventoryPage, StoreError> {
-        with_conn!(self, read, |conn| inventory(conn, owner, after, limit, view))
+        with_conn!(self, read, |conn| inventory(conn, owner, after, limit, as_of))
     }
 
     /// The pools with fewer than `low` fresh KeyPackages, the worst first. It looks at every pool: for operators.

@@ -8,6 +8,7 @@ use keypool_validation::key_package::ValidatedKeyPackage;
 
 use super::{
     Store, StoreError,
+    as_of::{AsOf, is_live},
     audit::{AuditSql, Event, KeyChangeEvent},
     connection::with_conn,
     delivery::Announce,
@@ -16,7 +17,6 @@ use super::{
     signature_keys::{KeyChange, NewKey, Registration, SignatureKeySql, adopt, change_key},
     storing::StoringSql,
     tokens::{CallerError, ShownToken, TokenRevoked},
-    view::{View, is_live},
 };
 
 /// How much a pool holds.
@@ -88,11 +88,11 @@ statements! {
         }
 
         /// By owner and ciphersuite, without last resorts.
-        fn live_counts(conn, owners: &[i64], view: View) -> QueryResult<Vec<((i64, i32), i64)>> {
+        fn live_counts(conn, owners: &[i64], as_of: AsOf) -> QueryResult<Vec<((i64, i32), i64)>> {
             let kind = (key_packages::device_id, key_packages::ciphersuite);
             key_packages::table
                 .filter(key_packages::device_id.eq_any(owners))
-                .filter(is_live(view.now.as_second(), view.retired_by()))
+                .filter(is_live(as_of.now.as_second(), as_of.retired_by()))
                 .filter(diesel::dsl::not(key_packages::last_resort))
                 .group_by(kind)
                 .select((kind, diesel::dsl::count_star()))
@@ -134,8 +134,8 @@ pub(super) trait HoldDevice {
     fn hold_pool(&mut self, owner: i64, suite: i32) -> QueryResult<()>;
 }
 
-/// What there is already of what comes. As KeyPackages are accepted, it learns of them.
-struct Judge {
+/// What the database already has of the refs, keys and pools of an upload, updated with each accepted KeyPackage.
+struct UploadCheck {
     limits: UploadLimits,
     /// By ref: whose, and where in its life.
     known: HashMap<Vec<u8>, (i64, State)>,
@@ -149,19 +149,19 @@ struct Judge {
     live: HashMap<(i64, i32), i64>,
 }
 
-/// What an upload had before the KeyPackage that is judged.
+/// What an upload had before the KeyPackage that is checked.
 #[derive(Default)]
 struct Before {
     refs: HashSet<Vec<u8>>,
     last_resorts: HashSet<u16>,
 }
 
-impl Judge {
+impl UploadCheck {
     fn about<C: UploadSql + StoringSql + SignatureKeySql>(
         conn: &mut C,
         uploads: &[Upload<'_>],
         limits: UploadLimits,
-        view: View,
+        as_of: AsOf,
     ) -> Result<Self, StoreError> {
         let packages =
             || uploads.iter().flat_map(|upload| upload.packages.iter().map(|package| (upload.owner(), package)));
@@ -171,18 +171,18 @@ impl Judge {
         let owners: Vec<_> = uploads.iter().map(Upload::owner).collect();
         let bound = if limits.binds_keys { uploads } else { &[] };
         let registrations: Vec<_> = bound.iter().map(|upload| upload.by).collect();
-        let known = conn.known_refs(&refs)?.into_iter().map(|row| known(row, view)).collect::<Result<_, _>>()?;
+        let known = conn.known_refs(&refs)?.into_iter().map(|row| known(row, as_of)).collect::<Result<_, _>>()?;
         let known_keys = conn.known_keys(&keys, &registrations)?;
-        let mut judge = Self {
+        let mut check = Self {
             limits,
             known,
             keys: known_keys.hpke.into_iter().collect(),
             signature_keys: known_keys.signature.into_iter().collect(),
             first: Vec::new(),
-            live: conn.live_counts(&owners, view)?.into_iter().collect(),
+            live: conn.live_counts(&owners, as_of)?.into_iter().collect(),
         };
-        judge.adopt(conn, &registrations, view)?;
-        Ok(judge)
+        check.adopt(conn, &registrations, as_of)?;
+        Ok(check)
     }
 
     /// Devices that have KeyPackages and no signature key are from before keys were kept.
@@ -190,21 +190,21 @@ impl Judge {
         &mut self,
         conn: &mut C,
         registrations: &[Registration],
-        view: View,
+        as_of: AsOf,
     ) -> Result<(), StoreError> {
         let has_key: HashSet<_> = self.signature_keys.keys().map(|(owner, _)| *owner).collect();
         let has_pool: HashSet<_> = self.live.keys().map(|(owner, _)| *owner).collect();
         let devices = registrations.iter().map(|registration| registration.device.0);
         let old: Vec<_> = devices.filter(|device| has_pool.contains(device) && !has_key.contains(device)).collect();
         if !old.is_empty() {
-            let adopted = adopt(conn, &old, view.now.as_second())?;
+            let adopted = adopt(conn, &old, as_of.now.as_second())?;
             self.signature_keys
                 .extend(adopted.into_iter().map(|key| ((key.device_id, key.ciphersuite), key.signature_key)));
         }
         Ok(())
     }
 
-    /// Answers the changes that can be made, and judges KeyPackages by the new keys from now on. A change can be made if its
+    /// Answers the changes that can be made, and checks KeyPackages by the new keys from now on. A change can be made if its
     /// old key is the current one and the upload has a KeyPackage under the new one.
     fn begin_changes<'a, C: SignatureKeySql + HoldDevice>(
         &mut self,
@@ -230,13 +230,13 @@ impl Judge {
         Ok(begun)
     }
 
-    /// Judges the KeyPackages of an upload, in order.
-    fn judge(&mut self, upload: Upload<'_>, now: i64) -> Vec<UploadOutcome> {
+    /// Checks the KeyPackages of an upload, in order.
+    fn check(&mut self, upload: Upload<'_>, now: i64) -> Vec<UploadOutcome> {
         let mut before = Before::default();
-        upload.packages.iter().map(|package| self.judge_one(upload.by, package, &mut before, now)).collect()
+        upload.packages.iter().map(|package| self.check_one(upload.by, package, &mut before, now)).collect()
     }
 
-    fn judge_one(
+    fn check_one(
         &mut self,
         by: Registration,
         package: &ValidatedKeyPackage,
@@ -262,7 +262,7 @@ impl Judge {
         if !is_known && keys.iter().any(|key| self.keys.contains(key)) {
             return UploadOutcome::Refused(RejectionReason::InitKeyReused);
         }
-        // Nor is one that stands in the pool replaced by the upload that has it.
+        // This includes a last resort that the pool has already: its own upload does not replace it.
         if package.last_resort && !before.last_resorts.insert(package.ciphersuite) {
             return UploadOutcome::Refused(RejectionReason::SecondLastResort);
         }
@@ -297,14 +297,14 @@ fn upload<C: UploadSql + StoringSql + AuditSql + SignatureKeySql + HoldDevice + 
     conn: &mut C,
     uploads: &[Upload<'_>],
     limits: UploadLimits,
-    view: View,
+    as_of: AsOf,
 ) -> Result<Vec<Uploaded>, StoreError> {
-    let now = view.now.as_second();
-    let mut judge = Judge::about(conn, uploads, limits, view)?;
+    let now = as_of.now.as_second();
+    let mut check = UploadCheck::about(conn, uploads, limits, as_of)?;
     let (mut all, mut stored, mut uploaders, mut first_of_new_keys) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     for upload in uploads {
-        let changes = judge.begin_changes(conn, *upload, now)?;
-        let outcomes = judge.judge(*upload, now);
+        let changes = check.begin_changes(conn, *upload, now)?;
+        let outcomes = check.check(*upload, now);
         let new: Vec<_> = upload
             .packages
             .iter()
@@ -316,7 +316,7 @@ fn upload<C: UploadSql + StoringSql + AuditSql + SignatureKeySql + HoldDevice + 
         for change in changes {
             // Without an accepted KeyPackage under the new key, the key stays.
             if let Some(first) = new.iter().find(|(_, package)| package.ciphersuite == change.ciphersuite) {
-                uploaded.told = change_key(conn, upload.by, change, view)?;
+                uploaded.told = change_key(conn, upload.by, change, as_of)?;
                 first_of_new_keys.push(*first);
             }
         }
@@ -326,7 +326,7 @@ fn upload<C: UploadSql + StoringSql + AuditSql + SignatureKeySql + HoldDevice + 
         }
         all.push(Uploaded { outcomes, ..uploaded });
     }
-    for key in &judge.first {
+    for key in &check.first {
         conn.open_key(key)?;
     }
     put(conn, &stored, now)?;
@@ -345,7 +345,7 @@ fn upload_idle<C: UploadSql + StoringSql + AuditSql + SignatureKeySql + HoldDevi
     conn: &mut C,
     uploads: &[Upload<'_>],
     limits: UploadLimits,
-    view: View,
+    as_of: AsOf,
 ) -> Result<Vec<Option<Uploaded>>, StoreError> {
     let owners: Vec<_> = uploads.iter().map(Upload::owner).collect();
     let mut tokens: HashMap<_, _> = conn.hold_idle(&owners)?.into_iter().collect();
@@ -353,16 +353,16 @@ fn upload_idle<C: UploadSql + StoringSql + AuditSql + SignatureKeySql + HoldDevi
         |upload: &Upload<'_>| tokens.remove(&upload.owner()).is_some_and(|token| token == upload.token_hash);
     let are_valid: Vec<_> = uploads.iter().map(&mut is_valid).collect();
     let valid: Vec<_> = uploads.iter().zip(&are_valid).filter_map(|(upload, valid)| valid.then_some(*upload)).collect();
-    let mut outcomes = upload(conn, &valid, limits, view)?.into_iter();
+    let mut outcomes = upload(conn, &valid, limits, as_of)?.into_iter();
     Ok(are_valid.into_iter().map(|valid| valid.then(|| outcomes.next()).flatten()).collect())
 }
 
 fn known(
     (keypackage_ref, owner, state, not_after, reserved_until): KnownColumns,
-    view: View,
+    as_of: AsOf,
 ) -> Result<(Vec<u8>, (i64, State)), StoreError> {
     let state = state.parse().map_err(StoreError::fatal)?;
-    Ok((keypackage_ref, (owner, view.state(state, not_after, reserved_until))))
+    Ok((keypackage_ref, (owner, as_of.state(state, not_after, reserved_until))))
 }
 
 fn put<C: UploadSql + StoringSql + AuditSql>(
@@ -394,12 +394,12 @@ impl Store {
     ///
     /// # Errors
     /// See [`CallerError`]. Nothing of the upload is stored then.
-    pub fn upload(&self, one: Upload<'_>, limits: UploadLimits, view: View) -> Result<Uploaded, CallerError> {
+    pub fn upload(&self, one: Upload<'_>, limits: UploadLimits, as_of: AsOf) -> Result<Uploaded, CallerError> {
         with_conn!(self, write "upload", |conn| {
             if conn.hold_device(one.owner())?.is_none_or(|token_hash| token_hash != one.token_hash) {
                 return Err(TokenRevoked.into());
             }
-            Ok(upload(conn, &[one], limits, view)?.pop().unwrap_or_default())
+            Ok(upload(conn, &[one], limits, as_of)?.pop().unwrap_or_default())
         })
     }
 
@@ -412,8 +412,8 @@ impl Store {
         &self,
         uploads: &[Upload<'_>],
         limits: UploadLimits,
-        view: View,
+        as_of: AsOf,
     ) -> Result<Vec<Option<Uploaded>>, StoreError> {
-        with_conn!(self, write "upload_together", |conn| upload_idle(conn, uploads, limits, view))
+        with_conn!(self, write "upload_together", |conn| upload_idle(conn, uploads, limits, as_of))
     }
 }

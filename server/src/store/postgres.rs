@@ -24,7 +24,7 @@ use super::{
     delivery::{Announce, Heard, HoldEnvelopes},
     key_packages::HoldDevice,
     lineage::{Lineage, NOBODY, Renewed, Row, SKIPPED, Signs, WITNESS},
-    proven::{Connector, Glance},
+    liveness::{Connector, PeerClosed},
     rows::DeviceId,
     schema::{deliveries, devices, envelopes, key_packages, users},
     sweep::{Census, batches},
@@ -80,7 +80,7 @@ pub(super) fn pool(url: &str, size: u32, watch: Arc<Watch>) -> Result<Pool<Conne
     connection::pool(Connector::new(&with_defaults(url), move |conn| begin(conn, &watch)), size)
 }
 
-impl Glance for PgConnection {
+impl PeerClosed for PgConnection {
     fn has_hung_up(&mut self) -> bool {
         // Reads what has come, which is the end where the database has closed the connection: after its last words, if it
         // had any.
@@ -229,7 +229,7 @@ fn listen_once(url: &str, hear: &impl Fn(Heard) -> ControlFlow<()>) -> Result<()
                 last_seen = Instant::now();
             }
         }
-        // Asked even where there is nothing: whoever listens may be gone.
+        // Called even without news, to notice that the listener has gone.
         next = hear(Heard::For(heard));
     }
     Ok(())

@@ -1,8 +1,8 @@
 //! Who takes how much of a device's queue, so that no sender fills it for all others.
 //!
 //! A queue has a part that all senders share, and parts that are set aside: one for Commits that show a member's proof, one for
-//! Welcomes that spend a reservation of the device. In each part, a user has an eighth at most. So whoever fills a queue
-//! keeps neither the device's groups from going on, nor anybody from adding it to a group.
+//! Welcomes that spend a reservation of the device. In each part, a user has an eighth at most. So a sender who fills a
+//! queue stops neither the groups of the device nor its invitations.
 
 use std::collections::{HashMap, HashSet};
 

@@ -12,21 +12,21 @@ use uuid::Uuid;
 
 use super::{
     ANSWER_BYTES, Store, StoreError,
+    as_of::AsOf,
     audit::{AuditSql, Event},
     claims::{Claim, ClaimSql, Found},
     connection::{self, Pools, with_conn},
     devices::DeviceSql,
+    exhausted::ExhaustedSql,
     holds::{Held, HoldSql},
     idempotency::{IdempotencyKey, IdempotencySql},
     kept_answers::{self, KeptAnswerSql},
     key_packages::HoldDevice,
-    leftovers::LeftoverSql,
     postgres,
     rows::{DeviceRow, HandedOut, statements, suite, timestamp},
     schema::key_packages,
     together,
     tokens::{ShownToken, TokenSql},
-    view::View,
 };
 
 /// How many reservations may be held at the same time, over all servers of the database.
@@ -119,13 +119,13 @@ statements! {
 }
 
 /// Reserves, or answers again what the same request was answered before.
-fn reserve<C>(conn: &mut C, want: &Reserve, view: View) -> Result<Result<ReserveResponse, ReserveError>, StoreError>
+fn reserve<C>(conn: &mut C, want: &Reserve, as_of: AsOf) -> Result<Result<ReserveResponse, ReserveError>, StoreError>
 where
     C: ClaimSql
         + ReservationSql
         + HoldSql
         + HoldDevice
-        + LeftoverSql
+        + ExhaustedSql
         + AuditSql
         + DeviceSql
         + IdempotencySql
@@ -139,16 +139,16 @@ where
         // Before the Idempotency-Key: a batch has the two in this order.
         conn.hold_adders(want.by_user.as_str())?;
     }
-    let Some(repeat) = &want.repeat else { return reserve_anew(conn, want, view) };
-    if !conn.begin_answer(want.by.device.0, repeat, view.now.as_second())? {
+    let Some(repeat) = &want.repeat else { return reserve_anew(conn, want, as_of) };
+    if !conn.begin_answer(want.by.device.0, repeat, as_of.now.as_second())? {
         let (request, answer) = conn.answer_of(want.by.device.0, &repeat.key)?;
         return if request == repeat.request {
-            kept_answers::again(conn, want.by.device, &answer, view.now).map(Ok)
+            kept_answers::again(conn, want.by.device, &answer, as_of.now).map(Ok)
         } else {
             Ok(Err(ReserveError::IdempotencyMismatch))
         };
     }
-    let outcome = reserve_anew(conn, want, view)?;
+    let outcome = reserve_anew(conn, want, as_of)?;
     match &outcome {
         Ok(reserved) if !reserved.reservations.is_empty() => {
             conn.keep_answer(want.by.device.0, &repeat.key, &kept_answers::keep(reserved)?)?;
@@ -162,10 +162,10 @@ where
 fn reserve_anew<C>(
     conn: &mut C,
     want: &Reserve,
-    view: View,
+    as_of: AsOf,
 ) -> Result<Result<ReserveResponse, ReserveError>, StoreError>
 where
-    C: ClaimSql + ReservationSql + HoldSql + HoldDevice + LeftoverSql + AuditSql + DeviceSql,
+    C: ClaimSql + ReservationSql + HoldSql + HoldDevice + ExhaustedSql + AuditSql + DeviceSql,
 {
     let names: Vec<_> = want.users.iter().map(UserName::as_str).collect();
     let mut owners = Vec::new();
@@ -175,7 +175,7 @@ where
             owners.push(owner);
         }
     }
-    let held = Held::by(conn, want, view.now)?;
+    let held = Held::by(conn, want, as_of.now)?;
     if let Some(until) = held.over_the_limit(want, owners.len())? {
         return Ok(Err(ReserveError::TooManyHeld(until)));
     }
@@ -186,7 +186,7 @@ where
     let mut bytes = 0;
     for owner in &owners {
         if bytes < ANSWER_BYTES && held.allows_another_of(owner.id) {
-            bytes += reserve_of(conn, want, owner, view, &mut reserved)?;
+            bytes += reserve_of(conn, want, owner, as_of, &mut reserved)?;
         } else {
             let (device, reason) = (Some(owner.device.clone()), MissingReason::TooManyRequests);
             reserved.missing.push(MissingDevice { user: owner.user.clone(), device, reason, ciphersuites: Vec::new() });
@@ -226,11 +226,11 @@ fn reserve_of<C>(
     conn: &mut C,
     want: &Reserve,
     owner: &DeviceRow,
-    view: View,
+    as_of: AsOf,
     reserved: &mut ReserveResponse,
 ) -> Result<usize, StoreError>
 where
-    C: ClaimSql + ReservationSql + LeftoverSql + AuditSql,
+    C: ClaimSql + ReservationSql + ExhaustedSql + AuditSql,
 {
     let suites = want.ciphersuite.map_or((0, i32::from(u16::MAX)), |suite| (suite.into(), suite.into()));
     let claim = Claim {
@@ -240,10 +240,10 @@ where
         nonce: want.nonce.as_bytes(),
         by: want.by.device.0,
         until: want.until.as_second(),
-        returned_by: view.returned_by(),
+        returned_by: as_of.returned_by(),
     };
     let Some((handed_out, last_resort)) = pick(conn, &claim)? else {
-        reserved.missing.push(miss(owner, &claim, &conn.leftovers(&claim, view.now.as_second())?)?);
+        reserved.missing.push(miss(owner, &claim, &conn.remaining(&claim, as_of.now.as_second())?)?);
         return Ok(0);
     };
     let (keypackage_ref, bytes, ciphersuite, not_after) = handed_out;
@@ -257,7 +257,7 @@ where
             Action::Reserve,
             Some(want.by.device.0),
             last_resort,
-            view.now.as_second(),
+            as_of.now.as_second(),
         )
     }])?;
     reserved.reservations.push(Reservation {
@@ -275,7 +275,7 @@ where
 }
 
 /// Fresh before returned before the last resort; and whether it is the last resort.
-fn pick<C: ClaimSql + ReservationSql + LeftoverSql + AuditSql>(
+fn pick<C: ClaimSql + ReservationSql + ExhaustedSql + AuditSql>(
     conn: &mut C,
     claim: &Claim<'_>,
 ) -> QueryResult<Option<(HandedOut, bool)>> {
@@ -285,8 +285,8 @@ fn pick<C: ClaimSql + ReservationSql + LeftoverSql + AuditSql>(
     if let Some(returned) = conn.find_returned(claim)? {
         return Ok(Some((take(conn, claim, &returned)?, false)));
     }
-    // What was passed over is another's in this moment, who takes it, gives it up, or merely tidies: nobody is told
-    // "exhausted" before that is known. Each round ends with a row that somebody has taken.
+    // Skipped rows are locked by transactions that may still roll back, so wait for them before answering `pool-exhausted`. Each
+    // round ends when one of them has committed.
     while conn.is_contended(claim)? {
         if let Some(fresh) = conn.await_fresh(claim)? {
             return Ok(Some((take(conn, claim, &fresh)?, false)));
@@ -310,19 +310,19 @@ fn take<C: ReservationSql + AuditSql>(
     conn.take(claim, &last.keypackage_ref)
 }
 
-fn miss(owner: &DeviceRow, claim: &Claim<'_>, leftovers: &[(i32, i64)]) -> Result<MissingDevice, StoreError> {
+fn miss(owner: &DeviceRow, claim: &Claim<'_>, remaining: &[(i32, i64)]) -> Result<MissingDevice, StoreError> {
     let is_usable = |(_, not_after): &&(i32, i64)| *not_after >= claim.usable_until;
     let matches = |(number, _): &&(i32, i64)| (claim.suites.0..=claim.suites.1).contains(number);
-    let matching: Vec<_> = leftovers.iter().filter(matches).collect();
-    let reason = if leftovers.is_empty() || matching.iter().copied().any(|one| is_usable(&one)) {
-        // What can be used and was not to be had came in this very moment.
+    let matching: Vec<_> = remaining.iter().filter(matches).collect();
+    let reason = if remaining.is_empty() || matching.iter().copied().any(|one| is_usable(&one)) {
+        // A usable KeyPackage that the claim did not find was uploaded in between.
         MissingReason::PoolExhausted
-    } else if matching.is_empty() && leftovers.iter().any(|one| is_usable(&one)) {
+    } else if matching.is_empty() && remaining.iter().any(|one| is_usable(&one)) {
         MissingReason::NoMatchingCiphersuite
     } else {
         MissingReason::PoolExpired
     };
-    let usable = leftovers.iter().filter(is_usable);
+    let usable = remaining.iter().filter(is_usable);
     let mut ciphersuites = usable.map(|(number, _)| suite(*number)).collect::<Result<Vec<_>, _>>()?;
     ciphersuites.sort_unstable();
     ciphersuites.dedup();
@@ -338,9 +338,9 @@ impl Store {
     pub fn reserve(
         &self,
         wants: &[Reserve],
-        view: View,
+        as_of: AsOf,
     ) -> Result<Vec<Result<ReserveResponse, ReserveError>>, StoreError> {
-        with_conn!(self, write "reserve", |conn| wants.iter().map(|want| reserve(conn, want, view)).collect())
+        with_conn!(self, write "reserve", |conn| wants.iter().map(|want| reserve(conn, want, as_of)).collect())
     }
 
     /// The same for wishes of different callers, as fast as it goes; `None` for those that have to be fulfilled alone.
@@ -350,13 +350,13 @@ impl Store {
     pub fn reserve_together(
         &self,
         wants: &[Reserve],
-        view: View,
+        as_of: AsOf,
     ) -> Result<Vec<Option<Result<ReserveResponse, ReserveError>>>, StoreError> {
         match &self.pools {
             // It has one writer: nobody is waited for.
-            Pools::Sqlite { .. } => Ok(self.reserve(wants, view)?.into_iter().map(Some).collect()),
+            Pools::Sqlite { .. } => Ok(self.reserve(wants, as_of)?.into_iter().map(Some).collect()),
             Pools::Postgres(pool) => {
-                let body = |conn: &mut _| together::reserve(conn, wants, view.now);
+                let body = |conn: &mut _| together::reserve(conn, wants, as_of.now);
                 let fulfilled = connection::write(pool, &self.metrics, "reserve", postgres::statement, body)?;
                 Ok(fulfilled.into_iter().map(|one| one.map(Ok)).collect())
             }
@@ -379,14 +379,14 @@ mod tests {
         };
         let claim =
             Claim { owner: 7, suites: (1, 1), usable_until: 3_600, nonce: &[9; 16], by: 8, until: 60, returned_by: 0 };
-        for (leftovers, reason) in [
+        for (remaining, reason) in [
             (vec![], MissingReason::PoolExhausted),
             (vec![(2, 9_000)], MissingReason::NoMatchingCiphersuite),
             (vec![(1, 3_599), (2, 9_000)], MissingReason::PoolExpired),
             (vec![(1, 3_599), (1, 3_600)], MissingReason::PoolExhausted),
             (vec![(2, 3_599)], MissingReason::PoolExpired),
         ] {
-            assert_eq!(miss(&owner, &claim, &leftovers).unwrap().reason, reason, "{leftovers:?}");
+            assert_eq!(miss(&owner, &claim, &remaining).unwrap().reason, reason, "{remaining:?}");
         }
         assert_eq!(miss(&owner, &claim, &[(4, 1), (3, 9_000), (2, 9_000), (2, 9_001)]).unwrap().ciphersuites, [2, 3]);
     }

@@ -7,12 +7,12 @@ use keypool_openapi::{Action, EndedKeyPackage, KeyPackageRef, State};
 
 use super::{
     Store, StoreError,
+    as_of::{AsOf, is_live},
     audit::{AuditSql, Event},
     connection::with_conn,
     rows::{DeviceId, Ended, statements},
     schema::key_packages,
     tokens::{CallerError, ShownToken, hold_caller},
-    view::{View, is_live},
 };
 
 /// What became of a revocation.
@@ -35,21 +35,21 @@ type StateColumns = (Vec<u8>, String, i64, Option<i64>);
 statements! {
     pub(super) trait RevocationSql {
         /// All that can still be handed out or spent: what time has ended has ended.
-        fn revoke_live(conn, owner: i64, view: View) -> QueryResult<Vec<RevokedColumns>> {
-            let now = view.now.as_second();
+        fn revoke_live(conn, owner: i64, as_of: AsOf) -> QueryResult<Vec<RevokedColumns>> {
+            let now = as_of.now.as_second();
             diesel::update(key_packages::table)
                 .filter(key_packages::device_id.eq(owner))
-                .filter(is_live(now, view.retired_by()))
+                .filter(is_live(now, as_of.retired_by()))
                 .set(Ended::new(State::Revoked, now))
                 .returning((key_packages::keypackage_ref, key_packages::last_resort))
                 .get_results(conn)
         }
 
-        fn revoke_refs(conn, owner: i64, refs: &[&[u8]], view: View) -> QueryResult<Vec<RevokedColumns>> {
-            let now = view.now.as_second();
+        fn revoke_refs(conn, owner: i64, refs: &[&[u8]], as_of: AsOf) -> QueryResult<Vec<RevokedColumns>> {
+            let now = as_of.now.as_second();
             diesel::update(key_packages::table)
                 .filter(key_packages::device_id.eq(owner).and(key_packages::keypackage_ref.eq_any(refs)))
-                .filter(is_live(now, view.retired_by()))
+                .filter(is_live(now, as_of.retired_by()))
                 .set(Ended::new(State::Revoked, now))
                 .returning((key_packages::keypackage_ref, key_packages::last_resort))
                 .get_results(conn)
@@ -74,10 +74,10 @@ pub(super) fn revoke_all<C: RevocationSql + AuditSql>(
     conn: &mut C,
     owner: DeviceId,
     by: Option<DeviceId>,
-    view: View,
+    as_of: AsOf,
 ) -> Result<Vec<KeyPackageRef>, StoreError> {
-    let rows = conn.revoke_live(owner.0, view)?;
-    note(conn, owner, by, rows, view.now.as_second())
+    let rows = conn.revoke_live(owner.0, as_of)?;
+    note(conn, owner, by, rows, as_of.now.as_second())
 }
 
 /// Writes revocations down.
@@ -104,12 +104,12 @@ fn revoke_some<C: RevocationSql + AuditSql>(
     conn: &mut C,
     owner: DeviceId,
     refs: &[KeyPackageRef],
-    view: View,
+    as_of: AsOf,
 ) -> Result<Revoked, StoreError> {
     let wanted: Vec<_> = refs.iter().map(KeyPackageRef::as_bytes).collect();
-    let rows = conn.revoke_refs(owner.0, &wanted, view)?;
+    let rows = conn.revoke_refs(owner.0, &wanted, as_of)?;
     let mut outcome =
-        Revoked { revoked: note(conn, owner, Some(owner), rows, view.now.as_second())?, ..Revoked::default() };
+        Revoked { revoked: note(conn, owner, Some(owner), rows, as_of.now.as_second())?, ..Revoked::default() };
     if outcome.revoked.len() == refs.len() {
         return Ok(outcome);
     }
@@ -117,7 +117,7 @@ fn revoke_some<C: RevocationSql + AuditSql>(
     let mut states = HashMap::new();
     for (keypackage_ref, state, not_after, reserved_until) in conn.states_of(owner.0, &wanted)? {
         let state = state.parse().map_err(StoreError::fatal)?;
-        states.insert(keypackage_ref, view.state(state, not_after, reserved_until));
+        states.insert(keypackage_ref, as_of.state(state, not_after, reserved_until));
     }
     for keypackage_ref in refs.iter().filter(|one| !now_revoked.contains(one)) {
         let keypackage_ref = keypackage_ref.clone();
@@ -134,13 +134,13 @@ impl Store {
     ///
     /// # Errors
     /// See [`CallerError`]. Nothing is revoked then.
-    pub fn revoke(&self, by: &ShownToken, refs: Option<&[KeyPackageRef]>, view: View) -> Result<Revoked, CallerError> {
+    pub fn revoke(&self, by: &ShownToken, refs: Option<&[KeyPackageRef]>, as_of: AsOf) -> Result<Revoked, CallerError> {
         with_conn!(self, write "revoke", |conn| {
             hold_caller::<_, CallerError>(conn, by)?;
             let owner = by.device;
             Ok(match refs {
-                Some(refs) => revoke_some(conn, owner, refs, view)?,
-                None => Revoked { revoked: revoke_all(conn, owner, Some(owner), view)?, ..Revoked::default() },
+                Some(refs) => revoke_some(conn, owner, refs, as_of)?,
+                None => Revoked { revoked: revoke_all(conn, owner, Some(owner), as_of)?, ..Revoked::default() },
             })
         })
     }

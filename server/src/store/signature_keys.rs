@@ -9,6 +9,7 @@ use keypool_validation::signature_key::{HEAD, signature_key_in};
 
 use super::{
     Store, StoreError,
+    as_of::{AsOf, is_live},
     audit::{AuditSql, Event},
     connection::with_conn,
     key_packages::HoldDevice,
@@ -16,7 +17,6 @@ use super::{
     rows::{DeviceId, Ended, statements, timestamp},
     schema::{audit_events, devices, key_packages, signature_keys, users},
     tokens::{ShownToken, valid},
-    view::{View, is_live},
 };
 
 /// Devices that are looked at together when the server starts.
@@ -194,11 +194,11 @@ statements! {
                 .get_result(conn)
         }
 
-        fn revoke_available(conn, device: i64, suite: i32, view: View) -> QueryResult<Vec<RevokedColumns>> {
-            let now = view.now.as_second();
+        fn revoke_available(conn, device: i64, suite: i32, as_of: AsOf) -> QueryResult<Vec<RevokedColumns>> {
+            let now = as_of.now.as_second();
             diesel::update(key_packages::table)
                 .filter(key_packages::device_id.eq(device).and(key_packages::ciphersuite.eq(suite)))
-                .filter(is_live(now, view.retired_by()))
+                .filter(is_live(now, as_of.retired_by()))
                 .filter(key_packages::reserved_until.is_null().or(key_packages::reserved_until.le(now)))
                 .set(Ended::new(State::Revoked, now))
                 .returning((key_packages::keypackage_ref, key_packages::last_resort))
@@ -260,10 +260,10 @@ pub(super) fn change_key<C: SignatureKeySql + AuditSql + super::delivery::Announ
     conn: &mut C,
     registration: Registration,
     change: &KeyChange,
-    view: View,
+    as_of: AsOf,
 ) -> Result<Vec<DeviceId>, StoreError> {
-    let (device, suite, now) = (registration.device.0, i32::from(change.ciphersuite), view.now.as_second());
-    let revoked = conn.revoke_available(device, suite, view)?;
+    let (device, suite, now) = (registration.device.0, i32::from(change.ciphersuite), as_of.now.as_second());
+    let revoked = conn.revoke_available(device, suite, as_of)?;
     let events: Vec<_> = revoked
         .iter()
         .map(|(name, last_resort)| Event::plain((device, name), Action::Revoke, Some(device), *last_resort, now))

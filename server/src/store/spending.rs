@@ -9,17 +9,17 @@ use keypool_openapi::{Action, KeyPackageRef, ReservationId, State};
 
 use super::{
     Store, StoreError,
+    as_of::AsOf,
     audit::{AuditSql, Event},
-    by_hand::statement,
     connection::{self, Pools, with_conn},
     key_packages::HoldDevice,
     lineage::LineageSql,
     postgres,
     rows::{nonce_of, statements, timestamp},
     schema::key_packages,
+    sql::statement,
     together,
     tokens::{ShownToken, TokenSql},
-    view::View,
 };
 
 /// A reservation whose KeyPackage is in a Commit.
@@ -126,16 +126,16 @@ statements! {
         }
 
         /// What has lapsed is released already.
-        fn release_reserved(conn, release: &Release, view: View) -> QueryResult<Option<Vec<u8>>> {
-            let now = view.now.as_second();
+        fn release_reserved(conn, release: &Release, as_of: AsOf) -> QueryResult<Option<Vec<u8>>> {
+            let now = as_of.now.as_second();
             diesel::update(key_packages::table)
                 .filter(key_packages::device_id.eq(release.reservation.owner))
                 .filter(key_packages::reservation.eq(nonce_of(&release.reservation)))
                 .filter(key_packages::reserved_by.eq(release.by.device.0))
                 .filter(key_packages::held.and(key_packages::reserved_until.gt(now)).and(key_packages::not_after.gt(now)))
                 .set((
-                    key_packages::state.eq(if view.retire { State::Retired } else { State::Available }.as_ref()),
-                    key_packages::ended_at.eq(view.retire.then_some(now)),
+                    key_packages::state.eq(if as_of.retire { State::Retired } else { State::Available }.as_ref()),
+                    key_packages::ended_at.eq(as_of.retire.then_some(now)),
                     key_packages::reserved_until.eq(now),
                 ))
                 .returning(key_packages::keypackage_ref)
@@ -275,13 +275,13 @@ fn spend_event<'a>(spend: &'a Spend, keypackage_ref: &'a [u8], last_resort: bool
 fn release<C: SpendingSql + AuditSql + LineageSql + HoldDevice>(
     conn: &mut C,
     release: &Release,
-    view: View,
+    as_of: AsOf,
 ) -> Result<Result<Released, ReleaseError>, StoreError> {
     if !conn.hold_caller(&release.by)? {
         return Ok(Err(ReleaseError::TokenRevoked));
     }
     let (owner, nonce) = (release.reservation.owner, nonce_of(&release.reservation));
-    if let Some(keypackage_ref) = conn.release_reserved(release, view)? {
+    if let Some(keypackage_ref) = conn.release_reserved(release, as_of)? {
         conn.record(&[Event {
             reservation: Some(nonce),
             ..Event::plain(
@@ -289,10 +289,10 @@ fn release<C: SpendingSql + AuditSql + LineageSql + HoldDevice>(
                 Action::Release,
                 Some(release.by.device.0),
                 false,
-                view.now.as_second(),
+                as_of.now.as_second(),
             )
         }])?;
-        let state = if view.retire { State::Retired } else { State::Available };
+        let state = if as_of.retire { State::Retired } else { State::Available };
         return Ok(Ok(Released { keypackage_ref: keypackage_ref.into(), state }));
     }
     if let Some(holder) = conn.holder(&release.reservation)? {
@@ -300,7 +300,7 @@ fn release<C: SpendingSql + AuditSql + LineageSql + HoldDevice>(
             return Ok(Err(ReleaseError::NotYours));
         }
         let state = holder.state.parse().map_err(StoreError::fatal)?;
-        return Ok(match view.state(state, holder.not_after, holder.reserved_until) {
+        return Ok(match as_of.state(state, holder.not_after, holder.reserved_until) {
             State::Spent => Err(ReleaseError::AlreadySpent),
             state => Ok(Released { keypackage_ref: holder.keypackage_ref.into(), state }),
         });
@@ -349,7 +349,11 @@ impl Store {
     ///
     /// # Errors
     /// When the database fails. Nothing is released then.
-    pub fn release(&self, releases: &[Release], view: View) -> Result<Vec<Result<Released, ReleaseError>>, StoreError> {
-        with_conn!(self, write "release", |conn| releases.iter().map(|one| release(conn, one, view)).collect())
+    pub fn release(
+        &self,
+        releases: &[Release],
+        as_of: AsOf,
+    ) -> Result<Vec<Result<Released, ReleaseError>>, StoreError> {
+        with_conn!(self, write "release", |conn| releases.iter().map(|one| release(conn, one, as_of)).collect())
     }
 }

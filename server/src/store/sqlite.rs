@@ -19,7 +19,7 @@ use super::{
     delivery::{Announce, HoldEnvelopes},
     key_packages::HoldDevice,
     lineage::{Lineage, NOBODY, Renewed, Row, SKIPPED, Signs, WITNESS},
-    proven::{Connector, Glance},
+    liveness::{Connector, PeerClosed},
     schema::{devices, key_packages, users},
     sweep::{Census, batches},
     tokens::{ShownToken, TokenSql},
@@ -60,7 +60,7 @@ pub(super) fn readers(
     connection::pool(Connector::new(path, move |conn| begin(conn, &watch)), size)
 }
 
-impl Glance for SqliteConnection {
+impl PeerClosed for SqliteConnection {
     fn has_hung_up(&mut self) -> bool {
         // It is this process.
         false
@@ -100,7 +100,7 @@ pub(super) fn migrate(path: &str) -> Result<(), StoreError> {
     make_private(path).map_err(StoreError::fatal)?;
     let mut conn = SqliteConnection::establish(path).map_err(StoreError::fatal)?;
     conn.batch_execute(SESSION)?;
-    // Whoever begins first migrates; the others wait for it, and find nothing left to do.
+    // The first process migrates; the others wait for it and have nothing left to do.
     conn.exclusive_transaction(|conn| connection::migrate(conn, SQLITE_MIGRATIONS))
 }
 

@@ -16,9 +16,9 @@ use keypool_openapi::{KeyPackageRef, State, UserName};
 
 use super::{
     Store, StoreError,
-    by_hand::{columns, statement},
     connection::with_conn,
     rows::{DeviceId, count, suite, timestamp},
+    sql::{columns, statement},
 };
 
 /// What a device has in its pool.

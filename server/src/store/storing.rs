@@ -10,10 +10,10 @@ use keypool_validation::key_package::ValidatedKeyPackage;
 
 use super::{
     audit::{AuditSql, Event},
-    by_hand::{columns, statement},
     rows::{NewHpkeKey, NewKeyPackage},
     schema::{hpke_keys, key_packages},
     signature_keys::{Registration, SignatureKeySql},
+    sql::{columns, statement},
 };
 
 /// How each database takes them.

@@ -17,10 +17,10 @@ use keypool_openapi::{Base64Bytes, DeviceName, Reservation, ReservationId, Reser
 
 use super::{
     StoreError,
-    by_hand::{columns, statement},
     reservations::{Reserve, in_order},
     rows::{DeviceId, nonce_of, suite, timestamp},
     spending::{SPENDABLE, Spend, Spent},
+    sql::{columns, statement},
     wishes::{self, Repeat, Taken, Target},
 };
 

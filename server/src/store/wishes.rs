@@ -12,9 +12,9 @@ use diesel::{
 };
 
 use super::{
-    by_hand::{columns, statement},
     idempotency::IdempotencyKey,
     postgres::HOLDS,
+    sql::{columns, statement},
 };
 
 /// The most devices of a wish, which is left for alone where it is for more: the largest KeyPackages of so many are
@@ -234,10 +234,9 @@ fn many<'b>(out: &mut AstPass<'_, 'b, Pg>, many: &'b Many<'_>, is_kept: bool) ->
     take_if(out, whole, ")", &many.now, is_kept)
 }
 
-/// Finds for each device of each user a KeyPackage, and locks it. The search begins at the nonce and goes around, as it does
-/// for one that is done alone. Nearly everything has the right ciphersuite and lives long enough, which the planner cannot
-/// know: CASE keeps it from reading and sorting all that an owner has, for fear of having to. Nor is it asked by EXISTS whether
-/// a key came before: it would read all keys that there are, to look among them.
+/// Finds and locks a KeyPackage for each device of each user. The search starts at the nonce and wraps around, as in the statement
+/// for a single request. CASE hides the conditions on ciphersuite and lifetime from the planner, which overrates their selectivity
+/// and would sort the whole pool. Repeated keys are found by a join: with EXISTS, the planner would read all keys.
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "what is bound has to live until the statement is sent")]
 fn pick<'b>(out: &mut AstPass<'_, 'b, Pg>, now: &'b i64, is_kept: bool) -> QueryResult<()> {
     out.push_sql(

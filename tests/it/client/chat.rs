@@ -162,7 +162,7 @@ async fn two_people_talk_on_their_terminals(#[values(Anywhere::Postgres, Anywher
         alices.types("/invite nobody");
         alices.sees("error: that did not work");
         alices.types("/fly");
-        alices.sees("/fly is not what can be done here");
+        alices.sees("Unknown or incomplete command /fly");
         alices.types("/help");
         alices.sees("Anything else is said to the group.");
         alices.types("/verify bob");

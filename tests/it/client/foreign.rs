@@ -194,7 +194,7 @@ async fn a_proposal_that_lies_is_refused_and_the_group_goes_on(
     }
 }
 
-/// Whoever refused the proposal cannot read the Commit.
+/// A device that refused the proposal cannot read the Commit.
 #[rstest]
 #[tokio::test(flavor = "multi_thread")]
 async fn an_accomplice_commits_to_a_proposal_that_lies_for_nobody_else(

@@ -128,7 +128,7 @@ async fn a_device_with_a_key_that_is_not_its_own_is_not_added(
         device: DeviceOf { user: user("alice"), device: phone.identity().device().clone() },
         change: DeviceChange::Registered,
     };
-    assert_eq!(owners[0].hears().await, [told], "whoever has a token of hers could have done that");
+    assert_eq!(owners[0].hears().await, [told], "a thief of her token could have done that");
     mallory.adds_ghost("alice/phone", &HONEST).await;
     refuse_a_commit_and_go_on((group, owners, mallory), "signature key").await;
     drop(phone);
@@ -346,7 +346,7 @@ async fn a_join_asks_once_and_what_is_known_is_not_asked_again(
     bob.hears().await;
     bob.refresh().await.unwrap();
     assert_eq!(asked(), 0, "nothing is unknown");
-    // Whoever is added is asked about: their key may be another one by now.
+    // The directory is asked about every added device: its key may have changed.
     Owner::of(&server, "frank").await;
     Owner::of(&server, "grace").await;
     invite(alice, &group, &["frank"]).await;

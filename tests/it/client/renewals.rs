@@ -12,7 +12,7 @@ use super::{
 };
 use crate::support::{Anywhere, Insider, Owner};
 
-/// The way on names whoever has signed the Commit, and not whose token it was sent by.
+/// The suggested command leaves out the signer of the Commit, not the owner of the token that sent it.
 #[rstest]
 #[tokio::test]
 async fn who_signed_a_refused_commit_is_to_blame(#[values(Anywhere::Postgres, Anywhere::Sqlite)] db: Anywhere) {
@@ -48,7 +48,7 @@ async fn who_sent_a_refused_commit_from_outside_can_be_left_out(
     assert_eq!(members(&owners[0], &renewed.group), names(["alice", "bob"]));
 }
 
-/// A group that works has its name for as long as nobody here has refused a Commit of it, and whoever sent the one that
+/// A group that works has its name for as long as nobody here has refused a Commit of it, and the sender of the one that
 /// was refused does not say what comes after.
 #[rstest]
 #[tokio::test]

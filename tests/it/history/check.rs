@@ -201,7 +201,7 @@ impl History {
         }
     }
 
-    /// Whoever was told that a pool is exhausted asked when each of its KeyPackages could have been held.
+    /// A client that was told `pool-exhausted` asked at a time when each KeyPackage of the pool could have been held.
     fn nobody_was_turned_away_from_a_full_pool(&self, lives: &HashMap<&str, Vec<Life<'_>>>) {
         let mut pools: HashMap<&str, Vec<(&str, Timestamp)>> = HashMap::new();
         let mut revoked: HashMap<&str, Timestamp> = HashMap::new();

@@ -72,7 +72,7 @@ async fn after_a_fence_a_commit_skips_64_epochs_at_most_and_shows_the_proof_that
     assert_eq!(commit(&alice, b"friends", 66, right, right).await.ok()["epoch"], 67);
 }
 
-/// Whoever knows the id of a group and was removed before the backup cannot take it, and its members go on by themselves.
+/// A former member, removed before the backup, cannot take the group by its id, and the members go on by themselves.
 #[rstest]
 #[tokio::test]
 async fn members_go_on_after_a_restore_and_former_members_do_not(

@@ -7,7 +7,7 @@ use jsonwebtoken::{
 };
 use serde::Deserialize;
 
-/// The algorithms that are taken. None is symmetric: for these, whoever can verify can also sign.
+/// The accepted algorithms. None is symmetric: with a symmetric one, every verifier could sign.
 pub(super) const ALGORITHMS: [Algorithm; 9] = [
     Algorithm::RS256,
     Algorithm::RS384,

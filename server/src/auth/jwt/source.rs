@@ -67,7 +67,7 @@ impl Source {
         Ok(Self::Url(client, url))
     }
 
-    /// The keys, where they can be had without waiting for anybody: where they are in a file.
+    /// The keys, if they are in a file and need no request.
     pub(super) fn read_local(&self) -> Option<anyhow::Result<KeySet>> {
         match self {
             Self::File(path) => Some(read_file(path)),

@@ -1,9 +1,9 @@
-//! Requests that wait at the same moment share a statement and a commit.
+//! Batching: requests that wait at the same moment share a statement and a commit.
 //!
-//! A few workers, each on a thread of its own, take what is waiting, as much as there is up to a bound, do it together, and
-//! answer each. There is no timer: what comes alone is done alone, at once. While a batch is under way, the next one begins
-//! when as many wait as are in it: many small batches would cost more than they save. What could not be done together, for
-//! whatever reason, goes back to who asked, to be done alone.
+//! A few worker threads take up to a bounded number of waiting requests, run them together, and answer each. There is no timer: a
+//! single request starts at once. While a batch runs, the next one starts when as many requests wait as the running batch has:
+//! many small batches would cost more than they save. A request that could not run in a batch goes back to its caller, which runs
+//! it alone.
 
 use std::{
     collections::VecDeque,
@@ -18,59 +18,59 @@ use tokio::sync::oneshot;
 
 use crate::metrics::Metrics;
 
-/// How much a [`Coalescer`] does at once.
+/// Bounds of a [`Batcher`].
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Size {
-    /// Batches that are done at the same time.
+    /// Batches that run at the same time.
     pub workers: usize,
-    /// Requests that wait at most.
+    /// Waiting requests at most.
     pub room: usize,
     /// Requests in a batch at most.
     pub most: usize,
 }
 
-/// What became of a request.
+/// The outcome of a request.
 #[derive(Debug)]
-pub(crate) enum Judged<W, T> {
-    /// It is done.
+pub(crate) enum Batched<W, T> {
+    /// It ran in a batch.
     Done(T),
-    /// It could not be done with others.
+    /// It has to run alone.
     Alone(W),
 }
 
-/// Why a request was not taken.
+/// Why a request did not run.
 #[derive(Debug)]
 pub(crate) enum NotTaken {
     /// Too many wait already.
     Full,
-    /// The workers are gone: the server stops.
+    /// The workers have ended: the server stops.
     Stopping,
 }
 
 struct Job<W, T> {
     want: W,
     since: Instant,
-    answer: oneshot::Sender<Judged<W, T>>,
+    answer: oneshot::Sender<Batched<W, T>>,
 }
 
-/// Where requests of one kind wait for its workers.
+/// The queue and the workers of one kind of request.
 #[derive(Debug)]
-pub(crate) struct Coalescer<W, T> {
+pub(crate) struct Batcher<W, T> {
     entrance: Arc<Entrance<W, T>>,
 }
 
-impl<W, T> Clone for Coalescer<W, T> {
+impl<W, T> Clone for Batcher<W, T> {
     fn clone(&self) -> Self {
         Self { entrance: Arc::clone(&self.entrance) }
     }
 }
 
-impl<W: Send + 'static, T: Send + 'static> Coalescer<W, T> {
-    /// Starts the workers, which end when the last clone of this is gone. `together` answers for each of its wants, in
-    /// order: `None` where it has to be done alone.
+impl<W: Send + 'static, T: Send + 'static> Batcher<W, T> {
+    /// Starts the workers. They end when the last clone is dropped. `together` answers each request in order, `None` for one that
+    /// has to run alone.
     ///
     /// # Errors
-    /// When no thread can be had.
+    /// When the system cannot start a thread.
     pub(crate) fn start(
         name: &'static str,
         size: Size,
@@ -86,12 +86,12 @@ impl<W: Send + 'static, T: Send + 'static> Coalescer<W, T> {
                 while let Some(batch) = queue.next(done) {
                     done = batch.len();
                     for job in &batch {
-                        metrics.coalesced(name, job.since.elapsed());
+                        metrics.waited_in_batch(name, job.since.elapsed());
                     }
                     metrics.batch(name, done);
-                    // A fault costs those whom it meets, and not everybody who comes after them.
+                    // A panic fails the requests of this batch alone.
                     if panic::catch_unwind(AssertUnwindSafe(|| work(batch, &together))).is_err() {
-                        tracing::error!(name, "a worker panicked; what it was at is not answered");
+                        tracing::error!(name, "a worker panicked; the requests of its batch are not answered");
                     }
                 }
             })?;
@@ -99,15 +99,15 @@ impl<W: Send + 'static, T: Send + 'static> Coalescer<W, T> {
         Ok(Self { entrance })
     }
 
-    /// Has it done, together with what else waits.
-    pub(crate) async fn submit(&self, want: W) -> Result<Judged<W, T>, NotTaken> {
+    /// Runs a request in the next batch.
+    pub(crate) async fn submit(&self, want: W) -> Result<Batched<W, T>, NotTaken> {
         let (answer, answered) = oneshot::channel();
         self.entrance.0.enter(Job { want, since: Instant::now(), answer })?;
         answered.await.map_err(|_| NotTaken::Stopping)
     }
 }
 
-/// Closes the queue when nobody can come any more.
+/// Closes the queue when the last clone is dropped.
 struct Entrance<W, T>(Arc<Queue<W, T>>);
 
 impl<W, T> fmt::Debug for Entrance<W, T> {
@@ -125,16 +125,16 @@ impl<W, T> Drop for Entrance<W, T> {
 
 struct Queue<W, T> {
     line: Mutex<Line<W, T>>,
-    /// Told when a batch may begin.
+    /// Signalled when a batch may start.
     ripe: Condvar,
     size: Size,
 }
 
 struct Line<W, T> {
     jobs: VecDeque<Job<W, T>>,
-    /// Requests in the batches that are being done.
+    /// Requests in running batches.
     under_way: usize,
-    /// Workers that wait: to tell one that is busy would be a system call for nothing.
+    /// Workers that wait. A signal to a busy worker would be a needless system call.
     idle: usize,
     closed: bool,
 }
@@ -149,7 +149,7 @@ impl<W, T> Queue<W, T> {
         self.line.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether a batch may begin.
+    /// Whether a batch may start.
     fn is_ripe(&self, line: &Line<W, T>) -> bool {
         let waiting = line.jobs.len();
         waiting > 0 && waiting >= line.under_way.min(self.size.most)
@@ -167,8 +167,8 @@ impl<W, T> Queue<W, T> {
         Ok(())
     }
 
-    /// Waits for the next batch, for a worker that is done with one of so many. `None` when there will be none for it: what
-    /// still waits goes to the last that is done.
+    /// Blocks until a batch is ready; `done` is the size of the worker's last batch. `None` once the queue is closed: the worker
+    /// that finishes last takes the remaining requests.
     fn next(&self, done: usize) -> Option<Vec<Job<W, T>>> {
         let mut line = self.line();
         line.under_way -= done;
@@ -191,9 +191,9 @@ fn work<W, T>(batch: Vec<Job<W, T>>, together: impl Fn(&[W]) -> Vec<Option<T>>) 
     let (wants, answers): (Vec<_>, Vec<_>) = batch.into_iter().map(|job| (job.want, job.answer)).unzip();
     let mut outcomes = together(&wants).into_iter();
     for (want, answer) in wants.into_iter().zip(answers) {
-        let judged = outcomes.next().flatten().map_or(Judged::Alone(want), Judged::Done);
-        // Who asked may be gone.
-        let _ = answer.send(judged);
+        let outcome = outcomes.next().flatten().map_or(Batched::Alone(want), Batched::Done);
+        // The caller may have gone.
+        let _ = answer.send(outcome);
     }
 }
 
@@ -215,7 +215,7 @@ mod tests {
     }
 
     /// A coalescer whose batches say that they begin. It multiplies even numbers by ten, together.
-    fn held(workers: usize, room: usize) -> (Coalescer<u32, u32>, mpsc::Receiver<Held>) {
+    fn held(workers: usize, room: usize) -> (Batcher<u32, u32>, mpsc::Receiver<Held>) {
         let (begun, begins) = mpsc::channel();
         let together = move |wants: &[u32]| {
             let (end, ended) = mpsc::channel();
@@ -224,13 +224,13 @@ mod tests {
             wants.iter().map(|want| want.is_multiple_of(2).then_some(want * 10)).collect()
         };
         let metrics = Arc::new(Metrics::new().unwrap());
-        (Coalescer::start("test", Size { workers, room, most: 64 }, &metrics, together).unwrap(), begins)
+        (Batcher::start("test", Size { workers, room, most: 64 }, &metrics, together).unwrap(), begins)
     }
 
-    type Submitted<'c> = Pin<Box<dyn Future<Output = Result<Judged<u32, u32>, NotTaken>> + 'c>>;
+    type Submitted<'c> = Pin<Box<dyn Future<Output = Result<Batched<u32, u32>, NotTaken>> + 'c>>;
 
     /// It waits in the queue when this returns, or is with a worker.
-    fn submit(coalescer: &Coalescer<u32, u32>, want: u32) -> Submitted<'_> {
+    fn submit(coalescer: &Batcher<u32, u32>, want: u32) -> Submitted<'_> {
         let mut submitted: Submitted<'_> = Box::pin(coalescer.submit(want));
         assert!(submitted.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
         submitted
@@ -249,15 +249,15 @@ mod tests {
         assert_eq!(begun, [0], "what comes alone does not wait");
         let others: Vec<_> = (1..=80).map(|want| (want, submit(&coalescer, want))).collect();
         drop(batch);
-        assert!(matches!(first.await, Ok(Judged::Done(0))));
+        assert!(matches!(first.await, Ok(Batched::Done(0))));
         let (begun, batch) = wants(&begins);
         assert_eq!(begun, (1..=64).collect::<Vec<_>>(), "as many as may, in their order");
         drop(batch);
         assert_eq!(wants(&begins).0, (65..=80).collect::<Vec<_>>());
         for (want, other) in others {
             match other.await.unwrap() {
-                Judged::Done(done) => assert_eq!(done, want * 10),
-                Judged::Alone(back) => assert_eq!((back, want % 2), (want, 1)),
+                Batched::Done(done) => assert_eq!(done, want * 10),
+                Batched::Alone(back) => assert_eq!((back, want % 2), (want, 1)),
             }
         }
     }
@@ -267,7 +267,7 @@ mod tests {
         let queue = Queue::new(Size { workers: 3, room: 1_000, most: 8 });
         let come = |count| {
             for _ in 0..count {
-                let (answer, _) = oneshot::channel::<Judged<(), ()>>();
+                let (answer, _) = oneshot::channel::<Batched<(), ()>>();
                 queue.enter(Job { want: (), since: Instant::now(), answer }).unwrap();
             }
             queue.is_ripe(&queue.line())
@@ -299,7 +299,7 @@ mod tests {
         drop(batch);
         assert_eq!(wants(&begins).0, [2]);
         for submitted in [first, second] {
-            assert!(matches!(submitted.await, Ok(Judged::Done(_))));
+            assert!(matches!(submitted.await, Ok(Batched::Done(_))));
         }
     }
 
@@ -325,7 +325,7 @@ mod tests {
     async fn a_batch_that_panics_leaves_nobody_waiting() {
         let metrics = Arc::new(Metrics::new().unwrap());
         let together = |_: &[u32]| -> Vec<Option<u32>> { panic!("on purpose") };
-        let coalescer = Coalescer::start("test", Size { workers: 1, room: 10, most: 64 }, &metrics, together).unwrap();
+        let coalescer = Batcher::start("test", Size { workers: 1, room: 10, most: 64 }, &metrics, together).unwrap();
         for _ in 0..2 {
             assert!(matches!(coalescer.submit(1).await, Err(NotTaken::Stopping)));
         }

@@ -1,5 +1,4 @@
-//! What stands in a pool where nothing was to be had, each part found by an index of its own: most of what a device had is
-//! spent, and is not gone through.
+//! Why a pool has no KeyPackage to hand out. Each query reads partial indexes: most rows of a device are spent, and are not read.
 
 use diesel::{
     dsl::{auto_type, exists, select, sql},
@@ -11,14 +10,14 @@ use diesel::{
 use super::{claims::Claim, rows::statements, schema::key_packages};
 
 statements! {
-    pub(super) trait LeftoverSql {
-        /// Whether something stands in the pool that another transaction holds at this moment.
+    pub(super) trait ExhaustedSql {
+        /// Whether the pool has a usable KeyPackage that another transaction has locked.
         fn is_contended(conn, claim: &Claim<'_>) -> QueryResult<bool> {
             contended(claim.owner, claim.suites.0, claim.suites.1, claim.usable_until, claim.returned_by).get_result(conn)
         }
 
-        /// What stands in the pool but was not to be had, or has expired there: ciphersuites, and how long each lives.
-        fn leftovers(conn, claim: &Claim<'_>, now: i64) -> QueryResult<Vec<(i32, i64)>> {
+        /// Ciphersuite and `not_after` of the KeyPackages that are in the pool but could not be handed out, or have expired there.
+        fn remaining(conn, claim: &Claim<'_>, now: i64) -> QueryResult<Vec<(i32, i64)>> {
             left(claim.owner, claim.returned_by, now).load(conn)
         }
     }
@@ -37,10 +36,10 @@ fn contended(owner: i64, first_suite: i32, last_suite: i32, usable_until: i64, r
 #[auto_type(no_type_alias)]
 fn left(owner: i64, returned_by: i64, now: i64) -> _ {
     let idle = key_packages::reserved_until.le(returned_by);
-    // What expired while it was held, or in the very second in which that ended, has expired and is not retired.
+    // A KeyPackage that expired before its reservation ended, or in the same second, has expired and is not retired.
     let ended =
         key_packages::not_after.le(now).and(key_packages::reserved_until.ge(key_packages::not_after.nullable()));
-    // Not bound: the index is of this state alone.
+    // A literal, so that the planner can use the partial index on this state.
     let is_expired: SqlLiteral<Bool> = sql("state = 'expired'");
     let (fresh, last_resort, handed_out, expired): (Of, Of, Of, Of) = (of(owner), of(owner), of(owner), of(owner));
     let fresh = fresh.filter(key_packages::fresh);
@@ -50,7 +49,7 @@ fn left(owner: i64, returned_by: i64, now: i64) -> _ {
     fresh.union(last_resort).union(handed_out).union(expired)
 }
 
-/// Ciphersuites of a device's KeyPackages, and how long each lives.
+/// Ciphersuite and `not_after` of a device's KeyPackages.
 #[auto_type(type_name = "Of")]
 fn of(owner: i64) -> _ {
     let columns = (key_packages::ciphersuite, key_packages::not_after);

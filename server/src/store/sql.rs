@@ -1,9 +1,9 @@
-//! Statements that are written by hand, and kept prepared: Diesel prepares what it builds for an `UPDATE` anew each time.
+//! Macros for hand-written statements. They stay prepared, whereas Diesel prepares each `UPDATE` that it builds anew.
 
-/// Makes a type a statement: what it answers, and what it is on each database, or on both.
+/// Implements Diesel's query traits for a hand-written statement: row type, and SQL per backend or for both.
 macro_rules! statement {
     ($name:ident, $row:ty, both => |$this:ident, $out:ident| $walk:block) => {
-        $crate::store::by_hand::statement!($name, $row,
+        $crate::store::sql::statement!($name, $row,
             diesel::pg::Pg, diesel::PgConnection => |$this, $out| $walk,
             diesel::sqlite::Sqlite, diesel::SqliteConnection => |$this, $out| $walk);
     };
@@ -33,7 +33,7 @@ macro_rules! statement {
 }
 pub(super) use statement;
 
-/// Binds arrays, which `unnest` makes the columns of a table.
+/// Binds arrays as the columns of an `unnest`.
 macro_rules! columns {
     ($out:ident, $first:ty => $column:expr $(, $next:ty => $other:expr)* $(,)?) => {
         $out.push_bind_param::<diesel::sql_types::Array<$first>, _>(&$column)?;

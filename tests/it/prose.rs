@@ -1,0 +1,88 @@
+//! The repository is written in plain sentences: the worst riddles of earlier versions do not come back.
+
+use std::{fs, path::Path};
+
+use crate::readme::repository;
+
+/// Each stands for a noun that the sentence should name, or for a plain verb.
+const RIDDLES: [&str; 12] = [
+    "whoever",
+    "to be had",
+    "can be had",
+    "cannot be had",
+    "such as has",
+    "there is of",
+    "outlast time",
+    "the end of time",
+    "in this moment",
+    "for fear of",
+    "what can be done here",
+    "is on the way to",
+];
+
+const KINDS: [&str; 7] = ["rs", "md", "sql", "toml", "yml", "cfg", "http"];
+
+/// Every text below a directory, but for this file.
+fn texts(directory: &Path, found: &mut Vec<(String, String)>) {
+    for entry in fs::read_dir(directory).unwrap() {
+        let path = entry.unwrap().path();
+        let name = path.file_name().unwrap().to_string_lossy().into_owned();
+        let kind = path.extension().unwrap_or_default().to_string_lossy().into_owned();
+        if path.is_dir() {
+            if !name.starts_with('.') && !["target", "node_modules"].contains(&name.as_str()) {
+                texts(&path, found);
+            }
+        } else if KINDS.contains(&kind.as_str()) && name != "prose.rs" {
+            found.push((path.display().to_string(), fs::read_to_string(path).unwrap()));
+        }
+    }
+}
+
+/// The riddles of a text, each with its line. A comment goes on in the next line.
+fn riddles(text: &str) -> Vec<(usize, &'static str)> {
+    let lines: Vec<_> =
+        text.lines().map(|line| line.trim().trim_start_matches(['/', '!', '#', '-', ' ']).trim()).collect();
+    let pairs = lines.iter().zip(lines.iter().skip(1).chain(&[""]));
+    let mut found = Vec::new();
+    for (number, (line, next)) in pairs.enumerate() {
+        let (line, both) = (line.to_lowercase(), format!("{line} {next}").to_lowercase());
+        let is_here = |at: usize| at < line.len();
+        found.extend(
+            RIDDLES.iter().filter(|riddle| word(&both, riddle).is_some_and(is_here)).map(|one| (number + 1, *one)),
+        );
+    }
+    found
+}
+
+/// Where the words stand by themselves: names of functions have them between underscores.
+fn word(text: &str, words: &str) -> Option<usize> {
+    let is_name = |char: Option<char>| char.is_some_and(|char| char.is_alphanumeric() || char == '_');
+    let mut found = text.match_indices(words).filter(|(at, _)| {
+        !is_name(text[..*at].chars().next_back()) && !is_name(text[at + words.len()..].chars().next())
+    });
+    found.next().map(|(at, _)| at)
+}
+
+#[test]
+fn sentences_name_what_they_are_about() {
+    let mut all = Vec::new();
+    texts(&repository(), &mut all);
+    assert!(all.len() > 200, "only {} texts are read", all.len());
+    let found: Vec<_> = all
+        .iter()
+        .flat_map(|(path, text)| {
+            riddles(text).into_iter().map(move |(line, riddle)| format!("{path}:{line}: {riddle}"))
+        })
+        .collect();
+    assert!(found.is_empty(), "say it plainly:\n{}", found.join("\n"));
+}
+
+#[test]
+fn a_riddle_is_seen_in_one_line_and_in_two() {
+    assert_eq!(riddles("/// A page that cannot be had."), [(1, "cannot be had")]);
+    assert_eq!(
+        riddles("// Waits for\n// whoever holds it, which is to be\n// had."),
+        [(2, "whoever"), (2, "to be had")]
+    );
+    assert_eq!(riddles("async fn whoever_is_named() {"), []);
+}
