@@ -127,7 +127,7 @@ async fn what_is_not_what_it_should_be_is_refused(#[values(Anywhere::Postgres, A
         alice.post(path, &body).await.is_problem(400, ProblemType::MalformedRequest);
     }
     for (message, told) in
-        [(&commit, "/commits takes it"), (&welcome, "of another kind"), (&encode(b"x"), "MLSMessage")]
+        [(&commit, "/commits."), (&welcome, "must be a PrivateMessage"), (&encode(b"x"), "MLSMessage")]
     {
         let body = json!({"message": message, "recipients": []});
         let refused = alice.post("/groups/ZnJpZW5kcw/messages", &body).await;
