@@ -2,5 +2,4 @@
 
 mod faults;
 mod image;
-mod proxy;
 mod quickstart;
