@@ -43,11 +43,10 @@ const TIMEOUT_IN_NEED: Duration = Duration::from_secs(1);
 /// has shown no valid token goes after [`TIMEOUT_IN_NEED`].
 const TURN: Duration = Duration::from_mins(1);
 
-/// Where others need the room, an eighth of all connections is ended for them in a second at most, but always so many.
+/// If others need the room, an eighth of all connections is ended in a second, or this number if it is larger.
 const LEAST_PACE: usize = 256;
 
-/// How often it is looked for connections whose time is over: often, so that few of them are replaced at the same moment, for
-/// which everybody else waits.
+/// How often overdue connections are ended: often, so that few are replaced at the same moment, which delays all requests.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 const LOOKS_A_SECOND: usize = 20;
 

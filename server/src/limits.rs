@@ -97,7 +97,7 @@ impl Limits {
         Self { users: Some(users), strangers }
     }
 
-    /// Those whom the server does not know.
+    /// The limits by address, for requests without a known token.
     pub(crate) fn strangers(&self) -> &Strangers {
         &self.strangers
     }

@@ -325,7 +325,7 @@ impl Pool {
         Ok(device.map(|device| Caller { device, token_hash: hash }))
     }
 
-    /// Those whom the server does not know, as far as they are limited.
+    /// The limits by address, for requests without a known token.
     pub(crate) fn strangers(&self) -> &Strangers {
         self.limits.strangers()
     }

@@ -131,7 +131,7 @@ async fn claim(scene: Arc<Scene>, claimer: Http, mut rng: StdRng) {
     }
 }
 
-/// Kills a server or the database, and starts it again, until it is told to stop. Answers the servers that run then.
+/// Kills a random server or the database, and restarts it, until the scene is over. Returns the running servers.
 async fn kill(
     scene: Arc<Scene>,
     machines: Arc<Machines>,

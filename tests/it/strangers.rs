@@ -1,4 +1,4 @@
-//! Those whom the server does not know, limited by the address that a proxy names.
+//! Requests without a known token are limited by the address that a proxy names.
 
 use jiff::SignedDuration;
 use keypool_openapi::ProblemType;
@@ -16,7 +16,7 @@ fn behind_a_proxy(config: &mut Config) {
     config.trusted_proxies = vec!["127.0.0.0/8".to_owned()].try_into().unwrap();
 }
 
-/// A caller for whom the proxy has written this into `X-Forwarded-For`.
+/// A caller whose requests carry this `X-Forwarded-For`.
 fn from(server: &TestServer, forwarded: &str) -> Http {
     let headers =
         HeaderMap::from_iter([("x-forwarded-for".parse().unwrap(), HeaderValue::from_str(forwarded).unwrap())]);
@@ -63,7 +63,7 @@ async fn who_registers_without_end_is_shut_out(#[values(Database::Postgres, Data
         crowd.registered(&format!("user-{number}"), "phone").await;
     }
     crowd.register("one-more", "phone").await.is_problem(429, ProblemType::TooManyRequests);
-    // A further device of a user whom the server knows is no stranger's.
+    // A known device registers a further device without being limited.
     let known = from(&server, "203.0.113.8").registered("bob", "phone").await;
     known.status().await;
     crowd.with_token(known.token.as_deref().unwrap()).registered("bob", "tablet").await;

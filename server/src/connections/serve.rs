@@ -31,7 +31,7 @@ const DISCONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long a server that stops gives the requests that run.
 const GRACE: Duration = Duration::from_secs(30);
 
-/// Connections that wait to be accepted. Whom there is no room for here, the kernel has try again, each time twice as late.
+/// Connections that wait to be accepted. The kernel drops further ones; their clients try again after 1 s, 2 s, 4 s and so on.
 const BACKLOG: u32 = 4096;
 
 /// What the kernel keeps of an answer that its client does not take; it takes twice as much memory for it. By itself it would
