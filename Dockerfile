@@ -13,15 +13,16 @@ ENV CARGO_PROFILE_RELEASE_STRIP=symbols CARGO_TARGET_DIR=/target OPENSSL_NO_VEND
 COPY Cargo.toml Cargo.lock ./
 COPY bench/Cargo.toml bench/
 COPY client/Cargo.toml client/
+COPY examples/mls-rs/Cargo.toml examples/mls-rs/
 COPY openapi/Cargo.toml openapi/
 COPY server/Cargo.toml server/
 COPY tests/Cargo.toml tests/
 COPY validation/Cargo.toml validation/
 COPY workspace-hack workspace-hack
-RUN mkdir -p bench/src bench/benches client/src openapi/src server/src tests/src tests/it validation/src \
+RUN mkdir -p bench/src bench/benches client/src examples/mls-rs/src openapi/src server/src tests/src tests/it validation/src \
  && touch bench/benches/key_package.rs bench/benches/local_store.rs bench/src/lib.rs \
-      client/src/lib.rs openapi/src/lib.rs server/src/lib.rs tests/it/main.rs validation/src/lib.rs \
- && for member in bench client server tests; do echo 'fn main() {}' >$member/src/main.rs; done \
+      client/src/lib.rs examples/mls-rs/src/lib.rs openapi/src/lib.rs server/src/lib.rs tests/src/lib.rs tests/it/main.rs validation/src/lib.rs \
+ && for member in bench client examples/mls-rs server tests; do echo 'fn main() {}' >$member/src/main.rs; done \
  && cargo build --locked --release --package keypool-server \
  && cargo build --locked --release --package keypool-client \
  && cargo clean --release --package keypool-server --package keypool-client \
@@ -68,5 +69,5 @@ USER 10001:10001
 WORKDIR /data
 EXPOSE 8080
 STOPSIGNAL SIGTERM
-HEALTHCHECK --interval=5s --timeout=5s --start-period=30s CMD ["keypool-server", "healthcheck"]
+HEALTHCHECK --interval=5s --timeout=5s --start-period=90s CMD ["keypool-server", "healthcheck"]
 CMD ["keypool-server"]

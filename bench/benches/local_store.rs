@@ -1,4 +1,4 @@
-//! The client's file.
+//! Benchmarks of the client's file.
 
 use anyhow::Result;
 use criterion::{BatchSize, Criterion};

@@ -20,7 +20,7 @@ pub(crate) fn measure(rounds: u32) -> Result<Vec<Comparison>> {
         bar.set_message(what.clone());
         let mut times = Vec::new();
         for round in 0..rounds {
-            // Who goes first changes, since the second finds warmer caches.
+            // The order changes, since the second one finds warmer caches.
             let time = if round % 2 == 0 {
                 let file = in_file(count)?;
                 (file, in_memory(count)?)

@@ -5,19 +5,19 @@ use clap::Args;
 pub(crate) mod postgres;
 pub(crate) mod sqlite;
 
-/// How much is measured.
+/// The sizes of the measurement.
 #[derive(Args, Clone, Copy, Debug)]
 pub(crate) struct Plan {
-    /// How often each is measured, in turns
+    /// Number of rounds
     #[arg(long, value_name = "NUMBER", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
     pub rounds: u32,
-    /// For how long each time, in seconds
+    /// Duration of each measurement, in seconds
     #[arg(long, value_name = "NUMBER", default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..))]
     pub seconds: u64,
-    /// Over how many users the KeyPackages are spread
+    /// Users of the KeyPackages
     #[arg(long, value_name = "NUMBER", default_value_t = 10_000, value_parser = clap::value_parser!(u64).range(1..))]
     pub users: u64,
-    /// How many KeyPackages there are
+    /// Number of KeyPackages
     #[arg(long, value_name = "NUMBER", default_value_t = 1_000_000, value_parser = clap::value_parser!(u64).range(1..))]
     pub packages: u64,
     /// Connections to Keypool

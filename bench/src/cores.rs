@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::{Result, anyhow};
 
-/// Does `work` for each number below `count`, on all cores, and answers what came of each, in order.
+/// Runs `work` for each number below `count`, on all cores, and returns the results in order.
 pub(crate) fn on_all<T: Send>(count: usize, work: impl Fn(usize) -> Result<T> + Sync) -> Result<Vec<T>> {
     let next = AtomicUsize::new(0);
     let worker = || {

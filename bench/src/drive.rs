@@ -23,30 +23,30 @@ use crate::{
     sqlite,
 };
 
-/// What is measured, and where.
+/// The load and its target.
 #[derive(Args, Clone, Debug)]
 #[expect(clippy::doc_markdown, reason = "clap prints these lines as they stand")]
 pub(crate) struct Plan {
-    /// A server that runs already, with KEYPOOL_REGISTRATION=open and KEYPOOL_LIMITS=off [default: one of its own]
+    /// A running server, with KEYPOOL_REGISTRATION=open and KEYPOOL_LIMITS=off [default: start one]
     #[arg(long, value_name = "URL")]
     server: Option<String>,
-    /// The database of the server of its own
+    /// The database of the server that this program starts
     #[arg(long, value_enum, default_value_t = Backend::Postgres, conflicts_with = "server")]
     database: Backend,
-    /// Connections to the server, each of which asks for a device of its own
+    /// Connections to the server, each with its own device
     #[arg(long, value_name = "NUMBER", default_value_t = 64, value_parser = clap::value_parser!(u16).range(1..))]
     connections: u16,
-    /// For how long, in seconds
+    /// Duration in seconds
     #[arg(long, value_name = "NUMBER", default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..))]
     seconds: u64,
-    /// Requests a second over all connections, at fixed times, with latencies from when each was due [default: as many as
-    /// are answered]
+    /// Requests a second over all connections, at fixed times; a latency counts from the time when the request was due
+    /// [default: each connection sends its next request after the answer]
     #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u32).range(1..))]
     rate: Option<u32>,
-    /// Whose KeyPackages are asked for, or uploaded
+    /// Users whose KeyPackages are reserved or uploaded
     #[arg(long, value_name = "NUMBER", default_value_t = 1_000, value_parser = clap::value_parser!(u32).range(1..))]
     users: u32,
-    /// Real KeyPackages of all of them: in their pools, or with upload to be uploaded; with mixed one half each
+    /// Real KeyPackages of all users: in their pools; to be uploaded with `upload`; one half each with `mixed`
     #[arg(long, value_name = "NUMBER", default_value_t = 100_000, value_parser = clap::value_parser!(u32).range(1..))]
     packages: u32,
     /// Draw the latencies by percentile into this file
@@ -54,22 +54,22 @@ pub(crate) struct Plan {
     plot: Option<PathBuf>,
 }
 
-/// Which database.
+/// The kind of database.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Backend {
-    /// A PostgreSQL that is started for it
+    /// A PostgreSQL that this program starts
     Postgres,
     /// An SQLite file
     Sqlite,
 }
 
-/// What the measured requests are, and how the KeyPackages are shared out for them.
+/// The measured requests, and the split of the KeyPackages.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Load {
     mix: Mix,
-    /// The part of each user's KeyPackages that is uploaded while it is measured.
+    /// The share of each user's KeyPackages that is uploaded during the measurement.
     uploaded: Share,
-    /// How many KeyPackages such an upload has.
+    /// The KeyPackages in each upload.
     batch: usize,
 }
 
@@ -84,12 +84,12 @@ impl Load {
     pub(crate) const RESERVE: Self = Self { mix: Mix::RESERVE, uploaded: Share::None, batch: 1 };
     pub(crate) const SPEND: Self = Self { mix: Mix::SPEND, uploaded: Share::None, batch: 1 };
     pub(crate) const STATUS: Self = Self { mix: Mix::STATUS, uploaded: Share::None, batch: 1 };
-    /// As a client fills its empty pool.
+    /// The size of an upload into an empty pool.
     pub(crate) const UPLOAD: Self = Self { mix: Mix::UPLOAD, uploaded: Share::All, batch: 32 };
-    /// There are four reservations for each upload, which makes up for them.
+    /// There are four reservations for each upload, which replaces them.
     pub(crate) const MIXED: Self = Self { mix: Mix::MIXED, uploaded: Share::Half, batch: 4 };
 
-    /// How many of a user's KeyPackages are in the pool before it is measured.
+    /// How many of a user's KeyPackages are in the pool before the measurement.
     fn at_first(self, each: usize) -> usize {
         match self.uploaded {
             Share::None => each,
@@ -99,7 +99,7 @@ impl Load {
     }
 }
 
-/// Measures a load, on a server that runs or on one of its own.
+/// Measures a load on a running server, or on a new one.
 pub(crate) async fn measure(load: Load, plan: &Plan) -> Result<Latencies> {
     if let Some(url) = &plan.server {
         // A server may know the users of an earlier run, with other keys.
@@ -120,7 +120,7 @@ pub(crate) async fn measure(load: Load, plan: &Plan) -> Result<Latencies> {
     }
 }
 
-/// Where a server listens, by its URL.
+/// The address in a server's URL.
 fn address(url: &str) -> Result<String> {
     match url.trim_end_matches('/').split_once("://") {
         Some(("http", address)) if address.contains(':') => Ok(address.to_owned()),
@@ -149,7 +149,7 @@ async fn drive(
     Ok(Latencies::of(&measured))
 }
 
-/// Registers everybody and fills the pools.
+/// Registers all users and fills their pools.
 async fn cast(
     load: Load,
     plan: &Plan,
@@ -183,7 +183,7 @@ async fn cast(
     Ok(Cast::new(address, adders, (&prefix, plan.users.into())).with_uploads(in_turns(measured)))
 }
 
-/// The first of each, then the second of each, and so on: devices upload side by side.
+/// The first upload of each device, then the second of each, and so on, so that devices upload at the same time.
 fn in_turns<T>(lists: Vec<Vec<T>>) -> Vec<T> {
     let mut lists: Vec<_> = lists.into_iter().map(Vec::into_iter).collect();
     let mut all = Vec::new();

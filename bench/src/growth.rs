@@ -1,51 +1,22 @@
-//! Whether more KeyPackages, more users or a long past make Keypool slower.
-
-use anyhow::Result;
-use clap::Args;
-use serde::Serialize;
+//! Measures whether more KeyPackages, more users or a long history make Keypool slower.
 
 mod cycles;
+mod plan;
 mod sizes;
 
+use anyhow::Result;
+use serde::Serialize;
+
 use cycles::Past;
+pub(crate) use plan::Plan;
 use sizes::Size;
 
-/// How much is measured.
-#[derive(Args, Clone, Copy, Debug)]
-pub(crate) struct Plan {
-    /// How often each size is measured, in turns
-    #[arg(long, value_name = "NUMBER", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
-    rounds: u32,
-    /// About how long each time, in seconds: 10,000 reservations for each of them
-    #[arg(long, value_name = "NUMBER", default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..))]
-    seconds: u64,
-    /// The most KeyPackages; a tenth and a thousandth of them are measured, too
-    #[arg(long, value_name = "NUMBER", default_value_t = 10_000_000, value_parser = clap::value_parser!(u64).range(10_000..))]
-    packages: u64,
-    /// The most users; a hundredth of them and a single one are measured, too
-    #[arg(long, value_name = "NUMBER", default_value_t = 100_000, value_parser = clap::value_parser!(u64).range(1..))]
-    users: u64,
-    /// How often a KeyPackage is reserved and spent, without a pause
-    #[arg(long, value_name = "NUMBER", default_value_t = 1_000_000, value_parser = clap::value_parser!(u64).range(1..))]
-    cycles: u64,
-    /// Connections to Keypool
-    #[arg(long, value_name = "NUMBER", default_value_t = 64, value_parser = clap::value_parser!(u16).range(1..))]
-    connections: u16,
-}
-
-impl Plan {
-    /// Reservations that are measured at once.
-    fn requests(self) -> u64 {
-        self.seconds * 10_000
-    }
-}
-
-/// What it found.
+/// The findings.
 #[derive(Debug, Serialize)]
 pub(crate) struct Findings {
-    /// The fewest KeyPackages first.
+    /// The sizes by KeyPackages, smallest first.
     by_packages: Vec<Size>,
-    /// The fewest users first.
+    /// The sizes by users, smallest first.
     by_users: Vec<Size>,
     /// Before and after the cycles.
     past: Past,

@@ -1,4 +1,4 @@
-//! Everybody wants the same user's KeyPackages, and as many spread over many users, in turns.
+//! All adders reserve one user's KeyPackages, and in turns as many KeyPackages of many users.
 
 use std::time::{Duration, Instant};
 
@@ -16,19 +16,19 @@ use crate::{
     stage::Stage,
 };
 
-/// How much is measured.
+/// The sizes of the measurement.
 #[derive(Args, Clone, Copy, Debug)]
 pub(crate) struct Plan {
-    /// How often each is measured, in turns
+    /// Number of rounds
     #[arg(long, value_name = "NUMBER", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
     rounds: u32,
-    /// How long another transaction has been open when the last one is measured, in seconds
+    /// Age of the other open transaction at the last measurement, in seconds
     #[arg(long, value_name = "NUMBER", default_value_t = 30)]
     seconds: u64,
-    /// Over how many users the KeyPackages are spread, where they are not all of one
+    /// Users of the KeyPackages, when they are not all of one user
     #[arg(long, value_name = "NUMBER", default_value_t = 10_000, value_parser = clap::value_parser!(u64).range(1..))]
     users: u64,
-    /// How many KeyPackages there are; two in five of them are reserved each time
+    /// Number of KeyPackages; each measurement reserves two in five of them
     #[arg(long, value_name = "NUMBER", default_value_t = 100_000, value_parser = clap::value_parser!(u64).range(1..))]
     packages: u64,
     /// Connections to Keypool
@@ -36,18 +36,18 @@ pub(crate) struct Plan {
     connections: u16,
 }
 
-/// What it found.
+/// The findings.
 #[derive(Debug, Serialize)]
 pub(crate) struct Findings {
     /// Reservations a second, of one user and of many.
     one_user: Rounds,
-    /// The same, while another transaction is open: nothing that was reserved since it began can be cleared away.
+    /// The same, while another transaction is open, so that PostgreSQL cannot remove dead rows since its beginning.
     beside_a_transaction: Rounds,
-    /// Reservations of the one user that were not answered with 200, though its pool was never empty.
+    /// Reservations of the one user that got another status than 200, though its pool was never empty.
     refused: u64,
-    /// The same of many users, some of which may be asked for more than they have.
+    /// The same for many users, some of whose pools may run empty.
     refused_of_many: u64,
-    /// The memory of the one user's server after all of it, in megabytes.
+    /// The memory of the one user's server at the end, in megabytes.
     server_memory_mb: f64,
 }
 
@@ -78,7 +78,7 @@ pub(crate) async fn measure(plan: Plan) -> Result<Findings> {
     Ok(Findings { one_user, beside_a_transaction, refused, refused_of_many, server_memory_mb: hot.server.memory_mb() })
 }
 
-/// Two in five, so that the pool never comes near its end, not even when it is done twice.
+/// Two in five, so that two measurements do not empty the pool.
 fn share(plan: Plan) -> Pace {
     Pace::Count(plan.packages * 2 / 5)
 }
@@ -89,7 +89,8 @@ async fn take(stage: &Stage<'_>, plan: Plan) -> Result<Measured> {
     stage.run(Mix::RESERVE, share(plan)).await
 }
 
-/// The same in a transaction's presence, and once more when it is old: by then the first ones' dead rows lie in the way.
+/// The same while a transaction is open, and again when it is old: by then the search meets the dead rows of the first
+/// measurement.
 async fn take_beside_a_transaction(stage: &Stage<'_>, plan: Plan) -> Result<(Measured, Measured)> {
     stage.database.refill(stage.cast.users, plan.packages)?;
     let _open = stage.database.hold_transaction()?;

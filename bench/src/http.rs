@@ -1,4 +1,4 @@
-//! One HTTP/1.1 connection, as bare as it gets: the load driver shares the machine with what it measures.
+//! A minimal HTTP/1.1 connection, since the load driver shares the machine with the measured server.
 
 use anyhow::{Context, Result};
 use http_body_util::{BodyExt, Full};
@@ -12,13 +12,13 @@ use hyper_util::rt::TokioIo;
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::net::TcpStream;
 
-/// A connection to the server, which is kept alive.
+/// A persistent connection to the server.
 pub(crate) struct Connection {
     address: String,
     sender: SendRequest<Full<Bytes>>,
 }
 
-/// What is asked for.
+/// A request.
 #[derive(Debug)]
 pub(crate) struct Call<'a> {
     pub method: Method,
@@ -27,12 +27,12 @@ pub(crate) struct Call<'a> {
     pub token: Option<&'a str>,
     /// The `Idempotency-Key`.
     pub key: Option<String>,
-    /// JSON, or nothing.
+    /// The JSON body, or empty.
     pub body: Bytes,
 }
 
 impl Connection {
-    /// To a server, as `127.0.0.1:8080`.
+    /// Connects to a server, such as `127.0.0.1:8080`.
     pub(crate) async fn open(address: &str) -> Result<Self> {
         let stream =
             TcpStream::connect(address).await.with_context(|| format!("no server at {address}: is it running?"))?;
@@ -54,7 +54,7 @@ impl Connection {
             request = request.header(CONTENT_TYPE, "application/json");
         }
         let request = request.body(Full::from(call.body)).context("no request")?;
-        // A server that needs the room ends connections without a request: as any client does, this one makes another.
+        // A server that needs the descriptor closes idle connections; like any client, this one connects again.
         let answered = match self.sender.ready().await {
             Ok(()) => self.sender.send_request(request.clone()).await,
             Err(closed) => Err(closed),
@@ -72,7 +72,7 @@ impl Connection {
         Ok((status, body))
     }
 
-    /// Posts what has to succeed.
+    /// Posts a request that has to succeed.
     pub(crate) async fn post<T: DeserializeOwned>(
         &mut self,
         path: &str,

@@ -1,4 +1,4 @@
-//! What a load took, as figures and as a table.
+//! The latencies of a load, as figures and as a table.
 
 use std::collections::BTreeMap;
 
@@ -12,14 +12,14 @@ use crate::{
 /// The figures of one kind of request; times are milliseconds.
 #[derive(Debug, Serialize)]
 struct Figures {
-    /// Answered with 200.
+    /// Requests that got 200.
     done: u64,
-    /// Answered otherwise, by status code.
+    /// Requests that got another status, by status code.
     refused: BTreeMap<u16, u64>,
-    /// The same in words.
+    /// The same as text.
     #[serde(skip)]
     refusals: String,
-    /// Answered with 200, a second.
+    /// Requests a second that got 200.
     rate: f64,
     p50_ms: f64,
     p90_ms: f64,
@@ -44,15 +44,15 @@ impl Figures {
     }
 }
 
-/// What came of a load.
+/// The result of a load.
 #[derive(Debug, Serialize)]
 pub(crate) struct Latencies {
-    /// From the beginning to the last answer.
+    /// The time from the beginning to the last answer.
     seconds: f64,
-    /// Whether it ended early, because nothing was left to upload.
+    /// Whether the load ended early, because nothing was left to upload.
     used_up: bool,
     requests: BTreeMap<&'static str, Figures>,
-    /// Of a server of its own, in megabytes.
+    /// The memory of a server that this program started, in megabytes.
     server_memory_mb: Option<f64>,
 }
 

@@ -1,4 +1,4 @@
-//! Real KeyPackages: what the measurements and criterion's benches have in common.
+//! Real KeyPackages, for the measurements and criterion's benches.
 
 use std::time::Duration;
 
@@ -14,10 +14,10 @@ use openmls::prelude::{
 use openmls_basic_credential::SignatureKeyPair;
 use openmls_rust_crypto::OpenMlsRustCrypto;
 
-/// The device that each user of a measurement has.
+/// The name of each user's device.
 pub const DEVICE: &str = "main";
 
-/// How long a [`Maker`]'s KeyPackages are valid, from when it was made.
+/// The lifetime of a [`Maker`]'s KeyPackages.
 pub const LIFETIME: Duration = Duration::from_hours(14 * 24);
 
 /// A device that makes KeyPackages with OpenMLS, in memory.
@@ -58,35 +58,36 @@ impl Maker {
         Ok(builder.build(self.ciphersuite, &self.provider, &self.signer, credential)?)
     }
 
-    /// A new KeyPackage as the `MLSMessage` that is uploaded.
+    /// A new KeyPackage as an `MLSMessage`.
     pub fn message(&self) -> Result<Vec<u8>> {
         let key_package = self.bundle()?.key_package().clone();
         Ok(MlsMessageOut::from(key_package).tls_serialize_detached()?)
     }
 }
 
-/// What the server does with an uploaded KeyPackage before it looks into the database.
+/// The server's validation of an uploaded KeyPackage.
 #[derive(Debug)]
-pub struct Judge {
+pub struct Validator {
     rules: Rules,
     now: Timestamp,
 }
 
-impl Judge {
-    /// By the server's default rules, now.
+impl Validator {
+    /// Validates by the server's default rules, at the current time.
     pub fn new() -> Result<Self> {
         let config = Config::default();
         let rules = Rules {
             max_lifetime: SignedDuration::try_from(config.max_lifetime)?,
+            clock_tolerance: SignedDuration::try_from(config.clock_tolerance)?,
             credential_binding: config.credential_binding,
             ciphersuites: config.ciphersuites,
         };
         Ok(Self { rules, now: SystemClock.now() })
     }
 
-    /// Judges a KeyPackage of a user's [`DEVICE`], as the `MLSMessage` that is uploaded.
-    pub fn judge(&self, message: Vec<u8>, user: &str) -> Result<ValidatedKeyPackage> {
-        let judged = ValidatedKeyPackage::parse(message, (&user.parse()?, &DEVICE.parse()?), &self.rules, self.now);
-        judged.map_err(|rejection| anyhow!("a KeyPackage of {user} is not valid: {}", rejection.detail))
+    /// Validates a KeyPackage of a user's [`DEVICE`], given as an `MLSMessage`.
+    pub fn validate(&self, message: Vec<u8>, user: &str) -> Result<ValidatedKeyPackage> {
+        let validated = ValidatedKeyPackage::parse(message, (&user.parse()?, &DEVICE.parse()?), &self.rules, self.now);
+        validated.map_err(|rejection| anyhow!("a KeyPackage of {user} is not valid: {}", rejection.detail))
     }
 }

@@ -1,4 +1,4 @@
-//! Requests over a fixed number of connections, and how long they took.
+//! Sends requests over a fixed number of connections, and measures them.
 
 use std::{
     collections::BTreeMap,
@@ -17,20 +17,20 @@ use crate::{
     requests::{Caller, Cast, Kind, Mix},
 };
 
-/// What came of the requests of one kind.
+/// The results of one kind of request.
 #[derive(Debug)]
 pub(crate) struct Outcome {
-    /// Answered with 200.
+    /// Requests that got 200.
     pub done: u64,
-    /// Answered otherwise, by status code.
+    /// Requests that got another status, by status code.
     pub refused: BTreeMap<u16, u64>,
-    /// How long each took, in microseconds.
+    /// The latencies, in microseconds.
     pub latency: Histogram<u64>,
 }
 
 impl Outcome {
     fn new() -> Result<Self> {
-        // To a minute, within a thousandth.
+        // Up to a minute, exact to a thousandth.
         let latency = Histogram::new_with_bounds(1, 60_000_000, 3).context("no histogram")?;
         Ok(Self { done: 0, refused: BTreeMap::new(), latency })
     }
@@ -44,40 +44,40 @@ impl Outcome {
         }
     }
 
-    /// What was answered otherwise, in words.
+    /// The other statuses, as text.
     pub(crate) fn refusals(&self) -> String {
         let by_status: Vec<_> = self.refused.iter().map(|(status, count)| format!("{count} x {status}")).collect();
         if by_status.is_empty() { "0".to_owned() } else { by_status.join(", ") }
     }
 
-    /// How long so many of 100 took at most, in milliseconds.
+    /// A percentile of the latencies, in milliseconds.
     pub(crate) fn percentile(&self, percent: f64) -> f64 {
         as_f64(self.latency.value_at_quantile(percent / 100.0)) / 1e3
     }
 }
 
-/// What came of all of them.
+/// The results of all kinds of requests.
 #[derive(Debug)]
 pub(crate) struct Measured {
-    /// From the beginning to the last answer.
+    /// The time from the beginning to the last answer.
     pub took: Duration,
     pub by_kind: BTreeMap<Kind, Outcome>,
-    /// Whether it ended early, because nothing was left to upload.
+    /// Whether the load ended early, because nothing was left to upload.
     pub used_up: bool,
 }
 
 impl Measured {
-    /// Requests of all kinds that were answered with 200, a second.
+    /// Requests of all kinds that got 200, a second.
     pub(crate) fn rate(&self) -> f64 {
         as_f64(self.by_kind.values().map(|outcome| outcome.done).sum()) / self.took.as_secs_f64()
     }
 
-    /// Requests of all kinds that were answered otherwise.
+    /// Requests of all kinds that got another status.
     pub(crate) fn refused(&self) -> u64 {
         self.by_kind.values().flat_map(|outcome| outcome.refused.values()).sum()
     }
 
-    /// How long so many of 100 requests of a kind took at most, in milliseconds.
+    /// A percentile of one kind's latencies, in milliseconds.
     pub(crate) fn percentile(&self, kind: Kind, percent: f64) -> f64 {
         self.by_kind.get(&kind).map_or(f64::NAN, |outcome| outcome.percentile(percent))
     }
@@ -151,7 +151,7 @@ mod tests {
 
     const STALL: Duration = Duration::from_millis(300);
 
-    /// Answers one connection's requests at once, but for the first, which takes as long as [`STALL`].
+    /// Answers one connection's requests at once, except the first, which takes [`STALL`].
     async fn stalling_server() -> Arc<Cast> {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap().to_string();
@@ -173,7 +173,7 @@ mod tests {
         let measured = run(Mix::HEALTH, &cast, 1, Pace::Fixed(100.0, STALL)).await.unwrap();
         let outcome = &measured.by_kind[&Kind::Health];
         assert_eq!(outcome.done, 30);
-        // The one that was due half way waited for the other half.
+        // The request that was due half way waited for the other half.
         assert!((100.0..250.0).contains(&outcome.percentile(50.0)), "{} ms", outcome.percentile(50.0));
     }
 

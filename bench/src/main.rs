@@ -1,5 +1,5 @@
-//! Measures Keypool: under load, and side by side with what it stands on, in turns within one run. Machines are noisy, and
-//! only the ratio of neighbours says something.
+//! Measures Keypool: under load, and in turns with a baseline within one run. Machines are noisy, so only ratios within
+//! a run are meaningful.
 
 use anyhow::bail;
 use clap::{Parser, Subcommand};
@@ -38,18 +38,18 @@ mod wake;
 
 const EXAMPLES: &str = "\
 Examples, with keypool-bench for cargo run --release --package keypool-bench --:
-  keypool-bench mixed --seconds 60                      all kinds of requests, as fast as they are answered
+  keypool-bench mixed --seconds 60                      all kinds of requests, as fast as the server answers
   keypool-bench mixed --seconds 60 --rate 2000 --plot latency.svg
-  keypool-bench reserve --server http://127.0.0.1:8080  against a server that runs with KEYPOOL_LIMITS=off
-  keypool-bench upload --database sqlite                against one of its own, on an SQLite file
+  keypool-bench reserve --server http://127.0.0.1:8080  against a running server with KEYPOOL_LIMITS=off
+  keypool-bench upload --database sqlite                against a new server on an SQLite file
   keypool-bench compare                                 beside pgbench on the same PostgreSQL
   keypool-bench compare --database sqlite               beside a bare thread on a copy of the same file
-  keypool-bench growth --json                           when there is more of everything
-  keypool-bench siege                                   beside those who mean harm
+  keypool-bench growth --json                           on larger and larger databases
+  keypool-bench siege                                   under an attack
 
-But for client and wake, each needs the server beside this program, and PostgreSQL's programs where PostgreSQL is measured:
+All but client and wake need the server beside this program, and PostgreSQL's programs to measure PostgreSQL:
   cargo build --release --package keypool-server
-Build with --release: what is not optimised is measured otherwise.";
+Build with --release: an unoptimised build gives other figures.";
 
 /// Measures Keypool.
 #[derive(Debug, Parser)]
@@ -70,7 +70,7 @@ enum Command {
     Spend(drive::Plan),
     /// Load a server with uploads of 32 KeyPackages each
     Upload(drive::Plan),
-    /// Load a server with questions for the status of full pools
+    /// Load a server with requests for the status of full pools
     Status(drive::Plan),
     /// Load a server with 60 % status, 20 % reserve, 15 % spend and 5 % upload, of 4 KeyPackages each
     Mixed(drive::Plan),
@@ -85,33 +85,35 @@ enum Command {
         #[arg(long, value_enum, default_value_t = Backend::Postgres)]
         database: Backend,
     },
-    /// Reserve of more and more KeyPackages and users, in turns, and after many reservations were spent
+    /// Reserve from databases with more and more KeyPackages and users, in turns, and after many cycles of reserve and
+    /// spend
     Growth(growth::Plan),
-    /// Reserve of a single user, with and without another transaction that stays open, and of many users, in turns
+    /// Reserve from a single user, with and without another open transaction, and from many users, in turns
     Hot(hot::Plan),
     /// Reserve through two servers of one PostgreSQL and through one, in turns
     Replicas(compare::Plan),
-    /// Upload through HTTP, judge on all cores without it, and reserve with and without uploads beside it, in turns
+    /// Upload through HTTP, validate on all cores, and reserve with and without uploads, in turns
     Uploads(uploads::Plan),
     /// Reserve beside 10,000 slow readers, 10,000 waiting devices and queues of large messages, and without them, in turns
     ///
-    /// At a server with the memory of docker-compose.yml. It opens 20,000 files: `ulimit -n 65536` before it.
+    /// The server has the memory of docker-compose.yml. The measurement opens 20,000 files: run `ulimit -n 65536`
+    /// before it.
     Siege(siege::Plan),
     /// Generate KeyPackages into the client's file, and into OpenMLS's memory
     Client {
-        /// How often each is measured, in turns
+        /// Number of rounds
         #[arg(long, value_name = "NUMBER", default_value_t = 15, value_parser = clap::value_parser!(u32).range(1..))]
         rounds: u32,
     },
-    /// Send a message by one server, and see how long it takes to wake who waits at another of the same database
+    /// Measure the time from a message at one server to the recipient that waits at another server of the same database
     Wake {
-        /// The server that the message is sent by
+        /// The sender's server
         #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:8080")]
         server: String,
-        /// The server that the receiver waits at
+        /// The recipient's server
         #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:8081")]
         other: String,
-        /// How many messages
+        /// Number of messages
         #[arg(long, value_name = "NUMBER", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..))]
         rounds: u32,
     },
@@ -122,7 +124,7 @@ fn main() -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         let mut terminated = signal(SignalKind::terminate())?;
-        // What is dropped stops its servers and deletes its databases, which the end of this process would not.
+        // Dropping `run` stops its servers and deletes its databases; exiting would not.
         tokio::select! {
             done = run(command, json) => done,
             _ = tokio::signal::ctrl_c() => bail!("interrupted"),

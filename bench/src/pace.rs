@@ -1,4 +1,4 @@
-//! When a request is sent: as soon as the one before it is answered, or at a fixed time.
+//! When a request is sent: after the previous answer, or at a fixed time.
 
 use std::{
     sync::{
@@ -13,19 +13,19 @@ use tokio::sync::Semaphore;
 
 use crate::report::as_f64;
 
-/// How many requests there are, and how fast they come.
+/// The number and the rate of requests.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Pace {
-    /// As fast as they are answered, for so long.
+    /// As fast as the server answers, for a duration.
     Full(Duration),
-    /// So many, as fast as they are answered.
+    /// A number of requests, as fast as the server answers.
     Count(u64),
-    /// So many a second for so long, whether or not the earlier ones are answered.
+    /// A rate a second for a duration, independent of the answers.
     Fixed(f64, Duration),
 }
 
 impl Pace {
-    /// How many requests there are, where that is known before.
+    /// The number of requests, if it is known in advance.
     fn count(self) -> u64 {
         match self {
             Self::Full(_) => u64::MAX,
@@ -36,12 +36,12 @@ impl Pace {
     }
 }
 
-/// When the request with this number is due, from the beginning.
+/// When a request is due, by its number, from the beginning.
 fn due(rate: f64, number: u64) -> Duration {
     Duration::from_secs_f64(as_f64(number) / rate)
 }
 
-/// The requests' turns, which all connections take theirs of.
+/// The turns of requests, shared by all connections.
 #[derive(Debug)]
 pub(crate) struct Turns {
     pace: Pace,
@@ -53,7 +53,8 @@ pub(crate) struct Turns {
 }
 
 impl Turns {
-    /// Begins now. At a fixed pace, a thread says when a request is due: tokio's timers are exact to a millisecond only.
+    /// Begins now. At a fixed pace, a thread releases each request when it is due, since tokio's timers are exact only
+    /// to a millisecond.
     pub(crate) fn begin(pace: Pace, connections: usize) -> Arc<Self> {
         let (taken, due, stopped) = (AtomicU64::new(0), Semaphore::new(0), AtomicBool::new(false));
         let turns = Arc::new(Self { pace, begun: Instant::now(), taken, due, stopped });
@@ -72,13 +73,13 @@ impl Turns {
             thread::sleep((self.begun + due(rate, number)).saturating_duration_since(Instant::now()));
             self.due.add_permits(1);
         }
-        // So that each connection finds out that there are no more.
+        // Each connection then sees that no turns are left.
         self.due.add_permits(connections);
     }
 
-    /// Waits for the next turn: when it began, which is what its latency counts from. At a fixed pace that is when it was
-    /// due, however much later a connection is free for it: what waits for a slow server has been slow, too. `None` when
-    /// all are over.
+    /// Waits for the next turn and returns when it began; its latency counts from then. At a fixed pace this is the
+    /// time when it was due, even if no connection was free: a wait for a slow server counts as latency. `None` after
+    /// the last turn.
     pub(crate) async fn next(&self) -> Option<Instant> {
         if let Pace::Fixed(..) = self.pace {
             self.due.acquire().await.ok()?.forget();
@@ -94,18 +95,18 @@ impl Turns {
         }
     }
 
-    /// There are no more turns.
+    /// Ends the turns.
     pub(crate) fn stop(&self) {
         self.stopped.store(true, Ordering::Relaxed);
         self.due.close();
     }
 
-    /// Whether it was stopped early.
+    /// Whether the turns ended early.
     pub(crate) fn is_stopped(&self) -> bool {
         self.stopped.load(Ordering::Relaxed)
     }
 
-    /// How long ago it began.
+    /// The time since the beginning.
     pub(crate) fn elapsed(&self) -> Duration {
         self.begun.elapsed()
     }

@@ -1,4 +1,4 @@
-//! Real KeyPackages of many users, made on all cores and kept for later runs.
+//! Real KeyPackages of many users, generated on all cores and kept for later runs.
 
 use std::{
     collections::BTreeMap,
@@ -16,13 +16,13 @@ use serde::{Deserialize, Serialize};
 
 use crate::{cores, progress};
 
-/// Kept KeyPackages that have less than this left are made anew.
+/// Kept KeyPackages with less remaining lifetime are generated anew.
 const MARGIN: SignedDuration = SignedDuration::from_hours(24);
 
-/// A user, and how many KeyPackages of the user's device are wanted.
+/// A user, and the number of KeyPackages of the user's device.
 pub(crate) type Wanted = (String, usize);
 
-/// The file of kept KeyPackages: those of each user, as they are uploaded.
+/// The file of kept KeyPackages, by user, in base64.
 #[derive(Debug, Deserialize, Serialize)]
 struct Kept {
     not_after: Timestamp,
@@ -30,7 +30,7 @@ struct Kept {
 }
 
 impl Kept {
-    /// What is wanted, where all of it is here and lives long enough.
+    /// The requested KeyPackages, if all of them are kept and live long enough.
     fn take(mut self, wanted: &[Wanted], now: Timestamp) -> Option<Vec<Vec<String>>> {
         if self.not_after.duration_since(now) < MARGIN {
             return None;
@@ -44,8 +44,8 @@ impl Kept {
     }
 }
 
-/// KeyPackages of each user in base64, in the order of the users: those of the file beside this program where it has
-/// enough of them, and new ones else, which it has from then on.
+/// KeyPackages of each user in base64, in the order of the users. They come from the file beside this program if it has
+/// enough; otherwise they are generated and written to the file.
 pub(crate) fn kept(wanted: &[Wanted]) -> Result<Vec<Vec<String>>> {
     let path =
         std::env::current_exe().context("this program is nowhere")?.with_file_name("keypool-bench-packages.json");
@@ -61,7 +61,7 @@ pub(crate) fn kept(wanted: &[Wanted]) -> Result<Vec<Vec<String>>> {
     Ok(made)
 }
 
-/// Replaces the file as a whole.
+/// Replaces the whole file.
 fn write(kept: &Kept, path: &Path) -> Result<()> {
     let mut file = BufWriter::new(tempfile::NamedTempFile::new_in(path.parent().unwrap_or(Path::new(".")))?);
     serde_json::to_writer(&mut file, kept)?;
@@ -113,10 +113,10 @@ mod tests {
     fn what_is_made_is_taken_by_the_server() {
         let made = make(&[("alice".to_owned(), 2), ("bob".to_owned(), 1)]).unwrap();
         assert_eq!(made.iter().map(Vec::len).collect::<Vec<_>>(), [2, 1]);
-        let judge = keypool_bench::Judge::new().unwrap();
+        let validator = keypool_bench::Validator::new().unwrap();
         for (user, packages) in ["alice", "bob"].into_iter().zip(made) {
             for package in packages {
-                judge.judge(BASE64_STANDARD.decode(package).unwrap(), user).unwrap();
+                validator.validate(BASE64_STANDARD.decode(package).unwrap(), user).unwrap();
             }
         }
     }

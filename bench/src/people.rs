@@ -15,10 +15,10 @@ use crate::{
     requests::{Cast, Mix, Upload},
 };
 
-/// Connections that this takes: few, since nobody measures it.
+/// Connections for the registration: few, since it is not measured.
 const CONNECTIONS: usize = 16;
 
-/// Registers a device for each user, and answers their tokens in the same order.
+/// Registers a device for each user, and returns their tokens in the same order.
 pub(crate) async fn register(address: &str, users: &[String]) -> Result<Vec<String>> {
     let bar = progress::bar(u64::try_from(users.len())?, "users are registered")?;
     let parts = users.chunks(users.len().div_ceil(CONNECTIONS).max(1));
@@ -47,7 +47,7 @@ async fn register_in_turn(address: String, users: Vec<String>, bar: ProgressBar)
     Ok(tokens)
 }
 
-/// Sends uploads that nobody measures.
+/// Sends uploads that are not measured.
 pub(crate) async fn fill(address: &str, uploads: Vec<Upload>) -> Result<()> {
     let count = uploads.len();
     if count == 0 {

@@ -1,4 +1,4 @@
-//! Latencies by percentile, drawn.
+//! Draws latencies by percentile.
 
 use std::path::Path;
 
@@ -20,8 +20,8 @@ const COLOURS: [RGBColor; 5] = [
     RGBColor(86, 180, 233),
 ];
 
-/// Draws a curve for each kind of request into an SVG file. Each step to the right is one more nine: what few requests
-/// wait for is as wide as what most do.
+/// Draws a curve for each kind of request into an SVG file. Each step to the right is one more nine of the percentile,
+/// so that rare latencies get as much width as usual ones.
 pub(crate) fn draw(file: &Path, measured: &Measured) -> Result<()> {
     let curves: Vec<_> = measured.by_kind.iter().map(|(kind, outcome)| (kind.name(), curve(outcome))).collect();
     let points = || curves.iter().flat_map(|(_, curve)| curve);
@@ -57,7 +57,7 @@ pub(crate) fn draw(file: &Path, measured: &Measured) -> Result<()> {
     area.present().map_err(|error| anyhow!("{error}"))
 }
 
-/// Nines of the percentile, and milliseconds. It ends where one request is left.
+/// Nines of the percentile, and milliseconds. The curve ends at a single request.
 fn curve(outcome: &Outcome) -> Vec<(f64, f64)> {
     let last = as_f64(outcome.latency.len()).log10();
     let steps = outcome.latency.iter_quantiles(10);
@@ -65,7 +65,7 @@ fn curve(outcome: &Outcome) -> Vec<(f64, f64)> {
     curve.map(|(nines, ms)| (nines.min(last).max(0.0), ms)).collect()
 }
 
-/// `0%`, `90%`, `99%` for 0, 1, 2 nines, and nothing between them.
+/// `0%`, `90%`, `99%` for 0, 1, 2 nines, and no label between them.
 fn percentile(nines: f64) -> String {
     if (nines - nines.round()).abs() > 1e-6 {
         return String::new();

@@ -1,4 +1,4 @@
-//! A PostgreSQL of a measurement's own, with as many databases as it needs.
+//! A temporary PostgreSQL server with the databases of a measurement.
 
 use std::{
     fs,
@@ -17,7 +17,7 @@ mod database;
 
 pub(crate) use database::Database;
 
-/// A PostgreSQL server, which is stopped and deleted when it is dropped.
+/// A PostgreSQL server, stopped and deleted when dropped.
 #[derive(Debug)]
 pub(crate) struct Postgres {
     programs: PathBuf,
@@ -26,7 +26,7 @@ pub(crate) struct Postgres {
 }
 
 impl Postgres {
-    /// Starts one, as durable as PostgreSQL is by default.
+    /// Starts a server with PostgreSQL's default durability.
     pub(crate) fn start() -> Result<Self> {
         let programs = programs()?;
         let directory = tempfile::Builder::new().prefix("keypool-bench-").tempdir().context("no directory")?;
@@ -90,7 +90,7 @@ impl Drop for Postgres {
 }
 
 fn run(command: &mut Command) -> Result<String> {
-    // To a file and not to a pipe, which the server that pg_ctl starts would hold open.
+    // To a file, since the server that pg_ctl starts would hold a pipe open.
     let said = tempfile::NamedTempFile::new()?;
     let (out, err) = (said.reopen()?, said.reopen()?);
     let status = command.stdin(Stdio::null()).stdout(out).stderr(err).status();
@@ -104,7 +104,7 @@ fn is_root() -> bool {
     Command::new("id").arg("-u").output().is_ok_and(|id| id.stdout == b"0\n")
 }
 
-/// Where PostgreSQL's programs are, pgbench among them.
+/// The directory of PostgreSQL's programs, with pgbench.
 fn programs() -> Result<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let debian = fs::read_dir("/usr/lib/postgresql").into_iter().flatten().filter_map(|entry| Some(entry.ok()?.path()));

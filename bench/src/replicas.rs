@@ -17,14 +17,14 @@ use crate::{
     stage::Stage,
 };
 
-/// What it found.
+/// The findings.
 #[derive(Debug, Serialize)]
 pub(crate) struct Findings {
     /// Reservations a second: two servers with half of the connections each, and one with all of them.
     reserve: Rounds,
-    /// Requests that were not answered with 200.
+    /// Requests that got another status than 200.
     refused: u64,
-    /// The memory of both servers after all of it, in megabytes.
+    /// The memory of both servers at the end, in megabytes.
     server_memory_mb: [f64; 2],
 }
 

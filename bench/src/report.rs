@@ -1,4 +1,4 @@
-//! What a side-by-side measurement found.
+//! The findings of a measurement in turns.
 
 use std::{
     collections::BTreeMap,
@@ -11,23 +11,23 @@ use std::{
 use comfy_table::{Table, presets::UTF8_FULL_CONDENSED};
 use serde::Serialize;
 
-/// Two ways to do the same, measured in turns.
+/// Two ways to do the same task, measured in turns.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct Comparison {
-    /// What was done.
+    /// The task.
     pub what: String,
-    /// Keypool's time over the other's, of each round.
+    /// Keypool's time over the baseline's, of each round.
     pub ratios: Vec<f64>,
     /// The median of the ratios.
     pub ratio_median: f64,
     /// Keypool's median, in milliseconds.
     pub keypool_ms: f64,
-    /// The other's median, in milliseconds.
+    /// The baseline's median, in milliseconds.
     pub other_ms: f64,
 }
 
 impl Comparison {
-    /// From the rounds, each with Keypool's time and the other's.
+    /// Computed from the rounds, each with Keypool's time and the baseline's.
     pub fn of(what: String, rounds: &[(Duration, Duration)]) -> Self {
         let ratios: Vec<_> =
             rounds.iter().map(|(keypool, other)| keypool.as_secs_f64() / other.as_secs_f64()).collect();
@@ -44,14 +44,14 @@ impl Comparison {
     }
 }
 
-/// How long something took, over and over.
+/// Repeated measurements of a duration.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct Waits {
     /// The median, in milliseconds.
     pub median_ms: f64,
     /// The longest, in milliseconds.
     pub longest_ms: f64,
-    /// How often it was measured.
+    /// The number of measurements.
     pub rounds: usize,
 }
 
@@ -76,12 +76,12 @@ impl Display for Waits {
     }
 }
 
-/// One thing that was done in two ways, round by round.
+/// One figure, measured in two ways, round by round.
 #[derive(Debug, Serialize)]
 pub(crate) struct Rounds {
     #[serde(skip)]
     names: [&'static str; 2],
-    /// The first one's figure over the second one's, of each round.
+    /// The ratio of the first to the second figure, of each round.
     ratios: Vec<f64>,
     /// Their median.
     ratio_median: f64,
@@ -91,7 +91,7 @@ pub(crate) struct Rounds {
 }
 
 impl Rounds {
-    /// Between two ways, by the names that they have in JSON.
+    /// Compares two ways, given by their names in JSON.
     pub(crate) fn between(names: [&'static str; 2]) -> Self {
         let figures = names.map(|name| (name, Vec::new())).into();
         Self { names, ratios: Vec::new(), ratio_median: f64::NAN, figures }
@@ -112,7 +112,7 @@ impl Rounds {
     }
 }
 
-/// A table with a row for each, which its text names.
+/// A table with a named row for each.
 pub(crate) fn rounds<'a>(rows: impl IntoIterator<Item = (&'a str, &'a Rounds)>) -> Table {
     let mut table = table(["", "median", "beside it", "ratio", "lowest", "highest"]);
     for (text, rounds) in rows {
@@ -142,14 +142,14 @@ pub(crate) fn median(values: impl Iterator<Item = f64>) -> f64 {
     f64::midpoint(middle(values.len().saturating_sub(1) / 2), middle(values.len() / 2))
 }
 
-/// Prints what was found as JSON, or as the text that people read.
+/// Prints the findings as JSON, or as text for people.
 pub(crate) fn print<T: Serialize>(found: &T, json: bool, text: impl FnOnce(&T) -> String) -> anyhow::Result<()> {
     let text = if json { serde_json::to_string_pretty(found)? } else { text(found) };
     writeln!(io::stdout(), "{text}")?;
     Ok(())
 }
 
-/// A table under such a header.
+/// A table with this header.
 pub(crate) fn table<const N: usize>(header: [&str; N]) -> Table {
     let mut table = Table::new();
     table.load_style(UTF8_FULL_CONDENSED).set_header(header);

@@ -1,4 +1,4 @@
-//! What is asked for, by whom, of whom.
+//! The requests of a load, with their callers and owners.
 
 use std::sync::{
     Arc,
@@ -11,23 +11,23 @@ use rand::{RngExt, rngs::SmallRng};
 
 use crate::http::Call;
 
-/// In the answer to an upload that was taken as a whole.
+/// A part of the answer to an upload that was accepted as a whole.
 const NONE_REJECTED: &[u8] = br#""rejected":[]"#;
 
 /// One kind of request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Kind {
-    /// A KeyPackage of a random user.
+    /// Reserves a KeyPackage of a random user.
     Reserve,
-    /// The same with an `Idempotency-Key`, as a client does it that may lose the answer.
+    /// The same with an `Idempotency-Key`.
     Repeatable,
-    /// The newest reservation of the connection.
+    /// Spends the newest reservation of the connection.
     Spend,
-    /// KeyPackages into their owner's pool.
+    /// Uploads KeyPackages into their owner's pool.
     Upload,
-    /// The pool of the caller.
+    /// Reads the status of the caller's pool.
     Status,
-    /// Whether the server lives.
+    /// Requests `/healthz`.
     Health,
 }
 
@@ -51,12 +51,12 @@ pub(crate) struct Mix(&'static [(Kind, u32)]);
 impl Mix {
     pub(crate) const RESERVE: Self = Self(&[(Kind::Reserve, 1)]);
     pub(crate) const REPEATABLE: Self = Self(&[(Kind::Repeatable, 1)]);
-    /// A connection that holds nothing reserves first, so that this is one spend after each reservation.
+    /// A connection without a reservation reserves first, so each reservation is followed by one spend.
     pub(crate) const SPEND: Self = Self(&[(Kind::Spend, 1)]);
     pub(crate) const UPLOAD: Self = Self(&[(Kind::Upload, 1)]);
     pub(crate) const STATUS: Self = Self(&[(Kind::Status, 1)]);
     pub(crate) const HEALTH: Self = Self(&[(Kind::Health, 1)]);
-    /// What clients do all day: look after their pools, invite, and upload what was taken.
+    /// The usual mix of clients: refresh pools, invite, and replace used KeyPackages.
     pub(crate) const MIXED: Self =
         Self(&[(Kind::Status, 60), (Kind::Reserve, 20), (Kind::Spend, 15), (Kind::Upload, 5)]);
 
@@ -64,7 +64,7 @@ impl Mix {
         self.0.iter().map(|(_, share)| share).sum()
     }
 
-    /// The kind that this number falls to, which is below the total of the shares.
+    /// The kind that a number below the total of the shares selects.
     fn at(self, mut number: u32) -> Option<Kind> {
         self.0.iter().find_map(|&(kind, share)| {
             if number < share {
@@ -76,30 +76,30 @@ impl Mix {
     }
 }
 
-/// An upload that is ready to be sent.
+/// A prepared upload.
 #[derive(Clone, Debug)]
 pub(crate) struct Upload {
-    /// Of the device whose KeyPackages they are.
+    /// The owner's token.
     pub token: String,
     pub body: Bytes,
 }
 
 impl Upload {
-    /// Of KeyPackages in base64.
+    /// Builds an upload from KeyPackages in base64.
     pub(crate) fn new(token: &str, keypackages: &[String]) -> Result<Self> {
         let body = serde_json::to_vec(&serde_json::json!({ "keypackages": keypackages }))?;
         Ok(Self { token: token.to_owned(), body: body.into() })
     }
 }
 
-/// Who asks whom.
+/// The callers and owners of a load.
 #[derive(Debug)]
 pub(crate) struct Cast {
-    /// The server, as `127.0.0.1:8080`.
+    /// The server's address, such as `127.0.0.1:8080`.
     pub address: String,
-    /// The tokens of those who ask, which the connections take in turns.
+    /// The callers' tokens, which the connections use in turns.
     pub adders: Vec<String>,
-    /// Those who are asked for are named so, and 1 to `users` behind it.
+    /// The owners' names begin with this, followed by 1 to `users`.
     pub prefix: String,
     pub users: u64,
     uploads: Vec<Upload>,
@@ -112,24 +112,24 @@ impl Cast {
         Self { address, adders, prefix, users, uploads: Vec::new(), uploaded: AtomicUsize::new(0) }
     }
 
-    /// With what is to be uploaded, each once.
+    /// Adds the uploads, each of which is sent once.
     pub(crate) fn with_uploads(self, uploads: Vec<Upload>) -> Self {
         Self { uploads, ..self }
     }
 
-    /// How many uploads are left.
+    /// The number of remaining uploads.
     pub(crate) fn uploads_left(&self) -> usize {
         self.uploads.len().saturating_sub(self.uploaded.load(Ordering::Relaxed))
     }
 }
 
-/// Who asks over one connection.
+/// The caller of one connection.
 #[derive(Debug)]
 pub(crate) struct Caller {
     cast: Arc<Cast>,
     number: usize,
     rng: SmallRng,
-    /// Reservations, the newest last: it is spent first, since the oldest may have lapsed.
+    /// Reservations, newest last. The newest is spent first, since the oldest may have lapsed.
     held: Vec<String>,
 }
 
@@ -171,7 +171,7 @@ impl Caller {
         })
     }
 
-    /// Takes note of what was reserved, and sees to it that what was uploaded was taken.
+    /// Records a reservation; checks that an upload was accepted.
     pub(crate) fn learn(&mut self, kind: Kind, answer: &[u8]) -> Result<()> {
         match kind {
             Kind::Reserve | Kind::Repeatable => self.held.extend(reservation_id(answer).map(str::to_owned)),
@@ -186,7 +186,7 @@ impl Caller {
     }
 }
 
-/// By hand: an answer is mostly a KeyPackage, which the driver has no use for.
+/// Parsed by hand: an answer is mostly a KeyPackage, which the driver does not need.
 fn reservation_id(answer: &[u8]) -> Option<&str> {
     let text = std::str::from_utf8(answer).ok()?;
     text.split_once(r#""reservation_id":""#)?.1.split('"').next()

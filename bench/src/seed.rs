@@ -1,22 +1,22 @@
-//! What both databases are filled with by SQL.
+//! The data that SQL writes into both kinds of databases.
 
 use anyhow::Result;
 use keypool_validation::token::Token;
 
-/// KeyPackages in the pool of a device that asks for its status: a full pool.
+/// KeyPackages in the pool of a device that reads its status: a full pool.
 pub(crate) const ADDERS_POOL: usize = 32;
 
-/// Rows that are written in one statement, about.
+/// About how many rows one statement writes.
 const STEP: u64 = 250_000;
 
-/// From which to which of each user's KeyPackages one statement writes.
+/// The range of each user's KeyPackages that one statement writes.
 pub(crate) fn steps(users: u64, packages: u64) -> impl Iterator<Item = (u64, u64)> {
     let each = packages / users;
     let step = (STEP / users).max(1);
     (0..each.div_ceil(step)).map(move |number| (number * step + 1, ((number + 1) * step).min(each)))
 }
 
-/// Those who ask: name, token, and its hash in hex.
+/// The adders: name, token, and its hash in hex.
 pub(crate) fn adders(count: usize) -> Result<Vec<(String, String, String)>> {
     (1..=count)
         .map(|number| {

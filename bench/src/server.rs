@@ -1,4 +1,4 @@
-//! A keypool-server of a measurement's own.
+//! A keypool-server for a measurement.
 
 use std::{
     net::TcpListener,
@@ -8,19 +8,23 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail, ensure};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+};
 
-/// A server on a database, which ends when it is dropped.
+/// A server on a database, stopped when dropped.
 #[derive(Debug)]
 pub(crate) struct Server {
     child: Child,
-    /// Where it listens, as `127.0.0.1:8080`.
+    /// Its address, such as `127.0.0.1:8080`.
     pub address: String,
-    /// From its start until it listened.
+    /// The time from its start until it was ready.
     pub start: Duration,
 }
 
 impl Server {
-    /// Starts one that limits nobody, and whose pools have room for everything.
+    /// Starts a server without limits, with pools of any size.
     pub(crate) async fn start(database_url: &str) -> Result<Self> {
         Self::start_within(database_url, None).await
     }
@@ -42,7 +46,7 @@ impl Server {
             .context("cannot start keypool-server")?;
         let mut server = Self { child, address, start: Duration::ZERO };
         while begun.elapsed() < Duration::from_secs(30) {
-            if tokio::net::TcpStream::connect(&server.address).await.is_ok() {
+            if is_ready(&server.address).await.unwrap_or(false) {
                 server.start = begun.elapsed();
                 return Ok(server);
             }
@@ -51,7 +55,7 @@ impl Server {
             }
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
-        bail!("keypool-server does not listen on {} after 30 s", server.address)
+        bail!("keypool-server is not ready on {} after 30 s", server.address)
     }
 
     /// The process's number.
@@ -59,12 +63,12 @@ impl Server {
         self.child.id()
     }
 
-    /// The memory that it has, in megabytes.
+    /// Its resident memory, in megabytes.
     pub(crate) fn memory_mb(&self) -> f64 {
         self.status_mb("VmRSS:")
     }
 
-    /// The most that it has had.
+    /// Its peak memory, in megabytes.
     pub(crate) fn peak_memory_mb(&self) -> f64 {
         self.status_mb("VmHWM:")
     }
@@ -84,7 +88,16 @@ impl Drop for Server {
     }
 }
 
-/// Makes the tables.
+/// Whether the server at this address serves: it listens before its database is open.
+async fn is_ready(address: &str) -> std::io::Result<bool> {
+    let mut stream = TcpStream::connect(address).await?;
+    stream.write_all(b"GET /readyz HTTP/1.1\r\nHost: bench\r\nConnection: close\r\n\r\n").await?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await?;
+    Ok(answer.starts_with("HTTP/1.1 200 "))
+}
+
+/// Creates the tables.
 pub(crate) fn migrate(database_url: &str) -> Result<()> {
     let done = program()?.arg("migrate").env("KEYPOOL_DATABASE_URL", database_url).output();
     let done = done.context("cannot start keypool-server")?;
@@ -92,7 +105,7 @@ pub(crate) fn migrate(database_url: &str) -> Result<()> {
     Ok(())
 }
 
-/// The server that was built with this program, without the settings of who runs this.
+/// The server beside this program, without the settings in this program's environment.
 fn program() -> Result<Command> {
     let own = std::env::current_exe().context("this program is nowhere")?;
     let server: PathBuf = own.parent().unwrap_or(Path::new(".")).join("keypool-server");

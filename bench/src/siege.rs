@@ -1,5 +1,5 @@
-//! What strangers and devices that mean harm cost everybody else: reservations beside slow readers, waiting devices and queues of
-//! large messages, and without them, in turns, at a server that has as little memory as docker-compose.yml gives it.
+//! Reservations under an attack of slow readers, waiting devices and queues of large messages, in turns with
+//! reservations without it, on a server with the memory of docker-compose.yml.
 
 mod attack;
 mod group;
@@ -22,28 +22,28 @@ use crate::{
 use attack::Attack;
 use group::MemoryGroup;
 
-/// How much is measured.
+/// The sizes of the measurement.
 #[derive(Args, Clone, Copy, Debug)]
 pub(crate) struct Plan {
-    /// Connections that ask for a document or for large messages, and read nothing
+    /// Connections that request a document or large messages, and read nothing
     #[arg(long, value_name = "NUMBER", default_value_t = 10_000)]
     readers: usize,
     /// Devices that wait for messages
     #[arg(long, value_name = "NUMBER", default_value_t = 10_000)]
     waiting: usize,
-    /// Devices with four messages of 1 MB each in their queues, which some of the readers ask for
+    /// Devices with four messages of 1 MB each in their queues, which some readers fetch
     #[arg(long, value_name = "NUMBER", default_value_t = 50)]
     queues: usize,
-    /// The memory that the server may use, in MiB. As root, a control group sees to it
+    /// The memory that the server may use, in MiB. As root, a control group enforces it
     #[arg(long, value_name = "NUMBER", default_value_t = 256)]
     memory: u32,
-    /// How often each is measured, in turns
+    /// Number of rounds
     #[arg(long, value_name = "NUMBER", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
     rounds: u32,
-    /// How long each takes, in seconds
+    /// Duration of each round, in seconds
     #[arg(long, value_name = "NUMBER", default_value_t = 20, value_parser = clap::value_parser!(u64).range(1..))]
     seconds: u64,
-    /// Reservations a second, at fixed times, with latencies from when each was due
+    /// Reservations a second, at fixed times; a latency counts from the time when the request was due
     #[arg(long, value_name = "NUMBER", default_value_t = 200, value_parser = clap::value_parser!(u32).range(1..))]
     rate: u32,
     /// Connections that reserve
@@ -51,28 +51,28 @@ pub(crate) struct Plan {
     connections: u16,
 }
 
-/// What it found.
+/// The findings.
 #[derive(Debug, Serialize)]
 pub(crate) struct Findings {
     /// The 99th percentile of reservations, in milliseconds.
     p99_ms: Rounds,
-    /// Reservations that were not answered with 200, under siege and without.
+    /// Reservations that got another status than 200, under attack and without.
     refused: [u64; 2],
-    /// The most that the server ever had, in megabytes.
+    /// The server's peak memory, in megabytes.
     server_peak_mb: f64,
-    /// What it may have.
+    /// The server's memory limit.
     memory_mib: u32,
-    /// Whether a control group saw to that.
+    /// Whether a control group enforced the limit.
     is_limited: bool,
-    /// The most connections that were open to it at the same time under siege.
+    /// The most simultaneous connections under attack.
     most_open: usize,
-    /// Connections that it ended, or that could not be made.
+    /// Connections that the server closed or refused.
     ended: usize,
 }
 
 const USERS: u64 = 1_000;
 
-/// Those who reserve are connected when the attack begins, so that their latencies have no wait for a connection.
+/// The adders connect before the attack begins, so that their latencies include no wait for a connection.
 const ONSET: Duration = Duration::from_secs(1);
 
 pub(crate) async fn measure(plan: Plan) -> Result<Findings> {

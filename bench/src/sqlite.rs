@@ -1,4 +1,4 @@
-//! An SQLite file of a measurement's own, and a bare thread that reserves in it.
+//! A temporary SQLite file, and a bare thread that reserves in it.
 
 use std::{
     fs,
@@ -13,28 +13,28 @@ use tempfile::TempDir;
 
 use crate::{progress, report::as_f64, seed, server};
 
-/// As the server's writer has it: as durable, and with as much memory.
+/// The settings of the server's writer: the same durability and memory.
 const SESSION: &str = "PRAGMA busy_timeout = 5000; PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; \
                        PRAGMA foreign_keys = ON; PRAGMA wal_autocheckpoint = 16000; PRAGMA cache_size = -16000";
 
-/// One reservation in one statement, as it can be written by hand.
+/// A hand-written reservation in one statement.
 const STATEMENT: &str = "\
 UPDATE key_packages SET state = 'reserved', reservation = ?1, reserved_by = 1, reserved_until = 4000000000
 WHERE keypackage_ref = (SELECT keypackage_ref FROM key_packages WHERE device_id = ?2 AND fresh
   AND ciphersuite BETWEEN 0 AND 65535 AND not_after >= 1 AND keypackage_ref >= ?1 ORDER BY keypackage_ref LIMIT 1)
 RETURNING keypackage_ref, key_package, ciphersuite, not_after";
 
-/// The row that the trail has of it.
+/// Its row in the audit trail.
 const EVENT: &str = "\
 INSERT INTO audit_events (device_id, keypackage_ref, action, actor, reservation, last_resort, at, until)
 VALUES (?1, ?2, 'reserve', 1, ?3, 0, 2000000000, 4000000000)";
 
-/// How a bare thread reserves.
+/// The mode of the bare thread.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Bare {
-    /// So many in each transaction.
+    /// Reservations in each transaction.
     pub batch: u32,
-    /// With the row of the audit trail, as the server.
+    /// Whether to write the row of the audit trail, like the server.
     pub trail: bool,
 }
 
@@ -58,11 +58,11 @@ impl File {
         format!("sqlite://{}", self.path.display())
     }
 
-    /// Users `user-1` to `users` with one device each, and so many KeyPackages over all of them, while no server has it
-    /// open. What stands for a KeyPackage has its size; nobody parses it.
+    /// Writes users `user-1` to `users` with one device each, and so many KeyPackages in all, while no server has the
+    /// file open. The bytes are of a KeyPackage's size only, since nothing parses them.
     pub(crate) fn fill(&self, users: u64, packages: u64) -> Result<()> {
         let db = open(&self.path)?;
-        // What is not yet anybody's may get lost.
+        // The fill need not be durable.
         db.execute_batch("PRAGMA synchronous = OFF; PRAGMA cache_size = -1000000")?;
         db.execute_batch(&format!(
             "WITH RECURSIVE u (u) AS (SELECT 1 UNION ALL SELECT u + 1 FROM u WHERE u < {users})
@@ -79,7 +79,7 @@ impl File {
         settle(&db)
     }
 
-    /// Devices of those who ask, each with a pool as a client keeps it. Answers their tokens.
+    /// Registers the adders' devices, each with a full pool. Returns their tokens.
     pub(crate) fn add_adders(&self, count: usize) -> Result<Vec<String>> {
         let db = open(&self.path)?;
         let adders = seed::adders(count)?;
@@ -95,7 +95,7 @@ impl File {
         Ok(adders.into_iter().map(|(_, token, _)| token).collect())
     }
 
-    /// A copy, while no server has it open.
+    /// Copies the file, while no server has it open.
     pub(crate) fn copy(&self) -> Result<Self> {
         let directory = tempfile::Builder::new().prefix("keypool-bench-").tempdir().context("no directory")?;
         let path = directory.path().join("keypool.db");
@@ -103,7 +103,7 @@ impl File {
         Ok(Self { path, _directory: directory })
     }
 
-    /// Has this thread reserve for so long, and answers how many it reserved a second.
+    /// Reserves for so long, and returns the reservations a second.
     pub(crate) fn reserve(&self, users: u64, bare: Bare, span: Duration) -> Result<f64> {
         let db = open(&self.path)?;
         let mut writer =
@@ -127,7 +127,7 @@ struct Writer<'c> {
 }
 
 impl Writer<'_> {
-    /// Reads all of the row, as who answers with it has to.
+    /// Reads all columns of the row, as the server does for its answer.
     fn reserve_one(&mut self, users: u64) -> Result<bool> {
         let mut rng = rand::rng();
         let (nonce, owner): ([u8; 16], _) = (rng.random(), rng.random_range(1..=users));
@@ -135,7 +135,7 @@ impl Writer<'_> {
         let mut rows = self.claim.query(params![nonce, owner])?;
         let Some(row) = rows.next()? else { return Ok(false) };
         let taken: (Vec<u8>, Vec<u8>, i32, i64) = (row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?);
-        // A statement is done when it says that there are no more rows.
+        // A statement has ended when it returns no more rows.
         ensure!(rows.next()?.is_none(), "one reservation took two KeyPackages");
         if let Some(event) = &mut self.event {
             event.execute(params![owner, taken.0, nonce])?;
@@ -151,7 +151,7 @@ fn open(path: &Path) -> Result<Connection> {
     Ok(db)
 }
 
-/// KeyPackages with these numbers for the devices that a condition holds for.
+/// Writes KeyPackages with these numbers for the devices that meet a condition.
 fn insert(db: &Connection, (first, last): (u64, u64), devices: &str) -> Result<()> {
     db.execute_batch(&format!(
         "WITH RECURSIVE n (n) AS (SELECT {first} UNION ALL SELECT n + 1 FROM n WHERE n < {last})
@@ -162,7 +162,7 @@ fn insert(db: &Connection, (first, last): (u64, u64), devices: &str) -> Result<(
     Ok(())
 }
 
-/// Everything is in the file itself.
+/// Moves the write-ahead log into the file.
 fn settle(db: &Connection) -> Result<()> {
     db.execute_batch("PRAGMA wal_checkpoint(TRUNCATE)").context("cannot write the log back")
 }
@@ -203,7 +203,7 @@ mod tests {
         bare(true).unwrap();
         assert!(reserved() > without);
         assert_eq!(told(), reserved() - without);
-        // A batch that finds nothing is no reservation.
+        // An empty batch counts as no reservation.
         db.execute_batch("DELETE FROM key_packages").unwrap();
         assert!(bare(false).is_err());
     }

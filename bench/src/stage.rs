@@ -1,4 +1,4 @@
-//! A filled database with a server on it, and those who ask there.
+//! A filled database with a server and its adders.
 
 use std::{sync::Arc, time::Duration};
 
@@ -12,7 +12,7 @@ use crate::{
     server::Server,
 };
 
-/// One database of a PostgreSQL, and what is on it.
+/// One database of a PostgreSQL, with its server.
 #[derive(Debug)]
 pub(crate) struct Stage<'a> {
     pub database: Database<'a>,
@@ -22,7 +22,8 @@ pub(crate) struct Stage<'a> {
 }
 
 impl<'a> Stage<'a> {
-    /// So many KeyPackages of so many users, and so many connections that ask, each for a device of its own.
+    /// Fills a database with so many KeyPackages of so many users, and opens so many connections, each with its own
+    /// device.
     pub(crate) async fn set(
         postgres: &'a Postgres,
         name: &str,
@@ -59,7 +60,7 @@ impl<'a> Stage<'a> {
         Self::set_up(postgres, name, (users, packages), connections, Some(memory)).await
     }
 
-    /// So that no round pays for the first plans and the cold caches.
+    /// Warm-up, so that no round includes the first plans and cold caches.
     pub(crate) async fn warm_up(&self) -> Result<()> {
         self.run(Mix::RESERVE, Pace::Full(Duration::from_secs(1))).await.map(drop)
     }

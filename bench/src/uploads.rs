@@ -1,4 +1,4 @@
-//! Uploads through HTTP, and what the cores can judge; and reservations beside uploads.
+//! Uploads through HTTP, validation on all cores, and reservations beside uploads.
 
 use std::{
     sync::Arc,
@@ -8,7 +8,7 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use base64::{Engine, prelude::BASE64_STANDARD};
 use clap::Args;
-use keypool_bench::Judge;
+use keypool_bench::Validator;
 use serde::Serialize;
 
 use crate::{
@@ -22,10 +22,10 @@ use crate::{
     stage::Stage,
 };
 
-/// KeyPackages in an upload: a client that fills its empty pool.
+/// KeyPackages in an upload into an empty pool.
 const BATCH: usize = 32;
 
-/// How much is measured.
+/// The sizes of the measurement.
 #[derive(Args, Clone, Copy, Debug)]
 pub(crate) struct Plan {
     #[command(flatten)]
@@ -35,20 +35,20 @@ pub(crate) struct Plan {
     real: u32,
 }
 
-/// What it found.
+/// The findings.
 #[derive(Debug, Serialize)]
 pub(crate) struct Findings {
-    /// KeyPackages a second: uploaded, and judged on all `cores` of this machine.
+    /// KeyPackages a second: uploaded, and validated on all `cores` of this machine.
     uploads: Rounds,
-    /// Milliseconds that 99 of 100 reservations took at most: beside uploads at half of their highest rate, and alone.
+    /// The 99th percentile of reservations in milliseconds: beside uploads at half of their highest rate, and alone.
     reserve_p99_ms: Rounds,
-    /// Requests that were not answered with 200.
+    /// Requests that got another status than 200.
     refused: u64,
-    /// The server's memory after all of it, in megabytes.
+    /// The server's memory at the end, in megabytes.
     server_memory_mb: f64,
 }
 
-/// A device that uploads once.
+/// A device that uploads a single time.
 #[derive(Debug)]
 struct Uploader {
     user: String,
@@ -96,13 +96,13 @@ async fn round(
     span: Duration,
     step: impl Fn(&'static str),
 ) -> Result<()> {
-    // What finds the highest rate may end early; what goes on at half of it may not.
+    // The measurement of the highest rate may end early; the one at half of it must not.
     let (fast, steady) = uploaders.split_at(uploaders.len() / 2);
-    step("the cores judge");
-    let judged = judge(uploaders)?;
+    step("validate on all cores");
+    let validated = validate(uploaders)?;
     step("uploads");
     let peak = load::run(Mix::UPLOAD, &cast(stage, fast), stage.connections, Pace::Full(span)).await?;
-    findings.uploads.add(peak.rate() * as_f64(BATCH as u64), judged);
+    findings.uploads.add(peak.rate() * as_f64(BATCH as u64), validated);
     step("reserve");
     let alone = stage.run(Mix::RESERVE, Pace::Full(span)).await?;
     step("reserve beside uploads");
@@ -117,22 +117,22 @@ async fn round(
     Ok(())
 }
 
-/// Those who upload, on the stage's server.
+/// The uploading devices, on the stage's server.
 fn cast(stage: &Stage<'_>, uploaders: &[Uploader]) -> Arc<Cast> {
     let uploads = uploaders.iter().map(|uploader| uploader.upload.clone()).collect();
     Cast::new(stage.server.address.clone(), Vec::new(), ("", 0)).with_uploads(uploads).into()
 }
 
-/// How many KeyPackages all cores judge a second, with no HTTP and no database.
-fn judge(uploaders: &[Uploader]) -> Result<f64> {
+/// How many KeyPackages all cores validate a second, without HTTP and database.
+fn validate(uploaders: &[Uploader]) -> Result<f64> {
     let decode = |package: &String| BASE64_STANDARD.decode(package).context("a KeyPackage is not in base64");
     let bytes: Vec<Vec<_>> =
         uploaders.iter().map(|one| one.packages.iter().map(decode).collect()).collect::<Result<_>>()?;
-    let judge = Judge::new()?;
+    let validator = Validator::new()?;
     let begun = Instant::now();
     cores::on_all(uploaders.len(), |number| {
         for package in &bytes[number] {
-            std::hint::black_box(judge.judge(package.clone(), &uploaders[number].user)?);
+            std::hint::black_box(validator.validate(package.clone(), &uploaders[number].user)?);
         }
         Ok(())
     })?;
@@ -141,7 +141,7 @@ fn judge(uploaders: &[Uploader]) -> Result<f64> {
 
 pub(crate) fn text(findings: &Findings) -> String {
     let table = rounds([
-        ("KeyPackages uploaded, a second; judged on all cores", &findings.uploads),
+        ("KeyPackages uploaded, a second; validated on all cores", &findings.uploads),
         ("99 of 100 reservations beside uploads, ms at most; alone", &findings.reserve_p99_ms),
     ]);
     format!("{table}\n{} were refused; the server has {:.0} MB", findings.refused, findings.server_memory_mb)

@@ -1,4 +1,4 @@
-//! How long a message that comes by one server takes to wake who waits at another.
+//! The time from a message at one server to the recipient that waits at another one.
 
 use std::time::Instant;
 
@@ -38,7 +38,7 @@ pub(crate) async fn measure(server: &str, other: &str, rounds: u32) -> Result<Wa
             Ok::<_, keypool_client::Error>(woken)
         };
         let saying = async {
-            // So that the receiver waits by then.
+            // By then the recipient waits.
             tokio::time::sleep(std::time::Duration::from_millis(100)).await;
             sending.send(&group.group_id, &text).await?;
             Ok::<_, keypool_client::Error>(Instant::now())

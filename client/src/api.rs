@@ -12,6 +12,7 @@ use keypool_openapi::{
     ReleaseResponse, ReserveRequest, ReserveResponse, RevokeRequest, RevokeResponse, SpendRequest, SpendResponse,
     UploadRequest, UploadResponse, UserName,
 };
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use reqwest::{Method, RequestBuilder, Response, Url, header::RETRY_AFTER};
 use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, de::DeserializeOwned};
@@ -22,29 +23,32 @@ use crate::error::{Error, Result};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How long one try may take.
+/// The timeout of one attempt.
 const TRY_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// How long a call may take with all its tries, unless [`ApiClient::with_timeout`] says otherwise.
+/// The default timeout of a call with all its attempts; see [`ApiClient::with_timeout`].
 pub const DEFAULT_TIMEOUT: Duration = Duration::from_mins(1);
 
-/// The longest page of a list.
+/// All but the characters that a path has as they are (RFC 3986, section 2.3).
+const UNRESERVED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
+
+/// The number of items in one page of the inventory.
 const PAGE: u32 = 1_000;
 
-/// The most pages of an inventory that are read: a pool has some hundred KeyPackages, and those that ended until their
-/// `not_after`.
+/// The largest number of inventory pages that are read. A pool has a few hundred KeyPackages, including those that
+/// ended and have not reached their `not_after`.
 const MAX_PAGES: usize = 100;
 
-/// The most bytes of an answer that are read. A Keypool server answers 4 MiB of KeyPackages or messages at once, in base64,
-/// and one more that may have 1 MiB.
+/// The largest number of bytes of an answer that are read. A Keypool server sends up to 4 MiB of KeyPackages or
+/// messages, in base64, and one more of up to 1 MiB.
 const MAX_ANSWER: usize = 32 * 1024 * 1024;
 
 const IDEMPOTENCY_KEY: &str = "Idempotency-Key";
 
-/// Keypool's HTTP calls, typed. An answer that is an error becomes [`Error::Refused`].
+/// Keypool's HTTP API with typed calls. A problem document becomes [`Error::Refused`].
 ///
-/// Each call may be repeated without harm, and is, with growing waits, where the server was not reached or was busy: for
-/// [`DEFAULT_TIMEOUT`], and not before the time that the server asks for.
+/// Every call is safe to repeat. If the server is unreachable or busy, the client repeats it with growing waits, for at
+/// most [`DEFAULT_TIMEOUT`], and respects `Retry-After`.
 #[derive(Clone)]
 pub struct ApiClient {
     http: reqwest::Client,
@@ -60,38 +64,38 @@ impl fmt::Debug for ApiClient {
 }
 
 impl ApiClient {
-    /// A client of the server at `server`, which acts as the device whose `token` it holds. Only
-    /// [`ApiClient::register`] can do without.
+    /// A client of the server at `server` that acts as the device with this `token`. Only [`ApiClient::register`] works
+    /// without a token.
     pub fn new(server: &str, token: Option<SecretString>) -> Result<Self> {
-        // Fails only if the application has chosen a provider before, and then that one serves.
+        // Fails only if the application has installed a provider before; then that one is used.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let server = server_address(server)?;
         let http = reqwest::Client::builder()
             .user_agent(concat!("keypool/", env!("CARGO_PKG_VERSION")))
             .connect_timeout(CONNECT_TIMEOUT)
             .timeout(TRY_TIMEOUT)
-            // A redirect could carry the bearer token to another path of the same host, and no call needs one.
+            // No call needs redirects, and one could send the bearer token to another path of the host.
             .redirect(reqwest::redirect::Policy::none())
             .build()
             .map_err(|source| Error::Unreachable { server: server.to_string(), source })?;
         Ok(Self { http, server, token, timeout: DEFAULT_TIMEOUT })
     }
 
-    /// The same client, whose calls may take so long with all their tries. A call that waits on the server for a message
-    /// may take as long as that wait.
+    /// Sets the timeout of a call with all its attempts. A call that waits on the server for a message may take as long
+    /// as that wait.
     #[must_use]
     pub fn with_timeout(self, timeout: Duration) -> Self {
         Self { timeout, ..self }
     }
 
-    /// The server's address, as the client uses it.
+    /// The server's address, normalised.
     #[must_use]
     pub fn server(&self) -> &str {
         self.server.as_str()
     }
 
-    /// Registers a device. For a further device of a known user, this client's token must be one of that user. With a
-    /// key, which is a secret, the call is repeated where need be.
+    /// Registers a device. For another device of a known user, this client's token must belong to that user. With an
+    /// Idempotency-Key, which is a secret, the call may be repeated.
     pub async fn register(&self, request: &RegisterRequest, key: Option<&str>) -> Result<RegisterResponse> {
         let build = || {
             let call = self.request(Method::POST, "devices")?.json(request);
@@ -102,13 +106,13 @@ impl ApiClient {
 
     /// A user's devices.
     pub async fn devices(&self, user: &UserName) -> Result<DeviceList> {
-        self.call(|| self.request(Method::GET, &format!("users/{user}/devices"))).await
+        self.call(|| self.request(Method::GET, &devices_path(user))).await
     }
 
     /// A user's devices, removed ones included.
     pub async fn devices_with_removed(&self, user: &UserName) -> Result<DeviceList> {
         let query = DevicesQuery { removed: Some(true) };
-        self.call(|| Ok(self.request(Method::GET, &format!("users/{user}/devices"))?.query(&query))).await
+        self.call(|| Ok(self.request(Method::GET, &devices_path(user))?.query(&query))).await
     }
 
     /// The devices of up to [`keypool_openapi::MAX_LOOKUP_USERS`] users, with their signature keys.
@@ -121,8 +125,8 @@ impl ApiClient {
         self.call(|| Ok(self.request(Method::POST, "keypackages/upload")?.json(request))).await
     }
 
-    /// Reserves a KeyPackage of each of a user's devices. Its tries carry one `Idempotency-Key`, so that a lost answer
-    /// holds nothing that nobody knows of.
+    /// Reserves a KeyPackage of each of a user's devices. All attempts carry one `Idempotency-Key`, so that a lost
+    /// answer leaves no unknown reservation.
     pub async fn reserve_key_package(&self, request: &ReserveRequest) -> Result<ReserveResponse> {
         let key = Uuid::new_v4().to_string();
         self.call(|| {
@@ -132,28 +136,27 @@ impl ApiClient {
         .await
     }
 
-    /// Says that a reserved KeyPackage is in a Commit.
+    /// Spends a reservation: its KeyPackage is in a Commit.
     pub async fn spend_key_package(&self, request: &SpendRequest) -> Result<SpendResponse> {
         self.call(|| Ok(self.request(Method::POST, "keypackages/spend")?.json(request))).await
     }
 
-    /// Gives a reserved KeyPackage back.
+    /// Releases a reservation.
     pub async fn release_key_package(&self, request: &ReleaseRequest) -> Result<ReleaseResponse> {
         self.call(|| Ok(self.request(Method::POST, "keypackages/release")?.json(request))).await
     }
 
-    /// Withdraws KeyPackages of the device's own pool, at most [`keypool_openapi::MAX_REVOCATIONS`] by their refs.
+    /// Revokes KeyPackages of the device's own pool, at most [`keypool_openapi::MAX_REVOCATIONS`] by their refs.
     pub async fn revoke_key_packages(&self, request: &RevokeRequest) -> Result<RevokeResponse> {
         self.call(|| Ok(self.request(Method::POST, "keypackages/revoke")?.json(request))).await
     }
 
-    /// How the device's own pool is doing.
+    /// The status of the device's own pool.
     pub async fn get_key_package_status(&self) -> Result<PoolStatus> {
         self.call(|| self.request(Method::GET, "keypackages/status")).await
     }
 
-    /// All that the server knows of the device's own KeyPackages, in the order of their refs. A server that never comes to
-    /// an end is given up.
+    /// The server's inventory of the device's own KeyPackages, sorted by ref. Fails if the server sends too many pages.
     pub async fn get_inventory(&self) -> Result<Vec<InventoryItem>> {
         let mut items = Vec::new();
         let mut query = InventoryQuery { after: None, limit: Some(PAGE) };
@@ -173,38 +176,40 @@ impl ApiClient {
         Err(self.unexpected(format!("the inventory has more than {MAX_PAGES} pages of {PAGE}")))
     }
 
-    /// A page has at most as many items as were asked for.
+    /// Checks that a page has at most as many items as requested.
     fn check_page(&self, found: usize, limit: u32) -> Result<()> {
         if usize::try_from(limit).is_ok_and(|limit| found > limit) {
-            return Err(self.unexpected(format!("{found} items on a page, where {limit} were asked for")));
+            return Err(self.unexpected(format!("{found} items on a page, although {limit} were requested")));
         }
         Ok(())
     }
 
-    /// The error for an answer that was understood, and that a Keypool server would not give.
+    /// The error for a readable answer that a Keypool server would not give.
     pub(crate) fn unexpected(&self, found: impl Into<String>) -> Error {
         self.misunderstood(200, found.into(), None)
     }
 
-    /// What happened to the device's own KeyPackages, the newest first: a page of at most `limit` events before the
-    /// event `before`.
+    /// The audit trail of the device's own KeyPackages, newest first: at most `limit` events, older than the event
+    /// `before`.
     pub async fn get_audit_trail(&self, before: Option<i64>, limit: u32) -> Result<AuditPage> {
         let query = AuditQuery { user: None, before, limit: Some(limit) };
         self.call(|| Ok(self.request(Method::GET, "keypackages/audit")?.query(&query))).await
     }
 
-    /// Commits to a group: all of the request, or nothing.
+    /// Commits to a group. The server applies the whole request, or nothing.
     pub async fn commit(&self, group_id: &GroupId, request: &CommitRequest) -> Result<CommitResponse> {
         self.call(|| Ok(self.request(Method::POST, &format!("groups/{group_id}/commits"))?.json(request))).await
     }
 
-    /// Sends a message to members of a group. A lost answer may queue it twice: MLS tells receivers that they had it.
+    /// Sends a message to members of a group. After a lost answer it may be queued twice: receivers detect that through
+    /// MLS.
     pub async fn send_message(&self, group_id: &GroupId, request: &MessageRequest) -> Result<MessageResponse> {
         self.call(|| Ok(self.request(Method::POST, &format!("groups/{group_id}/messages"))?.json(request))).await
     }
 
-    /// The oldest in the device's own queue; where there is nothing, what comes within so many seconds, a minute at most.
-    /// Does not wait where the devices of the user have changed since the version that an earlier page had.
+    /// The oldest messages in the device's own queue, at most `limit`. If the queue is empty, waits up to `wait`
+    /// seconds, at most 60. Does not wait if the list of the user's devices has changed since `devices_version`, which
+    /// an earlier page contained.
     pub async fn messages(&self, wait: u32, limit: u32, devices_version: Option<u64>) -> Result<MessagesPage> {
         let query = MessagesQuery { wait: Some(wait), limit: Some(limit), devices_version };
         let page: MessagesPage = self
@@ -216,7 +221,7 @@ impl ApiClient {
         Ok(page)
     }
 
-    /// Takes messages out of the device's own queue.
+    /// Removes messages from the device's own queue.
     pub async fn acknowledge(&self, request: &AckRequest) -> Result<AckResponse> {
         self.call(|| Ok(self.request(Method::POST, "messages/ack")?.json(request))).await
     }
@@ -236,12 +241,12 @@ impl ApiClient {
         })
     }
 
-    /// Makes a call that may be repeated, until it is answered, or time is up.
+    /// Repeats a call until it is answered or the timeout ends.
     async fn call<T: DeserializeOwned>(&self, build: impl Fn() -> Result<RequestBuilder>) -> Result<T> {
         self.call_that_waits(Duration::ZERO, build).await
     }
 
-    /// The same for a call that the server answers after so long where nothing happens.
+    /// Like [`Self::call`], for a call that the server may answer after `wait`.
     async fn call_that_waits<T: DeserializeOwned>(
         &self,
         wait: Duration,
@@ -297,13 +302,13 @@ impl ApiClient {
     }
 }
 
-/// `Retry-After` in seconds; as a date, nobody sends it to programs.
+/// `Retry-After` in seconds. The form with a date is ignored, because servers do not send it to programs.
 fn retry_after(response: &Response) -> Option<Duration> {
     let seconds = response.headers().get(RETRY_AFTER)?.to_str().ok()?.parse().ok()?;
     Some(Duration::from_secs(seconds))
 }
 
-/// What is needed of the OpenAPI document.
+/// The part of the OpenAPI document that is used.
 #[derive(Deserialize)]
 struct Document {
     info: DocumentInfo,
@@ -328,7 +333,12 @@ pub(crate) fn server_address(text: &str) -> Result<Url> {
     Ok(url)
 }
 
-/// What anybody on the way to the server can read and change, such as the bearer token.
+/// The path of a user's devices. The name may have any character.
+fn devices_path(user: &UserName) -> String {
+    format!("users/{}/devices", utf8_percent_encode(user.as_str(), UNRESERVED))
+}
+
+/// Whether traffic to this address is unencrypted and leaves this machine, so that others could read the bearer token.
 pub(crate) fn is_in_the_clear(server: &str) -> bool {
     Url::parse(server).is_ok_and(|url| {
         let host = url.host_str().unwrap_or_default().trim_matches(['[', ']']);

@@ -11,6 +11,7 @@ use std::{
 
 use clap::{Args, CommandFactory as _, Parser, Subcommand};
 use clap_complete::Shell;
+use etcetera::BaseStrategy as _;
 use keypool_openapi::{DeviceName, KeyPackageRef, ReservationId, UserName};
 use openmls::prelude::Ciphersuite;
 use secrecy::{ExposeSecret, SecretString};
@@ -20,7 +21,7 @@ use crate::{
     client::{MlsClient, NewDevice, Settings},
     doctor::Verdict,
     error::{Error, Result},
-    mls::CIPHERSUITE,
+    identity::CIPHERSUITE,
     storage::LocalStore,
 };
 use chat::ChatArgs;
@@ -28,13 +29,15 @@ use groups::{GroupCommand, ReceiveArgs, SendArgs};
 use output::Output;
 
 mod chat;
+mod colour;
 mod groups;
 mod incoming;
 mod output;
+mod sentences;
 mod tables;
 
 const EXAMPLES: &str = "\
-Example: alice makes a device, and bob reserves one of her KeyPackages and spends it.
+Example: alice makes a device; bob reserves one of her KeyPackages and spends it.
 
   keypool --data-dir alice init --server http://localhost:8080 --user alice
   keypool --data-dir bob init --server http://localhost:8080 --user bob
@@ -42,35 +45,35 @@ Example: alice makes a device, and bob reserves one of her KeyPackages and spend
   keypool --data-dir bob spend RESERVATION_ID --group friends
   keypool --data-dir alice status
 
-Example: alice makes a group and invites bob, who reads what she says.
+Example: alice makes a group and invites bob; bob receives her message.
 
   keypool --data-dir alice group create friends
   keypool --data-dir alice group invite friends bob
   keypool --data-dir alice send friends 'hello, bob'
   keypool --data-dir bob receive
 
-Exit codes: 0 done, 1 failed, 2 wrong usage, 3 failed for now: the same command may succeed later.
-Colours are for terminals, unless NO_COLOR is set.";
+Exit codes: 0 success, 1 failure, 2 wrong usage, 3 temporary failure: the same command may succeed later.
+Output on a terminal is coloured, unless NO_COLOR is set.";
 
-/// The exit code of what may succeed later.
+/// The exit code for a failure after which the same command may succeed later.
 const LATER: u8 = 3;
 
-/// Keeps this device's KeyPackages on a Keypool server, and reserves those of others.
+/// Keeps this device's KeyPackages on a Keypool server, and reserves those of other users
 #[expect(clippy::doc_markdown, reason = "clap prints these lines as they stand")]
 #[derive(Debug, Parser)]
 #[command(name = "keypool", version, after_help = EXAMPLES, max_term_width = 100)]
 struct Cli {
-    /// Where this device's keys and metadata are kept [default: keypool in the platform's data directory]
+    /// The directory for this device's keys and metadata [default: keypool in the platform's data directory]
     #[arg(long, global = true, value_name = "DIR", env = "KEYPOOL_DATA_DIR")]
     data_dir: Option<PathBuf>,
-    /// A file with the passphrase of an encrypted data directory; KEYPOOL_PASSPHRASE holds the passphrase itself
+    /// A file with the passphrase of the encrypted data directory; KEYPOOL_PASSPHRASE may hold the passphrase itself
     #[arg(long, global = true, value_name = "FILE", env = "KEYPOOL_PASSPHRASE_FILE")]
     passphrase_file: Option<PathBuf>,
-    /// How long to try while the server is away or busy, before it exits with 3
+    /// How long to retry while the server is unreachable or busy, before exiting with 3
     #[arg(long, global = true, value_name = "SECONDS", env = "KEYPOOL_TIMEOUT", default_value_t = DEFAULT_TIMEOUT.as_secs(),
         value_parser = clap::value_parser!(u64).range(1..=86_400))]
     timeout: u64,
-    /// Print JSON, errors too, for programs
+    /// Print JSON for programs, also for errors
     #[arg(long, global = true)]
     json: bool,
     #[command(subcommand)]
@@ -81,36 +84,36 @@ struct Cli {
 enum Command {
     /// Make this device: identity, registration, 32 KeyPackages and a last resort
     ///
-    /// May be run again with the same arguments, and then finishes what is unfinished.
+    /// Run it again with the same arguments to finish an interrupted run.
     #[command(after_help = "Example: keypool init --server http://localhost:8080 --user alice --device laptop")]
     Init(InitArgs),
-    /// Bring the pool in order: reconcile with the server, remove what expired, upload what is missing
+    /// Bring the pool up to date: reconcile with the server, delete expired KeyPackages, upload new ones
     #[command(
-        after_help = "Example: keypool refresh\n\nRun it as often as you like: where all is in order, it changes nothing."
+        after_help = "Example: keypool refresh\n\nRun it as often as you like: if nothing has to change, it changes nothing."
     )]
     Refresh,
-    /// Show how this device's pool on the server is doing
+    /// Show the status of this device's pool on the server
     #[command(
         after_help = "Example: keypool status --json\n\nThe JSON is the server's answer to GET /keypackages/status."
     )]
     Status,
-    /// List all that the server knows of this device's KeyPackages
+    /// List the server's inventory of this device's KeyPackages
     #[command(after_help = "Example: keypool inventory --json | jq '.[] | select(.state == \"reserved\")'")]
     Inventory,
-    /// Show who reserved and spent this device's KeyPackages, the newest first
+    /// Show the audit trail of this device's KeyPackages, newest first
     #[command(after_help = "Example: keypool audit --limit 20")]
     Audit {
-        /// How many events
+        /// The number of events
         #[arg(long, value_name = "NUMBER", default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=1000))]
         limit: u32,
-        /// Only what came before this event, by its number
+        /// Only events before the one with this number
         #[arg(long, value_name = "NUMBER")]
         before: Option<i64>,
     },
     /// Reserve a KeyPackage of each of a user's devices
     #[command(after_help = "Example: keypool reserve bob --device phone --ttl 120")]
     Reserve(ReserveArgs),
-    /// Say that a reserved KeyPackage is in a Commit
+    /// Spend a reservation: its KeyPackage is in a Commit
     #[command(after_help = "Example: keypool spend 1f-67e55044-10b1-426f-9247-bb680e5fe0c8 --group friends")]
     Spend {
         /// The reservation, as `keypool reserve` printed it
@@ -119,16 +122,15 @@ enum Command {
         #[arg(long, value_name = "NAME")]
         group: String,
     },
-    /// Show the number that you and another user compare, to know that the server names the right keys to both
+    /// Show the number that you and another user compare, to know that the server gave both the right keys
     ///
-    /// Compare it in person or by telephone. It is another one whenever one of you changes a key, or adds or removes a
-    /// device.
+    /// Compare it in person or by telephone. It changes whenever one of you changes a key, or adds or removes a device.
     #[command(after_help = "Example: keypool verify bob")]
     Verify {
         /// The other user
         user: UserName,
     },
-    /// Give a reserved KeyPackage back
+    /// Release a reservation
     #[command(after_help = "Example: keypool release 1f-67e55044-10b1-426f-9247-bb680e5fe0c8")]
     Release {
         /// The reservation, as `keypool reserve` printed it
@@ -137,33 +139,36 @@ enum Command {
     /// Make, change and list groups
     #[command(subcommand)]
     Group(GroupCommand),
-    /// Talk in a group, with a pool that is looked after meanwhile
+    /// Chat in a group; the pool is refreshed meanwhile
     ///
-    /// What comes is shown as it comes. /help lists what else can be done.
+    /// Messages are shown as they arrive. /help lists the commands.
     #[command(after_help = "Example: keypool chat friends")]
     Chat(ChatArgs),
     /// Send a message to a group
     #[command(after_help = "Example: keypool send friends 'hello, everybody'")]
     Send(SendArgs),
-    /// Fetch what came: messages, invitations, changes of groups
-    #[command(after_help = "Example: keypool receive --wait 30 --json\n\nWhat was printed is not printed again.")]
+    /// Receive messages, invitations, and changes of groups
+    #[command(
+        after_help = "Example: keypool receive --wait 30 --json\n\nItems that were printed are not printed again."
+    )]
     Receive(ReceiveArgs),
-    /// Withdraw KeyPackages of this device from the server
+    /// Revoke KeyPackages of this device
     ///
     /// Invitations that use one of them fail. `keypool refresh` makes new ones.
     #[command(after_help = "Example: keypool revoke --all")]
     Revoke {
-        /// Which, by their refs, as `keypool inventory` prints them
+        /// The refs of the KeyPackages, as `keypool inventory` prints them
         #[arg(value_name = "REF", required_unless_present = "all", conflicts_with = "all")]
         refs: Vec<KeyPackageRef>,
-        /// All that are available or reserved
+        /// All available and reserved KeyPackages
         #[arg(long)]
         all: bool,
     },
-    /// Change the signature key, and with it all KeyPackages
+    /// Change the signature key and replace all KeyPackages
     ///
-    /// Fills the pool anew and withdraws the old KeyPackages; their private keys stay for a day, for invitations that are
-    /// under way. Run it when somebody may have seen this device's keys, or when two clients share its data.
+    /// Fills the pool with new KeyPackages and revokes the old ones. The old private keys stay for a day, for
+    /// invitations that may still arrive. Run it if somebody may have seen this device's keys, or if two clients share
+    /// its data.
     #[command(after_help = "Example: keypool rotate")]
     Rotate,
     /// Print this device's bearer token, which is a secret
@@ -173,15 +178,16 @@ enum Command {
         after_help = "Example: curl -H \"Authorization: Bearer $(keypool token)\" http://localhost:8080/keypackages/status"
     )]
     Token,
-    /// Find out what is wrong, and say what to do
+    /// Check this device and give advice
     ///
-    /// Looks at the files, the keys, the server, the clocks, and whether this device and the server agree. Changes nothing.
+    /// Checks the files, the keys, the server, the clocks, and whether this device and the server agree. Changes
+    /// nothing.
     #[command(after_help = "Example: keypool doctor\n\nExits with 1 if something does not work.")]
     Doctor,
-    /// Print the completions of a shell
+    /// Print the completion script of a shell
     #[command(after_help = "Example: keypool completions bash > ~/.local/share/bash-completion/completions/keypool")]
     Completions {
-        /// Which shell
+        /// The shell
         shell: Shell,
     },
 }
@@ -191,27 +197,27 @@ struct InitArgs {
     /// The server's address
     #[arg(long, value_name = "URL")]
     server: String,
-    /// The user whose device this is
+    /// The owner of this device
     #[arg(long, value_name = "NAME")]
     user: UserName,
-    /// The device's name, unique among the user's
+    /// The device's name, unique among the user's devices
     #[arg(long, value_name = "NAME", default_value = "main")]
     device: DeviceName,
-    /// The token of another device of the user; for the first, what the server wants: an enrolment token, or one of its
-    /// identity provider
+    /// The token of another device of the user. For the user's first device, the token that the server requires: an
+    /// enrolment token, or one of its identity provider
     #[arg(long, value_name = "TOKEN", env = "KEYPOOL_USER_TOKEN", hide_env_values = true)]
     user_token: Option<SecretString>,
-    /// A ciphersuite to have a pool of, by its number in RFC 9420; may be given several times
+    /// A ciphersuite in which to keep a pool, by its number in RFC 9420; may be given several times
     #[arg(long, value_name = "NUMBER", value_parser = ciphersuite, default_values_t = [u16::from(CIPHERSUITE)])]
     ciphersuite: Vec<u16>,
-    /// Encrypt the data directory, with a passphrase that is asked for if it is not given
+    /// Encrypt the data directory; asks for a passphrase if none is given
     #[arg(long)]
     encrypt: bool,
 }
 
 #[derive(Debug, Args)]
 struct ReserveArgs {
-    /// The user to be added to a group
+    /// The user to add to a group
     user: UserName,
     /// Only this device of the user
     #[arg(long, value_name = "NAME")]
@@ -219,12 +225,13 @@ struct ReserveArgs {
     /// Only KeyPackages of this ciphersuite, by its number in RFC 9420
     #[arg(long, value_name = "NUMBER")]
     ciphersuite: Option<u16>,
-    /// How long to hold them [default: as the server has it]
+    /// How long to reserve them [default: the server's setting]
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..))]
     ttl: Option<u64>,
 }
 
-/// Runs the `keypool` command with the program's arguments, and answers its exit code: 0 done, 1 failed, 2 wrong usage, 3 failed for now.
+/// Runs the `keypool` command with the program's arguments, and returns its exit code: 0 success, 1 failure, 2 wrong
+/// usage, 3 temporary failure.
 pub async fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     let args: Vec<OsString> = args.into_iter().collect();
     match Cli::try_parse_from(&args) {
@@ -244,7 +251,7 @@ pub async fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         }
         Err(usage) => {
             let code = if usage.use_stderr() { ExitCode::from(2) } else { ExitCode::SUCCESS };
-            // A closed terminal is nothing to report to it.
+            // If the terminal is closed, there is nowhere to report the error.
             let _ = usage.print();
             code
         }
@@ -258,12 +265,12 @@ async fn run(cli: Cli, output: &Output) -> Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     let directory = data_dir.map_or_else(default_data_dir, Ok)?;
-    let passphrase = given_passphrase(passphrase_file.as_deref())?;
+    let passphrase = read_passphrase(passphrase_file.as_deref())?;
     let settings = Settings { passphrase, timeout: Duration::from_secs(timeout), ..Settings::default() };
     match command {
         Command::Init(args) => init(args, &directory, settings, output).await?,
         command => {
-            let mut client = existing(&directory, settings)?;
+            let mut client = open_device(&directory, settings)?;
             return with_device(command, &mut client, output).await;
         }
     }
@@ -273,12 +280,12 @@ async fn run(cli: Cli, output: &Output) -> Result<ExitCode> {
 async fn init(args: InitArgs, directory: &Path, mut settings: Settings, output: &Output) -> Result<()> {
     let InitArgs { server, user, device, user_token, ciphersuite, encrypt } = args;
     settings.passphrase = match settings.passphrase {
-        None if LocalStore::is_encrypted(directory)? => Some(asked_passphrase(directory, false)?),
-        None if encrypt => Some(asked_passphrase(directory, true)?),
+        None if LocalStore::is_encrypted(directory)? => Some(ask_passphrase(directory, false)?),
+        None if encrypt => Some(ask_passphrase(directory, true)?),
         given => given,
     };
     if is_in_the_clear(&server) {
-        Output::is_in_the_clear(&server);
+        Output::warn_of_clear_text(&server);
     }
     let ciphersuites = ciphersuite.into_iter().filter_map(|number| Ciphersuite::try_from(number).ok()).collect();
     let new = NewDevice { server, user, device, user_token, ciphersuites };
@@ -336,20 +343,20 @@ async fn with_device(command: Command, client: &mut MlsClient, output: &Output) 
     Ok(ExitCode::SUCCESS)
 }
 
-/// Opens the device of a directory, and makes no directory where there is none.
-fn existing(directory: &Path, mut settings: Settings) -> Result<MlsClient> {
+/// Opens the device in a directory. Does not create the directory.
+fn open_device(directory: &Path, mut settings: Settings) -> Result<MlsClient> {
     if !directory.is_dir() {
         return Err(Error::NotInitialised(directory.to_owned()));
     }
     settings.passphrase = match settings.passphrase {
-        None if LocalStore::is_encrypted(directory)? => Some(asked_passphrase(directory, false)?),
+        None if LocalStore::is_encrypted(directory)? => Some(ask_passphrase(directory, false)?),
         given => given,
     };
     MlsClient::open_with(directory, settings)
 }
 
-/// The passphrase of the file, or of the environment. A line's end is no part of it.
-fn given_passphrase(file: Option<&Path>) -> Result<Option<SecretString>> {
+/// The passphrase from the file, without the end of the line, or from the environment.
+fn read_passphrase(file: Option<&Path>) -> Result<Option<SecretString>> {
     let Some(path) = file else {
         let passphrase = std::env::var("KEYPOOL_PASSPHRASE").ok().filter(|passphrase| !passphrase.is_empty());
         return Ok(passphrase.map(SecretString::from));
@@ -362,12 +369,12 @@ fn given_passphrase(file: Option<&Path>) -> Result<Option<SecretString>> {
     }
 }
 
-/// Asks for the passphrase on a terminal; twice, if it is new.
-fn asked_passphrase(directory: &Path, is_new: bool) -> Result<SecretString> {
+/// Asks for the passphrase on a terminal, twice if it is new.
+fn ask_passphrase(directory: &Path, is_new: bool) -> Result<SecretString> {
     if !io::stdin().is_terminal() {
         return Err(if is_new {
-            let how = "give it in KEYPOOL_PASSPHRASE or by --passphrase-file";
-            Error::Usage(format!("there is no terminal to ask for a passphrase on: {how}"))
+            let how = "give the passphrase in KEYPOOL_PASSPHRASE or by --passphrase-file";
+            Error::Usage(format!("there is no terminal on which to ask for a passphrase: {how}"))
         } else {
             Error::Encrypted(directory.to_owned())
         });
@@ -380,32 +387,28 @@ fn asked_passphrase(directory: &Path, is_new: bool) -> Result<SecretString> {
         })
     };
     let passphrase = ask("Passphrase: ")?;
-    if passphrase.is_empty() || is_new && ask("The same again: ")? != passphrase {
-        return Err(Error::Usage("the passphrase is empty, or was not the same twice: nothing was made".to_owned()));
+    if passphrase.is_empty() || is_new && ask("Repeat the passphrase: ")? != passphrase {
+        return Err(Error::Usage("the passphrase is empty, or the two inputs differ: nothing was created".to_owned()));
     }
     Ok(passphrase.into())
 }
 
-/// A ciphersuite that this client can generate KeyPackages of.
+/// Parses a ciphersuite for which this client can generate KeyPackages.
 fn ciphersuite(number: &str) -> std::result::Result<u16, String> {
     match number.parse() {
         Ok(number @ 1..=3) => Ok(number),
-        _ => Err("this client knows 1 (X25519, AES-128-GCM), 2 (P-256) and 3 (X25519, ChaCha20-Poly1305)".to_owned()),
+        _ => Err("it must be 1 (X25519, AES-128-GCM), 2 (P-256) or 3 (X25519, ChaCha20-Poly1305)".to_owned()),
     }
 }
 
+/// `keypool` in the platform's data directory.
 fn default_data_dir() -> Result<PathBuf> {
-    let absolute = |name| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
-    let home = |below: &str| std::env::home_dir().map(|home| home.join(below));
-    let base = if cfg!(target_os = "windows") {
-        absolute("LOCALAPPDATA")
-    } else if cfg!(target_os = "macos") {
-        home("Library/Application Support")
-    } else {
-        absolute("XDG_DATA_HOME").or_else(|| home(".local/share"))
-    };
-    base.map(|base| base.join("keypool"))
-        .ok_or_else(|| Error::Usage("this machine names no data directory: choose one with --data-dir".to_owned()))
+    let base = etcetera::base_strategy::choose_native_strategy().map_err(|_| {
+        Error::Usage("the default data directory is unknown on this machine: choose one with --data-dir".to_owned())
+    })?;
+    // On Windows the data directory follows the user to other machines, and a device belongs to one: use the local one.
+    let data = if cfg!(windows) { base.cache_dir() } else { base.data_dir() };
+    Ok(data.join("keypool"))
 }
 
 #[cfg(test)]

@@ -12,15 +12,19 @@ use secrecy::SecretString;
 use crate::{
     api::{ApiClient, DEFAULT_TIMEOUT},
     clock::{Clock, SystemClock},
+    connection::MlsConnection,
+    device_name::name_of,
     error::{Error, Result},
-    mls::{
-        DeviceIdentity, IdentityCheck, Invitation, KeyPackagePool, KeyPackagePoolConfig, MlsConnection, MlsMembership,
-        Progress, Provider, RefreshReport,
-    },
-    storage::{KeyPackageStatus, LocalStore},
+    groups::{Invitation, MlsMembership, Reserved},
+    identity::DeviceIdentity,
+    identity_check::IdentityCheck,
+    key_package_status::KeyPackageStatus,
+    pool::{KeyPackagePool, KeyPackagePoolConfig, Progress},
+    refresh::RefreshReport,
+    storage::{LocalStore, Provider},
 };
 
-/// A device to be made.
+/// The device that [`MlsClient::init`] creates.
 #[derive(Clone, Debug)]
 pub struct NewDevice {
     /// The server's address, `http://HOST:PORT` or `https://HOST`.
@@ -29,21 +33,21 @@ pub struct NewDevice {
     pub user: UserName,
     /// The device's name, unique among the user's.
     pub device: DeviceName,
-    /// The token of another device of the user; needed for all but the user's first device.
+    /// The token of another device of the user. Every device but the user's first needs it.
     pub user_token: Option<SecretString>,
-    /// The ciphersuites to have a pool of. Groups made here are of the first by number.
+    /// The ciphersuites in which the device keeps a pool. New groups use the one with the lowest number.
     pub ciphersuites: Vec<Ciphersuite>,
 }
 
-/// What a client takes from outside.
+/// The settings of a client.
 pub struct Settings {
-    /// Where the time comes from.
+    /// The clock.
     pub clock: Box<dyn Clock>,
-    /// How the KeyPackage pool is kept.
+    /// The sizes of the KeyPackage pool, and the lifetime of a KeyPackage.
     pub pool: KeyPackagePoolConfig,
-    /// What the local store is encrypted with; see [`LocalStore::open_with`].
+    /// The passphrase that encrypts the local store; see [`LocalStore::open_with`].
     pub passphrase: Option<SecretString>,
-    /// How long a call may take with all its tries, where the server is away or busy.
+    /// The longest time that a call may take, retries included, while the server is unreachable or busy.
     pub timeout: Duration,
 }
 
@@ -64,10 +68,10 @@ impl fmt::Debug for Settings {
     }
 }
 
-/// One device of a user: what an application calls.
+/// One device of a user. Applications call this type.
 ///
-/// Its futures hold the local store's connection, so they run on one thread, such as that of a current-thread runtime
-/// of tokio.
+/// Its futures hold the connection of the local store and are not `Send`: run them on one thread, for example on
+/// tokio's current-thread runtime.
 pub struct MlsClient {
     store: LocalStore,
     identity: DeviceIdentity,
@@ -88,9 +92,10 @@ impl fmt::Debug for MlsClient {
 }
 
 impl MlsClient {
-    /// Makes a device in `data_dir`: an identity, its registration, and a full KeyPackage pool with a last resort.
+    /// Creates a device in `data_dir`: makes its identity, registers it, and fills its KeyPackage pool, with a last
+    /// resort.
     ///
-    /// May be repeated with the same arguments, and then finishes what is unfinished.
+    /// A call with the same arguments finishes an earlier call that was interrupted.
     pub async fn init(
         data_dir: &Path,
         new: &NewDevice,
@@ -114,7 +119,7 @@ impl MlsClient {
         Self::open_with(data_dir, Settings::default())
     }
 
-    /// Opens the device in `data_dir` with settings of the application's own.
+    /// Opens the device in `data_dir` with the given settings.
     pub fn open_with(data_dir: &Path, settings: Settings) -> Result<Self> {
         settings.pool.validate()?;
         let store = LocalStore::open_with(data_dir, settings.passphrase.as_ref())?;
@@ -128,7 +133,7 @@ impl MlsClient {
         Ok(Self { store, identity, api, settings, identity_check: None })
     }
 
-    /// The same client, with an identity check of the application's own in place of the server's directory.
+    /// Replaces the server's directory by the application's own identity check.
     #[must_use]
     pub fn with_identity_check(self, check: Box<dyn IdentityCheck>) -> Self {
         Self { identity_check: Some(check), ..self }
@@ -142,13 +147,13 @@ impl MlsClient {
         }
     }
 
-    /// This device's groups: making, joining, changing and leaving them, and their messages.
+    /// The calls for this device's groups and their messages.
     #[must_use]
     pub fn membership(&self) -> MlsMembership<'_> {
         MlsMembership::new(self.connection(), &self.identity)
     }
 
-    /// Brings the pool in order; see [`MlsConnection::refresh_key_packages`].
+    /// Brings the pool up to date; see [`MlsConnection::refresh_key_packages`].
     pub async fn refresh_key_packages(&self, progress: &dyn Fn(Progress)) -> Result<RefreshReport> {
         self.membership().refresh_key_packages(progress).await
     }
@@ -169,30 +174,31 @@ impl MlsClient {
         self.api.get_key_package_status().await
     }
 
-    /// All that the server knows of the device's KeyPackages, in the order of their refs.
+    /// The server's inventory of this device's KeyPackages, sorted by ref.
     pub async fn inventory(&self) -> Result<Vec<InventoryItem>> {
         self.api.get_inventory().await
     }
 
-    /// What happened to the device's KeyPackages, the newest first: a page of at most `limit` events before the event
+    /// The audit trail of this device's KeyPackages, newest first: at most `limit` events, older than the event
     /// `before`.
     pub async fn audit(&self, before: Option<i64>, limit: u32) -> Result<AuditPage> {
         self.api.get_audit_trail(before, limit).await
     }
 
-    /// Withdraws KeyPackages of this device from the server, or with `None` all. The next refresh takes note of it.
+    /// Revokes this device's KeyPackages on the server: those with the given refs, or all with `None`. The next refresh
+    /// updates the local store.
     pub async fn revoke(&self, refs: Option<Vec<KeyPackageRef>>) -> Result<RevokeResponse> {
         let all = refs.is_none().then_some(true);
         self.api.revoke_key_packages(&RevokeRequest { refs, all }).await
     }
 
-    /// How many KeyPackages the local store holds of each status.
+    /// The number of KeyPackages in the local store, by status.
     pub fn local_counts(&self) -> Result<BTreeMap<KeyPackageStatus, usize>> {
         self.store.count_by_status()
     }
 
-    /// Reserves KeyPackages of another user's devices, and gives them back where one is not what was asked for or does not
-    /// carry the current signature key of its device.
+    /// Reserves KeyPackages of another user's devices. Releases all of them and fails if one does not match the request
+    /// or does not carry the current signature key of its device.
     pub async fn reserve(
         &self,
         user: &UserName,
@@ -206,20 +212,24 @@ impl MlsClient {
             ttl: ttl.map(|ttl| ttl.as_secs()),
             ..ReserveRequest::of(user.clone())
         };
-        Ok(self.membership().reserve(&request).await?.0)
+        let Reserved { reservations, missing, unfit, .. } = self.membership().reserve(&request).await?;
+        if let (true, Some(one)) = (reservations.is_empty(), unfit.first()) {
+            return Err(Error::UnfitKeyPackage { device: name_of(&one.device), source: one.why.clone().into() });
+        }
+        Ok(ReserveResponse { reservations, missing })
     }
 
-    /// Says that a reserved KeyPackage is in a Commit of a group. May be repeated.
+    /// Spends a reservation: its KeyPackage is in a Commit of the group. Repeating the call changes nothing.
     pub async fn spend(&self, reservation_id: ReservationId, group_id: &[u8]) -> Result<SpendResponse> {
         self.api.spend_key_package(&SpendRequest { reservation_id, group_id: Base64Bytes(group_id.to_vec()) }).await
     }
 
-    /// Gives a reserved KeyPackage back.
+    /// Releases a reservation.
     pub async fn release(&self, reservation_id: ReservationId) -> Result<ReleaseResponse> {
         self.api.release_key_package(&ReleaseRequest { reservation_id }).await
     }
 
-    /// Makes a group with this device as its only member.
+    /// Creates a group with this device as its only member.
     pub fn create_group(&self, group_id: &[u8]) -> Result<MlsGroup> {
         self.membership().create_group(group_id)
     }
@@ -229,7 +239,7 @@ impl MlsClient {
         self.membership().load_group(group_id)
     }
 
-    /// Adds all of a user's devices to a group that the application delivers for; see
+    /// Adds all devices of a user to a group whose messages the application delivers; see
     /// [`MlsMembership::prepare_invitation`].
     pub async fn prepare_invitation(&self, group: &mut MlsGroup, user: &UserName) -> Result<Invitation> {
         self.membership().prepare_invitation(group, user).await
@@ -240,7 +250,7 @@ impl MlsClient {
         self.membership().join(welcome).await
     }
 
-    /// Who this device is.
+    /// The identity of this device.
     #[must_use]
     pub fn identity(&self) -> &DeviceIdentity {
         &self.identity
@@ -262,13 +272,13 @@ impl MlsClient {
         &self.store
     }
 
-    /// The calls of the server, with this device's token.
+    /// The server's API, called with this device's token.
     #[must_use]
     pub fn api(&self) -> &ApiClient {
         &self.api
     }
 
-    /// OpenMLS's provider, for what an application does with an [`MlsGroup`] itself.
+    /// OpenMLS's provider, for an application that uses an [`MlsGroup`] directly.
     #[must_use]
     pub fn provider(&self) -> Provider<'_> {
         self.store.provider()

@@ -2,7 +2,7 @@ use std::sync::{Arc, Mutex};
 
 use jiff::{SignedDuration, Timestamp};
 
-/// Where the client takes the time from.
+/// The source of the current time.
 pub trait Clock {
     /// The time now.
     fn now(&self) -> Timestamp;
@@ -14,10 +14,10 @@ impl<C: Clock + ?Sized> Clock for Arc<C> {
     }
 }
 
-/// Clocks that differ by more than this are worth a word: others may refuse what this device signs.
+/// The client warns if its clock and the server's differ by more than this: other devices may refuse its signatures.
 pub(crate) const SKEW: SignedDuration = SignedDuration::from_mins(1);
 
-/// How far ahead this machine's clock is of the server's, which tells whole seconds.
+/// How far this machine's clock is ahead of the server's. The server sends whole seconds.
 pub(crate) fn skew(here: Timestamp, there: Timestamp) -> SignedDuration {
     SignedDuration::from_secs(here.as_second().saturating_sub(there.as_second()))
 }
@@ -27,13 +27,13 @@ pub(crate) fn skew(here: Timestamp, there: Timestamp) -> SignedDuration {
 pub struct SystemClock;
 
 impl Clock for SystemClock {
-    #[expect(clippy::disallowed_methods, reason = "the one place that asks the machine for the time")]
+    #[expect(clippy::disallowed_methods, reason = "the only place that reads the machine's clock")]
     fn now(&self) -> Timestamp {
         Timestamp::now()
     }
 }
 
-/// A clock that stands still until it is moved, for tests.
+/// A clock for tests. It stands still until a test moves it.
 #[derive(Debug)]
 pub struct ManualClock(Mutex<Timestamp>);
 
@@ -44,7 +44,7 @@ impl ManualClock {
         Self(Mutex::new(now))
     }
 
-    /// Moves the clock by a duration, backwards if it is negative. Stops at the ends of what a [`Timestamp`] can hold.
+    /// Moves the clock by a duration, backwards if it is negative. Stops at the first and last value of [`Timestamp`].
     pub fn advance(&self, by: SignedDuration) {
         let mut now = self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let end = if by.is_negative() { Timestamp::MIN } else { Timestamp::MAX };

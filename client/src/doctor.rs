@@ -1,4 +1,4 @@
-//! What may be wrong with a device, found and explained.
+//! Checks what may be wrong with a device, and gives advice.
 
 use std::path::Path;
 
@@ -11,31 +11,31 @@ use crate::{
     client::MlsClient,
     clock::{SKEW, skew},
     error::{Error, Result},
-    storage::KeyPackageStatus,
+    key_package_status::KeyPackageStatus,
 };
 
-/// How a check went.
+/// The result of a check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Verdict {
-    /// All is well.
+    /// Nothing is wrong.
     Ok,
-    /// It works, and something should be done.
+    /// It works, but the user should do something.
     Warning,
     /// It does not work.
     Failure,
 }
 
-/// One thing that was looked at.
+/// One check with its result.
 #[derive(Clone, Debug, Serialize)]
 pub struct Check {
-    /// What.
+    /// The name of the check.
     pub name: &'static str,
-    /// How it went.
+    /// Its result.
     pub verdict: Verdict,
-    /// What was found.
+    /// The finding.
     pub found: String,
-    /// What to do about it.
+    /// What the user should do, if anything.
     pub advice: Option<String>,
 }
 
@@ -59,8 +59,8 @@ impl Check {
 }
 
 impl MlsClient {
-    /// Looks at all that this device needs: its files, its keys, its server, the time, and whether the two sides agree.
-    /// Changes nothing.
+    /// Checks this device's files, keys, server and clock, and whether the device and the server agree. Changes
+    /// nothing.
     pub async fn doctor(&self) -> Vec<Check> {
         let mut checks = vec![permissions(self.store().directory()), self.integrity(), self.keys()];
         checks.push(match self.api().server_version().await {
@@ -98,18 +98,18 @@ impl MlsClient {
     fn keys(&self) -> Check {
         match self.rows_and_keys() {
             Ok((rows, keys, 0)) if rows == keys => {
-                Check::ok("private keys", format!("all {rows} KeyPackages have theirs"))
+                Check::ok("private keys", format!("all {rows} KeyPackages have their private keys"))
             }
             Ok((rows, keys, without)) => Check::failure(
                 "private keys",
-                format!("{rows} KeyPackages and {keys} sets of keys, {without} KeyPackages without"),
-                "run `keypool refresh`: it withdraws those without keys, and makes new ones",
+                format!("{rows} KeyPackages and {keys} sets of private keys; {without} KeyPackages have no keys"),
+                "run `keypool refresh`: it revokes those without keys and makes new ones",
             ),
             Err(error) => Check::of_error("private keys", &error),
         }
     }
 
-    /// How many KeyPackages there are rows of, keys of, and rows without keys of.
+    /// The number of rows of KeyPackages, of sets of private keys, and of rows without keys.
     pub fn rows_and_keys(&self) -> Result<(usize, usize, usize)> {
         let (store, pool) = (self.store(), self.pool());
         let rows = store.metadata()?;
@@ -123,10 +123,10 @@ impl MlsClient {
     fn agreement(&self, status: &PoolStatus) -> Check {
         let unsent = self.local_counts().map(|counts| counts.get(&KeyPackageStatus::Created).copied().unwrap_or(0));
         match (self.pool().agrees_with(status), unsent) {
-            (Ok(true), Ok(0)) => Check::ok("agreement", "this device and the server know of the same KeyPackages"),
+            (Ok(true), Ok(0)) => Check::ok("agreement", "this device and the server have the same KeyPackages"),
             (Ok(agrees), Ok(unsent)) => {
                 let found = if agrees {
-                    format!("{unsent} KeyPackages were not uploaded yet")
+                    format!("{unsent} KeyPackages are not uploaded yet")
                 } else {
                     "the server's pool has changed since the last refresh".to_owned()
                 };
@@ -145,15 +145,15 @@ fn permissions(directory: &Path) -> Check {
     let open = |path: &Path| std::fs::metadata(path).is_ok_and(|found| found.permissions().mode() & 0o077 != 0);
     let files = match std::fs::read_dir(directory) {
         Ok(files) => files.filter_map(|file| file.ok().map(|file| file.path())),
-        Err(error) => return Check::failure(NAME, error.to_string(), "make the data directory readable for yourself"),
+        Err(error) => return Check::failure(NAME, error.to_string(), "make the data directory readable for your user"),
     };
     match files.chain([directory.to_owned()]).find(|path| open(path)) {
-        None => Check::ok(NAME, format!("{} is yours alone", directory.display())),
+        None => Check::ok(NAME, format!("only you can read {}", directory.display())),
         Some(path) => Check::warning(
             NAME,
-            format!("others can read {}", path.display()),
+            format!("other users can read {}", path.display()),
             format!(
-                "run `chmod -R go= '{}'`; if others use this machine, run `keypool rotate` after it",
+                "run `chmod -R go= '{}'`; if other people use this machine, run `keypool rotate` afterwards",
                 directory.display()
             ),
         ),
@@ -162,7 +162,7 @@ fn permissions(directory: &Path) -> Check {
 
 #[cfg(not(unix))]
 fn permissions(directory: &Path) -> Check {
-    Check::ok("permissions", format!("{} has those of its directory", directory.display()))
+    Check::ok("permissions", format!("{} has the permissions of its directory", directory.display()))
 }
 
 fn versions(server: &str) -> Check {
@@ -189,7 +189,7 @@ fn clocks(here: Timestamp, there: Timestamp) -> Check {
     if skew.abs() <= SKEW {
         Check::ok("clock", found)
     } else {
-        Check::warning("clock", found, "set the clock of the one that is wrong")
+        Check::warning("clock", found, "set the clock that is wrong")
     }
 }
 

@@ -1,31 +1,32 @@
 use std::{io, path::PathBuf, time::Duration};
 
+use jiff::SignedDuration;
 use keypool_openapi::{KeyPackageRef, ProblemType, ReservationId};
 
-use crate::{mls::LeafIdentity, storage::KeyPackageStatus};
+use crate::{key_package_status::KeyPackageStatus, leaf_identity::LeafIdentity};
 
-/// What a call of this crate answers.
+/// The result of a call of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// An error of a library below, kept as the cause.
+/// An error of another library, kept as the cause.
 pub type Cause = Box<dyn std::error::Error + Send + Sync>;
 
-/// What failed. The message says what happened, to what; [`Error::hint`] what to do next.
+/// An error of this crate. Its message says what is wrong; [`Error::hint`] says what to do.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
     /// The data directory holds no device yet.
     #[error("there is no device in {}", .0.display())]
     NotInitialised(PathBuf),
-    /// The device was made, and its registration never finished.
+    /// The device was created, but its registration did not finish.
     #[error("the device {0} is not registered yet")]
     NotRegistered(String),
-    /// The data directory holds a device already, and another one than was asked for.
+    /// The data directory already holds another device than the requested one.
     #[error("this data directory belongs to {found}, not to {wanted}")]
     OtherDevice {
-        /// The device that is there, with its server.
+        /// The device in the data directory, with its server.
         found: String,
-        /// The device that was asked for, with its server.
+        /// The requested device, with its server.
         wanted: String,
     },
     /// Another process has the data directory open.
@@ -36,12 +37,12 @@ pub enum Error {
     File {
         /// What was attempted, as a verb.
         doing: &'static str,
-        /// The file or directory.
+        /// The path of the file or directory.
         path: PathBuf,
         /// Why not.
         source: io::Error,
     },
-    /// The local database refused.
+    /// The local database returned an error.
     #[error("cannot {doing} in the local store")]
     Storage {
         /// What was attempted, as a verb.
@@ -49,10 +50,10 @@ pub enum Error {
         /// Why not.
         source: rusqlite::Error,
     },
-    /// The tables of OpenMLS cannot be brought up to date.
-    #[error("cannot bring the tables of OpenMLS up to date")]
+    /// The tables cannot be brought up to date.
+    #[error("cannot bring the tables of the local store up to date")]
     Migration(#[source] Cause),
-    /// A newer version of this program wrote the local database.
+    /// A newer version of this program wrote the local store.
     #[error("the local store has version {found}, and this program knows versions up to {known}")]
     NewerStore {
         /// The version in the file.
@@ -60,49 +61,49 @@ pub enum Error {
         /// The newest version known here.
         known: i64,
     },
-    /// Something in the local database is not what this program writes.
+    /// The local store contains something that this program does not write.
     #[error("the local store is damaged: {0}")]
     Damaged(String),
-    /// The local database is encrypted, and no passphrase was given.
-    #[error("{} is encrypted, and no passphrase was given", .0.display())]
+    /// The local store is encrypted, but no passphrase was given.
+    #[error("{} is encrypted, but no passphrase was given", .0.display())]
     Encrypted(PathBuf),
-    /// A passphrase was given, and the local database is not encrypted.
-    #[error("a passphrase was given, and {} is not encrypted", .0.display())]
+    /// A passphrase was given, but the local store is not encrypted.
+    #[error("a passphrase was given, but {} is not encrypted", .0.display())]
     NotEncrypted(PathBuf),
-    /// The local database cannot be decrypted.
+    /// The passphrase does not decrypt the local store.
     #[error("the passphrase does not open {}", .0.display())]
     WrongPassphrase(PathBuf),
-    /// There is no such KeyPackage in the local store.
-    #[error("there is no KeyPackage {0} here")]
+    /// The local store does not have this KeyPackage.
+    #[error("the local store has no KeyPackage {0}")]
     UnknownKeyPackage(KeyPackageRef),
-    /// A KeyPackage's life does not go that way.
-    #[error("KeyPackage {keypackage_ref} is {status}, and cannot become {next}")]
+    /// The status of a KeyPackage cannot change that way.
+    #[error("KeyPackage {keypackage_ref} is {status} and cannot become {next}")]
     InvalidTransition {
-        /// Which.
+        /// Its ref.
         keypackage_ref: KeyPackageRef,
-        /// Where it is.
+        /// Its status.
         status: KeyPackageStatus,
-        /// Where it was to go.
+        /// The requested status.
         next: KeyPackageStatus,
     },
-    /// More KeyPackages were to be generated than the pool may hold.
-    #[error("{needed} KeyPackages are to be generated, and the pool has room for {available}")]
+    /// The pool would exceed its hard cap.
+    #[error("cannot generate {needed} KeyPackages: the pool has room for {available}")]
     PoolCapacityExceeded {
-        /// How many were to be generated.
+        /// The number to generate.
         needed: usize,
-        /// How many may be.
+        /// The number that the pool has room for.
         available: usize,
     },
-    /// The pool on the server is filled by somebody else as well, again and again.
-    #[error("another client fills the pool of this device, too: {foreign} KeyPackages there were not generated here")]
+    /// Another client repeatedly fills this device's pool on the server.
+    #[error("another client uses this device's pool, too: {foreign} KeyPackages on the server were not generated here")]
     TwoClients {
-        /// How many of its KeyPackages were found.
+        /// The number of its KeyPackages on the server.
         foreign: usize,
     },
-    /// No private keys are stored for a KeyPackage or a signature key that should have them.
+    /// The private keys of a KeyPackage or of a signature key are missing.
     #[error("the private keys of {0} are not in the local store")]
     MissingKeys(String),
-    /// OpenMLS refused.
+    /// OpenMLS returned an error.
     #[error("cannot {doing}")]
     Mls {
         /// What was attempted, as a verb.
@@ -110,18 +111,18 @@ pub enum Error {
         /// Why not.
         source: Cause,
     },
-    /// There is no such group in the local store.
+    /// The local store does not have this group.
     #[error("there is no group {0:?} here")]
     UnknownGroup(String),
-    /// Several groups are called so, or have an id that begins so.
-    #[error("several groups are called {name:?}, or have an id that begins so: {}", ids.join(", "))]
+    /// The text matches the names or ids of several groups.
+    #[error("{name:?} matches several groups, by name or by the beginning of the id: {}", ids.join(", "))]
     AmbiguousGroup {
-        /// What was given.
+        /// The text.
         name: String,
         /// Their ids, in hex.
         ids: Vec<String>,
     },
-    /// A leaf is not of the device that it says it is of.
+    /// A leaf does not belong to the device that it names.
     #[error("the leaf of {member:?} is refused: {why}")]
     WrongIdentity {
         /// The identity in the leaf's credential.
@@ -129,23 +130,32 @@ pub enum Error {
         /// Why.
         why: String,
     },
-    /// Leaves have to be checked before something can be taken in. Calls that can ask the identity check do so by
-    /// themselves, and never answer this.
+    /// There is no answer of the identity check about some leaves yet. Public calls ask it themselves and never return
+    /// this error.
     #[error("{} leaves have to be checked first", leaves.len())]
     Unchecked {
-        /// Which.
+        /// The leaves.
         leaves: Vec<LeafIdentity>,
     },
-    /// A Commit of a group was refused here, and the group's epoch on the server has gone on with it.
+    /// This device refused a Commit that the server accepted, so it is behind the group's epoch.
     #[error("the group {group:?} cannot be changed any more: a Commit by {by} was refused")]
     GroupBehind {
         /// The group.
         group: String,
-        /// Who sent the Commit.
+        /// The sender of the Commit.
         by: String,
     },
-    /// Another group has taken the place of a group.
-    #[error("the group {group:?} is read-only: another group has taken its place")]
+    /// This device could not apply a Commit that the server accepted. The members who applied it are in a later epoch, and
+    /// cannot read what this device would send.
+    #[error("this device fell behind in the group {group:?}: it could not apply a Commit by {by}")]
+    FellBehind {
+        /// The group.
+        group: String,
+        /// The sender of the Commit.
+        by: String,
+    },
+    /// Another group replaced this group.
+    #[error("the group {group:?} is read-only: another group has replaced it")]
     ReadOnlyGroup {
         /// The group.
         group: String,
@@ -161,11 +171,11 @@ pub enum Error {
     /// A KeyPackage pool's configuration breaks a rule.
     #[error("invalid KeyPackage pool configuration: {0}")]
     Config(String),
-    /// What the command was given cannot be used.
+    /// The arguments of the command cannot be used.
     #[error("{0}")]
     Usage(String),
-    /// What came could not be written to where it was to be printed.
-    #[error("what came could not be printed, and none of it is lost")]
+    /// The received items could not be printed.
+    #[error("could not print what was received: none of it is lost")]
     Unprinted {
         /// Why not.
         source: io::Error,
@@ -173,15 +183,15 @@ pub enum Error {
     /// A chat ended before all that was typed was sent.
     #[error("not sent: {}", texts.join(", "))]
     Unsent {
-        /// What, each quoted and with its group.
+        /// The texts, each quoted and with its group.
         texts: Vec<String>,
         /// Why not.
         source: Box<Error>,
     },
     /// The address of a server cannot be read.
-    #[error("{0:?} is no address of a server")]
+    #[error("{0:?} is not the address of a server")]
     ServerAddress(String),
-    /// The server did not answer.
+    /// The server cannot be reached.
     #[error("cannot reach {server}")]
     Unreachable {
         /// The server's address.
@@ -189,7 +199,7 @@ pub enum Error {
         /// Why not.
         source: reqwest::Error,
     },
-    /// The server's answer is not what the contract says.
+    /// The server's answer does not follow the contract.
     #[error("{server} answered {status} with something that this program does not understand: {found}")]
     Answer {
         /// The server's address.
@@ -198,42 +208,74 @@ pub enum Error {
         status: u16,
         /// The beginning of the answer, or why it cannot be read.
         found: String,
-        /// How long to wait before the next try, if it said so.
+        /// The wait before the next attempt, if the answer names one.
         retry_after: Option<Duration>,
     },
-    /// The server refused.
+    /// The server refused the call.
     #[error("{title}: {detail}")]
     Refused {
-        /// Which problem; `None` for one that this version does not know.
+        /// The problem type; `None` for a type that this version does not know.
         kind: Option<ProblemType>,
-        /// The problem's `type`, as it came.
+        /// The problem's `type`, as received.
         code: String,
         /// The HTTP status.
         status: u16,
         /// The problem in a few words.
         title: Box<str>,
-        /// This occurrence, and what to do next.
+        /// This occurrence, and what to do.
         detail: Box<str>,
-        /// How long to wait before the next try, if it said so.
+        /// The wait before the next attempt, if the answer names one.
         retry_after: Option<Duration>,
-        /// Which reservation was the reason, if one was.
+        /// The reservation that caused the refusal, if any.
         reservation_id: Option<ReservationId>,
-        /// The epoch that the group is in on the server, where a Commit was refused for its own.
+        /// The group's epoch on the server, if a Commit was refused for its epoch.
         epoch: Option<u64>,
     },
+    /// The server refused the registration for want of the right token.
+    #[error(transparent)]
+    NotEnrolled(Box<Error>),
+    /// The server refused this device's proof of membership, because the last Commit of the group asks for another one.
+    #[error(
+        "the group {group:?} cannot be changed any more: its last Commit asks for a proof that this device does not have"
+    )]
+    ProofRefused {
+        /// The group.
+        group: String,
+        /// The server's answer.
+        source: Box<Error>,
+    },
     /// The server refused all KeyPackages of a refresh.
-    #[error("the server took none of the KeyPackages: {0}")]
+    #[error("the server refused all KeyPackages: {0}")]
     AllRejected(String),
-    /// A reserved KeyPackage is not a valid one.
-    #[error("the KeyPackage that the server answered for {device} is not valid")]
+    /// The server never hands out what this device generates.
+    #[error(
+        "the server hands out only KeyPackages that are valid for another {min_remaining:#}, and this device makes them for \
+         {lifetime:#}: nobody could add it"
+    )]
+    LifetimeTooShort {
+        /// The lifetime of this device's KeyPackages.
+        lifetime: SignedDuration,
+        /// How long a KeyPackage must still be valid to be handed out.
+        min_remaining: SignedDuration,
+    },
+    /// A reserved KeyPackage is not valid.
+    #[error("the server handed out an invalid KeyPackage for {device}")]
     InvalidKeyPackage {
         /// The `user/device` that the reservation names.
         device: String,
         /// Why not.
         source: Cause,
     },
-    /// A reserved KeyPackage is of somebody else than the reservation says.
-    #[error("the server answered a KeyPackage of {found:?} for {device}")]
+    /// A reserved KeyPackage may be valid, but this program cannot add it to a group.
+    #[error("the KeyPackage of {device} does not fit")]
+    UnfitKeyPackage {
+        /// The `user/device` that the reservation names.
+        device: String,
+        /// Why not.
+        source: Cause,
+    },
+    /// A reserved KeyPackage belongs to another device than the reservation says.
+    #[error("the server handed out a KeyPackage of {found:?} for {device}")]
     ForeignKeyPackage {
         /// The `user/device` that the reservation names.
         device: String,
@@ -243,7 +285,7 @@ pub enum Error {
 }
 
 impl Error {
-    /// Whether the same call may succeed later, with nothing changed here.
+    /// Whether the same call may succeed later.
     #[must_use]
     pub fn is_retryable(&self) -> bool {
         match self {
@@ -253,7 +295,7 @@ impl Error {
         }
     }
 
-    /// How long the server wants to be left alone before the next try.
+    /// The time that the server asks to wait before the next attempt.
     #[must_use]
     pub fn retry_after(&self) -> Option<Duration> {
         match self {
@@ -274,7 +316,7 @@ impl Error {
         text
     }
 
-    /// The epoch that a group is in on the server, which refused a Commit of another one.
+    /// The group's epoch on the server, if the server refused a Commit for its epoch.
     #[must_use]
     pub fn group_epoch(&self) -> Option<u64> {
         match self {
@@ -283,7 +325,7 @@ impl Error {
         }
     }
 
-    /// The reservation for which the server refused a Commit.
+    /// The reservation that made the server refuse a Commit.
     #[must_use]
     pub fn reservation_id(&self) -> Option<ReservationId> {
         match self {
@@ -292,78 +334,103 @@ impl Error {
         }
     }
 
-    /// What to do next, where the message does not say it already.
+    /// What to do, if the message does not say it.
     #[must_use]
     pub fn hint(&self) -> Option<&'static str> {
         Some(match self {
             Self::NotInitialised(_) => "run `keypool init --server URL --user NAME` first",
-            Self::NotRegistered(_) => "run the same `keypool init` again: it finishes what is unfinished",
+            Self::NotRegistered(_) => "run the same `keypool init` again: it finishes the registration",
             Self::OtherDevice { .. } => {
-                "choose another --data-dir for another device, or the same server, user and device"
+                "choose another --data-dir for another device, or give the same server, user and device"
             }
-            Self::InUse(_) => "wait until it is done, or choose another --data-dir",
+            Self::InUse(_) => "wait until the other process has ended, or choose another --data-dir",
             Self::File { .. } => "check that the directory exists and is yours, and that the disk has room",
-            Self::NewerStore { .. } => "use the version that wrote it, or a newer one",
+            Self::NewerStore { .. } => "use the version of keypool that wrote it, or a newer one",
             Self::UnknownGroup(_) => "`keypool group list` lists those that this device is in",
-            Self::WrongIdentity { .. } => "ask those whose device it says it is; nothing of it was taken in",
+            Self::WrongIdentity { .. } => "ask the owner of the named device; the message was refused",
             Self::GroupBehind { .. } => {
                 "run `keypool group renew GROUP --without USER/DEVICE`: it makes a new group with everybody else"
             }
-            Self::ReadOnlyGroup { .. } => "use the group of the same name that has taken its place",
-            Self::AmbiguousGroup { .. } => "give its whole id; `keypool group list` says which group is which",
+            Self::FellBehind { .. } => {
+                "ask another member to remove this device's user from the group and to invite it again, or make a new group \
+                 with `keypool group renew GROUP`"
+            }
+            Self::ReadOnlyGroup { .. } => "use the new group of the same name",
+            Self::AmbiguousGroup { .. } => "give its whole id; `keypool group list` prints the ids",
             Self::Encrypted(_) => "give its passphrase in KEYPOOL_PASSPHRASE or by --passphrase-file",
             Self::NotEncrypted(_) => {
-                "leave the passphrase out, or make a new device in another --data-dir: encryption begins with `keypool init`"
+                "omit the passphrase, or make a new device in another --data-dir: only `keypool init` can encrypt"
             }
             Self::WrongPassphrase(_) => {
-                "give the one that the device was made with; if the file is damaged, restore a backup"
+                "give the passphrase that `keypool init` used; if the file is damaged, restore a backup"
             }
             Self::TwoClients { .. } => {
-                "stop the other client, which works on a copy of this data directory; then run `keypool rotate` on the one \
-                 to be kept"
+                "stop the other client, which uses a copy of this data directory; then run `keypool rotate` on the client \
+                 that you keep"
             }
             Self::Damaged(_) | Self::MissingKeys(_) => {
                 "restore the data directory from a backup, or make a new device in another --data-dir"
             }
             Self::Unprinted { .. } => {
-                "run `keypool receive` again with an output that takes it: all that came is printed again"
+                "run `keypool receive` again with an output that works: it prints everything again"
             }
-            Self::Unsent { .. } => "say it again, in a chat or with `keypool send`, when the server can be reached",
+            Self::Unsent { .. } => "send it again, in a chat or with `keypool send`, when the server can be reached",
             Self::ServerAddress(_) => "give it as http://HOST:PORT or https://HOST",
             Self::Unreachable { .. } => "check that the server runs and that the address is right, then try again",
             Self::Answer { .. } => {
-                "check that the address is that of a Keypool server, and not of something in front of it"
+                "check that the address is that of a Keypool server, and that no proxy in front of it answers"
+            }
+            Self::LifetimeTooShort { .. } => "ask the server's operator to lower KEYPOOL_MIN_REMAINING",
+            Self::UnfitKeyPackage { .. } => {
+                "check this device's clock; otherwise the other device needs a program that makes other KeyPackages"
             }
             Self::InvalidKeyPackage { .. } | Self::ForeignKeyPackage { .. } => {
                 "do not add this device; tell its owner and the server's operator"
             }
             Self::Refused { kind: Some(ProblemType::AlreadyRegistered), .. } => {
-                "choose another --device, or use the data directory that the device was made in"
+                "choose another --device, or use the data directory of the existing device"
             }
-            Self::Refused { kind: Some(ProblemType::Unauthenticated | ProblemType::Forbidden), .. } => {
-                "a further device of a user needs --user-token: `keypool token` prints it on one of the user's devices"
+            Self::NotEnrolled(_) => {
+                "another device of a user needs --user-token: `keypool token` prints it on one of the user's devices"
+            }
+            Self::ProofRefused { .. } => "run `keypool group renew GROUP`: it makes a new group with all members",
+            Self::Refused { kind: Some(ProblemType::Unauthenticated), .. } => {
+                "the device was removed, or its token was replaced: make a new device in another --data-dir"
             }
             _ => return None,
         })
     }
 
-    /// The problem that the server answered, if it is one that this version knows.
-    #[must_use]
-    pub fn problem(&self) -> Option<ProblemType> {
+    /// The type of the server's problem, as received.
+    pub(crate) fn code(&self) -> Option<&str> {
         match self {
-            Self::Refused { kind, .. } => *kind,
+            Self::Refused { code, .. } => Some(code),
+            Self::NotEnrolled(error) | Self::ProofRefused { source: error, .. } => error.code(),
             _ => None,
         }
     }
 
-    /// Wraps an error of OpenMLS; `doing` completes "cannot".
+    /// The type of the server's problem, if this version knows it.
+    #[must_use]
+    pub fn problem(&self) -> Option<ProblemType> {
+        match self {
+            Self::Refused { kind, .. } => *kind,
+            Self::NotEnrolled(error) => error.problem(),
+            _ => None,
+        }
+    }
+
+    /// Wraps an error of OpenMLS; `doing` completes "cannot …".
     pub(crate) fn mls(doing: &'static str) -> impl FnOnce(Cause) -> Self {
         move |source| Self::Mls { doing, source }
     }
 
     /// Wraps an error of the local database; `doing` completes "cannot … in the local store".
     pub(crate) fn storage(doing: &'static str) -> impl FnOnce(rusqlite::Error) -> Self {
-        move |source| Self::Storage { doing, source }
+        move |source| match source {
+            rusqlite::Error::FromSqlConversionFailure(_, _, invalid) => Self::Damaged(invalid.to_string()),
+            source => Self::Storage { doing, source },
+        }
     }
 }
 

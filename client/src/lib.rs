@@ -2,14 +2,14 @@
 //!
 //! An [`MlsClient`] is one device of a user. It generates KeyPackages with OpenMLS, keeps its pool on the server full
 //! ([`MlsClient::refresh_key_packages`]), adds other users to groups with KeyPackages that it reserves
-//! ([`MlsMembership::invite`]), and joins groups from a Welcome ([`MlsClient::join`]). All that it stores is in one SQLite
-//! file, the [`LocalStore`]: private keys in OpenMLS's own tables, and beside them only metadata.
+//! ([`MlsMembership::invite`]), and joins groups from a Welcome ([`MlsClient::join`]). It stores everything in one
+//! SQLite file, the [`LocalStore`]: private keys in OpenMLS's own tables, and only metadata in ours.
 //!
 //! The `keypool` command is this library with a command line.
 //!
 //! # Example
 //!
-//! What happens before anything is uploaded needs no server:
+//! Generating KeyPackages needs no server:
 //!
 //! ```
 //! use jiff::Timestamp;
@@ -34,7 +34,7 @@
 //! # }
 //! ```
 //!
-//! With a server, [`MlsClient::init`] does that, registers the device, and uploads:
+//! [`MlsClient::init`] does the same, registers the device, and uploads the KeyPackages:
 //!
 //! ```no_run
 //! use std::path::Path;
@@ -61,26 +61,44 @@ mod api;
 pub mod cli;
 mod client;
 mod clock;
+mod connection;
+mod device_name;
 mod doctor;
 mod error;
-mod mls;
+mod groups;
+mod identity;
+mod identity_check;
+mod key_package_ref;
+mod key_package_status;
+mod leaf_identity;
+mod pool;
+mod refresh;
+mod safety_number;
 mod storage;
+mod text;
 
 pub use api::{ApiClient, DEFAULT_TIMEOUT};
 pub use client::{MlsClient, NewDevice, Settings};
 pub use clock::{Clock, ManualClock, SystemClock};
+pub use connection::MlsConnection;
 pub use doctor::{Check, Verdict};
 pub use error::{Cause, Error, Result};
-pub use mls::{
-    CIPHERSUITE, Cbor, CborError, Checking, DeviceChange, DeviceIdentity, Group, GroupState, IdentityCheck, Incoming,
-    Invitation, Invited, KeyOfDevice, KeyPackagePool, KeyPackagePoolConfig, LeafIdentity, MlsConnection, MlsMembership,
-    Notice, Progress, Provider, RefreshReport, Rejection, Removed, Renewed, SafetyNumber, SqliteStorage, Standing,
-    Warning, What,
+pub use groups::{
+    DeviceChange, Event, Group, GroupState, Incoming, Invitation, Invited, MlsMembership, Removed, Renewed, UnfitDevice,
 };
+pub use identity::{CIPHERSUITE, DeviceIdentity};
+pub use identity_check::{Checking, IdentityCheck, Notice, Standing};
+pub use key_package_status::KeyPackageStatus;
+pub use leaf_identity::LeafIdentity;
 pub use openmls;
-pub use storage::{KeyPackageMetadata, KeyPackageStatus, LocalStore, ReservationInfo, Spending};
+pub use pool::{KeyPackagePool, KeyPackagePoolConfig, Progress};
+pub use refresh::{RefreshReport, Rejection, Warning};
+pub use safety_number::{KeyOfDevice, SafetyNumber};
+pub use storage::{
+    Cbor, CborError, KeyPackageMetadata, LocalStore, Provider, ReservationInfo, Spending, SqliteStorage,
+};
 
-/// The guide's examples are compiled, too.
+/// Compiles the examples of the guide.
 #[cfg(doctest)]
 #[doc = include_str!("../../docs/keypackage-pool-implementation.md")]
 struct Guide;

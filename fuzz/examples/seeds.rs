@@ -1,4 +1,4 @@
-//! Writes the seeds of all targets anew. From one run to the next, the HPKE keys in them differ, and what is encrypted.
+//! Writes the seeds of all targets. HPKE keys and ciphertexts differ from run to run.
 
 use std::{error::Error, fs, path::Path};
 
@@ -15,7 +15,7 @@ use openmls_rust_crypto::OpenMlsRustCrypto;
 
 type Fallible<T> = Result<T, Box<dyn Error>>;
 
-/// Headers, and a varint of 32 with an X25519 init key; the leaf node's encryption key follows, encoded alike.
+/// Headers, and a varint of 32 with an X25519 init key; the leaf node's encryption key follows in the same encoding.
 const INIT_KEY: std::ops::Range<usize> = 8..8 + 33;
 const ENCRYPTION_KEY: std::ops::Range<usize> = INIT_KEY.end..INIT_KEY.end + 33;
 
@@ -41,7 +41,7 @@ fn write_key_packages(folder: &Path) -> Fallible<()> {
     Ok(())
 }
 
-/// Each with what the server says to it.
+/// Each seed with the server's expected answer.
 fn key_packages() -> Fallible<Vec<(&'static str, Vec<u8>, Result<(), R>)>> {
     use Ciphersuite as C;
     let plain = |suite| make(suite, IDENTITY, |builder| builder);
@@ -132,7 +132,7 @@ fn write_mls_messages(folder: &Path) -> Fallible<()> {
     Ok(())
 }
 
-/// The Commit that adds somebody, their Welcome, and what is said then.
+/// A Commit that adds a member, the Welcome, and an application message.
 fn of_a_group(wire_format: WireFormatPolicy) -> Fallible<[Vec<u8>; 3]> {
     let provider = OpenMlsRustCrypto::default();
     let pair = || SignatureKeyPair::new(SUITE.signature_algorithm());

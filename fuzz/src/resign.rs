@@ -1,5 +1,5 @@
-//! Good signatures over any content. Mutation breaks the first one, and what the server judges behind it would never be
-//! reached.
+//! Signs any content with good signatures. Otherwise a mutated input would fail at the first signature, and never reach
+//! the later checks.
 
 use openmls::prelude::{
     Ciphersuite,
@@ -21,8 +21,8 @@ const P256: (&str, &str) = (
      7903fe1008b8bc99a41ae9e95628bc64f2f1b20c2d7e9f5177a3c294d4462299",
 );
 
-/// The one who signs KeyPackages of this ciphersuite: the same in every run, so that an input means the same in every
-/// run. `None` where the server takes no such KeyPackage.
+/// The key pair that signs KeyPackages of this ciphersuite: the same in every run, so that an input has the same effect
+/// in every run. `None` if the server does not accept the ciphersuite.
 #[must_use]
 pub fn signer(suite: Ciphersuite) -> Option<SignatureKeyPair> {
     let scheme = suite.signature_algorithm();
@@ -34,7 +34,8 @@ pub fn signer(suite: Ciphersuite) -> Option<SignatureKeyPair> {
     Some(SignatureKeyPair::from_raw(scheme, hex::decode(private).ok()?, hex::decode(public).ok()?))
 }
 
-/// The same KeyPackage with [`signer`]'s key and good signatures; `None` where the bytes do not have the shape of one.
+/// The same KeyPackage with [`signer`]'s key and good signatures; `None` if the bytes do not have the shape of a
+/// KeyPackage.
 #[must_use]
 pub fn resign(message: &[u8]) -> Option<Vec<u8>> {
     let (wrapping, package) = message.split_at_checked(4)?;
@@ -63,7 +64,7 @@ pub fn resign(message: &[u8]) -> Option<Vec<u8>> {
     Some([wrapping, &package, &sign(&signer, "KeyPackageTBS", &package)?].concat())
 }
 
-/// A signature over labelled content (RFC 9420, section 5.1.2), with its length in front.
+/// A signature over labelled content (RFC 9420, section 5.1.2), with its length before it.
 fn sign(signer: &SignatureKeyPair, label: &str, content: &[u8]) -> Option<Vec<u8>> {
     let label = format!("MLS 1.0 {label}");
     let content = [vector(label.as_bytes()).ok()?, vector(content).ok()?].concat();
@@ -74,7 +75,7 @@ fn vector(content: &[u8]) -> Result<Vec<u8>, Error> {
     VLByteSlice(content).tls_serialize_detached()
 }
 
-/// What this skips.
+/// The skipped bytes.
 fn taken<'a>(rest: &mut &'a [u8], mut skip: impl FnMut(&mut &'a [u8]) -> Option<()>) -> Option<&'a [u8]> {
     let all = *rest;
     skip(rest)?;

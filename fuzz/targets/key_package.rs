@@ -1,4 +1,4 @@
-//! Bytes that claim to be a KeyPackage, as they came and with good signatures.
+//! Bytes that claim to be a KeyPackage, unchanged and with good signatures.
 #![no_main]
 
 use std::sync::LazyLock;
@@ -8,7 +8,7 @@ use keypool_openapi::RejectionReason;
 use keypool_validation::key_package::{Rejection, Rules, ValidatedKeyPackage};
 use libfuzzer_sys::fuzz_target;
 
-/// Were they refused, or signed wrongly, nothing behind the signatures would be reached and nobody would notice.
+/// Seeds that have to be accepted and signed correctly; otherwise no input would get past the signatures.
 const GOOD: [&[u8]; 4] = [
     include_bytes!("../seeds/key_package/suite-1"),
     include_bytes!("../seeds/key_package/suite-2"),
@@ -24,16 +24,16 @@ fuzz_target!(
         assert_eq!(resign(good).as_deref(), Some(good), "signed again, a good seed is the same");
     },
     |bytes: &[u8]| {
-        let _ = judge(bytes);
+        let _ = validate(bytes);
         if let Some(signed) = resign(bytes).filter(|signed| signed != bytes) {
-            let reason = judge(&signed).err().map(|rejection| rejection.reason);
+            let reason = validate(&signed).err().map(|rejection| rejection.reason);
             assert_ne!(reason, Some(RejectionReason::InvalidSignature), "a good signature was refused");
         }
     }
 );
 
-/// What holds of every verdict.
-fn judge(bytes: &[u8]) -> Result<ValidatedKeyPackage, Rejection> {
+/// Checks that hold for every result.
+fn validate(bytes: &[u8]) -> Result<ValidatedKeyPackage, Rejection> {
     let verdict = parse(bytes, &RULES);
     match &verdict {
         Ok(package) => check_accepted(package, bytes),

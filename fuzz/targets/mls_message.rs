@@ -1,4 +1,4 @@
-//! Bytes that claim to be an `MLSMessage`, of which the server reads the header before it delivers them.
+//! Bytes that claim to be an `MLSMessage`. The server reads the header before it delivers them.
 #![no_main]
 
 use keypool_validation::mls_message::{Header, header};
@@ -12,7 +12,7 @@ const WELCOME: u16 = 3;
 /// The content type of a Commit (RFC 9420, section 6).
 const COMMIT: u8 = 3;
 
-/// Were they refused, nothing behind the headers would be reached and nobody would notice. In the order of [`Header`], with a
+/// Seeds that have to be accepted; otherwise no input would get past the headers. In the order of [`Header`], with a
 /// Commit in both wire formats.
 const GOOD: [&[u8]; 5] = [
     include_bytes!("../seeds/mls_message/welcome"),
@@ -38,7 +38,7 @@ fn check_read(read: &Header, bytes: &[u8]) {
     match read {
         Header::Welcome => assert_eq!(wire_format, WELCOME),
         Header::OfGroup { group_id, epoch, is_commit } => {
-            // A varint in front of the group's id, whose first two bits are its own length (RFC 9420, section 2.1.2).
+            // A varint before the group's id; its first two bits are its own length (RFC 9420, section 2.1.2).
             let id = &bytes[4 + (1 << (bytes[4] >> 6))..];
             let (id, rest) = id.split_at(group_id.len());
             assert_eq!(id, group_id, "the group is not the message's");

@@ -4,7 +4,7 @@
 use keypool_validation::token::Token;
 use libfuzzer_sys::fuzz_target;
 
-/// Were it refused, every input would be, and nobody would notice.
+/// A seed that has to be accepted. Otherwise a target that refuses every input would seem to pass.
 const GOOD: &str = include_str!("../seeds/token_header/bearer");
 
 fuzz_target!(

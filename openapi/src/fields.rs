@@ -1,61 +1,149 @@
-//! How fields are read that serde alone would read too freely, or not freely enough.
+//! Deserialisers for fields that need bounds, or accept more than serde's own.
 
-use std::{fmt, marker::PhantomData};
+use std::{
+    fmt::{self, Display},
+    marker::PhantomData,
+    str::FromStr,
+};
 
 use serde::{
     Deserialize, Deserializer,
-    de::{Error, SeqAccess, Unexpected, Visitor},
+    de::{Error, MapAccess, SeqAccess, Unexpected, Visitor, value::MapAccessDeserializer},
 };
 
-/// Reads an array of at most `MOST` items, and stops at the first that is too many: what is refused is never held.
-pub(crate) fn bounded<'de, D, T, const MOST: usize>(deserializer: D) -> Result<Vec<T>, D::Error>
+/// Reads a string by a type's `FromStr`.
+pub(crate) fn parsed<'de, D, T>(deserializer: D) -> Result<T, D::Error>
 where
     D: Deserializer<'de>,
-    T: Deserialize<'de>,
+    T: FromStr<Err: Display>,
 {
-    struct Items<T, const MOST: usize>(PhantomData<T>);
+    struct Text<T>(PhantomData<T>);
 
-    impl<'de, T: Deserialize<'de>, const MOST: usize> Visitor<'de> for Items<T, MOST> {
-        type Value = Vec<T>;
+    impl<T: FromStr<Err: Display>> Visitor<'_> for Text<T> {
+        type Value = T;
 
         fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-            write!(f, "an array of at most {MOST} items")
+            f.write_str("a string")
         }
 
-        fn visit_seq<A: SeqAccess<'de>>(self, mut array: A) -> Result<Vec<T>, A::Error> {
-            let mut items = Vec::new();
-            while let Some(item) = array.next_element()? {
-                if items.len() == MOST {
-                    return Err(A::Error::custom(format_args!("an array has more than {MOST} items")));
-                }
-                items.push(item);
-            }
-            Ok(items)
+        fn visit_str<E: Error>(self, text: &str) -> Result<T, E> {
+            text.parse().map_err(E::custom)
         }
     }
 
-    deserializer.deserialize_seq(Items::<T, MOST>(PhantomData))
+    deserializer.deserialize_str(Text(PhantomData))
 }
 
-/// As [`bounded`], for an array that may be left out, but not be `null`.
-pub(crate) fn some_bounded<'de, D, T, const MOST: usize>(deserializer: D) -> Result<Option<Vec<T>>, D::Error>
+/// A value that is written as a JSON object. A derived deserialiser would also accept an array of its fields.
+#[derive(Debug)]
+pub struct Object<T>(pub T);
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Object<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Fields<T>(PhantomData<T>);
+
+        impl<'de, T: Deserialize<'de>> Visitor<'de> for Fields<T> {
+            type Value = Object<T>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, fields: A) -> Result<Object<T>, A::Error> {
+                T::deserialize(MapAccessDeserializer::new(fields)).map(Object)
+            }
+        }
+
+        deserializer.deserialize_map(Fields(PhantomData))
+    }
+}
+
+/// An array of at most `MOST` items. Reading stops at the first one beyond, so that a refused array takes no memory.
+struct List<T, const MOST: usize>(Vec<T>);
+
+impl<'de, T: Deserialize<'de>, const MOST: usize> Deserialize<'de> for List<T, MOST> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Items<T, const MOST: usize>(PhantomData<T>);
+
+        impl<'de, T: Deserialize<'de>, const MOST: usize> Visitor<'de> for Items<T, MOST> {
+            type Value = List<T, MOST>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, "an array of at most {MOST} items")
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut array: A) -> Result<Self::Value, A::Error> {
+                let mut items = Vec::new();
+                while let Some(item) = array.next_element()? {
+                    if items.len() == MOST {
+                        return Err(A::Error::custom(format_args!("an array has more than {MOST} items")));
+                    }
+                    items.push(item);
+                }
+                Ok(List(items))
+            }
+        }
+
+        deserializer.deserialize_seq(Items::<T, MOST>(PhantomData))
+    }
+}
+
+/// Reads an array of at most `MOST` items.
+pub(crate) fn list<'de, D, T, const MOST: usize>(deserializer: D) -> Result<Vec<T>, D::Error>
 where
     D: Deserializer<'de>,
     T: Deserialize<'de>,
 {
-    bounded::<D, T, MOST>(deserializer).map(Some)
+    List::<T, MOST>::deserialize(deserializer).map(|List(items)| items)
 }
 
-/// Reads what may be left out, but not be `null`.
-pub(crate) fn present<'de, D, T>(deserializer: D) -> Result<Option<T>, D::Error>
+/// Like [`list`], for an optional field: `null` is the same as no field.
+pub(crate) fn optional_list<'de, D, T, const MOST: usize>(deserializer: D) -> Result<Option<Vec<T>>, D::Error>
 where
     D: Deserializer<'de>,
     T: Deserialize<'de>,
 {
-    T::deserialize(deserializer).map(Some)
+    let list: Option<List<T, MOST>> = Option::deserialize(deserializer)?;
+    Ok(list.map(|List(items)| items))
 }
 
-/// Reads a whole number that may be left out. `60.0` is one, too: JSON knows one kind of number (RFC 8259, section 6).
+/// Like [`optional_list`], for a field that is an empty array if it is left out.
+pub(crate) fn list_or_empty<'de, D, T, const MOST: usize>(deserializer: D) -> Result<Vec<T>, D::Error>
+where
+    D: Deserializer<'de>,
+    T: Deserialize<'de>,
+{
+    Ok(optional_list::<D, T, MOST>(deserializer)?.unwrap_or_default())
+}
+
+/// Like [`list`], for objects.
+pub(crate) fn objects<'de, D, T, const MOST: usize>(deserializer: D) -> Result<Vec<T>, D::Error>
+where
+    D: Deserializer<'de>,
+    T: Deserialize<'de>,
+{
+    Ok(list::<D, Object<T>, MOST>(deserializer)?.into_iter().map(|Object(item)| item).collect())
+}
+
+/// Like [`list_or_empty`], for objects.
+pub(crate) fn objects_or_empty<'de, D, T, const MOST: usize>(deserializer: D) -> Result<Vec<T>, D::Error>
+where
+    D: Deserializer<'de>,
+    T: Deserialize<'de>,
+{
+    Ok(list_or_empty::<D, Object<T>, MOST>(deserializer)?.into_iter().map(|Object(item)| item).collect())
+}
+
+/// Reads a field that has its default value if it is left out or `null`.
+pub(crate) fn or_default<'de, D, T>(deserializer: D) -> Result<T, D::Error>
+where
+    D: Deserializer<'de>,
+    T: Deserialize<'de> + Default,
+{
+    Ok(Option::deserialize(deserializer)?.unwrap_or_default())
+}
+
+/// Reads an optional whole number. It may be written as `60.0`: JSON has one kind of number (RFC 8259, section 6).
 pub(crate) fn whole<'de, D, T>(deserializer: D) -> Result<Option<T>, D::Error>
 where
     D: Deserializer<'de>,
@@ -65,7 +153,7 @@ where
     number.map(fitting).transpose()
 }
 
-/// Reads a whole number as [`whole`] does, that may not be left out.
+/// Like [`whole`], for a required field.
 pub(crate) fn whole_number<'de, D, T>(deserializer: D) -> Result<T, D::Error>
 where
     D: Deserializer<'de>,
@@ -78,18 +166,24 @@ fn fitting<T: TryFrom<u64>, E: Error>(Whole(number): Whole) -> Result<T, E> {
     T::try_from(number).map_err(|_| E::custom(format_args!("{number} is too large a number")))
 }
 
-/// Reads whole numbers as [`whole`] does, and as many as [`bounded`] does.
+/// Like [`whole_number`], for a number that also fits `int64`, which the OpenAPI document says.
+pub(crate) fn signed_number<'de, D>(deserializer: D) -> Result<u64, D::Error>
+where
+    D: Deserializer<'de>,
+{
+    signed(Whole::deserialize(deserializer)?)
+}
+
+fn signed<E: Error>(number: Whole) -> Result<u64, E> {
+    fitting::<i64, E>(number).map(i64::cast_unsigned)
+}
+
+/// Reads an array of whole numbers, with the rules of [`signed_number`] and [`list_or_empty`].
 pub(crate) fn whole_numbers<'de, D, const MOST: usize>(deserializer: D) -> Result<Vec<u64>, D::Error>
 where
     D: Deserializer<'de>,
 {
-    let numbers = bounded::<D, Whole, MOST>(deserializer)?.into_iter().map(|Whole(number)| {
-        // As the document's int64 has it.
-        i64::try_from(number)
-            .map(|_| number)
-            .map_err(|_| D::Error::custom(format_args!("{number} is too large a number")))
-    });
-    numbers.collect()
+    list_or_empty::<D, Whole, MOST>(deserializer)?.into_iter().map(signed).collect()
 }
 
 struct Whole(u64);
@@ -111,7 +205,7 @@ impl<'de> Deserialize<'de> for Whole {
 
             #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "it is checked to fit")]
             fn visit_f64<E: Error>(self, number: f64) -> Result<Whole, E> {
-                // Up to here every whole number is a float of its own.
+                // Below 2^53, every whole number has a float of its own.
                 let exact = (0.0..9_007_199_254_740_992.0).contains(&number) && number.fract() == 0.0;
                 if exact { Ok(Whole(number as u64)) } else { Err(E::invalid_value(Unexpected::Float(number), &self)) }
             }
@@ -123,7 +217,48 @@ impl<'de> Deserialize<'de> for Whole {
 
 #[cfg(test)]
 mod tests {
-    use crate::{MAX_TARGETS, ReserveRequest};
+    use rstest::rstest;
+    use serde::de::DeserializeOwned;
+
+    use super::Object;
+    use crate::{
+        AckRequest, CommitRequest, LookupRequest, MAX_TARGETS, MessageRequest, ReserveRequest, RevokeRequest,
+        SpendRequest, UploadRequest,
+    };
+
+    fn read<T: DeserializeOwned>(text: &str) -> Result<(), String> {
+        serde_json::from_str::<Object<T>>(text).map(drop).map_err(|error| error.to_string())
+    }
+
+    #[rstest]
+    #[case(read::<SpendRequest>, r#"["1f-67e55044-10b1-426f-9247-bb680e5fe0c8", "AQ=="]"#)]
+    #[case(read::<LookupRequest>, r#"[["alice"], false]"#)]
+    #[case(read::<MessageRequest>, r#"{"message": "AQ==", "recipients": [["bob", "phone"]]}"#)]
+    #[case(read::<CommitRequest>, r#"{"commit": "AQ==", "recipients": [["bob", "phone"]]}"#)]
+    #[case(read::<UploadRequest>, r#"{"keypackages": [], "signature_key_changes": [[1, "AQ==", "AQ=="]]}"#)]
+    #[case(read::<AckRequest>, r#"{"refused": [[1, "invalid"]]}"#)]
+    fn an_array_is_no_object(#[case] read: fn(&str) -> Result<(), String>, #[case] text: &str) {
+        let error = read(text).unwrap_err();
+        assert!(error.contains("invalid type: sequence, expected an object"), "{error}");
+    }
+
+    #[rstest]
+    #[case(read::<LookupRequest>, r#"{"users": [], "removed": null}"#)]
+    #[case(
+        read::<ReserveRequest>,
+        r#"{"target_user": null, "targets": null, "device": null, "ciphersuite": null, "group_id": null, "ttl": null}"#
+    )]
+    #[case(read::<RevokeRequest>, r#"{"refs": null, "all": null}"#)]
+    #[case(read::<AckRequest>, r#"{"ids": null, "unreadable": null, "refused": null}"#)]
+    #[case(read::<UploadRequest>, r#"{"keypackages": [], "signature_key_changes": null}"#)]
+    #[case(
+        read::<CommitRequest>,
+        r#"{"commit": "AQ==", "welcome": null, "proof": null, "next_proof_digest": null, "reservations": null,
+            "recipients": null}"#
+    )]
+    fn null_is_the_same_as_no_field(#[case] read: fn(&str) -> Result<(), String>, #[case] text: &str) {
+        assert_eq!(read(text), Ok(()));
+    }
 
     #[test]
     fn a_whole_number_is_one_however_it_is_written() {

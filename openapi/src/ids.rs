@@ -1,14 +1,20 @@
+//! Ids, names and bytes: types that are text on the wire, checked when they are read.
+
 use std::{fmt, str::FromStr};
 
 use base64::{
     Engine,
+    display::Base64Display,
     engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD},
 };
-use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use unicode_normalization::is_nfc;
 use utoipa::ToSchema;
 use uuid::Uuid;
 
-/// Why a text is no id of the kind that was asked for.
+use crate::{MAX_GROUP_ID_SIZE, parsed};
+
+/// Why a text is not a valid id.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{what}: {why}")]
 pub struct InvalidId {
@@ -16,21 +22,62 @@ pub struct InvalidId {
     why: &'static str,
 }
 
-const NAME_LIMIT: usize = 128;
-const NAME_RULE: &str = "a name has 1 to 128 characters, each an ASCII letter, a digit or one of . _ - @ + : = ~";
+/// Makes a type a string in JSON: written by its `Display`, read by its `FromStr`.
+macro_rules! text {
+    ($($id:ident),+) => {$(
+        impl Serialize for $id {
+            fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                serializer.collect_str(self)
+            }
+        }
 
-fn valid_name(name: &str) -> bool {
-    (1..=NAME_LIMIT).contains(&name.len())
-        && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-@+:=~".contains(&byte))
+        impl<'de> Deserialize<'de> for $id {
+            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                parsed(deserializer)
+            }
+        }
+    )+};
+}
+
+text!(UserName, DeviceName, KeyPackageRef, ReservationId, Base64Bytes, GroupId);
+
+/// The most bytes of a user's name: as OpenID Connect allows for a `sub` (Core 1.0, section 2).
+pub const MAX_USER_NAME_SIZE: usize = 255;
+
+/// The most characters of a device's name.
+const MAX_DEVICE_NAME: usize = 128;
+
+/// Why a text cannot be a user's name. A name is never rewritten, so that it always is the one that the identity provider
+/// gave: a text that would have to be is refused.
+fn check_user_name(name: &str) -> Result<(), &'static str> {
+    let is_bidi_control = |c: char| matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    let is_unseen = |c: char| c.is_control() || matches!(c, '\u{2028}' | '\u{2029}') || is_bidi_control(c);
+    match name {
+        "" => Err("it is empty"),
+        "." | ".." => Err("a URL cannot have it as a part of its path"),
+        _ if name.len() > MAX_USER_NAME_SIZE => Err("it has more than 255 bytes in UTF-8"),
+        _ if name.chars().any(is_unseen) => Err("it has a control character"),
+        _ if name.contains(char::REPLACEMENT_CHARACTER) => Err("it was not UTF-8 where it came from"),
+        _ if name.trim() != name => Err("it begins or ends with white space"),
+        _ if !is_nfc(name) => Err("it is not in Unicode's form NFC: normalise it before you make credentials with it"),
+        _ => Ok(()),
+    }
+}
+
+fn check_device_name(name: &str) -> Result<(), &'static str> {
+    let is_allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"._-@+:=~".contains(&byte);
+    if (1..=MAX_DEVICE_NAME).contains(&name.len()) && name.bytes().all(is_allowed) {
+        Ok(())
+    } else {
+        Err("it has 1 to 128 characters, each an ASCII letter, a digit or one of . _ - @ + : = ~")
+    }
 }
 
 /// A name type: validated when it is made, so that its users need not validate it again.
 macro_rules! name {
-    ($(#[$doc:meta])* $name:ident, $what:literal) => {
-        $(#[$doc])*
-        #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
-        #[serde(try_from = "String", into = "String")]
-        #[schema(value_type = String, pattern = "^[A-Za-z0-9._@+:=~-]{1,128}$")]
+    ($(#[$attribute:meta])* $name:ident, $what:literal, $check:ident) => {
+        $(#[$attribute])*
+        #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
         pub struct $name(String);
 
         impl $name {
@@ -45,7 +92,8 @@ macro_rules! name {
             type Error = InvalidId;
 
             fn try_from(name: String) -> Result<Self, InvalidId> {
-                if valid_name(&name) { Ok(Self(name)) } else { Err(InvalidId { what: $what, why: NAME_RULE }) }
+                $check(&name).map_err(|why| InvalidId { what: $what, why })?;
+                Ok(Self(name))
             }
         }
 
@@ -54,12 +102,6 @@ macro_rules! name {
 
             fn from_str(name: &str) -> Result<Self, InvalidId> {
                 name.to_owned().try_into()
-            }
-        }
-
-        impl From<$name> for String {
-            fn from(name: $name) -> Self {
-                name.0
             }
         }
 
@@ -72,24 +114,29 @@ macro_rules! name {
 }
 
 name!(
-    /// A user, who owns one or more devices. The first part of a credential's identity, `user/device`.
+    /// A user, who owns one or more devices: 1 to 255 bytes of UTF-8 in Unicode's form NFC, without control characters,
+    /// and without white space at its ends; not `.` or `..`. The first part of a credential's identity, `user/device`,
+    /// which is split at its last `/`.
     UserName,
-    "invalid user name"
+    "invalid user name",
+    check_user_name
 );
 name!(
     /// A device of a user: one MLS client. The second part of a credential's identity, `user/device`.
+    #[derive(ToSchema)]
+    #[schema(value_type = String, pattern = "^[A-Za-z0-9._@+:=~-]{1,128}$")]
     DeviceName,
-    "invalid device name"
+    "invalid device name",
+    check_device_name
 );
 
 /// The hash that names a KeyPackage (RFC 9420, section 5.2), lower-case hex on the wire.
-#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
-#[serde(try_from = "String", into = "String")]
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, ToSchema)]
 #[schema(value_type = String, pattern = "^([0-9a-f]{2}){32,64}$")]
 pub struct KeyPackageRef(Vec<u8>);
 
 impl KeyPackageRef {
-    /// The hash itself: 32, 48 or 64 bytes, as the ciphersuite's hash function has it.
+    /// The hash: 32, 48 or 64 bytes, by the ciphersuite's hash function.
     #[must_use]
     pub fn as_bytes(&self) -> &[u8] {
         &self.0
@@ -99,14 +146,6 @@ impl KeyPackageRef {
 impl From<Vec<u8>> for KeyPackageRef {
     fn from(hash: Vec<u8>) -> Self {
         Self(hash)
-    }
-}
-
-impl TryFrom<String> for KeyPackageRef {
-    type Error = InvalidId;
-
-    fn try_from(text: String) -> Result<Self, InvalidId> {
-        text.parse()
     }
 }
 
@@ -124,12 +163,6 @@ impl FromStr for KeyPackageRef {
     }
 }
 
-impl From<KeyPackageRef> for String {
-    fn from(keypackage_ref: KeyPackageRef) -> Self {
-        hex::encode(keypackage_ref.0)
-    }
-}
-
 impl fmt::Display for KeyPackageRef {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&hex::encode(&self.0))
@@ -142,36 +175,14 @@ impl fmt::Debug for KeyPackageRef {
     }
 }
 
-/// Names one reservation. Opaque to clients; inside, the reserved KeyPackage's owner and a random nonce, so that the
+/// Names one reservation. Opaque to clients; it holds the reserved KeyPackage's owner and a random nonce, so that the
 /// server finds the row by the owner's key alone.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ReservationId {
     /// The server's number of the device whose KeyPackage is reserved.
     pub owner: i64,
-    /// What tells this reservation from all others of that device.
+    /// Random, and different for each reservation of that device.
     pub nonce: Uuid,
-}
-
-impl utoipa::PartialSchema for ReservationId {
-    fn schema() -> utoipa::openapi::RefOr<utoipa::openapi::schema::Schema> {
-        utoipa::openapi::ObjectBuilder::new()
-            .schema_type(utoipa::openapi::schema::Type::String)
-            .pattern(Some("^[1-9a-f][0-9a-f]{0,14}-[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$"))
-            .description(Some("Names one reservation; to be given back exactly as it was answered."))
-            .examples(["1f-67e55044-10b1-426f-9247-bb680e5fe0c8"])
-            .into()
-    }
-}
-
-impl ToSchema for ReservationId {}
-
-impl TryFrom<String> for ReservationId {
-    type Error = InvalidId;
-
-    fn try_from(text: String) -> Result<Self, InvalidId> {
-        text.parse()
-    }
 }
 
 impl FromStr for ReservationId {
@@ -180,7 +191,7 @@ impl FromStr for ReservationId {
     fn from_str(text: &str) -> Result<Self, InvalidId> {
         let invalid = || InvalidId {
             what: "invalid reservation id",
-            why: "it is to be given back exactly as POST /keypackages/reserve answered it",
+            why: "send it exactly as POST /keypackages/reserve answered it",
         };
         let (owner, nonce) = text.split_once('-').ok_or_else(invalid)?;
         let id = Self {
@@ -188,12 +199,6 @@ impl FromStr for ReservationId {
             nonce: Uuid::try_parse(nonce).map_err(|_| invalid())?,
         };
         if id.owner > 0 && id.to_string() == text { Ok(id) } else { Err(invalid()) }
-    }
-}
-
-impl From<ReservationId> for String {
-    fn from(id: ReservationId) -> Self {
-        id.to_string()
     }
 }
 
@@ -213,104 +218,6 @@ impl fmt::Display for ReservationId {
 )]
 pub struct Base64Bytes(pub Vec<u8>);
 
-/// The most bytes that a group id may have.
-const MAX_GROUP_ID: usize = 256;
-
-/// A group's id in a path: its 1 to 256 bytes as base64url without padding (RFC 4648, section 5).
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
-pub struct GroupId(Vec<u8>);
-
-impl GroupId {
-    /// The id of these bytes.
-    pub fn new(bytes: Vec<u8>) -> Result<Self, InvalidId> {
-        if bytes.is_empty() || bytes.len() > MAX_GROUP_ID {
-            return Err(InvalidId { what: "invalid group id", why: "a group id has 1 to 256 bytes" });
-        }
-        Ok(Self(bytes))
-    }
-
-    /// Its bytes.
-    #[must_use]
-    pub fn as_bytes(&self) -> &[u8] {
-        &self.0
-    }
-}
-
-impl TryFrom<String> for GroupId {
-    type Error = InvalidId;
-
-    fn try_from(text: String) -> Result<Self, InvalidId> {
-        text.parse()
-    }
-}
-
-impl FromStr for GroupId {
-    type Err = InvalidId;
-
-    fn from_str(text: &str) -> Result<Self, InvalidId> {
-        let why = "in a path, its bytes are base64url without padding";
-        let bytes = URL_SAFE_NO_PAD.decode(text).map_err(|_| InvalidId { what: "invalid group id", why })?;
-        Self::new(bytes)
-    }
-}
-
-impl From<GroupId> for String {
-    fn from(id: GroupId) -> Self {
-        id.to_string()
-    }
-}
-
-impl fmt::Display for GroupId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&URL_SAFE_NO_PAD.encode(&self.0))
-    }
-}
-
-impl utoipa::PartialSchema for GroupId {
-    fn schema() -> utoipa::openapi::RefOr<utoipa::openapi::schema::Schema> {
-        utoipa::openapi::ObjectBuilder::new()
-            .schema_type(utoipa::openapi::schema::Type::String)
-            .pattern(Some("^([A-Za-z0-9_-]{4})*([A-Za-z0-9_-]{2}[AEIMQUYcgkosw048]|[A-Za-z0-9_-][AQgw])?$"))
-            .min_length(Some(2))
-            .max_length(Some(342))
-            .description(Some("A group's id: its 1 to 256 bytes as base64url without padding."))
-            .examples(["ZnJpZW5kcw"])
-            .into()
-    }
-}
-
-impl ToSchema for GroupId {}
-
-/// The schema of a group id: 1 to 256 bytes.
-pub(crate) fn group_id_schema() -> utoipa::openapi::schema::Object {
-    let schema = <Base64Bytes as utoipa::PartialSchema>::schema();
-    let utoipa::openapi::RefOr::T(utoipa::openapi::Schema::Object(mut schema)) = schema else {
-        return utoipa::openapi::schema::Object::default();
-    };
-    (schema.min_length, schema.max_length) = (Some(4), Some(344));
-    schema.description = Some("The group's id, of 1 to 256 bytes.".to_owned());
-    schema
-}
-
-/// The schema of 32 bytes that may be left out.
-pub(crate) fn proof_schema() -> utoipa::openapi::schema::Object {
-    let mut schema = optional_group_id_schema();
-    schema.pattern = Some("^[A-Za-z0-9+/]{42}[AEIMQUYcgkosw048]=$".to_owned());
-    (schema.min_length, schema.max_length) = (Some(44), Some(44));
-    schema.description = Some("32 bytes, or none where the call can do without.".to_owned());
-    schema.example = Some("AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE=".into());
-    schema
-}
-
-/// The same, where it may be left out.
-pub(crate) fn optional_group_id_schema() -> utoipa::openapi::schema::Object {
-    use utoipa::openapi::schema::{SchemaType, Type};
-    let mut schema = group_id_schema();
-    schema.schema_type = SchemaType::Array(vec![Type::String, Type::Null]);
-    schema
-}
-
 impl Base64Bytes {
     /// Reads base64.
     pub fn decode(text: &str) -> Result<Self, InvalidId> {
@@ -327,16 +234,56 @@ impl Base64Bytes {
     }
 }
 
-impl Serialize for Base64Bytes {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(&self.encode())
+impl FromStr for Base64Bytes {
+    type Err = InvalidId;
+
+    fn from_str(text: &str) -> Result<Self, InvalidId> {
+        Self::decode(text)
     }
 }
 
-impl<'de> Deserialize<'de> for Base64Bytes {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let text = String::deserialize(deserializer)?;
-        Self::decode(&text).map_err(D::Error::custom)
+impl fmt::Display for Base64Bytes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        Base64Display::new(&self.0, &STANDARD).fmt(f)
+    }
+}
+
+/// A group's id in a path: its 1 to 256 bytes as base64url without padding (RFC 4648, section 5).
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct GroupId(Vec<u8>);
+
+impl GroupId {
+    /// A group id of these bytes.
+    ///
+    /// # Errors
+    /// When there are none, or more than [`MAX_GROUP_ID_SIZE`].
+    pub fn new(bytes: Vec<u8>) -> Result<Self, InvalidId> {
+        if bytes.is_empty() || bytes.len() > MAX_GROUP_ID_SIZE {
+            return Err(InvalidId { what: "invalid group id", why: "a group id has 1 to 256 bytes" });
+        }
+        Ok(Self(bytes))
+    }
+
+    /// The id's bytes.
+    #[must_use]
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl FromStr for GroupId {
+    type Err = InvalidId;
+
+    fn from_str(text: &str) -> Result<Self, InvalidId> {
+        let why = "in a path, its bytes are base64url without padding";
+        let bytes = URL_SAFE_NO_PAD.decode(text).map_err(|_| InvalidId { what: "invalid group id", why })?;
+        Self::new(bytes)
+    }
+}
+
+impl fmt::Display for GroupId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        Base64Display::new(&self.0, &URL_SAFE_NO_PAD).fmt(f)
     }
 }
 
@@ -345,10 +292,47 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_keep_out_what_would_blur_an_identity() {
-        assert!("alice@example.org".parse::<UserName>().is_ok());
-        for bad in ["", "alice/laptop", "al ice", "älice", &"a".repeat(129)] {
+    fn a_user_is_called_as_identity_providers_call_it() {
+        for good in [
+            "alice@example.org",
+            "auth0|5f7c8ec7c33c6c004bbafe82",
+            "https://id.example/users/7",
+            "a b",
+            "100%",
+            "...",
+            "Zo\u{eb}",
+            "\u{65e5}\u{672c}",
+            "\u{1f469}\u{200d}\u{1f4bb}",
+            &"a".repeat(255),
+        ] {
+            assert_eq!(good.parse::<UserName>().unwrap().as_str(), good);
+        }
+        for bad in [
+            "",
+            ".",
+            "..",
+            " alice",
+            "alice\u{a0}",
+            "a\tb",
+            "a\u{0}b",
+            "a\u{85}b",
+            "a\u{202e}b",
+            "a\u{2028}b",
+            "Zoe\u{308}",
+            "\u{212b}",
+            "a\u{fffd}",
+            &"a".repeat(256),
+            &"\u{eb}".repeat(128),
+        ] {
             assert!(bad.parse::<UserName>().is_err(), "{bad:?} was taken");
+        }
+    }
+
+    #[test]
+    fn a_device_name_has_no_slash() {
+        assert!("Alice's".parse::<DeviceName>().is_err());
+        for bad in ["", "a/b", "la ptop", "l\u{e4}ptop", &"a".repeat(129)] {
+            assert!(bad.parse::<DeviceName>().is_err(), "{bad:?} was taken");
         }
     }
 
@@ -370,5 +354,21 @@ mod tests {
         assert_eq!(json, r#""Z3JvdXA=""#);
         assert_eq!(serde_json::from_str::<Base64Bytes>(&json).unwrap().0, b"group");
         assert!(serde_json::from_str::<Base64Bytes>(r#""Z3JvdXA""#).is_err());
+        let long = Base64Bytes((0..=255).cycle().take(5_000).collect());
+        assert_eq!(serde_json::to_string(&long).unwrap(), format!("\"{}\"", long.encode()));
+    }
+
+    #[test]
+    fn a_group_id_has_bounds() {
+        assert!(GroupId::new(vec![7; MAX_GROUP_ID_SIZE]).is_ok());
+        assert!(GroupId::new(vec![7; MAX_GROUP_ID_SIZE + 1]).is_err());
+        assert!(serde_json::from_str::<GroupId>(r#""""#).is_err());
+        assert_eq!(serde_json::to_string(&GroupId::new(b"friends".to_vec()).unwrap()).unwrap(), r#""ZnJpZW5kcw""#);
+    }
+
+    #[test]
+    fn an_id_that_is_no_string_is_refused_by_that() {
+        let error = serde_json::from_str::<UserName>("5").unwrap_err();
+        assert!(error.to_string().starts_with("invalid type: integer `5`, expected a string"), "{error}");
     }
 }

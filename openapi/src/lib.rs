@@ -1,64 +1,78 @@
-//! The wire types of Keypool: what travels between a server and its clients, once for both sides.
+//! The wire types of Keypool, which server and clients share.
 //!
 //! JSON throughout; times are RFC 3339, bytes standard base64, [`KeyPackageRef`]s lower-case hex. A KeyPackage travels
-//! as the `MLSMessage` that wraps it (RFC 9420, section 6). The OpenAPI document generated from these types and the
-//! server's routes is kept beside this crate, in `openapi.json`.
+//! as the `MLSMessage` that wraps it (RFC 9420, section 6). `openapi.json` beside this crate is the OpenAPI
+//! document, generated from these types and the server's routes.
 
-mod delivery;
+mod audit;
+mod commits;
+mod devices;
 mod fields;
 mod ids;
 mod inventory;
-mod keypackages;
+mod messages;
 mod problems;
-mod registration;
-mod reservations;
+mod release;
+mod reserve;
+mod revoke;
+mod schemas;
+mod server;
 mod signature_keys;
+mod spend;
+mod state;
+mod status;
+mod upload;
 
-pub use delivery::{
-    AckRequest, AckResponse, CommitRequest, CommitResponse, MessageKind, MessageRequest, MessageResponse, MessagesPage,
-    MessagesQuery, QueuedMessage, Undelivered, UndeliveredReason,
+pub use audit::{Action, AuditEvent, AuditPage, AuditQuery};
+pub use commits::{CommitRequest, CommitResponse, Undelivered, UndeliveredReason};
+pub use devices::{
+    Device, DeviceList, DeviceOf, DevicesQuery, LookupRequest, LookupResponse, RegisterRequest, RegisterResponse,
+    RemovedDevice, TokenResponse,
 };
-pub use ids::{Base64Bytes, DeviceName, GroupId, InvalidId, KeyPackageRef, ReservationId, UserName};
-pub use inventory::{
-    Action, AuditEvent, AuditPage, AuditQuery, DeviceOf, EndedKeyPackage, InventoryItem, InventoryPage, InventoryQuery,
-    LowPool, LowPools, LowPoolsQuery, RevokeRequest, RevokeResponse,
+pub use ids::{
+    Base64Bytes, DeviceName, GroupId, InvalidId, KeyPackageRef, MAX_USER_NAME_SIZE, ReservationId, UserName,
 };
-pub use keypackages::{
-    AcceptedKeyPackage, Drain, Health, LastResortStatus, PoolStatus, RejectedKeyPackage, RejectionReason, State,
-    SuiteStatus, UploadRequest, UploadResponse,
+pub use inventory::{InventoryItem, InventoryPage, InventoryQuery, inventory_digest};
+pub use messages::{
+    AckRequest, AckResponse, MessageKind, MessageRequest, MessageResponse, MessagesPage, MessagesQuery, QueuedMessage,
+    Refusal, RefusalReason, RefusedMessage,
 };
-pub use problems::{MissingReason, Problem, ProblemType};
-pub use registration::{
-    Device, DeviceList, DevicesQuery, LookupRequest, LookupResponse, RegisterRequest, RegisterResponse, RemovedDevice,
-    TokenResponse,
-};
-pub use reservations::{
-    MissingDevice, ReleaseRequest, ReleaseResponse, Reservation, ReserveRequest, ReserveResponse, SpendRequest,
-    SpendResponse,
-};
+pub use problems::{Problem, ProblemType};
+pub use release::{ReleaseRequest, ReleaseResponse};
+pub use reserve::{MissingDevice, MissingReason, Reservation, ReserveRequest, ReserveResponse};
+pub use revoke::{EndedKeyPackage, RevokeRequest, RevokeResponse};
+pub use server::{Documentation, ServerInfo, ServerLimits};
 pub use signature_keys::{
     PreviousSignatureKey, SIGNATURE_KEY_CHANGE_LABEL, SignatureKey, SignatureKeyChange, SignatureKeyChangeContent,
     signature_key_fingerprint,
 };
+pub use spend::{SpendRequest, SpendResponse};
+pub use state::State;
+pub use status::{Drain, Health, LastResortStatus, LowPool, LowPools, LowPoolsQuery, PoolStatus, SuiteStatus};
+pub use upload::{AcceptedKeyPackage, RejectedKeyPackage, RejectionReason, UploadRequest, UploadResponse};
 
-use fields::{bounded, present, some_bounded, whole, whole_number, whole_numbers};
+pub use fields::Object;
+use fields::{
+    list, list_or_empty, objects, objects_or_empty, optional_list, or_default, parsed, signed_number, whole,
+    whole_number, whole_numbers,
+};
 
 /// The most KeyPackages that one upload may carry.
 pub const MAX_UPLOAD_BATCH: usize = 100;
 
-/// The largest KeyPackage that the server takes, in bytes of its `MLSMessage` encoding.
+/// The largest KeyPackage that the server accepts, in bytes of its `MLSMessage` encoding.
 pub const MAX_KEY_PACKAGE_SIZE: usize = 64 * 1024;
 
 /// The most users whose KeyPackages one reservation request may name.
 pub const MAX_TARGETS: usize = 100;
 
-/// The most devices that one Commit or message may go to, and the most reservations that one Commit may spend.
+/// The most recipients that one Commit or message may have, and the most reservations that one Commit may spend.
 pub const MAX_RECIPIENTS: usize = 1_000;
 
 /// The most messages that one acknowledgement may name.
 pub const MAX_ACKNOWLEDGED: usize = 1_000;
 
-/// The largest Commit, Welcome or message that the server takes, in bytes of its `MLSMessage` encoding.
+/// The largest Commit, Welcome or message that the server accepts, in bytes of its `MLSMessage` encoding.
 pub const MAX_MESSAGE_SIZE: usize = 1024 * 1024;
 
 /// The most KeyPackages that one revocation may name.
@@ -69,3 +83,6 @@ pub const MAX_SIGNATURE_KEY_CHANGES: usize = 16;
 
 /// The most users whose devices one look-up may ask for.
 pub const MAX_LOOKUP_USERS: usize = 1_000;
+
+/// The most bytes that a group id may have. It has one at least.
+pub const MAX_GROUP_ID_SIZE: usize = 256;

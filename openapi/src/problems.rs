@@ -4,10 +4,10 @@ use utoipa::ToSchema;
 
 use crate::{MissingDevice, ReservationId};
 
-/// What went wrong with a request, as `application/problem+json` (RFC 9457).
+/// An error answer, `application/problem+json` (RFC 9457).
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct Problem {
-    /// Which problem: stable, and what a program decides by.
+    /// The problem type, for programs: it is stable.
     #[serde(rename = "type")]
     pub kind: ProblemType,
     /// The problem in a few words, the same for every occurrence.
@@ -16,23 +16,23 @@ pub struct Problem {
     /// The HTTP status.
     #[schema(example = 404)]
     pub status: u16,
-    /// This occurrence: what happened, to what, and what to do next.
+    /// This occurrence: what happened, and what to do next.
     #[schema(example = "No KeyPackage of alice is left. Try again when a device of alice has refreshed its pool.")]
     pub detail: String,
-    /// Where nothing at all could be reserved: what each device lacks.
+    /// If nothing could be reserved: the reason for each device.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub missing: Vec<MissingDevice>,
-    /// Where a Commit was refused for a reservation: which one.
+    /// If a Commit was refused because of a reservation: the reservation.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>, nullable = false)]
     pub reservation_id: Option<ReservationId>,
-    /// Where a Commit was refused for its epoch: the group's epoch now.
+    /// If a Commit was refused because of its epoch: the group's current epoch.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false, example = 8)]
     pub epoch: Option<u64>,
 }
 
-/// The kinds of problem a request can meet.
+/// The types of problems.
 #[derive(
     Clone,
     Copy,
@@ -53,27 +53,27 @@ pub struct Problem {
 #[serde(rename_all = "kebab-case")]
 #[strum(serialize_all = "kebab-case")]
 pub enum ProblemType {
-    /// The request cannot be read, or breaks a rule of its own form.
+    /// The request cannot be parsed, or breaks a rule of its form.
     MalformedRequest,
-    /// No valid bearer token came with the request.
+    /// The request has no valid bearer token.
     Unauthenticated,
-    /// The caller is known, and may not do this.
+    /// The caller is known, but may not do this.
     Forbidden,
     /// There is no such user.
     UnknownUser,
     /// The user has no such device.
     UnknownDevice,
-    /// There is no such reservation, or its KeyPackage is forgotten.
+    /// There is no such reservation, or its KeyPackage was deleted.
     UnknownReservation,
-    /// The server knows of no Commit of this group.
+    /// The server knows no Commit of this group.
     UnknownGroup,
-    /// Nothing is served at this path.
+    /// The server has nothing at this path.
     NotFound,
-    /// Something is served at this path, but not with this method.
+    /// The path does not have this method.
     MethodNotAllowed,
     /// No KeyPackage is left to reserve.
     PoolExhausted,
-    /// There are KeyPackages, and all end too soon to be handed out.
+    /// There are KeyPackages, but all expire too soon to be handed out.
     PoolExpired,
     /// There are KeyPackages, but of other ciphersuites.
     NoMatchingCiphersuite,
@@ -81,49 +81,26 @@ pub enum ProblemType {
     AlreadyRegistered,
     /// The reservation was spent already, for another group.
     AlreadySpent,
-    /// The reservation ran out, and the KeyPackage is no longer held for it.
+    /// The reservation lapsed, and no longer holds its KeyPackage.
     ReservationLapsed,
     /// Another device made this reservation.
     NotYourReservation,
-    /// The Commit is not of the group's epoch: another one came first.
+    /// The group is in another epoch than the Commit: another Commit came first.
     StaleEpoch,
-    /// The queue of a device that a Commit adds does not take the caller's Welcome.
+    /// The queue of a device that the Commit adds has no room for the caller's Welcome.
     QueueFull,
-    /// The pool takes no further KeyPackage.
+    /// The pool has no room for another KeyPackage.
     PoolFull,
-    /// The body is larger than the server reads.
+    /// The body is larger than the call allows.
     PayloadTooLarge,
+    /// The body is compressed.
+    UnsupportedMediaType,
     /// The `Idempotency-Key` was used before with another request.
     IdempotencyMismatch,
-    /// The caller asks for more than it may at a time.
+    /// The caller sends more requests than it may at a time.
     TooManyRequests,
     /// The server, or its database, cannot answer now.
     Unavailable,
-    /// A fault of the server's own.
+    /// The server has a fault.
     Internal,
-}
-
-/// Why a device has no KeyPackage in an answer to `POST /keypackages/reserve`.
-#[derive(
-    Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, Display, EnumIter, EnumString, IntoStaticStr, ToSchema,
-)]
-#[serde(rename_all = "kebab-case")]
-#[strum(serialize_all = "kebab-case")]
-pub enum MissingReason {
-    /// There is no such user.
-    UnknownUser,
-    /// The user has no such device, or none at all.
-    UnknownDevice,
-    /// Its pool is empty, and it has no last resort.
-    PoolExhausted,
-    /// All it has ends too soon to be handed out.
-    PoolExpired,
-    /// It has KeyPackages, but of other ciphersuites.
-    NoMatchingCiphersuite,
-    /// The caller reserves this user's KeyPackages too often, or the answer has 4 MiB of others already: another request
-    /// gets it.
-    TooManyRequests,
-    /// In the answer to a repetition alone: what the first answer had is no longer held. It lapsed, or was spent, released or
-    /// revoked.
-    ReservationLapsed,
 }

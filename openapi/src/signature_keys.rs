@@ -1,4 +1,4 @@
-//! The signature keys of devices: what the directory answers, and what a device signs to change its key.
+//! Signature keys of devices: the entries of the directory, and the content that a device signs to change its key.
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -10,39 +10,39 @@ use crate::{Base64Bytes, DeviceName, UserName, whole_number};
 /// The label under which a device signs the change of its signature key (RFC 9420, section 5.1.2).
 pub const SIGNATURE_KEY_CHANGE_LABEL: &str = "KeypoolSignatureKeyChange";
 
-/// What RFC 9420, section 5.1.2, puts before each label.
+/// The prefix of each label (RFC 9420, section 5.1.2).
 const LABEL_PREFIX: &str = "MLS 1.0 ";
 
-/// The signature key that a device has now in one ciphersuite.
+/// A device's current signature key in one ciphersuite.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct SignatureKey {
     /// The ciphersuite (RFC 9420, section 17.1).
     #[schema(example = 1)]
     pub ciphersuite: u16,
-    /// The public key, as the leaf node of a KeyPackage has it.
+    /// The public key, as in the leaf node of a KeyPackage.
     pub signature_key: Base64Bytes,
-    /// Since when the server has held the device to this key.
+    /// Since when this is the key of the device.
     #[schema(value_type = String, format = DateTime)]
     pub since: Timestamp,
 }
 
-/// A signature key that a device had before.
+/// A previous signature key of a device.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct PreviousSignatureKey {
     /// The ciphersuite (RFC 9420, section 17.1).
     #[schema(example = 1)]
     pub ciphersuite: u16,
-    /// The public key, as the leaf node of a KeyPackage has it.
+    /// The public key, as in the leaf node of a KeyPackage.
     pub signature_key: Base64Bytes,
-    /// Since when the server held the device to this key.
+    /// Since when this was the key of the device.
     #[schema(value_type = String, format = DateTime)]
     pub since: Timestamp,
-    /// When another key took its place, or the device was removed.
+    /// When another key replaced it, or the device was removed.
     #[schema(value_type = String, format = DateTime)]
     pub until: Timestamp,
 }
 
-/// A new signature key for the caller, signed by the key that it replaces.
+/// A new signature key of the caller, signed by the key that it replaces.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct SignatureKeyChange {
@@ -50,16 +50,16 @@ pub struct SignatureKeyChange {
     #[serde(deserialize_with = "whole_number")]
     #[schema(maximum = 65535, example = 1)]
     pub ciphersuite: u16,
-    /// The new public key, as the leaf nodes of the new KeyPackages have it.
+    /// The new public key, as in the leaf nodes of the new KeyPackages.
     pub signature_key: Base64Bytes,
     /// The signature by the old key over a `KeypoolSignatureKeyChange`: `SignWithLabel` of RFC 9420, section 5.1.2.
     pub signature: Base64Bytes,
 }
 
-/// What the old signature key signs to put the new one in its place.
+/// The content that the old signature key signs to be replaced by the new one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SignatureKeyChangeContent<'a> {
-    /// The user whose device it is.
+    /// The device's user.
     pub user: &'a UserName,
     /// The device.
     pub device: &'a DeviceName,
@@ -67,15 +67,15 @@ pub struct SignatureKeyChangeContent<'a> {
     pub registered_at: Timestamp,
     /// The ciphersuite whose key changes.
     pub ciphersuite: u16,
-    /// The public key that signs.
+    /// The old public key, which signs.
     pub old_key: &'a [u8],
-    /// The public key that takes its place.
+    /// The new public key.
     pub new_key: &'a [u8],
 }
 
 impl SignatureKeyChangeContent<'_> {
-    /// The content, encoded as the presentation language of TLS has it, with the variable-size vectors of RFC 9420,
-    /// section 2.1.2:
+    /// Encodes the content in the presentation language of TLS, with the variable-size vectors of RFC 9420, section
+    /// 2.1.2:
     ///
     /// ```text
     /// struct {
@@ -110,8 +110,8 @@ impl SignatureKeyChangeContent<'_> {
     }
 }
 
-/// Appends a vector with its length before it (RFC 9420, section 2.1.2). The length is cut at 30 bits, which no name
-/// and no key comes near.
+/// Appends a vector with its length before it (RFC 9420, section 2.1.2). A length has 30 bits at most; names and keys
+/// are much shorter.
 fn put(out: &mut Vec<u8>, bytes: &[u8]) {
     let length = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
     let [_, _, high, low] = length.to_be_bytes();
@@ -123,7 +123,7 @@ fn put(out: &mut Vec<u8>, bytes: &[u8]) {
     out.extend(bytes);
 }
 
-/// How people and messages name a signature key: its SHA-256, in lower-case hex.
+/// The fingerprint by which people and messages name a signature key: its SHA-256, in lower-case hex.
 #[must_use]
 pub fn signature_key_fingerprint(signature_key: &[u8]) -> String {
     hex::encode(Sha256::digest(signature_key))

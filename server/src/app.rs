@@ -1,8 +1,12 @@
-//! The server put together: routes, middleware, the OpenAPI document.
+//! Assembles the server: routes, middleware, and the OpenAPI document.
 
+mod cors;
 mod document;
+mod door;
 mod fallback;
+mod info;
 mod static_documents;
+mod swagger_ui;
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
@@ -14,126 +18,233 @@ use tracing_actix_web::TracingLogger;
 use utoipa_actix_web::AppExt;
 
 use crate::{
-    answers,
+    answers::{Answers, send::send},
+    auth::Authenticator,
+    body_memory::BodyMemory,
+    capacity::Capacity,
     clock::Clock,
     config::Config,
-    connections::serve::{listener, serve},
+    connections::{
+        Connections,
+        serve::{listener, serve},
+    },
+    fetches::Fetches,
+    limits::Limits,
     metrics::Metrics,
     observe::{RequestSpan, observe},
-    pool::Pool,
     problem::Failure,
-    stop::{Signals, Stopping},
+    routes,
+    service::Service,
+    stop::{Signals, Stopping, in_a_thread},
     store::Store,
-    sweeper, tls,
+    sweeper::Sweeper,
+    tls,
+    work::Work,
 };
 
+use document::document;
 pub use document::openapi_json;
-use document::{document, routes};
+use door::{Door, Key};
 use static_documents::StaticDocuments;
+
+/// The parts of a server that need its database.
+struct Parts {
+    /// The name of the database system, for log messages.
+    database: &'static str,
+    service: Service,
+    authenticator: Authenticator,
+    sweeper: Sweeper,
+}
+
+impl Parts {
+    /// Opens and migrates the database, and builds the parts. Blocks.
+    fn of(
+        config: &Config,
+        clock: &Arc<dyn Clock>,
+        metrics: Arc<Metrics>,
+        under_way: (Arc<Fetches>, Arc<Answers>),
+    ) -> anyhow::Result<Self> {
+        let store = Store::connect(config, Arc::clone(&metrics), Arc::clone(clock));
+        let store = store.with_context(|| format!("cannot open {}", config.database_url))?;
+        let database = store.kind();
+        let limits = Arc::new(Limits::new(config, Arc::clone(clock)));
+        let work = Work::new(Arc::clone(clock), metrics, config.max_waiting_requests as usize);
+        let service = Service::new((store.clone(), work.clone()), config, Arc::clone(&limits), under_way)?;
+        let authenticator = Authenticator::new((store.clone(), &work, Arc::clone(clock)), config, Arc::clone(&limits))?;
+        let sweeper = Sweeper::new(store, work, config, limits);
+        sweeper.resume()?;
+        service.adopt_signature_keys()?;
+        service.listen(config)?;
+        Ok(Self { database, service, authenticator, sweeper })
+    }
+}
+
+/// Adds what is under way to the metrics.
+fn watch(
+    metrics: &Metrics,
+    capacity: &Capacity,
+    (connections, answers, fetches): (&Arc<Connections>, &Arc<Answers>, &Arc<Fetches>),
+) -> prometheus::Result<()> {
+    let (connections, answers, fetches) = (Arc::clone(connections), Arc::clone(answers), Arc::clone(fetches));
+    let open = move || connections.count();
+    metrics.watch("connections", "Open connections of clients.", (capacity.connections, open))?;
+    let taken = move || answers.taken();
+    metrics.watch("answer_bytes", "Memory of large answers that are being sent.", (capacity.answers, taken))?;
+    let waiting = move || fetches.waiting();
+    metrics.watch("waiting_fetches", "Requests that wait for a message.", (capacity.waits, waiting))
+}
+
+/// The listener with its connections.
+struct Listening {
+    address: SocketAddr,
+    scheme: &'static str,
+    handle: ServerHandle,
+    running: JoinHandle<std::io::Result<()>>,
+    watching: JoinHandle<()>,
+}
+
+impl Listening {
+    fn abort(&self) {
+        self.running.abort();
+        self.watching.abort();
+    }
+}
+
+/// A server that listens, and whose database is not open yet. It answers `GET /healthz`, and all other requests with
+/// `unavailable`.
+pub struct Opening {
+    listening: Listening,
+    key: Key,
+    metrics: Arc<Metrics>,
+    fetches: Arc<Fetches>,
+    answers: Arc<Answers>,
+    stopping: Stopping,
+}
+
+impl Opening {
+    /// Binds the address, and starts to answer.
+    ///
+    /// # Errors
+    /// When the address is in use, the TLS certificate cannot be read, or the process has too little memory.
+    pub fn begin(config: &Config) -> anyhow::Result<Self> {
+        let (tls, origins, document) = (tls::server_config(config)?, config.cors_origins.clone(), document(config));
+        let (metrics, capacity) = (Arc::new(Metrics::new()?), Capacity::of_process(config)?);
+        let connections = Arc::new(Connections::new(&capacity));
+        let answers = Arc::new(Answers::new(capacity.answers, Arc::clone(&connections)));
+        let fetches = Arc::new(Fetches::new(capacity.waits));
+        watch(&metrics, &capacity, (&connections, &answers, &fetches))?;
+        let (stopping, key) = (Stopping::default(), Key::default());
+        let bodies = web::Data::new(BodyMemory::new(capacity.bodies, Arc::clone(&metrics)));
+        let (paths, info) = (web::Data::new(fallback::Paths::of(&document)), web::Data::new(info::info(config)));
+        let documents = web::Data::new(StaticDocuments::new(&document)?);
+        let shared_metrics = web::Data::from(Arc::clone(&metrics));
+        let (shared_answers, shared_stopping) =
+            (web::Data::from(Arc::clone(&answers)), web::Data::new(stopping.clone()));
+        let its_key = key.clone();
+        let app = move || {
+            App::new()
+                .wrap(from_fn(door::pass))
+                .wrap(from_fn(send))
+                .wrap(cors::cors(&origins))
+                .wrap(from_fn(observe))
+                .wrap(TracingLogger::<RequestSpan>::new())
+                .app_data(web::Data::new(Door::new(its_key.clone())))
+                .app_data(bodies.clone())
+                .app_data(paths.clone())
+                .app_data(shared_metrics.clone())
+                .app_data(shared_stopping.clone())
+                .app_data(shared_answers.clone())
+                .app_data(documents.clone())
+                .app_data(info.clone())
+                .app_data(web::PathConfig::default().error_handler(|error, _| unreadable_path(&error).into()))
+                .into_utoipa_app()
+                .configure(routes::register)
+                .into_app()
+                .service(static_documents::openapi)
+                .service(swagger_ui::example_upload)
+                .service(static_documents::swagger_ui_file)
+                .service(static_documents::swagger_ui_without_slash)
+                .default_service(web::to(fallback::nothing_here))
+        };
+        let listen = config.listen;
+        let listener = listener(listen).with_context(|| {
+            format!("cannot listen on {listen}: is another server there, or is the address not this machine's?")
+        })?;
+        let (scheme, address) = (if tls.is_some() { "https" } else { "http" }, listener.local_addr()?);
+        let server = serve(listener, tls, (Arc::clone(&connections), capacity.accepted), app)?;
+        let (handle, watching) = (server.handle(), tokio::spawn(connections.watch()));
+        let listening = Listening { address, scheme, handle, running: tokio::spawn(server), watching };
+        Ok(Self { listening, key, metrics, fetches, answers, stopping })
+    }
+
+    /// Opens and migrates the database, and serves.
+    ///
+    /// # Errors
+    /// When the database cannot be reached, opened or migrated.
+    pub async fn finish(self, config: Config, clock: Arc<dyn Clock>) -> anyhow::Result<Server> {
+        let Self { listening, key, metrics, fetches, answers, stopping } = self;
+        let (sweep_interval, shutdown_delay) = (config.sweep_interval, config.shutdown_delay);
+        let parts = in_a_thread(move || Parts::of(&config, &clock, metrics, (fetches, answers))).await;
+        let Parts { database, service, authenticator, sweeper } = parts.inspect_err(|_| listening.abort())?;
+        key.open(service.clone(), authenticator);
+        let sweeping = tokio::spawn(sweeper.clone().run(sweep_interval));
+        Ok(Server { listening, database, service, sweeper, sweeping, stopping, shutdown_delay })
+    }
+}
 
 /// A running server.
 pub struct Server {
-    address: SocketAddr,
-    scheme: &'static str,
+    listening: Listening,
     database: &'static str,
-    handle: ServerHandle,
-    running: JoinHandle<std::io::Result<()>>,
-    pool: Pool,
+    service: Service,
+    sweeper: Sweeper,
     sweeping: JoinHandle<()>,
-    watching: JoinHandle<()>,
     stopping: Stopping,
     shutdown_delay: Duration,
 }
 
 impl Server {
-    /// Opens and migrates the database, binds, and begins to serve.
+    /// Binds the address, opens and migrates the database, and serves.
     ///
     /// # Errors
-    /// When the database cannot be reached, the address is in use, or the TLS certificate cannot be read.
+    /// When the address is in use, the TLS certificate cannot be read, or the database cannot be reached.
     pub async fn start(config: Config, clock: Arc<dyn Clock>) -> anyhow::Result<Self> {
-        let (listen, sweep_interval, shutdown_delay) = (config.listen, config.sweep_interval, config.shutdown_delay);
-        let document = document(&config);
-        let tls = tls::server_config(&config)?;
-        let metrics = Arc::new(Metrics::new()?);
-        let its_metrics = Arc::clone(&metrics);
-        let pool = web::block(move || -> anyhow::Result<_> {
-            let store = Store::connect(&config, its_metrics, Arc::clone(&clock));
-            let store = store.with_context(|| format!("cannot open {}", config.database_url))?;
-            let (kind, pool) = (store.kind(), Pool::new(store, clock, &config)?);
-            pool.resume()?;
-            pool.adopt_signature_keys()?;
-            pool.listen(&config)?;
-            Ok((kind, pool))
-        });
-        let (database, pool) = pool.await??;
-        let (shared, stopping) = (web::Data::new(pool.clone()), Stopping::default());
-        let paths = web::Data::new(fallback::Paths::of(&document));
-        let documents = web::Data::new(StaticDocuments::new(&document)?);
-        let (answers, connections) = (web::Data::from(Arc::clone(pool.answers())), Arc::clone(pool.connections()));
-        let accepted = pool.capacity().accepted;
-        let (metrics, its_stopping) = (web::Data::from(metrics), web::Data::new(stopping.clone()));
-        let app = move || {
-            App::new()
-                .wrap(from_fn(answers::send))
-                .wrap(from_fn(observe))
-                .wrap(TracingLogger::<RequestSpan>::new())
-                .app_data(shared.clone())
-                .app_data(paths.clone())
-                .app_data(metrics.clone())
-                .app_data(its_stopping.clone())
-                .app_data(answers.clone())
-                .app_data(documents.clone())
-                .app_data(web::PathConfig::default().error_handler(|error, _| unreadable_path(&error).into()))
-                .into_utoipa_app()
-                .configure(routes)
-                .into_app()
-                .service(static_documents::openapi)
-                .service(static_documents::swagger_ui)
-                .default_service(web::to(fallback::nothing_here))
-        };
-        let listener = listener(listen).with_context(|| {
-            format!("cannot listen on {listen}: is another server there, or is the address not this machine's?")
-        })?;
-        let (scheme, address) = (if tls.is_some() { "https" } else { "http" }, listener.local_addr()?);
-        let watching = tokio::spawn(Arc::clone(&connections).watch());
-        let server = serve(listener, tls, (connections, accepted), app)?;
-        let handle = server.handle();
-        let running = tokio::spawn(server);
-        let sweeping = tokio::spawn(sweeper::run(pool.clone(), sweep_interval));
-        Ok(Self { address, scheme, database, handle, running, pool, sweeping, watching, stopping, shutdown_delay })
+        Opening::begin(&config)?.finish(config, clock).await
     }
 
-    /// Where it listens.
+    /// The address that the server listens on.
     #[must_use]
     pub fn address(&self) -> SocketAddr {
-        self.address
+        self.listening.address
     }
 
-    /// The URL of what it serves.
+    /// The server's URL.
     #[must_use]
     pub fn url(&self) -> String {
-        format!("{}://{}", self.scheme, self.address)
+        format!("{}://{}", self.listening.scheme, self.listening.address)
     }
 
-    /// The kind of its database, for people.
+    /// The name of its database system, for log messages.
     #[must_use]
     pub fn database(&self) -> &'static str {
         self.database
     }
 
-    /// The pool that it serves.
+    /// The sweeper of its database.
     #[must_use]
-    pub fn pool(&self) -> &Pool {
-        &self.pool
+    pub fn sweeper(&self) -> &Sweeper {
+        &self.sweeper
     }
 
-    /// Serves until a signal ends it: then it is not ready, still serves for the `shutdown_delay`, accepts no more, and
-    /// finishes what runs. A second signal ends it at once.
+    /// Serves until a signal stops the server. The server then reports that it is not ready, keeps serving for the
+    /// `shutdown_delay`, accepts no further connections, and finishes the running requests. A second signal stops it at
+    /// once.
     ///
     /// # Errors
-    /// When serving fails, or a second signal ends it.
+    /// When serving fails, or a second signal stops the server.
     pub async fn run_until_stopped(self, mut signals: Signals) -> anyhow::Result<()> {
-        let Self { mut running, pool, sweeping, watching, stopping, shutdown_delay, handle, .. } = self;
+        let Self { listening, service, sweeping, stopping, shutdown_delay, .. } = self;
+        let Listening { handle, mut running, watching, .. } = listening;
         let signal = tokio::select! {
             ended = &mut running => return Ok(ended??),
             signal = signals.next() => signal,
@@ -144,7 +255,7 @@ impl Server {
             tokio::time::sleep(shutdown_delay).await;
             tracing::info!("stopping: accepting no more, and finishing what runs");
             sweeping.abort();
-            pool.stop_waiting();
+            service.stop_waiting();
             handle.stop(true).await;
             watching.abort();
         };
@@ -154,19 +265,19 @@ impl Server {
                 Ok(running.await??)
             }
             signal = signals.next() => {
-                // The server that is dropped with its task stops by force.
+                // Dropping the server with its task stops it by force.
                 running.abort();
                 bail!("stopped at once by a second signal, {signal}: what still ran is not answered")
             }
         }
     }
 
-    /// Ends it when what runs is finished.
+    /// Stops the server after the running requests are finished.
     pub async fn stop(self) {
         self.sweeping.abort();
-        self.pool.stop_waiting();
-        self.handle.stop(true).await;
-        self.watching.abort();
+        self.service.stop_waiting();
+        self.listening.handle.stop(true).await;
+        self.listening.watching.abort();
     }
 }
 

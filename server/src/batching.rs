@@ -1,137 +1,172 @@
 //! Batching: requests that wait at the same moment share a statement and a commit.
 //!
-//! A few worker threads take up to a bounded number of waiting requests, run them together, and answer each. There is no timer: a
-//! single request starts at once. While a batch runs, the next one starts when as many requests wait as the running batch has:
-//! many small batches would cost more than they save. A request that could not run in a batch goes back to its caller, which runs
-//! it alone.
+//! A few worker threads take up to a bounded number of waiting requests, run them together, and answer each. There is
+//! no timer: a single request starts at once. While a batch runs, the next one starts when as many requests wait as the
+//! running batch has: many small batches would cost more than they save. A request that could not run in a batch runs
+//! alone.
 
 use std::{
     collections::VecDeque,
-    fmt,
     panic::{self, AssertUnwindSafe},
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
     thread,
     time::Instant,
 };
 
+use jiff::Timestamp;
 use tokio::sync::oneshot;
 
-use crate::metrics::Metrics;
+use crate::{
+    problem::Failure,
+    store::StoreError,
+    work::{Work, not_finished},
+};
 
 /// Bounds of a [`Batcher`].
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Size {
     /// Batches that run at the same time.
     pub workers: usize,
-    /// Waiting requests at most.
+    /// The most waiting requests.
     pub room: usize,
-    /// Requests in a batch at most.
+    /// The most requests in a batch.
     pub most: usize,
 }
 
-/// The outcome of a request.
-#[derive(Debug)]
-pub(crate) enum Batched<W, T> {
-    /// It ran in a batch.
-    Done(T),
-    /// It has to run alone.
-    Alone(W),
+/// Requests of one kind, which can share a statement.
+pub(crate) trait Batch: Send + Sync + 'static {
+    /// The kind's name, for threads and metrics.
+    const NAME: &'static str;
+    type Request: Send + 'static;
+    type Answer: Send + 'static;
+
+    /// Answers each request, in order; `None` for a request that must run alone.
+    ///
+    /// # Errors
+    /// When the database fails. Nothing has been done then.
+    fn together(&self, requests: &[Self::Request], now: Timestamp) -> Result<Vec<Option<Self::Answer>>, StoreError>;
+
+    /// Answers one request, in a transaction of its own.
+    ///
+    /// # Errors
+    /// When the database fails, or the request is refused.
+    fn alone(&self, request: Self::Request, now: Timestamp) -> Result<Self::Answer, Failure>;
 }
 
-/// Why a request did not run.
+/// The outcome of a request in its batch.
+enum Batched<B: Batch> {
+    Done(Result<B::Answer, Failure>),
+    /// The request must run alone.
+    Alone(B::Request),
+}
+
+/// The reason why a request was not queued.
 #[derive(Debug)]
-pub(crate) enum NotTaken {
-    /// Too many wait already.
+enum NotTaken {
+    /// Too many requests are waiting.
     Full,
-    /// The workers have ended: the server stops.
+    /// The workers have ended because the server is stopping.
     Stopping,
 }
 
-struct Job<W, T> {
-    want: W,
+struct Job<B: Batch> {
+    request: B::Request,
     since: Instant,
-    answer: oneshot::Sender<Batched<W, T>>,
+    answer: oneshot::Sender<Batched<B>>,
 }
 
-/// The queue and the workers of one kind of request.
-#[derive(Debug)]
-pub(crate) struct Batcher<W, T> {
-    entrance: Arc<Entrance<W, T>>,
+/// The queue and the workers of one kind of request. Cheap to clone.
+pub(crate) struct Batcher<B: Batch> {
+    entrance: Arc<Entrance<B>>,
+    batch: Arc<B>,
+    work: Work,
 }
 
-impl<W, T> Clone for Batcher<W, T> {
+impl<B: Batch> Clone for Batcher<B> {
     fn clone(&self) -> Self {
-        Self { entrance: Arc::clone(&self.entrance) }
+        Self { entrance: Arc::clone(&self.entrance), batch: Arc::clone(&self.batch), work: self.work.clone() }
     }
 }
 
-impl<W: Send + 'static, T: Send + 'static> Batcher<W, T> {
-    /// Starts the workers. They end when the last clone is dropped. `together` answers each request in order, `None` for one that
-    /// has to run alone.
+impl<B: Batch> Batcher<B> {
+    /// Starts the workers. They end when the last clone is dropped.
     ///
     /// # Errors
     /// When the system cannot start a thread.
-    pub(crate) fn start(
-        name: &'static str,
-        size: Size,
-        metrics: &Arc<Metrics>,
-        together: impl Fn(&[W]) -> Vec<Option<T>> + Send + Clone + 'static,
-    ) -> std::io::Result<Self> {
-        let queue = Arc::new(Queue::new(size));
+    pub(crate) fn start(batch: B, size: Size, work: &Work) -> std::io::Result<Self> {
+        let (queue, batch) = (Arc::new(Queue::new(size)), Arc::new(batch));
         let entrance = Arc::new(Entrance(Arc::clone(&queue)));
         for _ in 0..size.workers {
-            let (queue, together, metrics) = (Arc::clone(&queue), together.clone(), Arc::clone(metrics));
-            thread::Builder::new().name(name.to_owned()).spawn(move || {
-                let mut done = 0;
-                while let Some(batch) = queue.next(done) {
-                    done = batch.len();
-                    for job in &batch {
-                        metrics.waited_in_batch(name, job.since.elapsed());
+            let (queue, batch, work) = (Arc::clone(&queue), Arc::clone(&batch), work.clone());
+            thread::Builder::new().name(B::NAME.to_owned()).spawn(move || {
+                let (mut done, metrics) = (0, work.metrics());
+                while let Some(jobs) = queue.next(done) {
+                    done = jobs.len();
+                    for job in &jobs {
+                        metrics.waited_in_batch(B::NAME, job.since.elapsed());
                     }
-                    metrics.batch(name, done);
+                    metrics.batch(B::NAME, done);
                     // A panic fails the requests of this batch alone.
-                    if panic::catch_unwind(AssertUnwindSafe(|| work(batch, &together))).is_err() {
-                        tracing::error!(name, "a worker panicked; the requests of its batch are not answered");
+                    if panic::catch_unwind(AssertUnwindSafe(|| answer(jobs, &*batch, work.now()))).is_err() {
+                        tracing::error!(
+                            name = B::NAME,
+                            "a worker panicked; the requests of its batch are not answered"
+                        );
                     }
                 }
             })?;
         }
-        Ok(Self { entrance })
+        Ok(Self { entrance, batch, work: work.clone() })
     }
 
-    /// Runs a request in the next batch.
-    pub(crate) async fn submit(&self, want: W) -> Result<Batched<W, T>, NotTaken> {
+    /// Runs a request in the next batch, or alone if it cannot run in a batch.
+    ///
+    /// # Errors
+    /// When too many requests wait, the server stops, or the request fails.
+    pub(crate) async fn run(&self, request: B::Request) -> Result<B::Answer, Failure> {
+        match self.submit(request).await {
+            Ok(Batched::Done(answer)) => answer,
+            Ok(Batched::Alone(request)) => self.run_alone(request).await,
+            Err(NotTaken::Full) => Err(self.work.overloaded()),
+            Err(NotTaken::Stopping) => Err(not_finished()),
+        }
+    }
+
+    /// Runs a request alone, without waiting for a batch.
+    ///
+    /// # Errors
+    /// When too many requests wait, or the request fails.
+    pub(crate) async fn run_alone(&self, request: B::Request) -> Result<B::Answer, Failure> {
+        let batch = Arc::clone(&self.batch);
+        self.work.run(move |now| batch.alone(request, now)).await
+    }
+
+    async fn submit(&self, request: B::Request) -> Result<Batched<B>, NotTaken> {
         let (answer, answered) = oneshot::channel();
-        self.entrance.0.enter(Job { want, since: Instant::now(), answer })?;
+        self.entrance.0.enter(Job { request, since: Instant::now(), answer })?;
         answered.await.map_err(|_| NotTaken::Stopping)
     }
 }
 
 /// Closes the queue when the last clone is dropped.
-struct Entrance<W, T>(Arc<Queue<W, T>>);
+struct Entrance<B: Batch>(Arc<Queue<B>>);
 
-impl<W, T> fmt::Debug for Entrance<W, T> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Entrance").field("size", &self.0.size).finish_non_exhaustive()
-    }
-}
-
-impl<W, T> Drop for Entrance<W, T> {
+impl<B: Batch> Drop for Entrance<B> {
     fn drop(&mut self) {
         self.0.line().closed = true;
         self.0.ripe.notify_all();
     }
 }
 
-struct Queue<W, T> {
-    line: Mutex<Line<W, T>>,
+struct Queue<B: Batch> {
+    line: Mutex<Line<B>>,
     /// Signalled when a batch may start.
     ripe: Condvar,
     size: Size,
 }
 
-struct Line<W, T> {
-    jobs: VecDeque<Job<W, T>>,
+struct Line<B: Batch> {
+    jobs: VecDeque<Job<B>>,
     /// Requests in running batches.
     under_way: usize,
     /// Workers that wait. A signal to a busy worker would be a needless system call.
@@ -139,23 +174,23 @@ struct Line<W, T> {
     closed: bool,
 }
 
-impl<W, T> Queue<W, T> {
+impl<B: Batch> Queue<B> {
     fn new(size: Size) -> Self {
         let line = Line { jobs: VecDeque::new(), under_way: 0, idle: 0, closed: false };
         Self { line: Mutex::new(line), ripe: Condvar::new(), size }
     }
 
-    fn line(&self) -> MutexGuard<'_, Line<W, T>> {
+    fn line(&self) -> MutexGuard<'_, Line<B>> {
         self.line.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Whether a batch may start.
-    fn is_ripe(&self, line: &Line<W, T>) -> bool {
+    fn is_ripe(&self, line: &Line<B>) -> bool {
         let waiting = line.jobs.len();
         waiting > 0 && waiting >= line.under_way.min(self.size.most)
     }
 
-    fn enter(&self, job: Job<W, T>) -> Result<(), NotTaken> {
+    fn enter(&self, job: Job<B>) -> Result<(), NotTaken> {
         let mut line = self.line();
         if line.jobs.len() >= self.size.room {
             return Err(NotTaken::Full);
@@ -167,9 +202,9 @@ impl<W, T> Queue<W, T> {
         Ok(())
     }
 
-    /// Blocks until a batch is ready; `done` is the size of the worker's last batch. `None` once the queue is closed: the worker
-    /// that finishes last takes the remaining requests.
-    fn next(&self, done: usize) -> Option<Vec<Job<W, T>>> {
+    /// Blocks until a batch is ready; `done` is the size of the worker's last batch. `None` once the queue is closed:
+    /// the worker that finishes last takes the remaining requests.
+    fn next(&self, done: usize) -> Option<Vec<Job<B>>> {
         let mut line = self.line();
         line.under_way -= done;
         while !self.is_ripe(&line) {
@@ -187,12 +222,26 @@ impl<W, T> Queue<W, T> {
     }
 }
 
-fn work<W, T>(batch: Vec<Job<W, T>>, together: impl Fn(&[W]) -> Vec<Option<T>>) {
-    let (wants, answers): (Vec<_>, Vec<_>) = batch.into_iter().map(|job| (job.want, job.answer)).unzip();
-    let mut outcomes = together(&wants).into_iter();
-    for (want, answer) in wants.into_iter().zip(answers) {
-        let outcome = outcomes.next().flatten().map_or(Batched::Alone(want), Batched::Done);
-        // The caller may have gone.
+/// Answers the requests of a batch. If the database is away, all of them fail; after any other error, each runs alone,
+/// so that one request cannot fail the others.
+fn answer<B: Batch>(jobs: Vec<Job<B>>, batch: &B, now: Timestamp) {
+    let size = jobs.len();
+    let (requests, answers): (Vec<_>, Vec<_>) = jobs.into_iter().map(|job| (job.request, job.answer)).unzip();
+    let mut outcomes = match batch.together(&requests, now) {
+        Ok(outcomes) => outcomes.into_iter().map(|one| one.map(Ok)).collect(),
+        Err(error) if error.transient => {
+            let failure = Failure::from(error);
+            (0..size).map(|_| Some(Err(Failure::new(failure.kind, failure.detail.clone())))).collect()
+        }
+        Err(error) => {
+            tracing::error!(%error, size, "a batch failed; each of its requests runs alone");
+            Vec::new()
+        }
+    }
+    .into_iter();
+    for (request, answer) in requests.into_iter().zip(answers) {
+        let outcome = outcomes.next().flatten().map_or(Batched::Alone(request), Batched::Done);
+        // The caller may have disconnected.
         let _ = answer.send(outcome);
     }
 }
@@ -206,69 +255,101 @@ mod tests {
         task::{Context, Waker},
     };
 
-    use super::*;
+    use keypool_openapi::ProblemType;
 
-    /// A batch that has begun. It ends when this is dropped.
+    use super::*;
+    use crate::{clock::SystemClock, metrics::Metrics};
+
+    /// A batch that has begun. It ends when this value is dropped.
     struct Held {
-        wants: Vec<u32>,
+        requests: Vec<u32>,
         _end: mpsc::Sender<()>,
     }
 
-    /// A coalescer whose batches say that they begin. It multiplies even numbers by ten, together.
-    fn held(workers: usize, room: usize) -> (Batcher<u32, u32>, mpsc::Receiver<Held>) {
-        let (begun, begins) = mpsc::channel();
-        let together = move |wants: &[u32]| {
+    /// Reports each batch when it begins, and ends it when the test says so. In a batch, even numbers are multiplied by
+    /// ten; alone, odd numbers by a hundred.
+    struct Told(mpsc::Sender<Held>);
+
+    /// A batch with this request panics.
+    const PANICS: u32 = 1_000;
+
+    /// A batch with this request fails, and so does the request alone.
+    const FAILS: u32 = 1_001;
+
+    /// A batch with this request finds the database away.
+    const FINDS_NO_DATABASE: u32 = 1_002;
+
+    impl Batch for Told {
+        const NAME: &'static str = "test";
+        type Request = u32;
+        type Answer = u32;
+
+        fn together(&self, requests: &[u32], _: Timestamp) -> Result<Vec<Option<u32>>, StoreError> {
+            assert!(!requests.contains(&PANICS), "on purpose");
             let (end, ended) = mpsc::channel();
-            begun.send(Held { wants: wants.to_vec(), _end: end }).unwrap();
+            self.0.send(Held { requests: requests.to_vec(), _end: end }).unwrap();
             let _ = ended.recv();
-            wants.iter().map(|want| want.is_multiple_of(2).then_some(want * 10)).collect()
-        };
-        let metrics = Arc::new(Metrics::new().unwrap());
-        (Batcher::start("test", Size { workers, room, most: 64 }, &metrics, together).unwrap(), begins)
+            if requests.contains(&FINDS_NO_DATABASE) {
+                return Err(StoreError::transient(anyhow::anyhow!("away")));
+            } else if requests.contains(&FAILS) {
+                return Err(StoreError::fatal(anyhow::anyhow!("a fault")));
+            }
+            Ok(requests.iter().map(|one| one.is_multiple_of(2).then_some(one * 10)).collect())
+        }
+
+        fn alone(&self, request: u32, _: Timestamp) -> Result<u32, Failure> {
+            if request == FAILS { Err(StoreError::fatal(anyhow::anyhow!("a fault")).into()) } else { Ok(request * 100) }
+        }
     }
 
-    type Submitted<'c> = Pin<Box<dyn Future<Output = Result<Batched<u32, u32>, NotTaken>> + 'c>>;
-
-    /// It waits in the queue when this returns, or is with a worker.
-    fn submit(coalescer: &Batcher<u32, u32>, want: u32) -> Submitted<'_> {
-        let mut submitted: Submitted<'_> = Box::pin(coalescer.submit(want));
-        assert!(submitted.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
-        submitted
+    fn work() -> Work {
+        Work::new(Arc::new(SystemClock), Arc::new(Metrics::new().unwrap()), 100)
     }
 
-    fn wants(begins: &mpsc::Receiver<Held>) -> (Vec<u32>, Held) {
+    fn held(workers: usize, room: usize) -> (Batcher<Told>, mpsc::Receiver<Held>) {
+        let (begun, begins) = mpsc::channel();
+        (Batcher::start(Told(begun), Size { workers, room, most: 64 }, &work()).unwrap(), begins)
+    }
+
+    type Running<'c> = Pin<Box<dyn Future<Output = Result<u32, Failure>> + 'c>>;
+
+    /// When this returns, the request waits in the queue or runs in a worker.
+    fn run(batcher: &Batcher<Told>, request: u32) -> Running<'_> {
+        let mut running: Running<'_> = Box::pin(batcher.run(request));
+        assert!(running.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
+        running
+    }
+
+    fn requests(begins: &mpsc::Receiver<Held>) -> (Vec<u32>, Held) {
         let held = begins.recv().unwrap();
-        (held.wants.clone(), held)
+        (held.requests.clone(), held)
     }
 
     #[tokio::test]
     async fn what_waits_is_done_together_and_each_has_its_own_answer() {
-        let (coalescer, begins) = held(1, 100);
-        let first = submit(&coalescer, 0);
-        let (begun, batch) = wants(&begins);
+        let (batcher, begins) = held(1, 100);
+        let first = run(&batcher, 0);
+        let (begun, batch) = requests(&begins);
         assert_eq!(begun, [0], "what comes alone does not wait");
-        let others: Vec<_> = (1..=80).map(|want| (want, submit(&coalescer, want))).collect();
+        let others: Vec<_> = (1..=80).map(|one| (one, run(&batcher, one))).collect();
         drop(batch);
-        assert!(matches!(first.await, Ok(Batched::Done(0))));
-        let (begun, batch) = wants(&begins);
+        assert_eq!(first.await.unwrap(), 0);
+        let (begun, batch) = requests(&begins);
         assert_eq!(begun, (1..=64).collect::<Vec<_>>(), "as many as may, in their order");
         drop(batch);
-        assert_eq!(wants(&begins).0, (65..=80).collect::<Vec<_>>());
-        for (want, other) in others {
-            match other.await.unwrap() {
-                Batched::Done(done) => assert_eq!(done, want * 10),
-                Batched::Alone(back) => assert_eq!((back, want % 2), (want, 1)),
-            }
+        assert_eq!(requests(&begins).0, (65..=80).collect::<Vec<_>>());
+        for (one, other) in others {
+            assert_eq!(other.await.unwrap(), one * if one.is_multiple_of(2) { 10 } else { 100 });
         }
     }
 
     #[test]
     fn a_batch_begins_beside_others_when_as_many_wait_as_are_in_them() {
-        let queue = Queue::new(Size { workers: 3, room: 1_000, most: 8 });
+        let queue = Queue::<Told>::new(Size { workers: 3, room: 1_000, most: 8 });
         let come = |count| {
             for _ in 0..count {
-                let (answer, _) = oneshot::channel::<Batched<(), ()>>();
-                queue.enter(Job { want: (), since: Instant::now(), answer }).unwrap();
+                let (answer, _) = oneshot::channel();
+                queue.enter(Job { request: 0, since: Instant::now(), answer }).unwrap();
             }
             queue.is_ripe(&queue.line())
         };
@@ -291,43 +372,56 @@ mod tests {
 
     #[tokio::test]
     async fn what_finds_no_room_is_told_at_once() {
-        let (coalescer, begins) = held(1, 1);
-        let first = submit(&coalescer, 0);
-        let (_, batch) = wants(&begins);
-        let second = submit(&coalescer, 2);
-        assert!(matches!(coalescer.submit(4).await, Err(NotTaken::Full)));
+        let (batcher, begins) = held(1, 1);
+        let first = run(&batcher, 0);
+        let (_, batch) = requests(&begins);
+        let second = run(&batcher, 2);
+        assert_eq!(batcher.run(4).await.unwrap_err().kind, ProblemType::Unavailable);
         drop(batch);
-        assert_eq!(wants(&begins).0, [2]);
-        for submitted in [first, second] {
-            assert!(matches!(submitted.await, Ok(Batched::Done(_))));
+        assert_eq!(requests(&begins).0, [2]);
+        for (running, answer) in [(first, 0), (second, 20)] {
+            assert_eq!(running.await.unwrap(), answer);
         }
     }
 
     #[tokio::test]
     async fn when_nobody_can_come_any_more_what_waits_is_done_and_the_workers_end() {
-        let (coalescer, begins) = held(2, 100);
-        let another = coalescer.clone();
-        drop(submit(&coalescer, 0));
-        let (_, one) = wants(&begins);
-        drop(submit(&coalescer, 1));
-        let (_, two) = wants(&begins);
-        drop(submit(&coalescer, 2));
-        drop(coalescer);
-        drop(submit(&another, 3));
+        let (batcher, begins) = held(2, 100);
+        let another = batcher.clone();
+        drop(run(&batcher, 0));
+        let (_, one) = requests(&begins);
+        drop(run(&batcher, 1));
+        let (_, two) = requests(&begins);
+        drop(run(&batcher, 2));
+        drop(batcher);
+        drop(run(&another, 3));
         drop(another);
         drop((one, two));
-        // There is no more when both are gone.
-        let rest: Vec<_> = begins.into_iter().map(|held| held.wants.clone()).collect();
+        // The workers have ended once both are dropped, so no further batch begins.
+        let rest: Vec<_> = begins.into_iter().map(|held| held.requests.clone()).collect();
         assert_eq!(rest, [[2, 3]]);
     }
 
     #[tokio::test]
     async fn a_batch_that_panics_leaves_nobody_waiting() {
-        let metrics = Arc::new(Metrics::new().unwrap());
-        let together = |_: &[u32]| -> Vec<Option<u32>> { panic!("on purpose") };
-        let coalescer = Batcher::start("test", Size { workers: 1, room: 10, most: 64 }, &metrics, together).unwrap();
+        let (batcher, _begins) = held(1, 10);
         for _ in 0..2 {
-            assert!(matches!(coalescer.submit(1).await, Err(NotTaken::Stopping)));
+            assert_eq!(batcher.run(PANICS).await.unwrap_err().kind, ProblemType::Unavailable);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_request_that_fails_does_not_fail_the_others_unless_the_database_is_away() {
+        for (bad, others) in [(FAILS, Ok(200)), (FINDS_NO_DATABASE, Err(ProblemType::Unavailable))] {
+            let (batcher, begins) = held(1, 10);
+            let first = run(&batcher, 0);
+            let (_, batch) = requests(&begins);
+            let (other, failing) = (run(&batcher, 2), run(&batcher, bad));
+            drop(batch);
+            assert_eq!(requests(&begins).0, [2, bad]);
+            assert_eq!(first.await.unwrap(), 0);
+            assert!(failing.await.is_err());
+            assert_eq!(other.await.map_err(|failure| failure.kind), others);
         }
     }
 }

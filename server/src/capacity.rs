@@ -1,4 +1,4 @@
-//! How much the server does at the same time: shares of the memory and of the file descriptors that it may use.
+//! Limits on concurrent work, derived from the memory and the file descriptors that the server may use.
 
 use std::fs;
 
@@ -9,43 +9,43 @@ use crate::config::Config;
 const KIB: usize = 1024;
 const MIB: usize = 1024 * KIB;
 
-/// What one connection takes that asks for nothing: its buffers, its task, and what the kernel keeps of it.
+/// Memory of an idle connection: its buffers, its task, and the kernel's part.
 const CONNECTION: usize = 16 * KIB;
 
-/// The same with TLS, which has buffers of its own.
+/// Memory of an idle TLS connection, which has more buffers.
 const TLS_CONNECTION: usize = 48 * KIB;
 
-/// The least memory that a server works with.
+/// The least memory that a server needs.
 const LEAST_MEMORY: usize = 128 * MIB;
 
-/// Descriptors that are not for connections: files, timers, the listener, the database's own descriptors but its connections.
+/// Descriptors that are not for connections: files, timers, the listener, and the database's files.
 const OTHER_DESCRIPTORS: usize = 64;
 
-/// Connections that a server has room for at least.
+/// The fewest connections that a server must be able to keep.
 const LEAST_CONNECTIONS: usize = 32;
 
-/// What is done at the same time at most.
+/// The limits on concurrent work.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Capacity {
-    /// Connections of clients.
+    /// The most client connections.
     pub connections: usize,
-    /// Connections that are accepted while others are being ended for them.
+    /// The most connections that are accepted, including those that wait until others are closed.
     pub accepted: usize,
-    /// Requests that wait for a message. The other connections are left for short calls.
+    /// The most requests that wait for a message. The other connections stay free for short requests.
     pub waits: usize,
-    /// Connections whose clients do not take what is sent to them.
+    /// The most connections whose clients do not receive the bytes that are sent.
     pub stalled: usize,
-    /// Bytes of answers under way.
+    /// The memory for answers that are being sent, in bytes.
     pub answers: usize,
-    /// Bytes that the bodies of requests take, with what is made of them.
+    /// The memory for request bodies and the values parsed from them, in bytes.
     pub bodies: usize,
 }
 
 impl Capacity {
-    /// What this process can do with the memory and the descriptors that it has.
+    /// Derives the limits from the memory and the descriptors of this process.
     ///
     /// # Errors
-    /// When it has too few of them to work.
+    /// When the process has too little memory or too few descriptors.
     pub(crate) fn of_process(config: &Config) -> anyhow::Result<Self> {
         let memory = config.memory.map_or_else(memory, |megabytes| megabytes as usize * MIB);
         ensure!(
@@ -81,7 +81,7 @@ impl Capacity {
     }
 }
 
-/// How many files the process may have open.
+/// Returns the number of files that the process may open.
 fn descriptors() -> usize {
     #[cfg(target_os = "linux")]
     let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
@@ -90,7 +90,7 @@ fn descriptors() -> usize {
     limit.map_or(usize::MAX, |limit| usize::try_from(limit).unwrap_or(usize::MAX))
 }
 
-/// Raises the number of files that the process may open to the most that it is allowed.
+/// Raises the number of files that the process may open to its hard limit.
 ///
 /// Many systems, and Docker since version 29, give each process 1,024 until it asks for more.
 pub fn raise_descriptors() {
@@ -106,17 +106,17 @@ pub fn raise_descriptors() {
     }
 }
 
-/// The memory that this process may use: what its control group allows, or what the machine has. In bytes.
+/// Returns the memory that this process may use, in bytes: the limit of its control group, or the machine's memory.
 fn memory() -> usize {
     let of_machine = fs::read_to_string("/proc/meminfo").ok().and_then(|text| of_meminfo(&text));
     let groups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
     let limits = limit_files(&groups).into_iter().filter_map(|file| fs::read_to_string(file).ok()?.trim().parse().ok());
-    // Where nothing says it, as little as most machines have.
+    // If no limit is known, assume a small machine.
     limits.chain(of_machine).min().unwrap_or(1024 * MIB)
 }
 
-/// The files that may have the limit of this process's control group, by its `/proc/self/cgroup`. Within a container, its own
-/// group is the root.
+/// Returns the files that may contain the limit of this process's control group, from its `/proc/self/cgroup`. Inside a
+/// container, its own group is the root.
 fn limit_files(groups: &str) -> Vec<String> {
     let mut files =
         vec!["/sys/fs/cgroup/memory.max".to_owned(), "/sys/fs/cgroup/memory/memory.limit_in_bytes".to_owned()];

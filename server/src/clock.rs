@@ -7,21 +7,21 @@ use std::{
 
 use jiff::{SignedDuration, Timestamp};
 
-/// Tells the time.
+/// A source of the time.
 pub trait Clock: Send + Sync + 'static {
-    /// The time now.
+    /// The current time.
     fn now(&self) -> Timestamp;
 
-    /// How long it has been since some moment. It never goes back, even where the time is set.
+    /// The time since some fixed moment. It never goes back, even if the system's time is set.
     fn elapsed(&self) -> Duration;
 
-    /// The time of the database, which has just said that it is this. A clock of tests knows better.
+    /// The database's time; `said` is the answer of the database. A test clock returns its own time instead.
     fn of_database(&self, said: Timestamp) -> Timestamp {
         said
     }
 }
 
-/// The operating system's time.
+/// The operating system's clock.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct SystemClock;
 
@@ -37,36 +37,36 @@ impl Clock for SystemClock {
     }
 }
 
-/// A time that stands still until it is moved. Clones share it.
+/// A clock that stands still until a test moves it. Clones share the time.
 #[derive(Clone, Debug)]
 pub struct ManualClock {
     /// The true time, which the database has.
     hands: Arc<Mutex<(Timestamp, Duration)>>,
-    /// How far this clock is ahead of it.
+    /// How far this clock is ahead of the true time.
     ahead: Arc<Mutex<SignedDuration>>,
 }
 
 impl ManualClock {
-    /// A clock that stands at this time.
+    /// Creates a clock that stands at this time.
     #[must_use]
     pub fn at(now: Timestamp) -> Self {
         Self { hands: Arc::new(Mutex::new((now, Duration::ZERO))), ahead: Arc::default() }
     }
 
-    /// The clock of another machine: the time moves on for both, and each can be set.
+    /// Creates the clock of another machine. The time advances for both, and each can be set ahead on its own.
     #[must_use]
     pub fn beside(&self) -> Self {
         Self { hands: Arc::clone(&self.hands), ahead: Arc::default() }
     }
 
-    /// Moves the time on, at most to `Timestamp::MAX`. A negative span sets the time back.
+    /// Advances the time, at most to `Timestamp::MAX`. A negative span sets the time back.
     pub fn advance(&self, span: SignedDuration) {
         let (now, elapsed) = &mut *held(&self.hands);
         *now = now.saturating_add(span).unwrap_or(Timestamp::MAX);
         *elapsed = elapsed.saturating_add(Duration::try_from(span).unwrap_or_default());
     }
 
-    /// Sets this clock so far ahead of the time that the database has.
+    /// Sets this clock ahead of the database's time by this much.
     pub fn set_ahead(&self, span: SignedDuration) {
         *held(&self.ahead) = span;
     }

@@ -1,8 +1,15 @@
 //! The configuration: flags over `KEYPOOL_*` over a TOML file over defaults.
 
+mod duration;
+mod error;
 mod load;
+mod origins;
 mod proxies;
+mod ranges;
 mod secret;
+mod values;
+mod variables;
+mod words;
 
 use std::{
     net::{Ipv4Addr, SocketAddr},
@@ -14,7 +21,8 @@ use clap::Args;
 use keypool_validation::key_package::{CredentialBinding, KNOWN_CIPHERSUITES};
 use serde::{Deserialize, Serialize};
 
-pub use load::ConfigError;
+pub use error::ConfigError;
+pub use origins::CorsOrigins;
 pub use proxies::TrustedProxies;
 pub use secret::{AdminToken, DatabaseUrl};
 
@@ -25,16 +33,21 @@ const DAY: Duration = Duration::from_hours(24);
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
     /// Where to listen.
+    #[serde(deserialize_with = "values::listen")]
     pub listen: SocketAddr,
     /// The database: `sqlite://PATH` or `postgres://…`.
     pub database_url: DatabaseUrl,
     /// Connections to the database.
     pub database_connections: u32,
+    /// How long a program waits for a PostgreSQL that takes no connections yet, when it starts.
+    #[serde(with = "duration")]
+    pub database_wait: Duration,
     /// What a server does that finds its database restored from a backup, or promoted.
+    #[serde(deserialize_with = "values::choice")]
     pub on_restore: OnRestore,
     /// How far the server's clock may be off the database's. Where it is further off, the server is not ready, and reserves and
     /// sweeps nothing.
-    #[serde(with = "humantime_serde")]
+    #[serde(with = "duration")]
     pub max_clock_offset: Duration,
     /// A PEM file with the certificate chain: with `tls_key`, the server speaks HTTPS alone.
     pub tls_certificate: Option<PathBuf>,
@@ -42,14 +55,17 @@ pub struct Config {
     pub tls_key: Option<PathBuf>,
     /// How long a server that is told to stop still serves while `/readyz` answers 503, so that what balances the load
     /// sends it nothing more.
-    #[serde(with = "humantime_serde")]
+    #[serde(with = "duration")]
     pub shutdown_delay: Duration,
     /// What it takes to register the first device of a user.
+    #[serde(deserialize_with = "values::choice")]
     pub registration: Registration,
     /// The issuer (`iss`) of the tokens that register in the mode `jwt`.
     pub jwt_issuer: Option<String>,
     /// The audience (`aud`) that these tokens have to name.
     pub jwt_audience: Option<String>,
+    /// The claim of these tokens that names the user.
+    pub jwt_user_claim: String,
     /// The issuer's public keys, a JWK Set (RFC 7517): a file's path, or an http(s) URL.
     pub jwt_jwks: Option<String>,
     /// Devices that a user has at most.
@@ -59,29 +75,34 @@ pub struct Config {
     pub admin_token: Option<AdminToken>,
     /// How long a server goes on trusting a bearer token that it has just looked up: so long a removed device may still
     /// be served by another server of the same database.
-    #[serde(with = "humantime_serde")]
+    #[serde(with = "duration")]
     pub token_cache: Duration,
     /// How long a reservation holds where the request does not say.
-    #[serde(with = "humantime_serde")]
+    #[serde(with = "duration")]
     pub reservation_ttl: Duration,
     /// The longest that a request may ask for.
-    #[serde(with = "humantime_serde")]
+    #[serde(with = "duration")]
     pub max_reservation_ttl: Duration,
     /// What becomes of a KeyPackage whose reservation lapses or is released.
+    #[serde(deserialize_with = "values::choice")]
     pub on_lapse: OnLapse,
     /// How long the answer to a `reserve` with an `Idempotency-Key` is kept at least, and so long may a registration
     /// with one be repeated.
-    #[serde(with = "humantime_serde")]
+    #[serde(with = "duration")]
     pub idempotency_window: Duration,
     /// KeyPackages that expire sooner than this are not handed out.
-    #[serde(with = "humantime_serde")]
+    #[serde(with = "duration")]
     pub min_remaining: Duration,
     /// The longest lifetime of an uploaded KeyPackage, from `not_before` to `not_after`.
-    #[serde(with = "humantime_serde")]
+    #[serde(with = "duration")]
     pub max_lifetime: Duration,
+    /// How far the `not_before` of an uploaded KeyPackage may be ahead of the server's clock.
+    #[serde(with = "duration")]
+    pub clock_tolerance: Duration,
     /// The ciphersuites that are taken, by number.
     pub ciphersuites: Vec<u16>,
     /// Whether a credential has to be the uploader's.
+    #[serde(deserialize_with = "values::choice")]
     pub credential_binding: CredentialBinding,
     /// KeyPackages that a pool holds at most, per device and ciphersuite.
     pub pool_capacity: u32,
@@ -90,10 +111,13 @@ pub struct Config {
     /// Fresh KeyPackages below which a pool is `low`.
     pub low_watermark: u32,
     /// Whether requests are limited at all.
+    #[serde(deserialize_with = "values::choice")]
     pub limits: Limits,
     /// The proxies that clients come through: addresses and networks. Strangers are then limited by their address, which the
     /// proxy names in `X-Forwarded-For`.
     pub trusted_proxies: TrustedProxies,
+    /// The origins whose web pages may call the server.
+    pub cors_origins: CorsOrigins,
     /// What a user may ask for at once. A request counts as one, a `reserve` as one for each user that it names.
     pub requester_burst: u32,
     /// What a user may ask for in a minute, when the burst is used up.
@@ -109,15 +133,15 @@ pub struct Config {
     /// Requests that wait for the database at the same time at most; further ones are answered `unavailable`.
     pub max_waiting_requests: u32,
     /// How often the server tidies up.
-    #[serde(with = "humantime_serde")]
+    #[serde(with = "duration")]
     pub sweep_interval: Duration,
     /// Rows that one step of tidying up changes at most.
     pub sweep_batch: u32,
     /// How long the audit trail is kept.
-    #[serde(with = "humantime_serde")]
+    #[serde(with = "duration")]
     pub audit_retention: Duration,
     /// How long a Commit, a Welcome or a message is kept for a device that does not fetch it.
-    #[serde(with = "humantime_serde")]
+    #[serde(with = "duration")]
     pub message_retention: Duration,
     /// Commits, Welcomes and messages that wait for a device at most.
     pub queue_capacity: u32,
@@ -127,6 +151,7 @@ pub struct Config {
     /// What to log: `tracing` directives, such as `info` or `keypool_server=debug`.
     pub log: String,
     /// How to log.
+    #[serde(deserialize_with = "values::choice")]
     pub log_format: LogFormat,
 }
 
@@ -136,6 +161,7 @@ impl Default for Config {
             listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 8080)),
             database_url: DatabaseUrl("sqlite://keypool.db".to_owned()),
             database_connections: 16,
+            database_wait: Duration::from_mins(1),
             on_restore: OnRestore::Fence,
             max_clock_offset: Duration::from_secs(2),
             tls_certificate: None,
@@ -144,6 +170,7 @@ impl Default for Config {
             registration: Registration::Open,
             jwt_issuer: None,
             jwt_audience: None,
+            jwt_user_claim: "sub".to_owned(),
             jwt_jwks: None,
             max_devices: 100,
             admin_token: None,
@@ -154,6 +181,7 @@ impl Default for Config {
             idempotency_window: Duration::from_hours(1),
             min_remaining: Duration::from_hours(1),
             max_lifetime: DAY * 90,
+            clock_tolerance: Duration::from_mins(1),
             ciphersuites: KNOWN_CIPHERSUITES.to_vec(),
             credential_binding: CredentialBinding::Strict,
             pool_capacity: 1_000,
@@ -161,6 +189,7 @@ impl Default for Config {
             low_watermark: 8,
             limits: Limits::On,
             trusted_proxies: TrustedProxies::default(),
+            cors_origins: CorsOrigins::default(),
             requester_burst: 2_000,
             requester_per_minute: 1_200,
             pair_burst: 30,
@@ -188,7 +217,7 @@ pub enum Registration {
     Open,
     /// An enrolment token, which `keypool-server enrol --user NAME` prints.
     Token,
-    /// A token of the operator's identity provider, whose `sub` is the user.
+    /// A token of the operator's identity provider, which names the user.
     Jwt,
 }
 
@@ -210,6 +239,15 @@ pub enum OnRestore {
     Fence,
     /// Nothing: the operator knows that no transaction was lost.
     Trust,
+}
+
+impl Config {
+    /// The seconds that a KeyPackage must still be valid to be handed out. At least one: a KeyPackage that expires in the
+    /// current second has expired.
+    #[must_use]
+    pub fn min_remaining_seconds(&self) -> i64 {
+        i64::try_from(self.min_remaining.as_secs()).unwrap_or(i64::MAX).max(1)
+    }
 }
 
 /// Whether requests are limited.
@@ -240,7 +278,7 @@ pub struct ConfigFlags {
     #[arg(long, value_name = "FILE", env = "KEYPOOL_CONFIG", global = true)]
     pub config: Option<PathBuf>,
     /// Listen here, over KEYPOOL_LISTEN [default: 127.0.0.1:8080]
-    #[arg(long, value_name = "ADDRESS", global = true)]
+    #[arg(long, value_name = "ADDRESS", value_parser = values::address, global = true)]
     pub listen: Option<SocketAddr>,
     /// sqlite://PATH or postgres://…, over KEYPOOL_DATABASE_URL [default: sqlite://keypool.db]
     #[arg(long, value_name = "URL", global = true)]

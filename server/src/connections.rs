@@ -1,5 +1,4 @@
-//! The connections of clients, so that none of them keeps others out: how many there are, and which is ended first where
-//! room is needed.
+//! Limits the number of client connections, and closes overdue ones so that new clients can connect.
 
 pub(crate) mod http_stream;
 pub(crate) mod serve;
@@ -22,53 +21,54 @@ use futures_util::task::AtomicWaker;
 
 use crate::capacity::Capacity;
 
-/// How long a connection without a request is kept: longer than what balances the load keeps its own, commonly 60 s, so
-/// that it never sends a request into a connection that is just being closed.
+/// How long an idle connection is kept. Longer than a load balancer keeps its own, commonly 60 s, so that the balancer
+/// never sends a request on a connection that is being closed.
 pub(crate) const KEEP_ALIVE: Duration = Duration::from_secs(75);
 
-/// How long a client may take for the head of a request.
+/// The longest that a client may take to send the head of a request.
 pub(crate) const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How long a client may take for [`ENOUGH`] of what is sent to it.
+/// The longest that a client may take to receive [`ENOUGH`] bytes.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// A client that takes so many bytes within [`WRITE_TIMEOUT`] is not a slow reader: 6 kB a second.
+/// A client that receives this many bytes within [`WRITE_TIMEOUT`] is not a slow reader: 6 kB a second.
 const ENOUGH: usize = 64 * 1024;
 
-/// The same where others need the room: who takes 64 kB a second, or asks for something, is not ended for them as long as there is
-/// somebody else.
+/// The shorter timeout while the server is full: a client that receives 64 kB a second, or sends a request, is not
+/// closed as long as there is a slower one.
 const TIMEOUT_IN_NEED: Duration = Duration::from_secs(1);
 
-/// How long a connection of a device may go on asking where others wait for a place: then it ends with its next answer. One that
-/// has shown no valid token goes after [`TIMEOUT_IN_NEED`].
+/// How long a device's connection may keep sending requests while new clients wait. After that it closes with its next
+/// answer. A connection without a valid token closes after [`TIMEOUT_IN_NEED`].
 const TURN: Duration = Duration::from_mins(1);
 
-/// If others need the room, an eighth of all connections is ended in a second, or this number if it is larger.
+/// While the server is full, an eighth of all connections may be closed in a second, or this number if it is larger.
 const LEAST_PACE: usize = 256;
 
-/// How often overdue connections are ended: often, so that few are replaced at the same moment, which delays all requests.
+/// Interval at which overdue connections are closed. It is short, so that few connections are replaced at the same
+/// moment: many at once would delay all requests.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 const LOOKS_A_SECOND: usize = 20;
 
-/// What a connection may be in the middle of, where it may be ended; while a request is answered, it is in none of these.
-/// In this order connections are ended where room for another one is needed.
+/// The phases in which a connection may be closed. While a request is answered, the connection is in none of them. If
+/// the server is full, connections are closed in the order of the phases.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
-    /// It has no request.
+    /// The connection waits for a request.
     Idle,
-    /// The head of a request is coming.
+    /// The client is sending the head of a request.
     Head,
-    /// The body of a request is coming.
+    /// The client is sending the body of a request.
     Body,
-    /// Its client does not take what is sent.
+    /// The client does not receive the bytes that are sent.
     Stalled,
 }
 
 impl Phase {
     const ALL: [Self; 4] = [Self::Idle, Self::Head, Self::Body, Self::Stalled];
 
-    /// How long a connection may be in it. actix-web and `auth::extract` have shorter times for most of these, and then answer;
-    /// they have none for the head of a second request, nor for what is sent.
+    /// The longest that a connection may stay in this phase. Most phases have a shorter timeout in actix-web or
+    /// `auth::extract`, which then answer. These have none for the head of a second request, and none for sending.
     fn limit(self) -> Duration {
         match self {
             Self::Idle => KEEP_ALIVE + HEAD_TIMEOUT,
@@ -79,12 +79,12 @@ impl Phase {
     }
 }
 
-/// All connections of a server.
+/// All connections of the server.
 pub(crate) struct Connections {
     table: Mutex<Table>,
-    /// Whether there are as many as there may be, as of the last change of the table.
+    /// Whether the limit was reached at the last change of the table.
     is_full: AtomicBool,
-    /// How many connections may still be ended for others until it is looked at again.
+    /// How many connections may still be closed for new clients until the next check.
     pace: AtomicUsize,
     most: usize,
     most_stalled: usize,
@@ -93,10 +93,10 @@ pub(crate) struct Connections {
 #[derive(Default)]
 struct Table {
     open: usize,
-    /// Those of them that are told to end, and have not yet done so.
+    /// The number of open connections that were told to close and have not done so yet.
     ending: usize,
     next: u64,
-    /// By phase, the longest in it first.
+    /// One map for each phase, ordered by the time of entry.
     phases: [BTreeMap<u64, Entry>; 4],
 }
 
@@ -105,17 +105,17 @@ struct Entry {
     end: Arc<End>,
 }
 
-/// Ends a connection from anywhere.
+/// Handle that closes a connection from any task.
 #[derive(Debug, Default)]
 pub(crate) struct End {
     is_ended: AtomicBool,
-    /// Whether the table counts it among those that end.
+    /// Whether the table counts the connection as closing.
     is_counted: AtomicBool,
     waker: AtomicWaker,
 }
 
 impl End {
-    /// The next thing that its task does with the connection fails, and it does so at once.
+    /// Closes the connection: its next read or write fails, and its task is woken to do it at once.
     pub(crate) fn now(&self) {
         self.is_ended.store(true, Ordering::Release);
         self.waker.wake();
@@ -137,8 +137,13 @@ impl Connections {
         }
     }
 
-    /// Counts a connection that was just made. Where there are too many, `end_overdue` makes room; until then, new ones wait to be
-    /// accepted, as `serve` has it.
+    /// The number of open connections.
+    pub(crate) fn count(&self) -> usize {
+        self.table().open
+    }
+
+    /// Counts a new connection. If the limit is exceeded, `end_overdue` closes others; until then, `serve` accepts no
+    /// further connection.
     pub(crate) fn open(self: &Arc<Self>) -> Rc<Connection> {
         let mut table = self.table();
         table.open += 1;
@@ -160,13 +165,13 @@ impl Connections {
         Rc::new(connection)
     }
 
-    /// Ends the connection whose client has taken too little of what is sent to it for the longest, if there is one.
+    /// Closes the connection that has been stalled the longest, if there is one.
     pub(crate) fn end_a_stalled_one(&self, now: Instant) -> bool {
         self.table().end_first(&[Phase::Stalled], (now, TIMEOUT_IN_NEED))
     }
 
-    /// Ends what has lasted too long. Where there is no room for others, that is a second, and only so many are ended as are needed,
-    /// at a pace: to end and accept connections takes time from those who are served.
+    /// Closes overdue connections. If the server is full, the timeout is one second, but no more connections are closed
+    /// than are needed, and at a limited pace: closing and accepting connections takes time from running requests.
     fn end_overdue(&self, now: Instant) {
         let mut table = self.table();
         for phase in Phase::ALL {
@@ -181,7 +186,7 @@ impl Connections {
         self.pace.store(pace, Ordering::Relaxed);
     }
 
-    /// Ends what has lasted too long, for ever.
+    /// Closes overdue connections at every interval. Never returns.
     pub(crate) async fn watch(self: Arc<Self>) {
         let mut ticks = tokio::time::interval(LOOK_EVERY);
         loop {
@@ -190,7 +195,7 @@ impl Connections {
         }
     }
 
-    /// Whether one more connection may be ended for others now.
+    /// Takes one from the pace. Returns whether one more connection may be closed for a new client now.
     fn keeps_pace(&self) -> bool {
         let fewer = |pace: usize| pace.checked_sub(1);
         self.pace.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fewer).is_ok()
@@ -208,7 +213,7 @@ impl Connections {
 }
 
 impl Table {
-    /// Ends the first connection that is in one of these phases for so long by now; answers whether there was one.
+    /// Closes the first connection that has been in one of these phases for this long. Returns whether there was one.
     fn end_first(&mut self, phases: &[Phase], (now, age): (Instant, Duration)) -> bool {
         let first = phases.iter().find_map(|phase| {
             let first = self.phases[*phase as usize].first_entry()?;
@@ -223,21 +228,21 @@ impl Table {
     }
 }
 
-/// One connection, as its task has it.
+/// One connection, as seen by its own task.
 pub(crate) struct Connection {
     all: Arc<Connections>,
     end: Arc<End>,
-    /// What it is in the middle of, whether or not its client takes what is sent.
+    /// The current phase, ignoring whether the client has stalled.
     phase: Cell<Option<Phase>>,
-    /// Where it stands in the table.
+    /// The connection's entry in the table.
     place: Cell<Option<(Phase, u64)>>,
-    /// Bytes that came since the last request began.
+    /// Bytes received since the last request began.
     received: Cell<usize>,
-    /// Bytes that its client has taken since it stalled.
+    /// Bytes that the client has received since it stalled.
     taken: Cell<usize>,
     has_unread_body: Cell<bool>,
     opened: Instant,
-    /// How long it may go on asking where others wait for a place.
+    /// How long the connection may keep sending requests while new clients wait.
     turn: Cell<Duration>,
     is_closing: Cell<bool>,
 }
@@ -249,36 +254,37 @@ impl fmt::Debug for Connection {
 }
 
 impl Connection {
-    /// A request begins. Until [`Self::answered`], nothing but a stalled client ends the connection.
+    /// A request has begun. Until [`Self::answered`], the connection is closed only if its client stalls.
     pub(crate) fn begins(&self, has_body: bool) {
         self.received.set(0);
         self.has_unread_body.set(has_body);
         self.enter(None);
     }
 
-    /// The request's body is waited for.
+    /// The server waits for the request's body.
     pub(crate) fn reads_body(&self) {
         self.enter(Some(Phase::Body));
         self.end.waker.wake();
     }
 
-    /// The request's body has come, as a whole.
+    /// The request's body was received in full.
     pub(crate) fn has_body(&self) {
         self.has_unread_body.set(false);
         self.enter(None);
     }
 
-    /// A device has shown its token.
+    /// The client has shown a device's token.
     pub(crate) fn is_a_devices(&self) {
         self.turn.set(TURN);
     }
 
-    /// What was asked for could not be waited for: its place is for others, if they need one.
+    /// The request could not wait for messages, so its connection closes if a new client needs it.
     pub(crate) fn gives_way(&self) {
         self.turn.set(Duration::ZERO);
     }
 
-    /// Whether the connection ends with this request: since nobody reads its body, or since others wait for its place.
+    /// Returns whether the connection must close after this request: its body will not be read, or its turn is over and
+    /// new clients wait.
     pub(crate) fn must_close(&self) -> bool {
         let has_had_its_turn = || self.all.is_full.load(Ordering::Relaxed) && self.opened.elapsed() >= self.turn.get();
         let must = self.is_closing.get() || self.has_unread_body.get() || has_had_its_turn() && self.all.keeps_pace();
@@ -286,19 +292,19 @@ impl Connection {
         self.is_closing.get()
     }
 
-    /// All of the answer is on its way, or will never be.
+    /// The whole answer was handed to the connection, or the request was abandoned.
     pub(crate) fn answered(&self) {
         self.received.set(0);
         self.enter(Some(Phase::Idle));
         self.end.waker.wake();
     }
 
-    /// What ends the connection from another task.
+    /// The handle that closes the connection from another task.
     pub(crate) fn end(&self) -> Arc<End> {
         Arc::clone(&self.end)
     }
 
-    /// Bytes have come.
+    /// Bytes were received.
     fn receives(&self, bytes: usize) {
         self.received.set(self.received.get().saturating_add(bytes));
         if bytes > 0 && self.phase.get() == Some(Phase::Idle) {
@@ -306,7 +312,7 @@ impl Connection {
         }
     }
 
-    /// The client does not take what is sent.
+    /// The client does not receive the bytes that are sent.
     fn stalls(&self) {
         if !self.is_stalled() {
             self.taken.set(0);
@@ -318,7 +324,7 @@ impl Connection {
         }
     }
 
-    /// The client has taken some of what is sent.
+    /// The client has received some bytes.
     fn takes(&self, bytes: usize) {
         if self.is_stalled() {
             self.taken.set(self.taken.get().saturating_add(bytes));
@@ -329,7 +335,7 @@ impl Connection {
         }
     }
 
-    /// The client has taken all that is sent.
+    /// The client has received all bytes.
     fn has_taken_all(&self) {
         if self.is_stalled() {
             self.stand(self.phase.get());
@@ -344,7 +350,7 @@ impl Connection {
         self.end.is_ended()
     }
 
-    /// Where its task waits, it is woken when the connection ends.
+    /// Registers the task. The call that closes the connection wakes it.
     fn waits(&self, cx: &Context<'_>) {
         self.end.waker.register(cx.waker());
     }
@@ -356,13 +362,13 @@ impl Connection {
         }
     }
 
-    /// Goes to the end of those in this phase.
+    /// Enters a phase, as the newest connection in it.
     fn stand(&self, phase: Option<Phase>) {
         let mut table = self.all.table();
         if let Some((phase, place)) = self.place.get() {
             table.phases[phase as usize].remove(&place);
         }
-        // One that ends comes to no other place: it would be ended, and counted, again.
+        // A connection that is closing gets no new entry: it would be closed, and counted, again.
         self.place.set(phase.filter(|_| !self.is_ended()).map(|phase| {
             let place = table.next;
             table.next += 1;

@@ -12,15 +12,16 @@ use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 
 use crate::{connections::End, store::DeviceId};
 
-/// Fetches that a device has at the same time: one that waits, and one that does not.
+/// The most fetches of one device at a time: one that waits, and one that does not.
 const OF_A_DEVICE: usize = 2;
 
-/// The fetches of all devices that this server answers now.
+/// All fetches that this server is answering.
 #[derive(Debug)]
 pub(crate) struct Fetches {
-    /// The oldest of each device first.
+    /// The fetches of each device, oldest first.
     by_device: Mutex<HashMap<DeviceId, VecDeque<Arc<Call>>>>,
     places: Arc<Semaphore>,
+    most_waiting: usize,
     is_closed: AtomicBool,
 }
 
@@ -29,11 +30,11 @@ pub(crate) struct Call {
     news: Notify,
     is_displaced: AtomicBool,
     is_sent: AtomicBool,
-    /// Ends its connection.
+    /// Closes the fetch's connection.
     end: Option<Arc<End>>,
 }
 
-/// One fetch, from when it is asked for until its answer is sent.
+/// One fetch, from its start until its answer is sent.
 #[derive(Debug)]
 pub(crate) struct Fetch {
     all: Arc<Fetches>,
@@ -43,11 +44,17 @@ pub(crate) struct Fetch {
 
 impl Fetches {
     pub(crate) fn new(most_waiting: usize) -> Self {
-        Self { by_device: Mutex::default(), places: Arc::new(Semaphore::new(most_waiting)), is_closed: false.into() }
+        let places = Arc::new(Semaphore::new(most_waiting));
+        Self { by_device: Mutex::default(), places, most_waiting, is_closed: false.into() }
     }
 
-    /// A fetch begins. Where the device has enough of them, it displaces the oldest: that is answered an empty page, or cut off
-    /// where its answer is being sent already. Whose connection broke without a word is not kept waiting by it.
+    /// The number of fetches that wait for messages.
+    pub(crate) fn waiting(&self) -> usize {
+        self.most_waiting.saturating_sub(self.places.available_permits())
+    }
+
+    /// Begins a fetch. If the device has too many, the oldest is displaced: it gets an empty page, or its connection is
+    /// closed if its answer is being sent. So a broken connection does not block a client that connects again.
     pub(crate) fn begin(self: &Arc<Self>, device: DeviceId, end: Option<Arc<End>>) -> Fetch {
         let call = Arc::new(Call { end, ..Call::default() });
         let mut by_device = self.by_device();
@@ -60,12 +67,12 @@ impl Fetches {
         Fetch { all: Arc::clone(self), device, call }
     }
 
-    /// A place to wait in, until it is dropped; `None` where too many wait already.
+    /// Returns a permit to wait, held until it is dropped; `None` if too many fetches wait already.
     pub(crate) fn place(&self) -> Option<OwnedSemaphorePermit> {
         Arc::clone(&self.places).try_acquire_owned().ok()
     }
 
-    /// Something has come for these devices.
+    /// Wakes the fetches of these devices: their queues have new messages.
     pub(crate) fn ring(&self, devices: &[DeviceId]) {
         let by_device = self.by_device();
         for call in devices.iter().filter_map(|device| by_device.get(device)).flatten() {
@@ -73,14 +80,14 @@ impl Fetches {
         }
     }
 
-    /// Something may have come for anybody.
+    /// Wakes all fetches: any queue may have new messages.
     pub(crate) fn ring_all(&self) {
         for call in self.by_device().values().flatten() {
             call.news.notify_waiters();
         }
     }
 
-    /// From now on nobody waits: the server stops.
+    /// Ends all waits and allows no new ones, because the server is stopping.
     pub(crate) fn close(&self) {
         self.is_closed.store(true, Ordering::Relaxed);
         self.ring_all();
@@ -96,7 +103,7 @@ impl Fetches {
 }
 
 impl Call {
-    /// Is notified when something comes for the device. Ask for the notification before looking at the queue.
+    /// Is notified when a message arrives for the device. Create the notification before reading the queue.
     pub(crate) fn news(&self) -> &Notify {
         &self.news
     }
@@ -121,7 +128,7 @@ impl Fetch {
         Arc::clone(&self.call)
     }
 
-    /// From now on its answer is sent, unless the fetch was displaced before.
+    /// Marks the answer as being sent. Returns `false` if the fetch was displaced before.
     pub(crate) fn sends(&self) -> bool {
         // A displacing fetch takes the same lock: either it sees `is_sent`, or this sees `is_displaced`.
         let _by_device = self.all.by_device();

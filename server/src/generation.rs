@@ -1,4 +1,4 @@
-//! How far an SQLite database has come, kept in a file beside it: a database that is behind its file was restored.
+//! A file beside an SQLite database that records its generation. If the database is behind its file, it was restored.
 
 use std::{
     fs::{self, OpenOptions},
@@ -10,17 +10,17 @@ use anyhow::{Context, anyhow};
 
 use crate::config::Config;
 
-/// The file. Its number is never ahead of the database that it goes with: it is written after that.
+/// The file. It is written after the database, so its generation is never ahead of the database that it belongs to.
 #[derive(Clone, Debug)]
 pub(crate) struct GenerationFile(PathBuf);
 
 impl GenerationFile {
-    /// The one of the configured database; none where that tells by itself what it is.
+    /// Returns the file of the configured database; `None` if the database itself can tell that it was restored.
     pub(crate) fn of(config: &Config) -> Option<Self> {
         config.database_url.expose().strip_prefix("sqlite://").map(|path| Self(format!("{path}.generation").into()))
     }
 
-    /// Its number; `None` where there is no file.
+    /// Returns the recorded generation; `None` if there is no file.
     pub(crate) fn read(&self) -> anyhow::Result<Option<i64>> {
         let path = self.0.display();
         let text = match fs::read_to_string(&self.0) {
@@ -36,7 +36,7 @@ impl GenerationFile {
         number.map(Some)
     }
 
-    /// Replaces it as a whole, so that a crash leaves the old number or the new one.
+    /// Replaces the file atomically, so that a crash leaves either the old or the new generation.
     pub(crate) fn write(&self, generation: i64) -> anyhow::Result<()> {
         let mut new = self.0.clone().into_os_string();
         new.push(".new");

@@ -1,13 +1,15 @@
-//! The authority of a KeyPackage pool: it decides what is reserved, for whom and how long, and that nothing is ever
-//! handed out twice.
+//! The authority of a KeyPackage pool: it decides which KeyPackages are reserved, for which adder and how long, and
+//! ensures that none is handed out twice.
 //!
-//! Arrows point one way: [`routes`] call the [`pool`]'s rules, which call the [`store`]'s verbs. The store knows no
-//! HTTP, the routes know no SQL.
+//! Dependencies point one way: [`routes`] call the rules of the [`service`], which call the verbs of the [`store`]. The
+//! store knows no HTTP, the routes know no SQL, the service knows neither.
 
 mod answers;
 pub mod app;
 pub mod auth;
 mod batching;
+mod body_memory;
+mod caller;
 pub mod capacity;
 pub mod clock;
 pub mod config;
@@ -17,12 +19,13 @@ mod generation;
 mod limits;
 pub mod metrics;
 pub mod observe;
-pub mod pool;
 pub mod problem;
 pub mod routes;
+pub mod service;
 pub mod stop;
 pub mod store;
 pub mod sweeper;
 pub mod tls;
+mod work;
 
-pub use app::Server;
+pub use app::{Opening, Server};

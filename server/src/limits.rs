@@ -1,5 +1,6 @@
-//! Against draining: how much a user may ask for, of all and of each other user. Counted by each server for itself.
+//! Rate limits against draining: for each user in total, and for each pair of users. Each server counts for itself.
 
+mod rate;
 mod strangers;
 
 use std::{
@@ -9,35 +10,18 @@ use std::{
     time::Duration,
 };
 
-use governor::{
-    NotUntil, Quota, RateLimiter, clock::Clock as GovernorClock, middleware::NoOpMiddleware, nanos::Nanos,
-    state::keyed::DashMapStateStore,
-};
 use keypool_openapi::UserName;
 
+use rate::{Limiter, Time, limiter, wait};
 pub(crate) use strangers::{Origin, Strangers};
 
 use crate::{
     clock::Clock,
     config::{self, Config},
-    problem::Failure,
+    problem::{Failure, whole_seconds},
 };
 
-type Limiter<K> = RateLimiter<K, DashMapStateStore<K>, Time, NoOpMiddleware<Nanos>>;
-
-/// The injected clock, as the limiters read it: they count on it that it never goes back.
-#[derive(Clone)]
-struct Time(Arc<dyn Clock>);
-
-impl GovernorClock for Time {
-    type Instant = Nanos;
-
-    fn now(&self) -> Nanos {
-        Nanos::from(self.0.elapsed())
-    }
-}
-
-/// What is asked for, by whom. Where limits are off, anything goes.
+/// The rate limits of users. If limits are off, every request is allowed.
 pub struct Limits {
     users: Option<Limiters>,
     strangers: Strangers,
@@ -48,13 +32,13 @@ struct Limiters {
     requesters: Limiter<UserName>,
     pairs: Limiter<(UserName, UserName)>,
     pair_burst: u32,
-    /// How long a reservation holds that counts once.
+    /// The longest reservation that counts once.
     ttl: Duration,
-    /// What each user reserved lately, and what of it they spent.
+    /// Each user's recent numbers of reservations and spends.
     habits: Mutex<HashMap<UserName, Habit>>,
 }
 
-/// KeyPackages that a user reserved, and those that they spent. Both halve at each sweep.
+/// KeyPackages that a user has reserved and spent. Both numbers halve at each sweep.
 #[derive(Clone, Copy, Debug, Default)]
 struct Habit {
     reserved: usize,
@@ -62,23 +46,23 @@ struct Habit {
 }
 
 impl Habit {
-    /// Whether the user takes KeyPackages from others and adds nobody: a reservation of theirs counts several times.
+    /// Whether the user reserves KeyPackages but adds hardly any member. Its reservations then count several times.
     fn is_of_a_drainer(self) -> bool {
         self.reserved >= DRAINER && self.spent < self.reserved / DRAINER_SPENDS
     }
 }
 
-/// So many reservations say something of a user.
+/// The fewest recent reservations at which a user can count as draining.
 const DRAINER: usize = 32;
 
-/// Who spends less than one in so many drains.
+/// A user that spends fewer than one in this many reservations counts as draining.
 const DRAINER_SPENDS: usize = 4;
 
-/// How often a reservation of somebody who drains counts.
+/// The weight of a draining user's reservation.
 const DRAINER_WEIGHT: u64 = 4;
 
 impl Limits {
-    /// The limits of this configuration.
+    /// Creates the limits of this configuration.
     #[must_use]
     pub fn new(config: &Config, clock: Arc<dyn Clock>) -> Self {
         let strangers = Strangers::new(config, Arc::clone(&clock));
@@ -102,53 +86,56 @@ impl Limits {
         &self.strangers
     }
 
-    /// Whether anything is limited.
+    /// Whether limits are on.
     pub fn are_on(&self) -> bool {
         self.users.is_some()
     }
 
-    /// Counts what a user asks for.
+    /// Counts a user's requests.
     ///
     /// # Errors
-    /// `too-many-requests` where it is too much now.
+    /// `too-many-requests` if the limit is exceeded.
     pub fn request(&self, requester: &UserName, n: usize) -> Result<(), Failure> {
         let Some(limiters) = &self.users else { return Ok(()) };
         let Some(n) = u32::try_from(n).ok().and_then(NonZeroU32::new) else { return Ok(()) };
         let checked = limiters.requesters.check_key_n(requester, n);
-        // A request that exceeds the whole burst gets the same answer as one that exceeds what is left of it.
+        // A request above the whole burst gets the same answer as one above the remaining burst.
         let wait = match checked {
             Ok(Ok(())) => return Ok(()),
             Ok(Err(until)) => wait(&limiters.time, &until),
             Err(_) => Duration::from_mins(1),
         };
         Err(Failure::too_many(
-            format!("{requester} asks for too much at a time. Try again in {} s, and then more slowly.", seconds(wait)),
+            format!(
+                "{requester} asks for too much at a time. Try again in {} s, and then more slowly.",
+                whole_seconds(wait)
+            ),
             wait,
         ))
     }
 
-    /// Counts that a user reserves of another for so long. A reservation that holds longer than usual counts like several, and so
-    /// does one of a user who reserves and hardly ever spends.
+    /// Counts a reservation by one user of another user's KeyPackages. A reservation that is longer than usual counts
+    /// several times, and so does one by a user that spends hardly any.
     ///
     /// # Errors
-    /// How long to wait where it is too often now.
+    /// The time to wait if the limit is exceeded.
     pub fn pair(&self, requester: &UserName, target: &UserName, ttl: Duration) -> Result<(), Duration> {
         let Some(limiters) = &self.users else { return Ok(()) };
         let weight = NonZeroU32::new(limiters.weight(requester, ttl)).unwrap_or(NonZeroU32::MIN);
         match limiters.pairs.check_key_n(&(requester.clone(), target.clone()), weight) {
             Ok(Ok(())) => Ok(()),
             Ok(Err(until)) => Err(wait(&limiters.time, &until)),
-            // Never: the weight is within the burst.
+            // Cannot happen: the weight is within the burst.
             Err(_) => Err(Duration::from_mins(1)),
         }
     }
 
-    /// Notes that a user reserved so many KeyPackages.
+    /// Records that a user has reserved this many KeyPackages.
     pub fn reserved(&self, user: &UserName, n: usize) {
         self.note(user, |habit| habit.reserved = habit.reserved.saturating_add(n));
     }
 
-    /// Notes that a user spent so many reservations.
+    /// Records that a user has spent this many reservations.
     pub fn spent(&self, user: &UserName, n: usize) {
         self.note(user, |habit| habit.spent = habit.spent.saturating_add(n));
     }
@@ -162,19 +149,21 @@ impl Limits {
         }
     }
 
-    /// Forgets users whose limits have refilled.
-    pub fn forget(&self) {
+    /// Removes users whose limits have refilled. Returns how many users drained pools until now.
+    pub fn forget(&self) -> usize {
         self.strangers.forget();
-        if let Some(limiters) = &self.users {
-            limiters.requesters.retain_recent();
-            limiters.pairs.retain_recent();
-            limiters.requesters.shrink_to_fit();
-            limiters.pairs.shrink_to_fit();
-            limiters.habits().retain(|_, habit| {
-                *habit = Habit { reserved: habit.reserved / 2, spent: habit.spent / 2 };
-                habit.reserved > 0
-            });
-        }
+        let Some(limiters) = &self.users else { return 0 };
+        limiters.requesters.retain_recent();
+        limiters.pairs.retain_recent();
+        limiters.requesters.shrink_to_fit();
+        limiters.pairs.shrink_to_fit();
+        let mut drainers = 0;
+        limiters.habits().retain(|_, habit| {
+            drainers += usize::from(habit.is_of_a_drainer());
+            *habit = Habit { reserved: habit.reserved / 2, spent: habit.spent / 2 };
+            habit.reserved > 0
+        });
+        drainers
     }
 }
 
@@ -187,24 +176,9 @@ impl Limiters {
         let is_of_a_drainer = self.habits().get(requester).is_some_and(|habit| habit.is_of_a_drainer());
         let by_habit = if is_of_a_drainer { DRAINER_WEIGHT } else { 1 };
         let weight = ttl.as_secs().div_ceil(self.ttl.as_secs().max(1)).saturating_mul(by_habit);
-        // What counts more than there can be at once would never be possible.
+        // A weight above the burst could never be allowed.
         u32::try_from(weight).unwrap_or(u32::MAX).min(self.pair_burst)
     }
-}
-
-fn wait(time: &Time, until: &NotUntil<Nanos>) -> Duration {
-    until.wait_time_from(time.now())
-}
-
-fn limiter<K: std::hash::Hash + Eq + Clone>(per_minute: u32, burst: u32, time: &Time) -> Limiter<K> {
-    let at_least_one = |n| NonZeroU32::new(n).unwrap_or(NonZeroU32::MIN);
-    let quota = Quota::per_minute(at_least_one(per_minute)).allow_burst(at_least_one(burst));
-    RateLimiter::new(quota, DashMapStateStore::default(), time.clone())
-}
-
-/// Whole seconds to wait, never too few.
-pub(crate) fn seconds(wait: Duration) -> u128 {
-    wait.as_millis().div_ceil(1_000).max(1)
 }
 
 #[cfg(test)]
@@ -271,7 +245,7 @@ mod tests {
         }
         limits.spent(&carol, 8);
         assert_eq!((possible(&bob, "erin"), possible(&carol, "erin")), (7, 30));
-        // Time forgets.
+        // The limits refill with time.
         limits.forget();
         assert_eq!(possible(&bob, "frank"), 30);
         for _ in 0..10 {

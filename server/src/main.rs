@@ -8,17 +8,17 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, bail, ensure};
 use clap::{Parser, Subcommand};
 use keypool_openapi::UserName;
 use keypool_server::{
-    Server, app,
+    Opening, app,
     capacity::raise_descriptors,
     clock::{Clock, SystemClock},
     config::{Config, ConfigFlags, LogFormat},
     metrics::Metrics,
-    stop::Signals,
-    store::Store,
+    stop::{Signals, in_a_thread},
+    store::{ServerLock, Store},
     tls,
 };
 use keypool_validation::token::Token;
@@ -100,17 +100,32 @@ fn run(cli: Cli) -> anyhow::Result<()> {
     let config = || Config::load(&cli.flags);
     match cli.command.unwrap_or(Command::Serve) {
         Command::Serve => serve(config()?),
-        Command::Migrate => migrate(&config()?),
-        Command::Enrol { user, valid_for } => enrol(&config()?, &user, valid_for),
-        Command::Fence => fence(&config()?),
+        Command::Migrate => on_the_database(config()?, migrate),
+        Command::Enrol { user, valid_for } => on_the_database(config()?, move |config| enrol(config, &user, valid_for)),
+        Command::Fence => on_the_database(config()?, fence),
         Command::Config => say(&settings(&config()?)?),
         Command::Openapi => say(&app::openapi_json(&config()?)?),
         Command::Healthcheck => actix_web::rt::System::new().block_on(healthcheck(config()?)),
     }
 }
 
+/// Runs a command that needs the database. A signal ends it at once: without a handler, the first process of a container
+/// ignores signals.
+fn on_the_database(
+    config: Config,
+    command: impl FnOnce(&Config) -> anyhow::Result<()> + Send + 'static,
+) -> anyhow::Result<()> {
+    start_log(&config)?;
+    actix_web::rt::System::new().block_on(async {
+        let mut signals = Signals::take()?;
+        tokio::select! {
+            done = in_a_thread(move || command(&config)) => done,
+            signal = signals.next() => bail!("stopped by {signal} before it was done"),
+        }
+    })
+}
+
 fn migrate(config: &Config) -> anyhow::Result<()> {
-    start_log(config)?;
     open(config)?;
     say(&format!("{} is up to date\n", config.database_url))
 }
@@ -129,7 +144,6 @@ fn enrol(config: &Config, user: &UserName, valid_for: Duration) -> anyhow::Resul
 }
 
 fn fence(config: &Config) -> anyhow::Result<()> {
-    start_log(config)?;
     let withdrawn = open(config)?.fence()?;
     say(&format!(
         "{} is fenced: {withdrawn} KeyPackages are withdrawn; each device fills its pool anew at its next refresh\n",
@@ -139,25 +153,38 @@ fn fence(config: &Config) -> anyhow::Result<()> {
 
 fn serve(config: Config) -> anyhow::Result<()> {
     start_log(&config)?;
+    for variable in Config::unknown_variables() {
+        tracing::warn!(variable, "a variable of the environment is not a setting: is its name right?");
+    }
     raise_descriptors();
     actix_web::rt::System::new().block_on(serve_until_stopped(config))
 }
 
 async fn serve_until_stopped(config: Config) -> anyhow::Result<()> {
-    let server = Server::start(config, Arc::new(SystemClock)).await?;
-    // Before the line that the parent process waits for: every signal after that line stops the server.
-    let signals = Signals::take()?;
+    let mut signals = Signals::take()?;
+    let opening = Opening::begin(&config)?;
+    let _lock = ServerLock::take(&config.database_url)?;
+    let server = tokio::select! {
+        opened = opening.finish(config, Arc::new(SystemClock)) => opened?,
+        signal = signals.next() => {
+            tracing::info!(signal, "stopped before the database was open");
+            return Ok(());
+        }
+    };
     let (url, database) = (server.url(), server.database());
     say(&format!("keypool-server listening on {url} (database: {database}; Swagger UI: {url}/swagger-ui/)\n"))?;
     server.run_until_stopped(signals).await
 }
 
-/// The settings in TOML; what is not set, TOML has no value for.
+/// The settings in TOML; what is not set, TOML has no value for. Fails if the server could not use their files.
 fn settings(config: &Config) -> anyhow::Result<String> {
+    tls::server_config(config)?;
     let set = toml::Table::try_from(config).context("the settings cannot be written as TOML")?;
     let mut settings = toml::to_string(config).context("the settings cannot be written as TOML")?;
     let keys = Config::variables().into_iter().map(|name| name.trim_start_matches("KEYPOOL_").to_lowercase());
     settings.extend(keys.filter(|key| !set.contains_key(key)).map(|key| format!("# {key} is not set\n")));
+    let unknown = Config::unknown_variables().into_iter();
+    settings.extend(unknown.map(|name| format!("# the variable {name} is not a setting\n")));
     Ok(settings)
 }
 

@@ -1,44 +1,43 @@
-//! What the server counts and measures, for Prometheus.
+//! Metrics of the server, for Prometheus.
 //!
-//! Every server has its own registry, so that several in one process do not count each other's requests.
+//! Every server has its own registry, so that several servers in one process do not count each other's requests.
+
+mod census;
+mod maker;
+mod request;
 
 use std::{
     borrow::Cow,
     sync::atomic::{AtomicBool, Ordering},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use jiff::{SignedDuration, Timestamp};
 use keypool_openapi::MissingReason;
 use prometheus::{
-    Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
-    Result, TextEncoder,
-    core::{Collector, MetricVec, MetricVecBuilder},
+    Gauge, Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge, PullingGauge, Registry, Result, TextEncoder,
+    core::{MetricVec, MetricVecBuilder},
 };
 use strum::IntoEnumIterator;
 
-/// The bounds of the histograms, in seconds: from a lookup in memory to a long poll.
-const SECONDS: &[f64] = &[0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0];
+pub use self::{census::Census, request::Request};
+use self::{census::CensusMetrics, maker::Maker, request::RequestMetrics};
 
-/// The bounds of the histogram of batches.
+/// Bucket bounds of the histogram of batch sizes.
 const BATCHES: &[f64] = &[1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0];
 
-/// The label `status` of a request whose client went away before it was answered.
-const ABORTED: &str = "aborted";
-
-/// The outcomes of a wish that was fulfilled.
+/// The outcome of a request for a KeyPackage that was served from the pool.
 pub const RESERVED: &str = "reserved";
-/// See [`RESERVED`].
+/// The outcome of a request that was served with the last resort.
 pub const LAST_RESORT: &str = "last-resort";
 
 /// The metrics of one server.
 #[derive(Debug)]
 pub struct Metrics {
     registry: Registry,
-    requests: IntCounterVec,
-    request_seconds: HistogramVec,
-    in_flight: IntGauge,
+    requests: RequestMetrics,
     reservations: IntCounterVec,
+    drainers: IntGauge,
     retries: IntCounterVec,
     connection_wait: Histogram,
     batch_size: HistogramVec,
@@ -46,7 +45,7 @@ pub struct Metrics {
     shed: IntCounter,
     writable: IntGauge,
     is_writable: AtomicBool,
-    pool_packages: IntGaugeVec,
+    census: CensusMetrics,
     swept: IntCounterVec,
     sweeper_lag: Gauge,
     sweeper_last_run: IntGauge,
@@ -54,99 +53,71 @@ pub struct Metrics {
 }
 
 impl Metrics {
-    /// Metrics that all stand at zero.
+    /// Creates the metrics, all at zero.
     ///
     /// # Errors
-    /// When two of them have the same name.
+    /// When two metrics have the same name.
     pub fn new() -> Result<Self> {
         let registry = Registry::new();
-        let opts = |name: &str, help: &str| Opts::new(format!("keypool_{name}"), help);
-        let histogram = |name: &str, help: &str| HistogramOpts::from(opts(name, help)).buckets(SECONDS.to_vec());
+        let make = Maker(&registry);
         let metrics = Self {
-            requests: IntCounterVec::new(
-                opts(
-                    "http_requests_total",
-                    "Requests by method, matched route and status; `aborted` where the client went away.",
-                ),
-                &["method", "route", "status"],
-            )?,
-            request_seconds: HistogramVec::new(
-                histogram("http_request_duration_seconds", "Time from a request's head to its answer's head."),
-                &["method", "route"],
-            )?,
-            in_flight: IntGauge::with_opts(opts("http_requests_in_flight", "Requests that are being answered."))?,
-            reservations: IntCounterVec::new(
-                opts(
-                    "reservations_total",
-                    "What became of wishes for a device's KeyPackage: reserved, last-resort, or why there was none.",
-                ),
+            requests: RequestMetrics::new(make)?,
+            reservations: make.counters(
+                "reservations_total",
+                "What became of wishes for a device's KeyPackage: reserved, last-resort, or why there was none.",
                 &["outcome"],
             )?,
-            retries: IntCounterVec::new(
-                opts("transaction_retries_total", "Write transactions that lost to another one and ran again."),
+            drainers: make.whole(
+                "drainers",
+                "Users of this server that reserve many KeyPackages and spend hardly any, at the last sweep.",
+            )?,
+            retries: make.counters(
+                "transaction_retries_total",
+                "Write transactions that lost to another one and ran again.",
                 &["name"],
             )?,
-            connection_wait: Histogram::with_opts(histogram(
-                "connection_wait_seconds",
-                "Time that a request waited for a connection to the database.",
-            ))?,
-            batch_size: HistogramVec::new(
-                HistogramOpts::from(opts(
-                    "batch_size",
-                    "Requests that shared a statement and a commit, by what they did.",
-                ))
-                .buckets(BATCHES.to_vec()),
-                &["name"],
+            connection_wait: make
+                .seconds("connection_wait_seconds", "Time that a request waited for a connection to the database.")?,
+            batch_size: make.histograms(
+                "batch_size",
+                "Requests that shared a statement and a commit, by what they did.",
+                (&["name"], BATCHES),
             )?,
-            batch_wait: HistogramVec::new(
-                histogram("batch_wait_seconds", "Time that a request waited for those before it, by what it does."),
-                &["name"],
+            batch_wait: make.histograms(
+                "batch_wait_seconds",
+                "Time that a request waited for those before it, by what it does.",
+                (&["name"], maker::SECONDS),
             )?,
-            shed: IntCounter::with_opts(opts(
-                "shed_requests_total",
-                "Requests that were refused because too many waited for the database.",
-            ))?,
-            writable: IntGauge::with_opts(opts(
+            shed: make
+                .counter("shed_requests_total", "Requests that were refused because too many waited for the database.")?,
+            writable: make.whole(
                 "database_writable",
                 "1 as long as the database takes writes, 0 from when it has refused one until it is seen to take them again.",
-            ))?,
+            )?,
             is_writable: AtomicBool::new(true),
-            pool_packages: IntGaugeVec::new(
-                opts(
-                    "pool_packages",
-                    "KeyPackages of all pools by state in the database, when they were last counted; estimated where \
-                     PostgreSQL has very many.",
-                ),
-                &["state"],
-            )?,
-            swept: IntCounterVec::new(
-                opts("swept_total", "Rows that the sweeper tidied up, by what it did to them."),
-                &["kind"],
-            )?,
-            sweeper_lag: Gauge::with_opts(opts(
+            census: CensusMetrics::new(make)?,
+            swept: make.counters("swept_total", "Rows that the sweeper tidied up, by what it did to them.", &["kind"])?,
+            sweeper_lag: make.gauge(
                 "sweeper_lag_seconds",
                 "How long the oldest row that the last sweep tidied up had been due.",
-            ))?,
-            sweeper_last_run: IntGauge::with_opts(opts(
+            )?,
+            sweeper_last_run: make.whole(
                 "sweeper_last_run_timestamp_seconds",
                 "When the sweeper last finished, in seconds since 1970; 0 before it first did.",
-            ))?,
-            clock_ahead: Gauge::with_opts(opts(
+            )?,
+            clock_ahead: make.gauge(
                 "clock_ahead_seconds",
                 "How far the server's clock was ahead of the database's when they were last compared.",
-            ))?,
+            )?,
             registry,
         };
-        for metric in metrics.all() {
-            metrics.registry.register(metric)?;
-        }
         #[cfg(target_os = "linux")]
         metrics.registry.register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))?;
         metrics.begin();
         Ok(metrics)
     }
 
-    /// What can be named beforehand is there from the start: a rate over what appears later misses its beginning.
+    /// Creates all known label values at the start: a rate over a series that appears later misses its beginning.
     fn begin(&self) {
         self.writable.set(1);
         let outcomes = [RESERVED, LAST_RESORT].into_iter().chain(MissingReason::iter().map(<&str>::from));
@@ -159,153 +130,122 @@ impl Metrics {
         }
     }
 
-    fn all(&self) -> [Box<dyn Collector>; 15] {
-        [
-            Box::new(self.requests.clone()),
-            Box::new(self.request_seconds.clone()),
-            Box::new(self.in_flight.clone()),
-            Box::new(self.reservations.clone()),
-            Box::new(self.retries.clone()),
-            Box::new(self.connection_wait.clone()),
-            Box::new(self.batch_size.clone()),
-            Box::new(self.batch_wait.clone()),
-            Box::new(self.shed.clone()),
-            Box::new(self.writable.clone()),
-            Box::new(self.pool_packages.clone()),
-            Box::new(self.swept.clone()),
-            Box::new(self.sweeper_lag.clone()),
-            Box::new(self.sweeper_last_run.clone()),
-            Box::new(self.clock_ahead.clone()),
-        ]
-    }
-
-    /// All of them in Prometheus's text format.
+    /// Adds a gauge whose value is read when the metrics are rendered, and a second one, `NAME_limit`, that says how high
+    /// it can get.
     ///
     /// # Errors
-    /// When one of them cannot be written down.
+    /// When there is a metric of this name.
+    pub(crate) fn watch(
+        &self,
+        name: &str,
+        help: &str,
+        (limit, value): (usize, impl Fn() -> usize + Send + Sync + 'static),
+    ) -> Result<()> {
+        #[expect(clippy::cast_precision_loss, reason = "a gauge is a floating-point number")]
+        let read = move || value() as f64;
+        self.registry.register(Box::new(PullingGauge::new(format!("keypool_{name}"), help, Box::new(read))?))?;
+        let most = Maker(&self.registry)
+            .whole(&format!("{name}_limit"), "The most that the metric without `_limit` can be.")?;
+        most.set(i64::try_from(limit).unwrap_or(i64::MAX));
+        Ok(())
+    }
+
+    /// Renders all metrics in Prometheus's text format.
+    ///
+    /// # Errors
+    /// When a metric cannot be encoded.
     pub fn render(&self) -> Result<String> {
         TextEncoder::new().encode_to_string(&self.registry.gather())
     }
 
-    /// A request that has begun: in flight until it is finished or dropped.
+    /// Counts a request that has begun. It is in flight until it is finished or dropped.
     pub fn request(&self, method: &'static str, route: Cow<'static, str>) -> Request<'_> {
-        self.in_flight.inc();
-        Request { metrics: self, method, route, begun: Instant::now(), status: None }
+        self.requests.begin(method, route)
     }
 
-    /// What became of wishes for KeyPackages.
+    /// Counts the outcomes of requests for KeyPackages.
     pub fn reserved(&self, outcome: &'static str, n: u64) {
         child(&self.reservations, outcome, |counter| counter.inc_by(n));
     }
 
-    /// A write transaction runs again.
+    /// Counts a retry of a write transaction.
     pub fn retried(&self, name: &'static str) {
         child(&self.retries, name, IntCounter::inc);
     }
 
-    /// A request waited so long for a connection.
+    /// Records the time that a request waited for a connection.
     pub fn waited_for_connection(&self, wait: Duration) {
         self.connection_wait.observe(wait.as_secs_f64());
     }
 
-    /// So many requests share a statement and a commit.
+    /// Records the size of a batch, whose requests share a statement and a commit.
     pub fn batch(&self, name: &'static str, size: usize) {
         child(&self.batch_size, name, |histogram| {
             histogram.observe(f64::from(u32::try_from(size).unwrap_or(u32::MAX)));
         });
     }
 
-    /// A request waited so long for those before it.
+    /// Records the time that a request waited for its batch.
     pub fn waited_in_batch(&self, name: &'static str, wait: Duration) {
         child(&self.batch_wait, name, |histogram| histogram.observe(wait.as_secs_f64()));
     }
 
-    /// A request was refused because too many waited.
+    /// Counts a request that was refused because too many waited.
     pub fn shed(&self) {
         self.shed.inc();
     }
 
-    /// Whether the database takes writes; answers whether that is news.
+    /// Records whether the database accepts writes. Returns whether that has changed.
     pub fn database_is_writable(&self, is_writable: bool) -> bool {
         self.writable.set(is_writable.into());
         self.is_writable.swap(is_writable, Ordering::Relaxed) != is_writable
     }
 
-    /// Whether the database took writes when it was seen last.
+    /// Whether the database accepted writes at the last check.
     #[must_use]
     pub fn database_was_writable(&self) -> bool {
         self.is_writable.load(Ordering::Relaxed)
     }
 
-    /// How many KeyPackages are in this state.
-    pub fn pool_packages(&self, state: &'static str, n: i64) {
-        child(&self.pool_packages, state, |gauge| gauge.set(n));
+    /// Records the number of users that drain pools.
+    pub fn drainers(&self, n: usize) {
+        self.drainers.set(i64::try_from(n).unwrap_or(i64::MAX));
     }
 
-    /// The sweeper did this to so many rows.
+    /// Records what was counted in the database at this time.
+    pub fn counted(&self, census: &Census, now: Timestamp) {
+        self.census.set(census, now);
+    }
+
+    /// Counts rows that the sweeper has changed, by kind.
     pub fn swept(&self, kind: &'static str, n: u64) {
         child(&self.swept, kind, |counter| counter.inc_by(n));
     }
 
-    /// The sweeper finished at this time, and the oldest of what it did had been due for so long.
+    /// Records that the sweeper has finished at this time, and how long its oldest row was overdue.
     pub fn sweeper_ran(&self, at: Timestamp, lag: Duration) {
         self.sweeper_last_run.set(at.as_second());
         self.sweeper_lag.set(lag.as_secs_f64());
     }
 
-    /// The server's clock is so far ahead of the database's.
+    /// Records how far the server's clock is ahead of the database's.
     pub fn clock_ahead(&self, ahead: SignedDuration) {
         self.clock_ahead.set(ahead.as_secs_f64());
     }
 }
 
-/// The metric of one label: an error would mean another number of labels than it was made with.
+/// Changes the metric of one label value. An error would mean that the metric was created with another number of
+/// labels.
 fn child<T: MetricVecBuilder>(metrics: &MetricVec<T>, label: &str, change: impl FnOnce(&T::M)) {
     if let Ok(metric) = metrics.get_metric_with_label_values(&[label]) {
         change(&metric);
     }
 }
 
-/// A request in flight, which counts when it is dropped.
-#[derive(Debug)]
-#[must_use]
-pub struct Request<'a> {
-    metrics: &'a Metrics,
-    method: &'static str,
-    route: Cow<'static, str>,
-    begun: Instant,
-    status: Option<u16>,
-}
-
-impl Request<'_> {
-    /// How long it has been running.
-    #[must_use]
-    pub fn elapsed(&self) -> Duration {
-        self.begun.elapsed()
-    }
-
-    /// It is answered.
-    pub fn finish(mut self, status: u16) {
-        self.status = Some(status);
-    }
-}
-
-impl Drop for Request<'_> {
-    fn drop(&mut self) {
-        let metrics = self.metrics;
-        metrics.in_flight.dec();
-        let status = self.status.map_or(Cow::Borrowed(ABORTED), |status| status.to_string().into());
-        if let Ok(requests) = metrics.requests.get_metric_with_label_values(&[self.method, &self.route, &status]) {
-            requests.inc();
-        }
-        if let Ok(seconds) = metrics.request_seconds.get_metric_with_label_values(&[self.method, &self.route]) {
-            seconds.observe(self.elapsed().as_secs_f64());
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use keypool_openapi::{Health, State};
+
     use super::*;
 
     #[test]
@@ -319,7 +259,15 @@ mod tests {
         metrics.retried("reserve");
         metrics.waited_for_connection(Duration::from_millis(3));
         metrics.shed();
-        metrics.pool_packages("available", 7);
+        let census = Census {
+            packages: vec![(State::Available, 7)],
+            pools: vec![(Health::Empty, 2)],
+            oldest_message: Some(Timestamp::from_second(1_799_999_000).unwrap()),
+            users: 3,
+            ..Census::default()
+        };
+        metrics.counted(&census, Timestamp::from_second(1_800_000_000).unwrap());
+        metrics.watch("answer_bytes", "Memory.", (100, || 40)).unwrap();
         metrics.swept("expired", 5);
         metrics.sweeper_ran(Timestamp::from_second(1_800_000_000).unwrap(), Duration::from_millis(1500));
         metrics.clock_ahead(SignedDuration::from_millis(-250));
@@ -335,6 +283,13 @@ mod tests {
             r#"keypool_connection_wait_seconds_bucket{le="0.005"} 1"#,
             "keypool_shed_requests_total 1",
             r#"keypool_pool_packages{state="available"} 7"#,
+            r#"keypool_pool_packages{state="spent"} 0"#,
+            r#"keypool_pools{health="empty"} 2"#,
+            r#"keypool_pools{health="good"} 0"#,
+            "keypool_users 3",
+            "keypool_oldest_message_seconds 1000",
+            "keypool_answer_bytes 40",
+            "keypool_answer_bytes_limit 100",
             r#"keypool_swept_total{kind="expired"} 5"#,
             "keypool_sweeper_lag_seconds 1.5",
             "keypool_sweeper_last_run_timestamp_seconds 1800000000",

@@ -1,6 +1,6 @@
-//! What every request leaves behind: its id in the answer, a line in the log, and its metrics.
+//! Adds the request id to each answer, writes a log line, and counts metrics.
 //!
-//! A line of the log names the route and not the path, which may name a user; no header, query or body gets there.
+//! A log line names the route instead of the path, which may name a user. Headers, queries and bodies are never logged.
 
 use std::borrow::Cow;
 
@@ -21,19 +21,22 @@ use uuid::Uuid;
 
 use crate::metrics::Metrics;
 
-/// Carries a request's id, both ways.
+/// The header of a request's id, in the request and in the answer.
 pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 const MAX_REQUEST_ID: usize = 128;
 
 const UNMATCHED: Cow<'static, str> = Cow::Borrowed("unmatched");
 
-/// What a request is known by.
+/// Marks a 5xx that is no failure: the server is starting, and everybody gets it. The log has no line for each.
+pub(crate) struct Announced;
+
+/// The id and route of a request.
 #[derive(Debug)]
 struct Known {
-    /// The caller's id of it, or one made for it.
+    /// The id that the caller chose, or a generated one.
     id: String,
-    /// The route that it matches: to find it takes as long as to find the handler.
+    /// The matching route. It is kept, since finding it takes as long as finding the handler.
     route: Cow<'static, str>,
 }
 
@@ -42,19 +45,19 @@ fn id(headers: &HeaderMap) -> String {
     given.map_or_else(|| Uuid::new_v4().to_string(), str::to_owned)
 }
 
-/// Only what cannot be mistaken for anything else in a log.
+/// Whether the id has only characters that are safe in a log.
 fn is_request_id(id: &str) -> bool {
     (1..=MAX_REQUEST_ID).contains(&id.len())
         && id.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte))
 }
 
-/// Makes the span that every line about a request stands in.
+/// Creates the span of all log lines about a request.
 pub struct RequestSpan;
 
 impl RootSpanBuilder for RequestSpan {
     fn on_request_start(request: &ServiceRequest) -> Span {
         let (id, method, route) = (id(request.headers()), method(request.method()), route(request));
-        // Of the highest level, so that no filter takes the id away from a line that it lets through.
+        // The highest level, so that no filter removes the id from a line that it lets through.
         let span = tracing::error_span!("request", method, %route, request_id = id);
         request.extensions_mut().insert(Known { id, route });
         span
@@ -63,7 +66,7 @@ impl RootSpanBuilder for RequestSpan {
     fn on_request_end<B: MessageBody>(_: Span, _: &Result<ServiceResponse<B>, Error>) {}
 }
 
-/// Counts, times and logs a request, and puts its id on the answer. Stands within the request's span.
+/// Counts, times and logs a request, and adds its id to the answer. Runs within the request's span.
 pub async fn observe<B: MessageBody>(
     metrics: web::Data<Metrics>,
     mut request: ServiceRequest,
@@ -72,18 +75,19 @@ pub async fn observe<B: MessageBody>(
     let known = request.extensions_mut().remove::<Known>();
     let (id, route) = known.map_or((None, UNMATCHED), |known| (HeaderValue::try_from(known.id).ok(), known.route));
     let running = metrics.request(method(request.method()), route);
-    // Whatever can be got can be asked for its head (RFC 9110, section 9.3.2); the body is left out where it would be sent.
+    // Every resource that supports GET supports HEAD (RFC 9110, section 9.3.2). The body is left out when the answer is
+    // sent.
     if *request.method() == Method::HEAD {
         request.head_mut().method = Method::GET;
     }
     let mut outcome = next.call(request).await;
-    let status = match &outcome {
-        Ok(response) => response.status().as_u16(),
-        Err(error) => error.as_response_error().status_code().as_u16(),
+    let (status, is_announced) = match &outcome {
+        Ok(response) => (response.status().as_u16(), response.response().extensions().contains::<Announced>()),
+        Err(error) => (error.as_response_error().status_code().as_u16(), false),
     };
     let seconds = running.elapsed().as_secs_f64();
     running.finish(status);
-    if status < 500 {
+    if status < 500 || is_announced {
         tracing::debug!(status, seconds, "answered");
     } else {
         tracing::warn!(status, seconds, "answered with a failure of the server's own");
@@ -94,12 +98,12 @@ pub async fn observe<B: MessageBody>(
     outcome
 }
 
-/// The route that a request matches: callers cannot make up new ones, as they can with paths.
+/// The route that a request matches. Unlike paths, callers cannot invent new ones.
 fn route(request: &ServiceRequest) -> Cow<'static, str> {
     request.match_pattern().map_or(UNMATCHED, Cow::Owned)
 }
 
-/// The method, where it is one that HTTP defines.
+/// The method, if HTTP defines it.
 fn method(method: &Method) -> &'static str {
     match *method {
         Method::GET => "GET",

@@ -1,95 +1,95 @@
-//! The one error table: every problem a request can meet, with its status and title.
+//! The one error table: each problem type with its status and title.
+
+mod response;
 
 use std::{fmt, time::Duration};
 
-use actix_web::{
-    HttpResponse, ResponseError,
-    http::{StatusCode, header},
-};
-use keypool_openapi::{MissingDevice, Problem, ProblemType, ReservationId};
+use keypool_openapi::{MissingDevice, ProblemType, ReservationId};
 use rand::rngs::SysError;
 
-use crate::{
-    auth::unknown_token,
-    store::{CallerError, ClockOff, StoreError},
-};
+use crate::store::{self, ClockOff, StoreError, TokenRevoked};
 
 /// The media type of every problem (RFC 9457).
 pub const PROBLEM_JSON: &str = "application/problem+json";
 
-/// How long a client waits before it asks a server again that cannot answer now.
+/// `Retry-After` of `unavailable`.
 const RETRY_AFTER: Duration = Duration::from_secs(2);
 
 /// The status and title of each problem.
 #[must_use]
-pub fn table(kind: ProblemType) -> (StatusCode, &'static str) {
+pub fn table(kind: ProblemType) -> (u16, &'static str) {
     use ProblemType as P;
-    use StatusCode as S;
     match kind {
-        P::MalformedRequest => (S::BAD_REQUEST, "The request cannot be read"),
-        P::Unauthenticated => (S::UNAUTHORIZED, "A valid bearer token is needed"),
-        P::Forbidden => (S::FORBIDDEN, "The caller may not do this"),
-        P::UnknownUser => (S::NOT_FOUND, "There is no such user"),
-        P::UnknownDevice => (S::NOT_FOUND, "There is no such device"),
-        P::UnknownReservation => (S::NOT_FOUND, "There is no such reservation"),
-        P::UnknownGroup => (S::NOT_FOUND, "There is no such group"),
-        P::StaleEpoch => (S::CONFLICT, "The group is in another epoch"),
-        P::NotFound => (S::NOT_FOUND, "Nothing is served at this path"),
-        P::MethodNotAllowed => (S::METHOD_NOT_ALLOWED, "The path has no such method"),
-        P::PoolExhausted => (S::NOT_FOUND, "No KeyPackage is left"),
-        P::PoolExpired => (S::NOT_FOUND, "All KeyPackages expire too soon"),
-        P::NoMatchingCiphersuite => (S::NOT_FOUND, "No KeyPackage has this ciphersuite"),
-        P::AlreadyRegistered => (S::CONFLICT, "The device is registered already"),
-        P::AlreadySpent => (S::CONFLICT, "The reservation is spent already"),
-        P::ReservationLapsed => (S::CONFLICT, "The reservation has lapsed"),
-        P::NotYourReservation => (S::FORBIDDEN, "Another device made this reservation"),
-        P::QueueFull => (S::CONFLICT, "A queue takes no more of the caller"),
-        P::PoolFull => (S::CONFLICT, "The pool is full"),
-        P::PayloadTooLarge => (S::PAYLOAD_TOO_LARGE, "The body is too large"),
-        P::IdempotencyMismatch => (S::UNPROCESSABLE_ENTITY, "The Idempotency-Key is another request's"),
-        P::TooManyRequests => (S::TOO_MANY_REQUESTS, "Too much is asked for at a time"),
-        P::Unavailable => (S::SERVICE_UNAVAILABLE, "The server cannot answer now"),
-        P::Internal => (S::INTERNAL_SERVER_ERROR, "The server has a fault"),
+        P::MalformedRequest => (400, "The request is malformed"),
+        P::Unauthenticated => (401, "A valid bearer token is needed"),
+        P::Forbidden => (403, "The caller may not do this"),
+        P::UnknownUser => (404, "There is no such user"),
+        P::UnknownDevice => (404, "There is no such device"),
+        P::UnknownReservation => (404, "There is no such reservation"),
+        P::UnknownGroup => (404, "There is no such group"),
+        P::StaleEpoch => (409, "The group is in another epoch"),
+        P::NotFound => (404, "There is no call at this path"),
+        P::MethodNotAllowed => (405, "The path does not allow this method"),
+        P::PoolExhausted => (404, "No KeyPackage is left"),
+        P::PoolExpired => (404, "All KeyPackages expire too soon"),
+        P::NoMatchingCiphersuite => (404, "No KeyPackage has this ciphersuite"),
+        P::AlreadyRegistered => (409, "The device is already registered"),
+        P::AlreadySpent => (409, "The reservation is already spent"),
+        P::ReservationLapsed => (409, "The reservation has lapsed"),
+        P::NotYourReservation => (403, "Another device made this reservation"),
+        P::QueueFull => (409, "A queue has no room for the caller's Welcome"),
+        P::PoolFull => (409, "The pool is full"),
+        P::PayloadTooLarge => (413, "The body is too large"),
+        P::UnsupportedMediaType => (415, "The body has an encoding that the server does not read"),
+        P::IdempotencyMismatch => (422, "Another request had this Idempotency-Key"),
+        P::TooManyRequests => (429, "The caller asks for too much at a time"),
+        P::Unavailable => (503, "The server cannot answer now"),
+        P::Internal => (500, "The server has a fault"),
     }
+}
+
+/// A wait in whole seconds for `Retry-After` and messages: rounded up, and at least one.
+pub(crate) fn whole_seconds(wait: Duration) -> u128 {
+    wait.as_millis().div_ceil(1_000).max(1)
 }
 
 /// A request that failed.
 #[derive(Debug)]
 pub struct Failure {
-    /// Which problem it met.
+    /// The problem type.
     pub kind: ProblemType,
-    /// What happened, to what, and what to do next.
+    /// What happened, and what to do next.
     pub detail: String,
-    /// When the same request may work.
+    /// After which time the same request may succeed.
     pub retry_after: Option<Duration>,
-    /// What programs can use of it.
+    /// Further fields for programs.
     pub about: About,
 }
 
-/// What a problem says beside its words.
+/// Further fields of a problem.
 #[derive(Clone, Debug, Default)]
 pub enum About {
-    /// Nothing.
+    /// No further field.
     #[default]
     Nothing,
-    /// Which methods the path has, where it has not this one.
+    /// The methods of the path, for `method-not-allowed`.
     Methods(String),
-    /// What each device lacks, where nothing could be reserved.
+    /// The reason for each device, if nothing could be reserved.
     Missing(Vec<MissingDevice>),
-    /// Which reservation, where a Commit was refused for one.
+    /// The reservation because of which a Commit was refused.
     Reservation(ReservationId),
-    /// The group's epoch, where a Commit was refused for its own.
+    /// The group's current epoch, if a Commit was refused because of its epoch.
     Epoch(u64),
 }
 
 impl Failure {
-    /// A failure of this kind.
+    /// A failure of this type.
     pub fn new(kind: ProblemType, detail: impl Into<String>) -> Self {
         let retry_after = (kind == ProblemType::Unavailable).then_some(RETRY_AFTER);
         Self { kind, detail: detail.into(), retry_after, about: About::Nothing }
     }
 
-    /// A failure that time will cure.
+    /// A `too-many-requests` that ends after `retry_after`.
     pub fn too_many(detail: impl Into<String>, retry_after: Duration) -> Self {
         Self { retry_after: Some(retry_after), ..Self::new(ProblemType::TooManyRequests, detail) }
     }
@@ -101,46 +101,8 @@ impl fmt::Display for Failure {
     }
 }
 
-impl ResponseError for Failure {
-    fn status_code(&self) -> StatusCode {
-        table(self.kind).0
-    }
-
-    fn error_response(&self) -> HttpResponse {
-        let (status, title) = table(self.kind);
-        let mut response = HttpResponse::build(status);
-        response.content_type(PROBLEM_JSON);
-        if let Some(wait) = self.retry_after {
-            // Whole seconds, and never too few.
-            response.insert_header((header::RETRY_AFTER, wait.as_millis().div_ceil(1_000).max(1).to_string()));
-        }
-        if let About::Methods(methods) = &self.about {
-            response.insert_header((header::ALLOW, methods.as_str()));
-        }
-        if self.kind == ProblemType::Unauthenticated {
-            response.insert_header((header::WWW_AUTHENTICATE, "Bearer"));
-        }
-        let (mut missing, mut reservation_id, mut epoch) = (Vec::new(), None, None);
-        match &self.about {
-            About::Nothing | About::Methods(_) => {}
-            About::Missing(devices) => missing.clone_from(devices),
-            About::Reservation(id) => reservation_id = Some(*id),
-            About::Epoch(number) => epoch = Some(*number),
-        }
-        response.json(Problem {
-            kind: self.kind,
-            title: title.to_owned(),
-            status: status.as_u16(),
-            detail: self.detail.clone(),
-            missing,
-            reservation_id,
-            epoch,
-        })
-    }
-}
-
 impl From<StoreError> for Failure {
-    /// What the database said goes to the log, never to the caller.
+    /// The database's error goes to the log, never to the caller.
     fn from(error: StoreError) -> Self {
         if error.refuses_writes {
             tracing::debug!(%error, "the database takes no writes");
@@ -153,16 +115,19 @@ impl From<StoreError> for Failure {
             Self::new(ProblemType::Unavailable, "The database cannot answer now; try again in a moment.")
         } else {
             tracing::error!(%error, "the database failed");
-            Self::new(ProblemType::Internal, "The database failed; the server's log says how. Nothing was changed.")
+            Self::new(
+                ProblemType::Internal,
+                "The database failed; the server's log has the error. Nothing was changed.",
+            )
         }
     }
 }
 
-impl From<CallerError> for Failure {
-    fn from(error: CallerError) -> Self {
-        match error {
-            CallerError::TokenRevoked(_) => unknown_token(),
-            CallerError::Store(error) => error.into(),
+impl From<store::Failure<TokenRevoked>> for Failure {
+    fn from(failure: store::Failure<TokenRevoked>) -> Self {
+        match failure {
+            store::Failure::Refused(TokenRevoked) => unknown_token(),
+            store::Failure::Store(error) => error.into(),
         }
     }
 }
@@ -182,6 +147,14 @@ impl From<SysError> for Failure {
     }
 }
 
+/// The failure of a request whose token belongs to no registered device.
+pub(crate) fn unknown_token() -> Failure {
+    Failure::new(
+        ProblemType::Unauthenticated,
+        "No registered device has this bearer token. Check that it is the token from the answer to POST /devices.",
+    )
+}
+
 #[cfg(test)]
 mod tests {
     use strum::IntoEnumIterator;
@@ -192,7 +165,7 @@ mod tests {
     fn every_problem_is_an_error_and_titled() {
         for kind in ProblemType::iter() {
             let (status, title) = table(kind);
-            assert!(status.is_client_error() || status.is_server_error(), "{kind}");
+            assert!((400..600).contains(&status), "{kind}");
             assert!(!title.is_empty(), "{kind}");
         }
     }

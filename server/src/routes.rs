@@ -1,8 +1,50 @@
-//! What the service answers: one file a resource.
+//! The routes: one file a verb or resource, and the list of them all.
 
-pub mod devices;
-pub mod groups;
-pub mod health;
-pub mod keypackages;
-pub mod messages;
-pub mod metrics;
+mod audit;
+mod commits;
+mod devices;
+mod health;
+mod inventory;
+mod messages;
+mod metrics;
+mod release;
+mod reserve;
+mod revoke;
+mod server;
+mod spend;
+mod status;
+mod upload;
+
+use utoipa_actix_web::service_config::ServiceConfig;
+
+/// Registers every route, and puts it into the OpenAPI document.
+///
+/// actix compares a request with the routes in this order, and compares a route with a variable part by a regular
+/// expression: the routes of the most requests come first, those with variable parts last.
+pub(crate) fn register(config: &mut ServiceConfig<'_>) {
+    config
+        .service(reserve::reserve_key_packages)
+        .service(spend::spend_reservation)
+        .service(status::get_pool_status)
+        .service(upload::upload_key_packages)
+        .service(messages::fetch_messages)
+        .service(messages::acknowledge_messages)
+        .service(health::get_health)
+        .service(health::get_readiness)
+        .service(metrics::get_metrics)
+        .service(server::get_server)
+        .service(release::release_reservation)
+        .service(revoke::revoke_key_packages)
+        .service(inventory::list_inventory)
+        .service(audit::list_audit_events)
+        .service(status::list_low_pools)
+        .service(devices::register_device)
+        .service(devices::list_devices)
+        .service(devices::lookup_devices)
+        .service(devices::change_device_token)
+        .service(devices::remove_device)
+        .service(devices::remove_user_device)
+        .service(status::get_user_pool_status)
+        .service(commits::send_commit)
+        .service(messages::send_message);
+}

@@ -1,106 +1,66 @@
-//! The store: the domain's verbs over either database.
+//! The store: the domain's verbs over either database, one file or folder for each verb.
 //!
-//! Each verb is one body, compiled against each connection type by the macro `with_conn`; what differs between the
-//! databases is in the files `postgres` and `sqlite`. Verbs block: call them where blocking is allowed. Times and ids
-//! come in as values.
+//! Each statement and each verb is written once, over a connection of either database. Code that differs between the
+//! databases is beside its verb, as a match on the connection. Verbs block, so call them only where blocking is
+//! allowed. Times and ids are passed in as values.
 
 mod as_of;
 mod audit;
-mod claims;
+mod census;
 mod commits;
-mod connection;
-mod delivery;
+mod database;
 mod devices;
 mod directory;
-mod exhausted;
-mod group_digest;
-mod holds;
 mod idempotency;
 mod inventory;
-mod kept_answers;
-mod key_packages;
-mod lineage;
-mod liveness;
-mod postgres;
-mod queue_shares;
+mod locks;
+mod low_pools;
+mod messages;
+mod notify;
+mod queues;
+mod registration;
+mod release;
+mod removal;
 mod reservations;
-mod revocation;
-mod rows;
-mod schema;
+mod reserve;
+mod restore;
+mod revoke;
+mod server_keys;
 mod signature_keys;
-mod spending;
-mod sql;
-mod sqlite;
+mod spend;
 mod status;
-mod storing;
 mod sweep;
-mod together;
 mod tokens;
-mod watch;
-mod wishes;
-mod writable;
-
-use std::fmt;
+mod upload;
 
 pub use as_of::AsOf;
 pub use commits::{Commit, CommitError};
-pub use connection::Store;
-pub use delivery::{Delivered, Heard, Post, Queued};
-pub use devices::{DeviceError, Grant, NewDevice, RegisterError, Removed};
+pub use database::{
+    ClockOff, Failure, ServerLock, Store, StoreError,
+    rows::{DeviceId, DeviceRow},
+};
 pub use directory::{Directory, Listed, Listing};
 pub use idempotency::IdempotencyKey;
-pub use key_packages::{Upload, UploadLimits, UploadOutcome, Uploaded};
-pub use lineage::Restored;
-pub(crate) use queue_shares::UNIT as MESSAGE_UNIT;
-pub use reservations::{HoldLimits, Reserve, ReserveError};
-pub use revocation::Revoked;
-pub use rows::{DeviceId, DeviceRow};
+pub use low_pools::LowPoolPlace;
+pub use messages::Queued;
+pub use notify::Heard;
+pub(crate) use queues::MESSAGE_UNIT;
+pub use queues::{Delivered, Post};
+pub use registration::{Grant, NewDevice, RegisterError, Registered, TokenHash};
+pub use release::{Release, Released};
+pub use removal::{DeviceError, Removed};
+pub use reservations::ReservationError;
+pub use reserve::{HoldLimits, Reserve, ReserveError};
+pub use restore::Restored;
+pub use revoke::Revoked;
+pub use server_keys::ServerKey;
 pub use signature_keys::{KeptKey, KeyChange, Registration};
-pub use spending::{Release, ReleaseError, Released, Spend, SpendError, Spent};
+pub use spend::{Spend, Spent};
 pub use status::{LiveKeyPackage, PoolContents};
 pub use sweep::Swept;
-pub use tokens::{CallerError, ShownToken, TokenRevoked};
-pub use watch::ClockOff;
+pub use tokens::{ShownToken, TokenRevoked};
+pub use upload::{Upload, UploadLimits, UploadOutcome, Uploaded};
 
-/// How many bytes of messages or KeyPackages one answer has, about, so that memory is bounded by what is asked at a time.
+/// Approximate size limit of the messages or KeyPackages in one answer, in bytes, so that each request uses bounded
+/// memory.
 const ANSWER_BYTES: usize = 4 * 1024 * 1024;
-
-/// The database could not do what it was asked.
-#[derive(Debug)]
-pub struct StoreError {
-    /// Whether the same call may work in a moment: the database is away, busy, shutting down, or takes no writes.
-    pub transient: bool,
-    /// Whether it takes no writes. That is said in the log when it begins, and not for each request.
-    pub refuses_writes: bool,
-    source: anyhow::Error,
-}
-
-impl fmt::Display for StoreError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "the database failed: {:#}", self.source)
-    }
-}
-
-impl std::error::Error for StoreError {
-    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        self.source.source()
-    }
-}
-
-impl StoreError {
-    pub(crate) fn transient(source: impl Into<anyhow::Error>) -> Self {
-        Self { transient: true, refuses_writes: false, source: source.into() }
-    }
-
-    pub(crate) fn fatal(source: impl Into<anyhow::Error>) -> Self {
-        Self { transient: false, refuses_writes: false, source: source.into() }
-    }
-}
-
-impl From<diesel::result::Error> for StoreError {
-    fn from(error: diesel::result::Error) -> Self {
-        let refuses_writes = writable::is_refusal(&error);
-        let transient = refuses_writes || connection::is_transient(&error);
-        Self { transient, refuses_writes, source: error.into() }
-    }
-}

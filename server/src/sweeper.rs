@@ -1,48 +1,64 @@
-//! Tidying up: lapse, expire, forget. Nothing waits for it: what time has done counts whether or not it is written down.
+//! The sweeper: records lapses and expiries, and deletes old rows. No request depends on it, since each computes the
+//! state of a KeyPackage from the time.
 
-use std::{collections::HashMap, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use jiff::{SignedDuration, Timestamp};
-use keypool_openapi::State;
-use strum::IntoEnumIterator;
 use tokio::time::MissedTickBehavior;
 
 use crate::{
-    pool::Pool,
-    store::{DeviceId, Store, StoreError, Swept},
+    config::{Config, OnLapse},
+    generation::GenerationFile,
+    limits::Limits,
+    problem::Failure,
+    store::{AsOf, DeviceId, Store, StoreError, Swept},
+    work::Work,
 };
 
-/// How long an ended KeyPackage stays known past its `not_after`. Until then its ref and its keys cannot come back;
-/// after it, nothing that carries them is valid any longer.
+/// How long an ended KeyPackage is kept after its `not_after`. Until then its ref and its keys cannot be uploaded
+/// again; after that, no valid KeyPackage can have them.
 const FORGET_AFTER: SignedDuration = SignedDuration::from_hours(7 * 24);
 
-/// So many sweeps go by between two counts of all pools, each of which reads the whole table.
+/// The number of sweeps between two counts of what is in the database.
 const CENSUS_EVERY: u64 = 10;
 
-/// How the operator wants it.
+/// The operator's settings for the sweeper.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Rules {
-    pub retire: bool,
-    pub batch: u32,
-    pub audit_retention: Duration,
-    pub message_retention: Duration,
+struct Rules {
+    retire: bool,
+    min_remaining: i64,
+    low_watermark: u64,
+    batch: u32,
+    audit_retention: Duration,
+    message_retention: Duration,
 }
 
-/// What a sweep changed.
+/// Sweeps the database. Cheap to clone.
+#[derive(Clone)]
+pub struct Sweeper {
+    store: Store,
+    work: Work,
+    rules: Rules,
+    limits: Arc<Limits>,
+    /// Records the database's generation in a file, for a database that cannot itself tell that it was restored.
+    generation: Option<GenerationFile>,
+}
+
+/// The result of a sweep.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Report {
-    /// Reservations that were noted as lapsed.
+    /// Reservations that were recorded as lapsed.
     pub lapsed: usize,
-    /// KeyPackages that were noted as expired.
+    /// KeyPackages that were recorded as expired.
     pub expired: usize,
-    /// Rows that were forgotten.
+    /// Rows that were deleted.
     pub forgotten: usize,
-    /// How long the first of all that was noted had been due.
+    /// How long the earliest of the recorded lapses and expiries was overdue.
     pub lag: Duration,
 }
 
-/// Sweeps once, batch by batch, until nothing is left that was due at `now`.
-pub(crate) fn sweep(store: &Store, rules: Rules, now: Timestamp) -> Result<Report, StoreError> {
+/// Sweeps once, batch by batch, until no row is left that was due at `now`.
+fn sweep(store: &Store, rules: Rules, now: Timestamp) -> Result<Report, StoreError> {
     let mut report = Report::default();
     let mut noted = |step: &mut dyn FnMut() -> Result<Swept, StoreError>| -> Result<usize, StoreError> {
         let mut total = 0;
@@ -57,8 +73,8 @@ pub(crate) fn sweep(store: &Store, rules: Rules, now: Timestamp) -> Result<Repor
             }
         }
     };
-    // Each batch goes on where the one before it ended: what is still held, and what was just given back, is not searched
-    // again.
+    // Each batch starts where the previous one ended, so that rows that are locked or were just returned are not
+    // searched again.
     let mut from = DeviceId::default();
     let lapsed = noted(&mut || {
         let (swept, last) = store.sweep_lapsed(rules.retire, (from, rules.batch), now)?;
@@ -75,13 +91,10 @@ pub(crate) fn sweep(store: &Store, rules: Rules, now: Timestamp) -> Result<Repor
     Ok(Report { lapsed, expired, forgotten, ..report })
 }
 
-/// Sets the gauges of what is in the pools.
-pub(crate) fn census(store: &Store) -> Result<(), StoreError> {
-    let counts: HashMap<State, u64> = store.census()?.into_iter().collect();
-    for state in State::iter() {
-        let n = counts.get(&state).copied().unwrap_or_default();
-        store.metrics().pool_packages(state.into(), i64::try_from(n).unwrap_or(i64::MAX));
-    }
+/// Counts what is in the database, for the metrics.
+fn census(store: &Store, rules: Rules, now: Timestamp) -> Result<(), StoreError> {
+    let as_of = AsOf { now, retire: rules.retire, min_remaining: rules.min_remaining };
+    store.metrics().counted(&store.census(rules.low_watermark, as_of)?, now);
     Ok(())
 }
 
@@ -107,21 +120,83 @@ fn forget(store: &Store, rules: Rules, now: Timestamp) -> Result<usize, StoreErr
     Ok(total)
 }
 
-/// Sweeps every `interval`, for ever, and counts the pools now and then. What fails is tried again at the next.
-pub(crate) async fn run(pool: Pool, interval: Duration) {
-    let mut ticks = tokio::time::interval(interval);
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    for tick in 0_u64.. {
-        ticks.tick().await;
-        match pool.sweep().await {
-            Ok(report) if report != Report::default() => tracing::debug!(?report, "swept"),
-            Ok(_) => {}
-            Err(error) => tracing::warn!(%error, "the sweep failed; it is tried again in {interval:?}"),
+impl Sweeper {
+    pub(crate) fn new(store: Store, work: Work, config: &Config, limits: Arc<Limits>) -> Self {
+        let rules = Rules {
+            retire: config.on_lapse == OnLapse::Retire,
+            min_remaining: config.min_remaining_seconds(),
+            low_watermark: config.low_watermark.into(),
+            batch: config.sweep_batch,
+            audit_retention: config.audit_retention,
+            message_retention: config.message_retention,
+        };
+        Self { store, work, rules, limits, generation: GenerationFile::of(config) }
+    }
+
+    /// Compares the database with its generation file. A database that was restored from a backup is fenced, unless the
+    /// operator has it trusted. Blocks.
+    ///
+    /// # Errors
+    /// When the database or its generation file cannot be read or written.
+    pub(crate) fn resume(&self) -> anyhow::Result<()> {
+        let Some(file) = &self.generation else { return Ok(()) };
+        file.write(self.store.resume(file.read()?)?)
+    }
+
+    /// Sweeps once: checks whether the database was restored, records lapses and expiries, and deletes old rows. Does
+    /// nothing if this server's clock is wrong.
+    ///
+    /// # Errors
+    /// When the database fails, or this server's clock is off.
+    pub async fn sweep(&self) -> Result<Report, Failure> {
+        self.store.metrics().drainers(self.limits.forget());
+        let its = self.clone();
+        let swept = self.work.run_under_overload(move |now| {
+            its.store.compare_clocks()?;
+            its.renew_witnesses()?;
+            its.store.check_clock()?;
+            Ok::<_, Failure>(sweep(&its.store, its.rules, now)?)
+        });
+        swept.await
+    }
+
+    /// Raises the database's generation, so that a backup made now differs from the later database. Blocks.
+    fn renew_witnesses(&self) -> Result<(), StoreError> {
+        let generation = self.store.renew_witnesses()?;
+        if let Some(file) = &self.generation {
+            file.write(generation).unwrap_or_else(|error| {
+                tracing::warn!("{error:#}: a restored backup would not be noticed");
+            });
         }
-        if tick.is_multiple_of(CENSUS_EVERY)
-            && let Err(error) = pool.census().await
-        {
-            tracing::warn!(%error, "the pools could not be counted; the metrics show older numbers");
+        Ok(())
+    }
+
+    /// Counts users, pools and queues, for the metrics.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn census(&self) -> Result<(), Failure> {
+        let (store, rules) = (self.store.clone(), self.rules);
+        self.work.run_under_overload(move |now| census(&store, rules, now)).await
+    }
+
+    /// Sweeps every `interval`, and counts the pools at some of the sweeps. Never returns. A failed sweep is tried
+    /// again at the next interval.
+    pub(crate) async fn run(self, interval: Duration) {
+        let mut ticks = tokio::time::interval(interval);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        for tick in 0_u64.. {
+            ticks.tick().await;
+            match self.sweep().await {
+                Ok(report) if report != Report::default() => tracing::debug!(?report, "swept"),
+                Ok(_) => {}
+                Err(error) => tracing::warn!(%error, "the sweep failed; it is tried again in {interval:?}"),
+            }
+            if tick.is_multiple_of(CENSUS_EVERY)
+                && let Err(error) = self.census().await
+            {
+                tracing::warn!(%error, "the pools could not be counted; the metrics show older numbers");
+            }
         }
     }
 }

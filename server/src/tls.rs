@@ -1,4 +1,4 @@
-//! HTTPS: the certificate and key that the configuration names, made ready for the listener.
+//! HTTPS: loads the configured certificate and key for the listener.
 
 use std::{path::Path, sync::Arc};
 
@@ -14,15 +14,15 @@ use rustls::{
 
 use crate::config::Config;
 
-/// Makes ring what every TLS connection of this process uses where nothing else is named. Repeating it changes nothing.
+/// Makes ring the default provider of every TLS connection in this process. Repeated calls change nothing.
 pub fn use_ring() {
     let _ = ring::default_provider().install_default();
 }
 
-/// The listener's side of TLS 1.2 and 1.3; `None` where the configuration names no certificate.
+/// Returns the configuration of TLS 1.2 and 1.3 for the listener; `None` if no certificate is configured.
 ///
 /// # Errors
-/// When a file cannot be read, has not in it what it should, or the key is not the certificate's.
+/// When a file cannot be read or has the wrong content, or when the key does not belong to the certificate.
 pub fn server_config(config: &Config) -> anyhow::Result<Option<ServerConfig>> {
     let (Some(certificate), Some(key)) = (&config.tls_certificate, &config.tls_key) else { return Ok(None) };
     let (chain, private_key) = (chain(certificate)?, private_key(key)?);

@@ -7,8 +7,14 @@ import os
 import sys
 
 from keypool_client import AuthenticatedClient, Client
-from keypool_client.api.devices import register
-from keypool_client.api.keypackages import release, reserve, spend, status, upload
+from keypool_client.api.devices import register_device
+from keypool_client.api.keypackages import (
+    get_pool_status,
+    release_reservation,
+    reserve_key_packages,
+    spend_reservation,
+    upload_key_packages,
+)
 from keypool_client.models import (
     Health,
     Problem,
@@ -26,7 +32,7 @@ GROUP = "ZnJpZW5kcw=="
 
 
 def registered(server: str, user: str, device: str) -> AuthenticatedClient:
-    answer = register.sync(client=Client(base_url=server), body=RegisterRequest(user=user, device=device))
+    answer = register_device.sync(client=Client(base_url=server), body=RegisterRequest(user=user, device=device))
     assert isinstance(answer, RegisterResponse), answer
     assert (answer.user, answer.device) == (user, device), answer
     return AuthenticatedClient(base_url=server, token=answer.token)
@@ -35,26 +41,27 @@ def registered(server: str, user: str, device: str) -> AuthenticatedClient:
 def main(server: str, packages: list[str]) -> None:
     alice, bob = registered(server, "alice", "laptop"), registered(server, "bob", "phone")
 
-    uploaded = upload.sync(client=bob, body=UploadRequest(keypackages=packages + ["AAAA"]))
+    uploaded = upload_key_packages.sync(client=bob, body=UploadRequest(keypackages=packages + ["AAAA"]))
     assert len(uploaded.accepted) == len(packages), uploaded
     assert [(one.index, one.reason) for one in uploaded.rejected] == [(len(packages), "malformed")], uploaded
 
-    held = reserve.sync(client=alice, body=ReserveRequest(target_user="bob", group_id=GROUP))
+    held = reserve_key_packages.sync(client=alice, body=ReserveRequest(target_user="bob", group_id=GROUP))
     [reservation] = held.reservations
     assert reservation.keypackage in packages, reservation
     assert held.missing == [], held
 
-    spent = spend.sync(client=alice, body=SpendRequest(reservation_id=reservation.reservation_id, group_id=GROUP))
+    spend = SpendRequest(reservation_id=reservation.reservation_id, group_id=GROUP)
+    spent = spend_reservation.sync(client=alice, body=spend)
     assert (spent.keypackage_ref, spent.state) == (reservation.keypackage_ref, State.SPENT), spent
 
-    back = reserve.sync(client=alice, body=ReserveRequest(targets=["bob", "nobody"])).reservations[0]
-    released = release.sync(client=alice, body=ReleaseRequest(reservation_id=back.reservation_id))
+    back = reserve_key_packages.sync(client=alice, body=ReserveRequest(targets=["bob", "nobody"])).reservations[0]
+    released = release_reservation.sync(client=alice, body=ReleaseRequest(reservation_id=back.reservation_id))
     assert released.state == State.AVAILABLE, released
 
-    unknown = reserve.sync(client=alice, body=ReserveRequest(target_user="nobody"))
+    unknown = reserve_key_packages.sync(client=alice, body=ReserveRequest(target_user="nobody"))
     assert isinstance(unknown, Problem) and unknown.type_ == ProblemType.UNKNOWN_USER, unknown
 
-    pool = status.sync(client=bob)
+    pool = get_pool_status.sync(client=bob)
     assert (pool.spent, pool.lapsed, pool.fresh) == (1, 1, len(packages) - 2), pool
     assert pool.health == Health.LOW, pool
     print(f"python: {pool.total} KeyPackages, {pool.spent} spent, {pool.health}")

@@ -2,7 +2,6 @@
 
 use jiff::SignedDuration;
 use keypool_openapi::ProblemType;
-use reqwest::Method;
 use rstest::rstest;
 use serde_json::json;
 
@@ -127,16 +126,6 @@ async fn a_database_without_a_clock_of_its_own_has_the_same_time() {
     other.sweep().await;
 }
 
-/// What a server that is just starting answers first to whether it is ready.
-async fn first_answer(anyone: &Http) -> Answer {
-    loop {
-        if let Ok(answer) = anyone.try_send(Method::GET, "/readyz", None).await {
-            return answer;
-        }
-        tokio::task::yield_now().await;
-    }
-}
-
 /// The program on a machine whose clock is ahead: by more than a reservation lasts, and by more than any KeyPackage does.
 #[rstest]
 #[tokio::test]
@@ -157,11 +146,12 @@ async fn a_program_whose_clock_is_ahead_hands_out_nothing_that_is_held_and_expir
     let clock = OtherClock::build();
     let log = tempfile::NamedTempFile::new().unwrap();
     let stderr = log.reopen().unwrap();
-    let other = ServerProcess::spawn_with(&place, |command| {
+    let mut other = ServerProcess::spawn_with(&place, |command| {
         clock.set(command, ahead);
         command.env("KEYPOOL_SWEEP_INTERVAL", "1s").stderr(stderr);
     });
-    is_refused(&first_answer(&Http::new(&other.base)).await);
+    other.opened().await;
+    is_refused(&Http::new(&other.base).get("/readyz").await);
     let carol = carol.at(&other.base);
     let said = || std::fs::read_to_string(log.path()).unwrap();
     // It sweeps once a second.
@@ -202,7 +192,8 @@ async fn a_server_that_starts_with_a_wrong_clock_says_so_and_is_not_ready() {
         command.stderr(stderr);
     });
     let anyone = Http::new(&strict.base);
-    is_refused(&first_answer(&anyone).await);
+    strict.opened().await;
+    is_refused(&anyone.get("/readyz").await);
     let said = std::fs::read_to_string(log.path()).unwrap();
     assert!(said.contains("this server's clock is off: it is 30.0 s ahead of the database's, and 2 s are"), "{said}");
     let (alice, bob) = (anyone.registered("alice", "laptop").await, anyone.registered("bob", "phone").await);

@@ -9,12 +9,10 @@ use std::{
     sync::OnceLock,
 };
 
-use rstest::rstest;
+use crate::support::{Database, Device, Http, Place, ServerProcess, built, output, repository, target};
 
-use crate::{
-    readme::repository,
-    support::{Database, Device, Http, ServerProcess, built, output, target},
-};
+/// The name of its program.
+const PREVIOUS: &str = "keypool-server-previous";
 
 /// The server as it was before the newest migration, built out of the repository's history.
 fn previous() -> &'static Path {
@@ -37,8 +35,9 @@ fn build() -> PathBuf {
         set_apart(&new, newest);
         fs::rename(&new, &directory).unwrap();
     }
-    built::build(&directory, &["keypool-server-previous"]);
-    target().join("debug/keypool-server-previous")
+    // It answers a few requests: optimising it would take longer than all of them.
+    let unoptimised = ["--config", "profile.dev.package.keypool-server.opt-level=0"];
+    built::build(&directory, &[PREVIOUS], &unoptimised).join(PREVIOUS)
 }
 
 /// Gives what the program is made of another version, and it another name: so nothing of it takes the place of today's in
@@ -71,11 +70,8 @@ async fn work_together(alice: &Http, bob: &Http) {
     bob.release(&released).await.ok();
 }
 
-#[rstest]
-#[tokio::test]
-async fn the_server_of_the_schema_before_serves_on_beside_the_new_one(
-    #[values(Database::Postgres, Database::Sqlite)] db: Database,
-) {
+/// A server of the version before the newest migration, and two callers that have worked with it.
+async fn scene(db: Database) -> (&'static Path, Place, ServerProcess, [Http; 2]) {
     let program = tokio::task::spawn_blocking(previous).await.unwrap();
     let place = tokio::task::spawn_blocking(move || db.fresh()).await.unwrap();
     let old = ServerProcess::start_program(program, &place).await;
@@ -87,7 +83,17 @@ async fn the_server_of_the_schema_before_serves_on_beside_the_new_one(
     alice.uploaded(&device.key_packages(10)).await;
     alice.uploaded(&[device.last_resort()]).await;
     work_together(&alice, &bob).await;
+    (program, place, old, [alice, bob])
+}
 
+async fn has_spent(alice: &Http, count: u64) {
+    let status = alice.status().await;
+    assert_eq!((&status["spent"], &status["fenced_at"]), (&count.into(), &serde_json::Value::Null));
+}
+
+#[tokio::test]
+async fn the_server_of_the_schema_before_serves_on_beside_the_new_one() {
+    let (program, place, old, [alice, bob]) = scene(Database::Postgres).await;
     // The new one migrates while the old one serves.
     let new = ServerProcess::start(&place).await;
     work_together(&alice, &bob).await;
@@ -98,6 +104,22 @@ async fn the_server_of_the_schema_before_serves_on_beside_the_new_one(
     work_together(&alice.at(&again.base), &bob.at(&new.base)).await;
     drop((old, again));
     work_together(&alice.at(&new.base), &bob.at(&new.base)).await;
-    let status = alice.at(&new.base).status().await;
-    assert_eq!((&status["spent"], &status["fenced_at"]), (&6.into(), &serde_json::Value::Null));
+    has_spent(&alice.at(&new.base), 6).await;
+}
+
+/// One server alone uses an SQLite file.
+#[tokio::test]
+async fn the_servers_of_both_schemas_take_turns_on_an_sqlite_file() {
+    let (program, place, old, [alice, bob]) = scene(Database::Sqlite).await;
+    drop(old);
+    let new = ServerProcess::start(&place).await;
+    work_together(&alice.at(&new.base), &bob.at(&new.base)).await;
+    drop(new);
+    // The upgrade is taken back, and made once more.
+    let again = ServerProcess::start_program(program, &place).await;
+    work_together(&alice.at(&again.base), &bob.at(&again.base)).await;
+    drop(again);
+    let new = ServerProcess::start(&place).await;
+    work_together(&alice.at(&new.base), &bob.at(&new.base)).await;
+    has_spent(&alice.at(&new.base), 4).await;
 }

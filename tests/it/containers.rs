@@ -1,5 +1,7 @@
 //! What only containers show. Run with `KEYPOOL_TEST_TARGET=compose cargo test-all`.
 
 mod faults;
+mod http2;
 mod image;
 mod quickstart;
+mod settings;

@@ -4,18 +4,15 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
     os::unix::fs::PermissionsExt,
-    path::Path,
     process::Command,
 };
 
+use keypool_server::config::Config;
 use promql_parser::parser::{Expr, parse};
 use rstest::rstest;
 use serde_json::Value;
 
-use crate::{
-    readme::repository,
-    support::{Database, Device, TestServer, cargo, output},
-};
+use crate::support::{Database, Device, TestServer, cargo, output, repository, texts};
 
 /// What the image is built for.
 const TARGET: &str = "x86_64-unknown-linux-gnu";
@@ -25,7 +22,7 @@ fn read(path: &str) -> String {
 }
 
 /// The metrics of a query, each with the labels that it goes by.
-fn selected(expr: &Expr, found: &mut BTreeMap<String, BTreeSet<String>>) {
+pub fn selected(expr: &Expr, found: &mut BTreeMap<String, BTreeSet<String>>) {
     match expr {
         Expr::VectorSelector(selector) => {
             let labels = selector.matchers.matchers.iter().map(|matcher| matcher.name.clone());
@@ -99,9 +96,68 @@ fn what_can_be_set_in_env_is_what_compose_takes_with_its_defaults() {
         assert!(before.is_none_or(|before| before == default), "{name} has two defaults");
     }
     let example = read(".env.example");
-    let listed: BTreeMap<_, _> =
-        example.lines().filter(|line| !line.starts_with('#')).filter_map(|line| line.split_once('=')).collect();
-    assert_eq!(taken, listed);
+    let listed = example.lines().filter(|line| !line.starts_with('#')).filter_map(|line| line.split_once('='));
+    // Settings that compose passes on as they are: without a value, the server's default holds.
+    let passed = passed_settings(&compose);
+    let (settings, listed): (Vec<_>, Vec<_>) = listed.partition(|(name, _)| passed.contains(name));
+    assert_eq!(taken, listed.into_iter().collect());
+    assert!(settings.iter().all(|(_, value)| value.is_empty()) && settings.len() > 2, "{settings:?}");
+}
+
+/// The items of docker-compose.yml's lists, such as its volumes and ports, without quotes.
+fn items(compose: &str) -> Vec<&str> {
+    let lists = compose
+        .lines()
+        .map(str::trim)
+        .filter_map(|line| line.strip_prefix("- ").or_else(|| line.split_once(": [")?.1.strip_suffix(']')));
+    lists.map(|item| item.trim_matches('"')).collect()
+}
+
+/// What docker-compose.yml mounts from the repository, by its place in the container.
+fn mounts(compose: &str) -> BTreeMap<&str, &str> {
+    let of_repository = items(compose).into_iter().filter(|item| item.starts_with("./"));
+    of_repository
+        .map(|item| item.strip_suffix(":ro").and_then(|item| item.rsplit_once(':')).expect(item))
+        .map(|(here, there)| (there, here))
+        .collect()
+}
+
+#[test]
+fn compose_mounts_what_is_there_and_publishes_to_this_machine_alone() {
+    let compose = read("docker-compose.yml");
+    let mounts = mounts(&compose);
+    assert!(mounts.len() >= 5, "{mounts:?}");
+    for here in mounts.values() {
+        assert!(repository().join(here).exists(), "docker-compose.yml mounts {here}, which is not there");
+    }
+    let ports: Vec<_> = items(&compose).into_iter().filter(|item| item.contains("PUBLISH")).collect();
+    assert!(ports.len() >= 4, "{ports:?}");
+    for port in ports {
+        assert!(port.contains(":-127.0.0.1:"), "{port}");
+    }
+}
+
+/// Prometheus scrapes services that there are; Grafana finds Prometheus, and its dashboards.
+#[test]
+fn what_is_mounted_names_services_and_paths_of_compose() {
+    let compose = read("docker-compose.yml");
+    let is_service = |name: &str| compose.contains(&format!("\n  {name}:\n"));
+    let text_after = |path: &str, before: &str, end: &[char]| {
+        let text = read(path);
+        text.split_once(before).unwrap().1.split(end).next().unwrap().to_owned()
+    };
+    let scraped = text_after("deploy/prometheus/prometheus.yml", "names: [", &[']']);
+    assert!(scraped.split(", ").all(is_service), "{scraped}");
+    let provisioning = "deploy/grafana/provisioning";
+    let prometheus = text_after(&format!("{provisioning}/datasources/prometheus.yml"), "url: http://", &[':', '\n']);
+    assert!(is_service(&prometheus), "{prometheus}");
+    let dashboards = text_after(&format!("{provisioning}/dashboards/keypool.yml"), "path: ", &['\n']);
+    let mounts = mounts(&compose);
+    assert!(repository().join(mounts[&*dashboards]).join("keypool.json").exists(), "{dashboards}");
+    for kind in ["dashboards", "datasources"] {
+        assert_eq!(mounts[&*format!("/etc/grafana/provisioning/{kind}")], format!("./{provisioning}/{kind}"));
+    }
+    assert!(repository().join(mounts["/etc/prometheus"]).join("prometheus.yml").exists());
 }
 
 /// No deployment has a password that others know.
@@ -130,29 +186,20 @@ fn every_deployment_has_passwords_of_its_own() {
     assert!(different.len() == 4 && different.iter().all(|password| password.len() == 48), "{passwords:?}");
 }
 
-/// The texts of all `tracing::warn!` under a folder.
-fn warnings(folder: &Path) -> Vec<String> {
-    let mut found = Vec::new();
-    for entry in fs::read_dir(folder).unwrap() {
-        let path = entry.unwrap().path();
-        if path.is_dir() {
-            found.extend(warnings(&path));
-        } else {
-            let text = fs::read_to_string(&path).unwrap();
-            for call in text.split("tracing::warn!(").skip(1) {
-                // The text is the last of the arguments.
-                let quotes = || call.match_indices('"').map(|(at, _)| at);
-                let ends = |at: &usize| {
-                    let rest = call[at + 1..].trim_start();
-                    [");", "),\n", ")\n"].iter().any(|end| rest.starts_with(end))
-                };
-                let end = quotes().find(ends).unwrap();
-                let begin = quotes().take_while(|at| *at < end).fold(0, |_, at| at);
-                found.push(call[begin + 1..end].to_owned());
-            }
-        }
-    }
-    found
+/// The texts of all `tracing::warn!` in a source.
+fn warnings(source: &str) -> Vec<String> {
+    let text = |call: &str| {
+        // The text is the last of the arguments.
+        let quotes = || call.match_indices('"').map(|(at, _)| at);
+        let ends = |at: &usize| {
+            let rest = call[at + 1..].trim_start();
+            [");", "),\n", ")\n"].iter().any(|end| rest.starts_with(end))
+        };
+        let end = quotes().find(ends).unwrap();
+        let begin = quotes().take_while(|at| *at < end).fold(0, |_, at| at);
+        call[begin + 1..end].to_owned()
+    };
+    source.split("tracing::warn!(").skip(1).map(text).collect()
 }
 
 /// Of the crates that the two programs are made of, which does not include what runs in the compiler alone, all are in the text that goes with the image, and no others.
@@ -244,10 +291,31 @@ fn the_operations_page_explains_every_alert_and_every_warning() {
     for name in alerts.lines().filter_map(|line| line.trim().strip_prefix("- alert: ")) {
         assert!(page.contains(&format!("`{name}`")), "docs/operations.md does not explain {name}");
     }
-    let warnings = warnings(&repository().join("server/src"));
+    let sources = texts(&repository().join("server/src"), &["rs"]);
+    let warnings: Vec<_> = sources.iter().flat_map(|(_, source)| warnings(source)).collect();
     assert!(warnings.len() >= 10, "{warnings:?}");
     for line in warnings {
         let words = line.split(['{', ':', ';', '\\']).map(str::trim).find(|part| part.len() > 8).unwrap();
         assert!(page.contains(words), "docs/operations.md does not explain the warning: {line}");
     }
+}
+
+/// The settings that docker-compose.yml passes on to the servers.
+fn passed_settings(compose: &str) -> BTreeSet<&str> {
+    let (_, after) = compose.split_once("x-settings: &settings\n").unwrap();
+    after.lines().map_while(|line| line.strip_prefix("  ")?.strip_suffix(':')).collect()
+}
+
+/// A line of `.env` that looks like a setting is one: only what compose itself decides is left out.
+#[test]
+fn every_setting_in_the_env_file_reaches_the_servers() {
+    let compose = read("docker-compose.yml");
+    let passed = passed_settings(&compose);
+    let mut settings: BTreeSet<_> = Config::variables().into_iter().collect();
+    for decided in ["KEYPOOL_LISTEN", "KEYPOOL_DATABASE_URL"] {
+        assert!(settings.remove(decided), "{decided} is no setting");
+    }
+    settings.extend(["KEYPOOL_ADMIN_TOKEN_FILE", "KEYPOOL_DATABASE_URL_FILE"].map(str::to_owned));
+    assert_eq!(passed, settings.iter().map(String::as_str).collect());
+    assert_eq!(compose.matches("      <<: *settings\n").count(), 2, "the servers on PostgreSQL, and the one on SQLite");
 }

@@ -1,10 +1,11 @@
-//! Who is there, and who may say so.
+//! A user's devices: how they are registered, how many there may be, and what is left of one that was removed.
 
+use jiff::SignedDuration;
 use keypool_openapi::ProblemType;
 use rstest::rstest;
 use serde_json::json;
 
-use crate::support::{Anywhere, TestServer};
+use crate::support::{Anywhere, Database, Device, TestServer, with_the_keys_of};
 
 #[rstest]
 #[tokio::test]
@@ -36,17 +37,98 @@ async fn a_further_device_needs_a_token_of_its_user(#[values(Anywhere::Postgres,
 
 #[rstest]
 #[tokio::test]
-async fn every_call_but_registration_needs_a_valid_token(#[values(Anywhere::Postgres, Anywhere::Sqlite)] db: Anywhere) {
-    let server = TestServer::start(db).await;
-    server.anyone().registered("alice", "laptop").await;
-    let wrong = format!("keypool_{}", "A".repeat(43));
-    for caller in [server.anyone(), server.anyone().with_token("no-token"), server.anyone().with_token(&wrong)] {
-        for path in ["/keypackages/status", "/users/alice/devices"] {
-            caller.get(path).await.is_problem(401, ProblemType::Unauthenticated);
-        }
-        for path in ["upload", "reserve", "spend", "release"] {
-            let answer = caller.post(&format!("/keypackages/{path}"), &json!({})).await;
-            answer.is_problem(401, ProblemType::Unauthenticated);
-        }
+async fn a_user_has_so_many_devices(#[values(Database::Postgres, Database::Sqlite)] db: Database) {
+    let server = TestServer::start_with(db, |config| config.max_devices = 2).await;
+    let laptop = server.anyone().registered("alice", "laptop").await;
+    laptop.registered("alice", "phone").await;
+    laptop.register("alice", "tablet").await.is_problem(403, ProblemType::Forbidden);
+    laptop.delete("/devices/phone").await.ok();
+    laptop.registered("alice", "tablet").await;
+}
+
+#[tokio::test]
+async fn registrations_at_the_same_moment_make_no_more_devices() {
+    let server = TestServer::start_with(Database::Postgres, |config| config.max_devices = 2).await;
+    let laptop = server.anyone().registered("alice", "laptop").await;
+    let mut database = server.database();
+    database.run("BEGIN; SELECT name FROM users FOR NO KEY UPDATE");
+    let tasks = ["phone", "tablet"].map(|device| {
+        let laptop = laptop.clone();
+        tokio::spawn(async move { laptop.register("alice", device).await.status })
+    });
+    while database.waiting() < 2 {
+        assert!(tasks.iter().all(|task| !task.is_finished()), "a registration did not wait for the user's row");
+        tokio::task::yield_now().await;
     }
+    database.run("COMMIT");
+    let mut made = Vec::new();
+    for task in tasks {
+        made.push(task.await.unwrap());
+    }
+    made.sort_unstable();
+    assert_eq!(made, [201, 403]);
+}
+
+#[rstest]
+#[tokio::test]
+async fn a_removed_device_is_gone_with_all_it_had(#[values(Database::Postgres, Database::Sqlite)] db: Database) {
+    let server = TestServer::start(db).await;
+    let other = server.beside(|_| ()).await;
+    let laptop = server.anyone().registered("alice", "laptop").await;
+    let phone = laptop.registered("alice", "phone").await;
+    let bob = server.anyone().registered("bob", "phone").await;
+    let device = Device::new("alice", "phone");
+    let packages = device.key_packages(4);
+    phone.uploaded(&packages).await;
+    phone.uploaded(&[device.last_resort()]).await;
+    let spent = bob.reserved("alice").await;
+    bob.spend(&spent, "friends").await.ok();
+    let reservation = bob.reserved("alice").await;
+    let phone_there = phone.at(&other.base);
+    phone_there.status().await;
+
+    let removed = laptop.delete("/devices/phone").await.ok();
+    assert_eq!(removed, json!({"user": "alice", "device": "phone", "revoked": 4}));
+    phone.get("/keypackages/status").await.is_problem(401, ProblemType::Unauthenticated);
+    laptop.delete("/devices/phone").await.is_problem(404, ProblemType::UnknownDevice);
+    bob.spend(&reservation, "friends").await.is_problem(409, ProblemType::ReservationLapsed);
+    bob.spend(&spent, "friends").await.ok();
+    assert_eq!(bob.get("/users/alice/devices").await.ok()["devices"].as_array().unwrap().len(), 1);
+    let wanted = bob.post("/keypackages/reserve", &json!({"target_user": "alice", "device": "phone"})).await;
+    wanted.is_problem(404, ProblemType::UnknownDevice);
+
+    // Another server may have the token in mind for five seconds after it looked it up, however busy the device is.
+    for _ in 0..4 {
+        server.advance(SignedDuration::from_secs(1));
+        phone_there.status().await;
+    }
+    server.advance(SignedDuration::from_secs(1));
+    phone_there.get("/keypackages/status").await.is_problem(401, ProblemType::Unauthenticated);
+
+    // The name is free again; what the device had stays known.
+    let again = laptop.registered("alice", "phone").await;
+    phone.get("/keypackages/status").await.is_problem(401, ProblemType::Unauthenticated);
+    let status = again.status().await;
+    assert_eq!((&status["available"], &status["revoked"], &status["spent"]), (&json!(0), &json!(3), &json!(1)));
+    assert_eq!(status["last_resort"]["present"], false);
+    let mut batch = packages.clone();
+    batch.extend(packages.iter().map(|package| with_the_keys_of(package, &device)));
+    let rejected = again.upload(&batch).await.ok()["rejected"].clone();
+    let reasons: Vec<_> = rejected.as_array().unwrap().iter().map(|one| one["reason"].as_str().unwrap()).collect();
+    assert_eq!(reasons, [["duplicate"; 4], ["init-key-reused"; 4]].concat());
+    again.uploaded(&[device.key_package()]).await;
+    bob.reserved("alice").await;
+}
+
+#[rstest]
+#[tokio::test]
+async fn a_device_may_remove_itself(#[values(Database::Postgres, Database::Sqlite)] db: Database) {
+    let server = TestServer::start(db).await;
+    let alice = server.anyone().registered("alice", "laptop").await;
+    alice.delete("/devices/laptop").await.ok();
+    alice.get("/keypackages/status").await.is_problem(401, ProblemType::Unauthenticated);
+    // The user is still known: nobody else gets the name.
+    server.anyone().register("alice", "laptop").await.is_problem(401, ProblemType::Unauthenticated);
+    let bob = server.anyone().registered("bob", "phone").await;
+    assert_eq!(bob.get("/users/alice/devices").await.ok()["devices"], json!([]));
 }

@@ -162,7 +162,7 @@ async fn what_ends_too_soon_is_passed_over(#[values(Database::Postgres, Database
     assert_eq!(bob.reserved("alice").await["last_resort"], false);
     alice.uploaded(&[device().last_resort()]).await;
     assert_eq!(bob.reserved("alice").await["last_resort"], true);
-    assert_eq!(counts(&alice).await, [1, 1, 1, 0, 0, 0]);
+    assert_eq!(counts(&alice).await, [0, 0, 1, 0, 0, 2]);
 }
 
 #[rstest]

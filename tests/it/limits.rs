@@ -1,5 +1,7 @@
 //! Against draining: how much one may ask for, and what says who asks for much.
 
+mod addresses;
+
 use jiff::SignedDuration;
 use keypool_openapi::{MAX_TARGETS, ProblemType};
 use keypool_server::config::Limits;

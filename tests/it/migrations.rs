@@ -5,16 +5,16 @@ use std::{collections::BTreeSet, fs, path::PathBuf, sync::Arc};
 use diesel::{
     Connection, PgConnection, QueryableByName, RunQueryDsl, SqliteConnection, backend::Backend, sql_types::BigInt,
 };
-use diesel_migrations::{FileBasedMigrations, MigrationHarness};
+use diesel_migrations::MigrationHarness;
 use jiff::SignedDuration;
 use keypool_validation::token::Token;
 use rstest::rstest;
 use serde_json::{Value, json};
 
-use crate::support::{Database, Device, Http, Raw, TestServer, encode, group, now};
+use crate::support::{Database, Device, Http, Raw, TestServer, encode, group, migrations, now, repository};
 
 fn steps(folder: &str) -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../migrations").join(folder)
+    repository().join("migrations").join(folder)
 }
 
 #[derive(QueryableByName)]
@@ -29,12 +29,12 @@ const TABLES_OF_SQLITE: &str = "SELECT count(*) AS n FROM sqlite_master WHERE ty
                                 AND name NOT LIKE '%diesel%' AND name NOT LIKE 'sqlite%'";
 
 fn up_down_up<DB: Backend, C: MigrationHarness<DB>>(conn: &mut C, folder: &str, tables: impl Fn(&mut C) -> i64) {
-    conn.run_pending_migrations(all(folder)).unwrap();
+    conn.run_pending_migrations(migrations(folder)).unwrap();
     let up = tables(conn);
     assert!(up > 0);
-    conn.revert_all_migrations(all(folder)).unwrap();
+    conn.revert_all_migrations(migrations(folder)).unwrap();
     assert_eq!(tables(conn), 0, "a table outlived its migration");
-    conn.run_pending_migrations(all(folder)).unwrap();
+    conn.run_pending_migrations(migrations(folder)).unwrap();
     assert_eq!(tables(conn), up);
 }
 
@@ -67,20 +67,16 @@ fn both_databases_have_the_same_steps() {
 
 fn step_up(database: &mut Raw) {
     match database {
-        Raw::Postgres(conn) => drop(conn.run_next_migration(all("postgres")).unwrap()),
-        Raw::Sqlite(conn) => drop(conn.run_next_migration(all("sqlite")).unwrap()),
+        Raw::Postgres(conn) => drop(conn.run_next_migration(migrations("postgres")).unwrap()),
+        Raw::Sqlite(conn) => drop(conn.run_next_migration(migrations("sqlite")).unwrap()),
     }
 }
 
 fn step_down(database: &mut Raw) {
     match database {
-        Raw::Postgres(conn) => drop(conn.revert_last_migration(all("postgres")).unwrap()),
-        Raw::Sqlite(conn) => drop(conn.revert_last_migration(all("sqlite")).unwrap()),
+        Raw::Postgres(conn) => drop(conn.revert_last_migration(migrations("postgres")).unwrap()),
+        Raw::Sqlite(conn) => drop(conn.revert_last_migration(migrations("sqlite")).unwrap()),
     }
-}
-
-fn all(folder: &str) -> FileBasedMigrations {
-    FileBasedMigrations::from_path(steps(folder)).unwrap()
 }
 
 /// Ref, bytes, last resort, state, when its reservation ends, when it ended.

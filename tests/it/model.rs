@@ -3,10 +3,13 @@
 //! proptest makes the histories up and shrinks one that fails; which of several allowed KeyPackages is handed out, the
 //! server chooses, and the model follows.
 
+mod arena;
+mod audit;
+mod compare;
 mod reference;
-mod sight;
+mod reserve;
 mod step;
-mod trail;
+mod view;
 mod world;
 
 use std::sync::atomic::Ordering;
@@ -17,8 +20,8 @@ use proptest_state_machine::ReferenceStateMachine;
 use rstest::rstest;
 
 use crate::support::Database;
+use arena::Arena;
 use step::{History, Step};
-use world::Arena;
 
 /// For each database and each of the operator's choices.
 const HISTORIES: u32 = 300;

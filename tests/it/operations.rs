@@ -13,7 +13,7 @@ use crate::support::{Anywhere, TestServer};
 async fn what_cannot_be_read_is_a_problem(#[values(Anywhere::Postgres, Anywhere::Sqlite)] db: Anywhere) {
     let server = TestServer::start(db).await;
     let alice = server.anyone().registered("alice", "laptop").await;
-    for body in ["{", r#"{"user":"a/b","device":"c"}"#, r#"{"user":"a"}"#, r#"{"user":"a","device":"b","admin":true}"#]
+    for body in ["{", r#"{"user":"a","device":"b/c"}"#, r#"{"user":"a"}"#, r#"{"user":"a","device":"b","admin":true}"#]
     {
         let answer = alice.try_send(Method::POST, "/devices", Some(body.to_owned())).await.unwrap();
         answer.is_problem(400, ProblemType::MalformedRequest);

@@ -177,9 +177,7 @@ async fn a_census_of_very_many_looks_at_some() {
     let mut database = server.database();
     let counted = async || {
         server.census().await;
-        let metrics = server.anyone().get("/metrics").await.text;
-        let line = metrics.lines().find_map(|line| line.strip_prefix("keypool_pool_packages{state=\"available\"} "));
-        line.unwrap().parse::<u64>().unwrap()
+        server.metric("pool_packages{state=\"available\"}").await.parse::<u64>().unwrap()
     };
     assert_eq!(counted().await, 20_000);
     // As if it had been four times as many as are counted one by one.

@@ -68,7 +68,7 @@ async fn provoke(kind: ProblemType, scene: &Scene) -> (u16, Answer) {
     use ProblemType as P;
     let Scene { server, alice, device, bob } = scene;
     match kind {
-        P::MalformedRequest => (400, bob.post("/keypackages/reserve", &json!({"target_user": "a b"})).await),
+        P::MalformedRequest => (400, bob.post("/keypackages/reserve", &json!({"target_user": ""})).await),
         P::Unauthenticated => (401, server.anyone().get("/keypackages/status").await),
         P::Forbidden => (403, bob.register("alice", "phone").await),
         P::UnknownUser => (404, bob.reserve("nobody").await),
@@ -147,6 +147,7 @@ async fn provoke(kind: ProblemType, scene: &Scene) -> (u16, Answer) {
             let large = json!({"target_user": "alice", "group_id": "A".repeat(128 * 1024)});
             (413, bob.post("/keypackages/reserve", &large).await)
         }
+        P::UnsupportedMediaType => (415, bob.with_header("content-encoding", "gzip").reserve("alice").await),
         P::IdempotencyMismatch => {
             scene.upload(2).await;
             let bob = bob.with_key("one");
@@ -196,6 +197,10 @@ fn breaking(reason: RejectionReason) -> Vec<Vec<u8>> {
         }
         R::CredentialMismatch => vec![Device::new("alice", "phone").key_package()],
         R::LifetimeExpired => lasting(-2 * days, -1),
+        R::NeverAvailable => {
+            let (now, minute) = (crate::support::now(), SignedDuration::from_mins(1));
+            vec![device().valid_between(now - minute, now + minute * 59).key_package()]
+        }
         R::LifetimeNotYetValid => lasting(2, 2 * days),
         R::LifetimeTooLong => lasting(-1, 90 * days),
         R::UnsupportedCiphersuite => vec![device().of_suite(SUITE_3).key_package()],

@@ -1,8 +1,9 @@
 //! The server as a process: how it stops, what it tells operators, and what it never tells anybody.
 
 use std::{
+    ffi::OsStr,
     fs,
-    os::unix::fs::PermissionsExt,
+    os::unix::{ffi::OsStrExt, fs::PermissionsExt},
     path::Path,
     process::{Command, Output, Stdio},
     sync::Arc,
@@ -20,8 +21,8 @@ use tokio::{
 };
 
 use crate::support::{
-    Anywhere, Database, Device, GUARDED, Http, PATIENCE, ServerProcess, TestServer, binary, builder, encode,
-    hot_client, without_settings,
+    Anywhere, Database, Device, GUARDED, Http, PATIENCE, ServerProcess, TestServer, builder, command, encode,
+    hot_client,
 };
 
 /// The name in the certificates of these tests: not the address that the server listens on.
@@ -111,13 +112,13 @@ async fn a_second_signal_stops_at_once() {
 }
 
 /// A certificate for the test's host and its key, in files.
-struct Certificate {
+pub struct Certificate {
     directory: TempDir,
     pem: String,
 }
 
 impl Certificate {
-    fn new() -> Self {
+    pub fn new() -> Self {
         let made = rcgen::generate_simple_self_signed([HOST.to_owned()]).unwrap();
         let directory = tempfile::tempdir().unwrap();
         fs::write(directory.path().join("certificate.pem"), made.cert.pem()).unwrap();
@@ -125,7 +126,7 @@ impl Certificate {
         Self { directory, pem: made.cert.pem() }
     }
 
-    fn configure(&self, command: &mut Command) {
+    pub fn configure(&self, command: &mut Command) {
         for (name, file) in [("KEYPOOL_TLS_CERTIFICATE", "certificate.pem"), ("KEYPOOL_TLS_KEY", "key.pem")] {
             command.env(name, self.directory.path().join(file));
         }
@@ -144,17 +145,17 @@ impl Certificate {
 }
 
 /// Runs a subcommand to its end, with these settings and no others.
-async fn run(subcommand: &'static str, settings: impl FnOnce(&mut Command) + Send + 'static) -> Output {
+pub async fn run(subcommand: &'static str, settings: impl FnOnce(&mut Command) + Send + 'static) -> Output {
     let run = move || {
-        let mut command = Command::new(binary("keypool-server"));
-        without_settings(&mut command).arg(subcommand).stdin(Stdio::null());
-        settings(&mut command);
-        command.output().unwrap()
+        let mut program = command("keypool-server");
+        program.arg(subcommand).stdin(Stdio::null());
+        settings(&mut program);
+        program.output().unwrap()
     };
     tokio::task::spawn_blocking(run).await.unwrap()
 }
 
-fn said(output: &Output) -> String {
+pub fn said(output: &Output) -> String {
     [&output.stdout, &output.stderr].map(|bytes| String::from_utf8_lossy(bytes).into_owned()).concat()
 }
 
@@ -178,7 +179,8 @@ async fn https_is_spoken_where_there_is_a_certificate() {
         if output.status.success() || Instant::now() > patience {
             break output;
         }
-        assert!(said(&output).contains("no server answers at https://"), "{}", said(&output));
+        let complaints = ["no server answers at https://", "the server is not ready: https://"];
+        assert!(complaints.iter().any(|one| said(&output).contains(one)), "{}", said(&output));
     };
     assert!(healthy.status.success(), "{}", said(&healthy));
     for (version, user) in [(Version::TLS_1_2, "alice"), (Version::TLS_1_3, "bob")] {
@@ -314,7 +316,7 @@ async fn the_log_tells_what_happened_and_no_secret(#[values(Database::Postgres, 
     anyone.get("/marker-in-path?marker-in-query").await.is_problem(404, ProblemType::NotFound);
     anyone.with_token("marker-in-token").get("/keypackages/status").await.is_problem(401, ProblemType::Unauthenticated);
     anyone.with_token(&admin).get("/keypackages/status").await;
-    for body in [r#"{"marker-in-body":1}"#, r#"{"user":"marker-in-body/","device":"d"}"#, "marker-in-body"] {
+    for body in [r#"{"marker-in-body":1}"#, r#"{"user":" marker-in-body","device":"d"}"#, "marker-in-body"] {
         let answer = anyone.try_send(Method::POST, "/devices", Some(body.to_owned())).await.unwrap();
         answer.is_problem(400, ProblemType::MalformedRequest);
     }
@@ -390,6 +392,42 @@ async fn the_settings_are_printed_without_secrets_and_can_be_read_again() {
     assert_eq!(settings(&run("config", set_file(file.path())).await), first);
 }
 
+#[tokio::test]
+async fn a_misspelt_setting_is_told_and_no_secret_is_shown() {
+    let shown = run("config", |command| {
+        command.env("KEYPOOL_REGISTRATOIN", "battery").env("KEYPOOL_PORT_8080_TCP_ADDR", "10.0.0.1");
+    });
+    let shown = settings(&shown.await);
+    let last = shown.lines().last();
+    assert_eq!(last, Some("# the variable KEYPOOL_REGISTRATOIN is not a setting"), "{shown}");
+    let log = run("serve", |command| {
+        command.env("KEYPOOL_REGISTRATOIN", "battery").env("KEYPOOL_DATABASE_URL", "sqlite:///none/keypool.db");
+    });
+    let log = said(&log.await);
+    assert!(log.contains("KEYPOOL_REGISTRATOIN") && !log.contains("battery"), "{log}");
+
+    let secret = NamedTempFile::new().unwrap();
+    fs::write(secret.path(), "postgres://me:battery@db/keypool\n").unwrap();
+    let path = secret.path().to_owned();
+    let shown = run("config", move |command| {
+        command.env("KEYPOOL_DATABASE_URL_FILE", path);
+    });
+    assert!(settings(&shown.await).contains(r#"database_url = "postgres://me:***@db/keypool""#));
+
+    let not_utf8 = OsStr::from_bytes(b"postgres://me:battery\xff@db/keypool");
+    let refused = run("config", move |command| {
+        command.env("KEYPOOL_DATABASE_URL", not_utf8);
+    });
+    let refused = refused.await;
+    assert!(!refused.status.success() && !said(&refused).contains("battery"), "{}", said(&refused));
+
+    let refused = run("config", |command| {
+        command.env("KEYPOOL_TLS_CERTIFICATE", "/none/chain.pem").env("KEYPOOL_TLS_KEY", "/none/key.pem");
+    });
+    let refused = refused.await;
+    assert!(!refused.status.success() && said(&refused).contains("/none/chain.pem"), "{}", said(&refused));
+}
+
 /// A password is proven by OpenSSL, which once was taken down at the end under a connection that the pool was just making: of
 /// these commands, which are done at any moment of that, some crashed.
 #[tokio::test]
@@ -414,32 +452,6 @@ async fn a_command_that_has_done_its_work_ends_well() {
     for _ in 0..100 {
         ends_well("enrol", &["--user", "alice"]).await;
     }
-}
-
-/// What changes the schema may be done by an account of its own, as docs/operations.md has it.
-#[tokio::test]
-async fn a_server_needs_no_right_to_change_a_schema_that_is_up_to_date() {
-    let place = Database::Postgres.fresh();
-    let run_as = async |user: &str, subcommand, arguments: &'static [&str]| {
-        let url = place.url.replace("postgres@", &format!("{user}@"));
-        let output = run(subcommand, move |command| {
-            command.args(arguments).env("KEYPOOL_DATABASE_URL", url);
-        });
-        output.await
-    };
-    assert!(run_as("postgres", "migrate", &[]).await.status.success());
-    place.open().run(
-        "CREATE ROLE serves LOGIN; REVOKE CREATE ON SCHEMA public FROM PUBLIC; \
-         GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO serves",
-    );
-    let output = run_as("serves", "enrol", &["--user", "alice"]).await;
-    assert!(output.status.success(), "{}", said(&output));
-    // Where there is something to change, it says that it may not.
-    place.open().run(
-        "DELETE FROM __diesel_schema_migrations WHERE version = (SELECT max(version) FROM __diesel_schema_migrations)",
-    );
-    let output = run_as("serves", "enrol", &["--user", "alice"]).await;
-    assert!(!output.status.success() && said(&output).contains("migration"), "{}", said(&output));
 }
 
 /// Others on the machine read nothing of a database, nor of what was made before.

@@ -5,17 +5,13 @@ use std::{
     fs,
     io::{BufRead, BufReader},
     os::unix::{fs::PermissionsExt, fs::symlink, process::CommandExt},
-    path::{Path, PathBuf},
+    path::Path,
     process::{Child, Command, Stdio},
 };
 
 use keypool_server::config::{Config, ConfigFlags};
 
-use crate::support::{built::as_from_a_shell, output};
-
-pub fn repository() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()
-}
+use crate::support::{as_from_a_shell, output, repository, without_settings};
 
 fn readme() -> String {
     fs::read_to_string(repository().join("README.md")).unwrap()
@@ -76,10 +72,7 @@ impl Clone {
     pub fn shell(&self, script: &str) -> Command {
         let mut command = Command::new("bash");
         command.args(["-euo", "pipefail", "-c", script]).current_dir(self.directory.path()).env("PATH", &self.path);
-        for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("KEYPOOL_")) {
-            command.env_remove(name);
-        }
-        as_from_a_shell(&mut command);
+        without_settings(as_from_a_shell(&mut command));
         command
     }
 }

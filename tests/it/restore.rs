@@ -6,7 +6,6 @@ mod tables;
 use std::{
     collections::BTreeSet,
     fs,
-    process::Command,
     sync::Arc,
     thread,
     time::{Duration, Instant},
@@ -17,9 +16,7 @@ use keypool_openapi::ProblemType;
 use rstest::rstest;
 use serde_json::{Value, json};
 
-use crate::support::{
-    Database, Device, Http, Owner, PATIENCE, Party, Place, Postgres, ServerProcess, binary, encode, without_settings,
-};
+use crate::support::{Database, Device, Http, Owner, PATIENCE, Party, Place, Postgres, ServerProcess, command, encode};
 
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
     tokio::task::spawn_blocking(work).await.unwrap()
@@ -64,10 +61,8 @@ async fn restored(server: ServerProcess, place: Place, backup: tempfile::NamedTe
 }
 
 /// Runs `keypool-server` with a subcommand, and answers what it printed.
-fn command(place: &Place, subcommand: &str) -> String {
-    let mut command = Command::new(binary("keypool-server"));
-    let output =
-        without_settings(&mut command).arg(subcommand).env("KEYPOOL_DATABASE_URL", &place.url).output().unwrap();
+fn operator_runs(place: &Place, subcommand: &str) -> String {
+    let output = command("keypool-server").arg(subcommand).env("KEYPOOL_DATABASE_URL", &place.url).output().unwrap();
     assert!(output.status.success(), "{output:?}");
     String::from_utf8(output.stdout).unwrap()
 }
@@ -257,8 +252,15 @@ async fn a_restart_a_crash_and_a_second_server_are_no_restore(
     let server = ServerProcess::start(&place).await;
     let alice = Http::new(&server.base).registered("alice", "laptop").await;
     alice.uploaded(&Device::new("alice", "laptop").key_packages(5)).await;
-    let second = ServerProcess::start(&place).await;
-    drop(second);
+    // On SQLite, a second server ends by itself (`startup::a_second_server_on_an_sqlite_file_…`).
+    let mut second = ServerProcess::spawn(&place);
+    match db {
+        Database::Postgres => {
+            second.ready().await;
+            drop(second);
+        }
+        Database::Sqlite => assert_eq!(second.ended().await.code(), Some(1)),
+    }
     let address = server.address().to_owned();
     server.kill();
     let its = Arc::clone(&postgres);
@@ -309,13 +311,13 @@ async fn the_operator_can_fence_by_hand(#[values(Database::Postgres, Database::S
     let alice = Http::new(&server.base).registered("alice", "laptop").await;
     alice.uploaded(&device.key_packages(5)).await;
     alice.uploaded(&[device.last_resort()]).await;
-    let said = command(&place, "fence");
+    let said = operator_runs(&place, "fence");
     assert!(said.contains(" is fenced: 5 KeyPackages are withdrawn; "), "{said}");
     let (fresh, first) = seen(&alice).await;
     assert!(fresh == 0 && first.is_string());
     assert!(alice.status().await["last_resort"]["present"].as_bool().unwrap());
     // Another fence is told from the first one, also within the same second.
-    assert!(command(&place, "fence").contains(": 0 KeyPackages"));
+    assert!(operator_runs(&place, "fence").contains(": 0 KeyPackages"));
     assert_ne!(seen(&alice).await.1, first);
     drop(server);
 }
@@ -332,8 +334,8 @@ async fn a_file_without_its_generation_was_restored_and_a_damaged_one_is_said_to
     let kept = fs::read_to_string(&generation).unwrap();
 
     fs::write(&generation, "seven").unwrap();
-    let mut refused = Command::new(binary("keypool-server"));
-    let refused = without_settings(&mut refused).env("KEYPOOL_DATABASE_URL", &place.url).output().unwrap();
+    let mut again = command("keypool-server");
+    let refused = again.env("KEYPOOL_DATABASE_URL", &place.url).env("KEYPOOL_LISTEN", &address).output().unwrap();
     let said = String::from_utf8_lossy(&refused.stderr).into_owned();
     assert!(!refused.status.success() && said.contains("holds no number") && said.contains("trust"), "{said}");
 

@@ -1,79 +1,92 @@
-//! Requests without a known token are limited by the address that a proxy names.
+//! What strangers send to the port is no line of the log.
 
-use jiff::SignedDuration;
-use keypool_openapi::ProblemType;
-use keypool_server::config::Config;
-use keypool_validation::token::Token;
-use reqwest::header::{HeaderMap, HeaderValue};
+use std::{
+    fs,
+    io::{Read, Write},
+    net::{Shutdown, TcpStream},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use reqwest::Method;
 use rstest::rstest;
+use rustls::{ClientConfig, ClientConnection, RootCertStore, crypto::ring, pki_types::ServerName};
+use tempfile::NamedTempFile;
 
-use crate::support::{Database, Http, TestServer, builder};
+use crate::{
+    process::Certificate,
+    support::{Database, Http, PATIENCE, ServerProcess, hot_client},
+};
 
-/// What an address may ask for at once.
-const BURST: usize = 100;
-
-fn behind_a_proxy(config: &mut Config) {
-    config.trusted_proxies = vec!["127.0.0.0/8".to_owned()].try_into().unwrap();
+/// The first message of a TLS client.
+fn hello() -> Vec<u8> {
+    let config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()));
+    let config = config.with_safe_default_protocol_versions().unwrap();
+    let config = config.with_root_certificates(RootCertStore::empty()).with_no_client_auth();
+    let mut client = ClientConnection::new(Arc::new(config), ServerName::try_from("keypool.test").unwrap()).unwrap();
+    let mut hello = Vec::new();
+    client.write_tls(&mut hello).unwrap();
+    hello
 }
 
-/// A caller whose requests carry this `X-Forwarded-For`.
-fn from(server: &TestServer, forwarded: &str) -> Http {
-    let headers =
-        HeaderMap::from_iter([("x-forwarded-for".parse().unwrap(), HeaderValue::from_str(forwarded).unwrap())]);
-    Http::over(builder().default_headers(headers).build().unwrap(), &server.base)
+fn garbage() -> Vec<Vec<u8>> {
+    let (hello, request) = (hello(), b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n".to_vec());
+    vec![
+        hello[..hello.len() / 2].to_vec(),
+        [hello.clone(), b"\x16\x03\x03\x00\x02ab".to_vec()].concat(),
+        hello,
+        b"this is not HTTP\r\n\r\n".to_vec(),
+        b"SSH-2.0-OpenSSH_9.2\r\n".to_vec(),
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec(),
+        (0..=255).rev().collect(),
+        vec![0; 100_000],
+        [request.clone(), vec![0xff; 100]].concat(),
+        request,
+        format!("GET / HTTP/1.1\r\nX: {}\r\n\r\n", "a".repeat(200_000)).into_bytes(),
+        b"POST /devices HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n".to_vec(),
+        b"POST /devices HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{".to_vec(),
+        Vec::new(),
+    ]
 }
 
-/// Shows so many tokens that look like real ones, and answers the last status.
-async fn tries_tokens(caller: &Http, tokens: usize) -> u16 {
-    let mut status = 0;
-    for _ in 0..tokens {
-        let token = Token::generate().unwrap();
-        status = caller.with_token(token.reveal()).get("/keypackages/status").await.status;
+/// Sends these bytes, closes the sending side, and reads until the server has closed its side, too.
+fn send(address: &str, bytes: &[u8]) {
+    let mut stream = TcpStream::connect(address).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    // The server may close before it has all of a long one.
+    let _ = stream.write_all(bytes);
+    let _ = stream.shutdown(Shutdown::Write);
+    if let Err(error) = stream.read_to_end(&mut Vec::new()) {
+        assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset, "{error}");
     }
-    status
 }
 
 #[rstest]
 #[tokio::test]
-async fn who_tries_tokens_is_shut_out_and_nobody_else(#[values(Database::Postgres, Database::Sqlite)] db: Database) {
-    let server = TestServer::start_with(db, behind_a_proxy).await;
-    let (thief, other) = (from(&server, "1.1.1.1, 203.0.113.7"), from(&server, "203.0.113.8"));
-    let neighbour = from(&server, "203.0.113.7").registered("alice", "laptop").await;
-    neighbour.status().await;
-    assert_eq!(tries_tokens(&thief, BURST).await, 401);
-    // Whatever it says of those before it.
-    assert_eq!(tries_tokens(&from(&server, "2.2.2.2, 203.0.113.7"), 1).await, 429);
-    let token = Token::generate().unwrap();
-    let refused = thief.with_token(token.reveal()).get("/keypackages/status").await;
-    refused.is_problem(429, ProblemType::TooManyRequests);
-    assert_eq!(refused.header("retry-after"), Some("1"));
-    // A device that is known at the same address is served.
-    neighbour.status().await;
-    assert_eq!(tries_tokens(&other, 1).await, 401);
-    server.advance(SignedDuration::from_secs(1));
-    assert_eq!(tries_tokens(&thief, 1).await, 401);
-}
-
-#[rstest]
-#[tokio::test]
-async fn who_registers_without_end_is_shut_out(#[values(Database::Postgres, Database::Sqlite)] db: Database) {
-    let server = TestServer::start_with(db, behind_a_proxy).await;
-    let crowd = from(&server, "203.0.113.7");
-    for number in 0..=BURST {
-        crowd.registered(&format!("user-{number}"), "phone").await;
+async fn what_strangers_send_fills_no_log(#[values(false, true)] speaks_tls: bool) {
+    let (place, certificate) = (Database::Sqlite.fresh(), Certificate::new());
+    let (out, log) = (NamedTempFile::new().unwrap(), NamedTempFile::new().unwrap());
+    let server = ServerProcess::spawn_with(&place, |command| {
+        command.env("KEYPOOL_LOG", "info").stdout(out.reopen().unwrap()).stderr(log.reopen().unwrap());
+        if speaks_tls {
+            certificate.configure(command);
+        }
+    });
+    let address = server.address().to_owned();
+    let patience = Instant::now() + PATIENCE;
+    while !fs::read_to_string(out.path()).unwrap().contains(&format!("://{address} ")) {
+        assert!(Instant::now() < patience, "it does not serve after {PATIENCE:?}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
     }
-    crowd.register("one-more", "phone").await.is_problem(429, ProblemType::TooManyRequests);
-    // A known device registers a further device without being limited.
-    let known = from(&server, "203.0.113.8").registered("bob", "phone").await;
-    known.status().await;
-    crowd.with_token(known.token.as_deref().unwrap()).registered("bob", "tablet").await;
-}
-
-#[rstest]
-#[tokio::test]
-async fn nobody_is_limited_by_address_where_no_proxy_is_named(
-    #[values(Database::Postgres, Database::Sqlite)] db: Database,
-) {
-    let server = TestServer::start(db).await;
-    assert_eq!(tries_tokens(&from(&server, "203.0.113.7"), 3 * BURST).await, 401);
+    let said = || fs::read_to_string(log.path()).unwrap();
+    let before = said();
+    assert!(before.contains("INFO"), "{before}");
+    let its = address.clone();
+    tokio::task::spawn_blocking(move || garbage().iter().for_each(|bytes| send(&its, bytes))).await.unwrap();
+    // A client that refuses the certificate, or speaks TLS to the plain port.
+    let tls = Http::over(hot_client(), &format!("https://{address}"));
+    assert!(tls.try_send(Method::GET, "/healthz", None).await.is_err());
+    assert_eq!(said(), before);
+    server.signal("TERM");
+    assert_eq!(server.ended().await.code(), Some(0));
 }

@@ -1,5 +1,8 @@
 //! What enters the pool, and what does not.
 
+mod batch;
+
+use jiff::SignedDuration;
 use keypool_openapi::ProblemType;
 use rstest::rstest;
 use serde_json::{Value, json};
@@ -99,4 +102,47 @@ async fn a_full_pool_takes_no_more(#[values(Database::Postgres, Database::Sqlite
     assert_eq!(rejections(&alice.upload(&second).await.ok()), [(1, "second-last-resort")]);
     let none: [&[u8]; 0] = [];
     alice.upload(&none).await.is_problem(400, ProblemType::MalformedRequest);
+}
+
+#[rstest]
+#[tokio::test]
+async fn grease_is_taken_where_it_is_listed(#[values(Anywhere::Postgres, Anywhere::Sqlite)] db: Anywhere) {
+    let server = TestServer::start(db).await;
+    let (alice, _) = alice(&server).await;
+    let device = || Device::new("alice", "laptop");
+    let batch = [
+        device().with_grease(0x8a8a, true).key_package(),
+        device().with_grease_in_leaf(0x4a4a).key_package(),
+        device().with_grease(0x0a0a, true).with_grease_in_leaf(0xeaea).last_resort(),
+        device().with_grease(0x8a8a, false).key_package(),
+    ];
+    let answer = alice.upload(&batch).await.ok();
+    assert_eq!(rejections(&answer), [(3, "unsupported-extension")]);
+    let detail = answer["rejected"][0]["detail"].as_str().unwrap();
+    assert!(detail.contains("GREASE extension 0x8a8a") && detail.contains("capabilities do not list"), "{detail}");
+    let bob = server.anyone().registered("bob", "phone").await;
+    let mut handed_out = [bob.reserved("alice").await, bob.reserved("alice").await];
+    handed_out.sort_by_key(|one| one["keypackage"] != encode(&batch[0]));
+    let bytes = handed_out.map(|one| one["keypackage"].clone());
+    assert_eq!(bytes, [json!(encode(&batch[0])), json!(encode(&batch[1]))]);
+}
+
+#[rstest]
+#[tokio::test]
+async fn a_lifetime_may_begin_a_little_ahead_of_the_server(
+    #[values(Database::Postgres, Database::Sqlite)] db: Database,
+) {
+    let server = TestServer::start(db).await;
+    let (alice, device) = alice(&server).await;
+    // The server's time stands still.
+    let ahead = |seconds| server.now() + SignedDuration::from_secs(seconds);
+    let end = ahead(86_400);
+    let device = device.valid_between(ahead(60), end);
+    alice.uploaded(&device.key_packages(2)).await;
+    let device = device.valid_between(ahead(61), end);
+    assert_eq!(rejections(&alice.upload(&[device.key_package()]).await.ok()), [(0, "lifetime-not-yet-valid")]);
+    let strict = server.beside(|config| config.clock_tolerance = std::time::Duration::ZERO).await;
+    let device = device.valid_between(ahead(1), end);
+    let answer = alice.at(&strict.base).upload(&[device.key_package()]).await.ok();
+    assert_eq!(rejections(&answer), [(0, "lifetime-not-yet-valid")]);
 }

@@ -13,6 +13,7 @@ use std::{
 };
 
 use anyhow::Context;
+use keypool_tests::as_from_a_shell;
 
 /// The tests that need nothing but HTTP, which are so named by the type of their argument, and those of containers alone. Out
 /// of the whole workspace, so that they are those that were built for all tests.
@@ -81,13 +82,7 @@ fn cargo_test(arguments: &[OsString]) -> Command {
         let cores = thread::available_parallelism().map_or(1, NonZero::get);
         cargo.env("RUST_TEST_THREADS", (TESTS_A_CORE * cores).to_string());
     }
-    // What the cargo that runs this says of this package: build scripts go by it, and would build anew what is built already.
-    for (name, _) in env::vars_os() {
-        let text = name.to_string_lossy();
-        if text.starts_with("CARGO_MANIFEST_") || text.starts_with("CARGO_PKG_") {
-            cargo.env_remove(name);
-        }
-    }
+    as_from_a_shell(&mut cargo);
     cargo
 }
 

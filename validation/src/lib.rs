@@ -1,8 +1,6 @@
-//! From bytes that anybody may have made to what the server trusts: [`key_package`]s that are uploaded, the headers of
-//! [`mls_message`]s that are delivered, and the [`token`]s of those who ask; and which
-//! [`signature_key`]s they have.
-//!
-//! It is a crate of its own, with few dependencies, so that it can be fuzzed without the rest of the server.
+//! Parsers and checks of untrusted input: uploaded [`key_package`]s, the headers of [`mls_message`]s, [`token`]s of
+//! callers, and changes of [`signature_key`]s. This crate has few dependencies, so that the fuzzers build without the
+//! rest of the server.
 
 pub mod key_package;
 pub mod mls_message;

@@ -1,33 +1,33 @@
-//! What the server reads of an `MLSMessage` (RFC 9420, section 6): its kind, its group, its epoch, and nothing else.
+//! Reads the header of an `MLSMessage` (RFC 9420, section 6): its kind, group and epoch.
 
 use openmls::{
     framing::{ContentType, MlsMessageBodyIn, MlsMessageIn},
     prelude::tls_codec::Deserialize,
 };
 
-/// What a message is, as its header says.
+/// The header of a message.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Header {
-    /// A Welcome, which names no group in clear.
+    /// A Welcome, whose group is encrypted.
     Welcome,
     /// A message of a group.
     OfGroup {
         /// The group's id.
         group_id: Vec<u8>,
-        /// The epoch that it was made in.
+        /// The epoch in which the message was made.
         epoch: u64,
-        /// Whether it is a Commit.
+        /// Whether the message is a Commit.
         is_commit: bool,
     },
-    /// Anything else that MLS knows: a KeyPackage, a `GroupInfo`.
+    /// Any other MLS message: a KeyPackage or a `GroupInfo`.
     Other,
 }
 
-/// Reads the header of a message; `None` where the bytes are not exactly one `MLSMessage`.
+/// Reads the header of a message; `None` if the bytes are not exactly one `MLSMessage`.
 #[must_use]
 pub fn header(bytes: &[u8]) -> Option<Header> {
     let mut rest = bytes;
-    // By the reader: `tls_deserialize_exact_bytes` panics on truncated vectors in builds with debug assertions.
+    // Not `tls_deserialize_exact_bytes`, which panics on truncated vectors in builds with debug assertions.
     let message = MlsMessageIn::tls_deserialize(&mut rest).ok()?;
     if !rest.is_empty() {
         return None;

@@ -1,18 +1,18 @@
-//! Signature keys of devices: what a stored KeyPackage has, and whether one key may take another's place.
+//! Signature keys of devices: reads the key of a stored KeyPackage, and verifies a change of keys.
 
 use keypool_openapi::SignatureKeyChangeContent;
 use openmls::prelude::Ciphersuite;
 use openmls_rust_crypto::RustCrypto;
 use openmls_traits::crypto::OpenMlsCrypto;
 
-/// How many bytes of a KeyPackage [`signature_key_in`] needs at most, for the ciphersuites of RFC 9420, section 17.1.
+/// The most bytes of a KeyPackage that [`signature_key_in`] needs, for the ciphersuites of RFC 9420, section 17.1.
 pub const HEAD: usize = 1024;
 
-/// What stands before the init key: the headers of the `MLSMessage` and of the KeyPackage.
+/// The length of the headers of the `MLSMessage` and of the KeyPackage, before the init key.
 const FIXED: usize = 8;
 
-/// The signature key in the leaf node of a KeyPackage, of whose `MLSMessage` the first [`HEAD`] bytes are enough. The bytes
-/// have been validated once: `None` where they are no KeyPackage after all.
+/// The signature key in the leaf node of a KeyPackage, from the first [`HEAD`] bytes of its `MLSMessage`. The
+/// KeyPackage was validated when it was uploaded; `None` if the bytes are damaged.
 #[must_use]
 pub fn signature_key_in(head: &[u8]) -> Option<&[u8]> {
     // Init key, encryption key, signature key (RFC 9420, sections 10 and 7.2).
@@ -22,7 +22,7 @@ pub fn signature_key_in(head: &[u8]) -> Option<&[u8]> {
     Some(key)
 }
 
-/// A vector with its length before it (RFC 9420, section 2.1.2), and what follows it.
+/// A vector with its length before it (RFC 9420, section 2.1.2), and the rest of the bytes.
 fn vector(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
     let first = *bytes.first()?;
     let (length, content) = match first >> 6 {
@@ -33,7 +33,7 @@ fn vector(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
     content.split_at_checked(length)
 }
 
-/// Whether the old key has signed that the new one takes its place.
+/// Whether the old key has signed the change to the new one.
 #[must_use]
 pub fn is_signed(content: &SignatureKeyChangeContent<'_>, signature: &[u8]) -> bool {
     let Ok(suite) = Ciphersuite::try_from(content.ciphersuite) else { return false };

@@ -1,4 +1,4 @@
-//! Bearer tokens that the server gave out: what they look like, and what it keeps of them.
+//! Bearer tokens of the server: their format, and the hash that the server stores.
 
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use rand::{
@@ -8,18 +8,18 @@ use rand::{
 use secrecy::{ExposeSecret, SecretString};
 use sha2::{Digest, Sha256};
 
-/// What every token begins with, so that a secret scanner knows one when it sees it.
+/// The prefix of every device's token, by which secret scanners recognise it.
 const PREFIX: &str = "keypool_";
-/// What an enrolment token begins with.
+/// The prefix of an enrolment token.
 const ENROLMENT_PREFIX: &str = "keypool_enrol_";
 const SECRET_BYTES: usize = 32;
-/// Bytes of the checksum at the end.
+/// The length of the checksum at the end, in bytes.
 const CHECKSUM_BYTES: usize = 4;
 
-/// A bearer token of this server's: 256 random bits and a checksum. Shown once; the server keeps its hash alone.
-///
-/// The checksum is the first bytes of the SHA-256 of the prefix and the secret. It tells a mistyped or cut token from a real one
-/// without a look-up. Tokens from before it was there have none, and stay valid.
+/// A bearer token of this server: 256 random bits and a checksum. The server shows it once, and stores only its hash.
+/// The checksum is the first bytes of the SHA-256 of the prefix and the secret. It reveals a mistyped or cut token
+/// without a look-up. Tokens of older versions have no checksum, and stay valid.
+#[derive(Clone)]
 pub struct Token(SecretString);
 
 impl Token {
@@ -39,20 +39,30 @@ impl Token {
         Self::random(ENROLMENT_PREFIX)
     }
 
+    /// A device's token with this secret, which nobody else may be able to guess.
+    #[must_use]
+    pub fn with_secret(secret: [u8; SECRET_BYTES]) -> Self {
+        Self::of(PREFIX, &secret)
+    }
+
     fn random(prefix: &str) -> Result<Self, SysError> {
         let mut secret = [0; SECRET_BYTES];
         SysRng.try_fill_bytes(&mut secret)?;
-        let bytes = [&secret[..], &checksum(prefix, &secret)].concat();
-        Ok(Self(format!("{prefix}{}", URL_SAFE_NO_PAD.encode(bytes)).into()))
+        Ok(Self::of(prefix, &secret))
     }
 
-    /// Reads a device's token from the value of an `Authorization` header; `None` where it is no such token.
+    fn of(prefix: &str, secret: &[u8; SECRET_BYTES]) -> Self {
+        let bytes = [&secret[..], &checksum(prefix, secret)].concat();
+        Self(format!("{prefix}{}", URL_SAFE_NO_PAD.encode(bytes)).into())
+    }
+
+    /// Reads a device's token from the value of an `Authorization` header; `None` if it is not one.
     #[must_use]
     pub fn from_header(value: &str) -> Option<Self> {
         Self::with_prefix(PREFIX, bearer(value)?)
     }
 
-    /// Reads an enrolment token from what a header [bears](bearer); `None` where it is no such token.
+    /// Reads an enrolment token from the [bearer token](bearer) of a header; `None` if it is not one.
     #[must_use]
     pub fn enrolment_from(token: &str) -> Option<Self> {
         Self::with_prefix(ENROLMENT_PREFIX, token)
@@ -64,13 +74,13 @@ impl Token {
         (rest.is_empty() || rest == checksum(prefix, secret)).then(|| Self(token.into()))
     }
 
-    /// What the server keeps of it.
+    /// The hash that the server stores.
     #[must_use]
     pub fn hash(&self) -> [u8; 32] {
         Sha256::digest(self.0.expose_secret()).into()
     }
 
-    /// The token itself, for the one answer that shows it.
+    /// The token as text, for the one answer that shows it.
     #[must_use]
     pub fn reveal(&self) -> &str {
         self.0.expose_secret()
@@ -82,7 +92,7 @@ fn checksum(prefix: &str, secret: &[u8; SECRET_BYTES]) -> [u8; CHECKSUM_BYTES] {
     std::array::from_fn(|byte| digest[byte])
 }
 
-/// The token in the value of an `Authorization` header, where that is of the scheme `Bearer`.
+/// The token in the value of an `Authorization` header; `None` if the scheme is not `Bearer`.
 #[must_use]
 pub fn bearer(value: &str) -> Option<&str> {
     let (scheme, token) = value.split_once(' ')?;
@@ -122,7 +132,7 @@ mod tests {
             wrong.replace_range(at..=at, if &text[at..=at] == "A" { "B" } else { "A" });
             assert!(Token::from_header(&format!("Bearer {wrong}")).is_none(), "{wrong}, with a wrong letter at {at}");
         }
-        // A cut token, or one with the checksum of the other kind, is refused as well.
+        // A cut token is refused, and so is a token with the checksum of the other kind.
         assert!(Token::from_header(&format!("Bearer {}", &text[..text.len() - 1])).is_none());
         let secret = [7; SECRET_BYTES];
         let of_enrolment = [&secret[..], &checksum(ENROLMENT_PREFIX, &secret)].concat();

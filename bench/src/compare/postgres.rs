@@ -16,32 +16,32 @@ use crate::{
     stage::Stage,
 };
 
-/// As many as it is fastest with.
+/// The number of clients with which pgbench is fastest.
 const PGBENCH_CLIENTS: usize = 16;
 
-/// What the comparison found.
+/// The findings of the comparison.
 #[derive(Debug, Serialize)]
 pub(crate) struct Findings {
-    /// Reservations a second: `pgbench` has 16 clients, Keypool as many connections as were asked for.
+    /// Reservations a second: `pgbench` has 16 clients, Keypool the given number of connections.
     reserve: Rounds,
     /// The same with an `Idempotency-Key` each.
     repeatable: Rounds,
     /// Reserve and spend a second, over pgbench's reservations.
     invite: Rounds,
-    /// Milliseconds of a reservation when nobody else asks: Keypool's median, pgbench's mean.
+    /// Milliseconds of a single reservation without other load: Keypool's median, pgbench's mean.
     alone: Rounds,
     /// The same with an `Idempotency-Key` each.
     repeatable_alone: Rounds,
-    /// Milliseconds that 99 of 100 reservations took at most at half of the round's rate, from when each was due; `pgbench`
-    /// at half of its own.
+    /// The 99th percentile of reservations in milliseconds at half of the round's rate, from the time when each was
+    /// due; `pgbench` at half of its own rate.
     half_load_p99_ms: Rounds,
     /// Requests for a full pool's status a second; `pgbench` is `/healthz` on the same connections.
     status: Rounds,
-    /// Milliseconds that 99 of 100 reservations took at most, of each round.
+    /// The 99th percentile of reservations in milliseconds, of each round.
     reserve_p99_ms: Vec<f64>,
-    /// Requests that were not answered with 200.
+    /// Requests that got another status than 200.
     refused: u64,
-    /// The server's memory after all of it, in megabytes.
+    /// The server's memory at the end, in megabytes.
     server_memory_mb: f64,
 }
 

@@ -16,10 +16,10 @@ use crate::{
     sqlite::{Bare, File},
 };
 
-/// Reservations that the bare thread does in one transaction.
+/// Reservations of the bare thread in one transaction.
 const BATCH: u32 = 128;
 
-/// What the comparison found.
+/// The findings of the comparison.
 #[derive(Debug, Serialize)]
 pub(crate) struct Findings {
     /// Reservations a second: the `writer` does 128 in each transaction.
@@ -28,11 +28,11 @@ pub(crate) struct Findings {
     reserve_with_trail: Rounds,
     /// Reservations a second: the `writer` does one in each transaction.
     reserve_singly: Rounds,
-    /// Milliseconds that 99 of 100 reservations took at most, of each round.
+    /// The 99th percentile of reservations in milliseconds, of each round.
     reserve_p99_ms: Vec<f64>,
-    /// Requests that were not answered with 200.
+    /// Requests that got another status than 200.
     refused: u64,
-    /// The server's memory after all of it, in megabytes.
+    /// The server's memory at the end, in megabytes.
     server_memory_mb: f64,
 }
 
@@ -45,7 +45,7 @@ pub(crate) async fn measure(plan: Plan) -> Result<Findings> {
     let server = Server::start(&file.url()).await?;
     let cast = Arc::new(Cast::new(server.address.clone(), adders, ("user-", plan.users)));
     let span = Duration::from_secs(plan.seconds);
-    // So that no round pays for cold caches.
+    // Warm-up, so that no round includes cold caches.
     load::run(Mix::RESERVE, &cast, connections, Pace::Full(Duration::from_secs(1))).await?;
     let bare = |batch, trail, span| copy.reserve(plan.users, Bare { batch, trail }, span);
     bare(BATCH, false, Duration::from_secs(1))?;

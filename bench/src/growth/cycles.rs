@@ -1,11 +1,11 @@
-//! A KeyPackage reserved and spent, over and over, and what it leaves behind.
+//! Many cycles of reserve and spend, and their effect on speed and size.
 
 use std::collections::BTreeMap;
 
 use anyhow::Result;
 use serde::Serialize;
 
-use super::{Plan, sizes::users_of};
+use super::{plan::Plan, sizes::users_of};
 use crate::{
     pace::Pace,
     postgres::Postgres,
@@ -15,10 +15,10 @@ use crate::{
     stage::Stage,
 };
 
-/// What grows with what is done.
+/// The tables that grow with each cycle.
 const TABLES: [&str; 2] = ["key_packages", "audit_events"];
 
-/// The cycles are done in so many parts, to see how the rate goes.
+/// The number of parts of the cycles; each shows its rate.
 const PARTS: u64 = 20;
 
 /// Before and after the cycles.
@@ -27,19 +27,19 @@ pub(crate) struct Past {
     cycles: u64,
     /// Reservations a second, before and after.
     reserve: [f64; 2],
-    /// What it is after over what it was before.
+    /// The rate after the cycles over the rate before.
     reserve_ratio: f64,
-    /// Cycles a second, of each twentieth of them.
+    /// Cycles a second, in each part.
     cycles_a_second: Vec<f64>,
     /// Bytes of each table with its indexes, before and after.
     bytes: BTreeMap<&'static str, [u64; 2]>,
-    /// Requests that were not answered with 200.
+    /// Requests that got another status than 200.
     refused: u64,
     /// The server's memory before and after, in megabytes.
     server_memory_mb: [f64; 2],
 }
 
-/// With as many KeyPackages as there are cycles, and enough beside them for what is measured before and after.
+/// Uses as many KeyPackages as cycles, and enough more for the measurements before and after.
 pub(super) async fn measure(plan: Plan) -> Result<Past> {
     let postgres = Postgres::start()?;
     let packages = plan.cycles + (plan.packages / 10).max(plan.requests() * 4);

@@ -4,7 +4,7 @@ use anyhow::Result;
 use comfy_table::Table;
 use serde::Serialize;
 
-use super::Plan;
+use super::plan::Plan;
 use crate::{
     pace::Pace,
     postgres::Postgres,
@@ -14,20 +14,20 @@ use crate::{
     stage::Stage,
 };
 
-/// KeyPackages that a user has, where there is no reason for another number.
+/// KeyPackages of each user, by default.
 const EACH: u64 = 100;
 
-/// Users where it is the KeyPackages that differ.
+/// Users in the sizes that differ by KeyPackages.
 const USERS: u64 = 10_000;
 
-/// What was found of a database of one size.
+/// The findings for a database of one size.
 #[derive(Debug, Serialize)]
 pub(crate) struct Size {
     users: u64,
     packages: u64,
     /// Reservations a second, here and in the first size of its kind.
     reserve: Rounds,
-    /// Requests that were not answered with 200.
+    /// Requests that got another status than 200.
     refused: u64,
     /// From the server's start on the filled database until it listened, in milliseconds.
     start_ms: f64,
@@ -35,8 +35,8 @@ pub(crate) struct Size {
     server_memory_mb: f64,
 }
 
-/// Over how many users so many KeyPackages are spread. Where there are too few for all of them, there are fewer users: one
-/// with a single KeyPackage is soon out of them.
+/// The number of users for so many KeyPackages. If there are too few KeyPackages, there are fewer users, since a user
+/// with a single KeyPackage soon has none.
 pub(super) fn users_of(packages: u64) -> u64 {
     USERS.min(packages / EACH)
 }
@@ -47,13 +47,13 @@ pub(super) fn by_packages(plan: Plan) -> Vec<(u64, u64)> {
     sizes.map(|packages| packages.max(10_000)).map(|packages| (users_of(packages), packages)).into()
 }
 
-/// One, some and many users, with fewer KeyPackages where one has all of them.
+/// One, some and many users, with fewer KeyPackages if one user has all of them.
 pub(super) fn by_users(plan: Plan) -> Vec<(u64, u64)> {
     let packages = plan.packages / 10;
     vec![(1, packages / 10), ((plan.users / 100).max(1), packages), (plan.users, packages)]
 }
 
-/// A database, and what of its KeyPackages was taken since it was filled.
+/// A database, and how many of its KeyPackages were reserved since it was filled.
 struct Measured<'a> {
     stage: Stage<'a>,
     packages: u64,
@@ -62,7 +62,7 @@ struct Measured<'a> {
 }
 
 impl Measured<'_> {
-    /// Reservations a second. Two in five of the KeyPackages may be taken, then the pools are filled again.
+    /// Reservations a second. When two in five KeyPackages are reserved, the pools are filled again.
     async fn rate(&mut self, requests: u64) -> Result<f64> {
         let (mut left, mut done, mut seconds) = (requests, 0.0, 0.0);
         while left > 0 {
@@ -98,7 +98,7 @@ pub(super) async fn measure(plan: Plan, sizes: &[(u64, u64)]) -> Result<Vec<Size
         };
         all.push(Measured { stage, packages, taken: 0, found });
     }
-    // So that no round pays for the first plans and the cold caches.
+    // Warm-up, so that no round includes the first plans and cold caches.
     for one in &mut all {
         one.rate(1_000).await?;
     }

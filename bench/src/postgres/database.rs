@@ -1,4 +1,4 @@
-//! One database: its KeyPackages, and what pgbench makes of it.
+//! One database: its KeyPackages, and pgbench on it.
 
 use std::{
     fs,
@@ -12,7 +12,7 @@ use hdrhistogram::Histogram;
 use super::{Postgres, run};
 use crate::{progress, report::as_f64, seed};
 
-/// One reservation in one statement, as it can be written by hand: what Keypool is measured against. No audit row.
+/// The baseline: a hand-written reservation in one statement, without an audit row.
 const STATEMENT: &str = "\
 \\set owner random(1, :users)
 WITH nonce AS MATERIALIZED (SELECT uuid_send(gen_random_uuid()) AS nonce)
@@ -41,8 +41,8 @@ impl Database<'_> {
         run(self.psql().args(["-c", sql]))
     }
 
-    /// Users `user-1` to `users` with one device each, and so many KeyPackages over all of them. What stands for a
-    /// KeyPackage has its size; nobody parses it.
+    /// Writes users `user-1` to `users` with one device each, and so many KeyPackages in all. The bytes are of a
+    /// KeyPackage's size only, since nothing parses them.
     pub(crate) fn fill(&self, users: u64, packages: u64) -> Result<()> {
         self.sql(&format!(
             "INSERT INTO users (name, created_at) SELECT 'user-' || u, 0 FROM generate_series(1, {users}) u;
@@ -52,7 +52,7 @@ impl Database<'_> {
         self.fill_pools(users, packages)
     }
 
-    /// Fills the pools of a database that was filled before, as if nothing had happened since.
+    /// Resets the pools of a filled database.
     pub(crate) fn refill(&self, users: u64, packages: u64) -> Result<()> {
         self.sql("TRUNCATE key_packages, audit_events")?;
         self.fill_pools(users, packages)
@@ -70,12 +70,12 @@ impl Database<'_> {
             bar.set_position(last);
         }
         bar.finish_and_clear();
-        // Not while another one is open, which nothing can be cleared away behind.
+        // Not while another transaction is open, which keeps VACUUM from removing dead rows.
         self.sql("VACUUM ANALYZE")?;
         self.sql("CHECKPOINT").map(drop)
     }
 
-    /// Devices of those who ask, each with a pool as a client keeps it, uploaded at once. Answers their tokens.
+    /// Registers the adders' devices, each with a full pool. Returns their tokens.
     pub(crate) fn add_adders(&self, count: usize) -> Result<Vec<String>> {
         let adders = seed::adders(count)?;
         let values: Vec<_> = adders.iter().map(|(name, _, hash)| format!("('{name}', '\\x{hash}'::bytea)")).collect();
@@ -111,7 +111,7 @@ impl Database<'_> {
         Ok(Transaction(psql))
     }
 
-    /// Has pgbench reserve for so long, and answers its transactions a second and their mean latency in milliseconds.
+    /// Has pgbench reserve for so long. Returns its transactions a second and their mean latency in milliseconds.
     pub(crate) fn pgbench(&self, users: u64, clients: usize, seconds: u64) -> Result<(f64, f64)> {
         let said = self.run_pgbench(users, clients, seconds, &[])?;
         let number = |before: &str| -> Result<f64> {
@@ -121,7 +121,7 @@ impl Database<'_> {
         Ok((number("tps =")?, number("latency average =")?))
     }
 
-    /// Has pgbench reserve so often a second, and answers how many milliseconds 99 of 100 took at most, from when each was
+    /// Has pgbench reserve at a fixed rate. Returns the 99th percentile in milliseconds, from the time when each was
     /// due.
     pub(crate) fn pgbench_p99(&self, users: u64, clients: usize, seconds: u64, rate: f64) -> Result<f64> {
         let directory = tempfile::tempdir().context("no directory")?;

@@ -1,4 +1,4 @@
-//! The attackers, on a thread of their own. A connection that the server ends is made again.
+//! The attackers, on a thread of their own. They reconnect when the server closes a connection.
 
 use std::{
     sync::{
@@ -20,15 +20,15 @@ use tokio::{
 
 use crate::{http::Connection, people};
 
-/// What the kernel takes for who reads nothing.
+/// The receive buffer of a client that reads nothing.
 const RECEIVE_BUFFER: u32 = 4_096;
 
-/// How long somebody who was cut off waits.
+/// How long an attacker waits before it reconnects.
 const PAUSE: Duration = Duration::from_millis(500);
 
 const LARGE: u32 = 1_000_000;
 
-/// As little as has its length in four bytes.
+/// The smallest size whose length has four bytes.
 const SMALL: u32 = 20_000;
 const GROUP: &[u8] = b"siege";
 
@@ -40,7 +40,7 @@ struct Count {
     stop: AtomicBool,
 }
 
-/// All of them.
+/// All attackers.
 #[derive(Debug)]
 pub(super) struct Attack {
     count: Arc<Count>,
@@ -48,7 +48,8 @@ pub(super) struct Attack {
 }
 
 impl Attack {
-    /// So many readers, a third of which ask for the messages of these queues, and one waiting device for each token.
+    /// Starts so many readers, a third of which fetch the messages of these queues, and one waiting device for each
+    /// token.
     pub(super) fn begin(address: &str, readers: usize, waiting: &[String], queues: &[String]) -> Self {
         let mut requests = Vec::new();
         for number in 0..readers {
@@ -71,7 +72,7 @@ impl Attack {
                     .chain(polls.into_iter().map(|poll| (poll, true)))
                 {
                     tokio::spawn(insist(address.clone(), request, reads, Arc::clone(&its)));
-                    // Not all in the same moment: that would only fill the queue of the listener.
+                    // Not all at the same time, which would only fill the listener's queue.
                     tokio::time::sleep(Duration::from_micros(200)).await;
                 }
                 while !its.stop.load(Ordering::Relaxed) {
@@ -83,7 +84,7 @@ impl Attack {
         Self { count, thread }
     }
 
-    /// Ends it; answers how many were there at the same time at most, and how many were cut off.
+    /// Stops the attack. Returns the most simultaneous connections, and the number of closed ones.
     pub(super) fn end(self) -> Result<(usize, usize)> {
         self.count.stop.store(true, Ordering::Relaxed);
         self.thread.join().map_err(|_| anyhow!("the thread of the attack panicked"))??;
@@ -96,7 +97,7 @@ fn request(address: &str, path: &str, token: Option<&String>) -> Vec<u8> {
     format!("GET {path} HTTP/1.1\r\nHost: {address}\r\n{bearer}\r\n").into_bytes()
 }
 
-/// Asks over and over. Who does not read holds on until it is cut off.
+/// Sends request after request. A reader that reads nothing keeps its connection until the server closes it.
 async fn insist(address: String, request: Vec<u8>, reads: bool, count: Arc<Count>) {
     loop {
         if let Ok(stream) = connect(&address).await {
@@ -122,7 +123,7 @@ async fn ask(mut stream: TcpStream, request: &[u8], reads: bool) -> std::io::Res
     loop {
         stream.write_all(request).await?;
         if !reads {
-            // It ends with an error where the connection is reset.
+            // A reset connection ends the read with an error.
             stream.ready(tokio::io::Interest::ERROR).await?;
             return Ok(());
         }
@@ -133,7 +134,7 @@ async fn ask(mut stream: TcpStream, request: &[u8], reads: bool) -> std::io::Res
     }
 }
 
-/// Devices with four large messages each; answers their tokens.
+/// Registers devices with four large messages each. Returns their tokens.
 pub(super) async fn fill_queues(address: &str, count: usize) -> Result<Vec<String>> {
     let names: Vec<_> = (0..count).map(|number| format!("queue-{number}")).chain(["sender".to_owned()]).collect();
     let mut tokens = people::register(address, &names).await?;
@@ -151,7 +152,7 @@ pub(super) async fn fill_queues(address: &str, count: usize) -> Result<Vec<Strin
     Ok(tokens)
 }
 
-/// What looks like a `PrivateMessage` (RFC 9420, section 6.3) to who cannot decrypt it, in base64.
+/// Bytes that look like a `PrivateMessage` (RFC 9420, section 6.3) without decryption, in base64.
 fn private_message(is_commit: bool, bytes: u32) -> String {
     let (version, wire_format, epoch) = ([0, 1], [0, 2], [0; 8]);
     let content_type = if is_commit { 3 } else { 1 };

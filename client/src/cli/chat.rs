@@ -1,4 +1,4 @@
-//! The chat: one task that waits for a line, a message or the refresh timer, whichever comes first.
+//! The chat: one task that waits for a line, a message, or the refresh timer.
 
 use std::{
     borrow::Cow,
@@ -21,61 +21,62 @@ use tokio::{
 use super::{
     groups::device,
     incoming::{self, Place},
-    output::{self, Output},
+    output::Output,
+    sentences,
 };
 use crate::{
     client::MlsClient,
     error::{Error, Result},
-    mls::{Group, Incoming, What},
+    groups::{Event, Group, Incoming},
 };
 
-/// How long a request waits on the server for a message.
+/// The number of seconds that a request waits on the server for a message.
 const WAIT: u32 = 30;
 
-/// How many lines wait to be shown at most.
-const ROOM: usize = 1_000;
+/// The largest number of lines that wait to be shown.
+const MAX_LINES: usize = 1_000;
 
 const QUIT: &str = "/quit";
 
-/// How long the loop waits before it asks a server again that it could not reach.
+/// The pause after an error, before the loop calls the server again.
 const PAUSE: Duration = Duration::from_secs(2);
 
 const HELP: &str = "\
 /invite USER…         add all devices of users
 /remove USER          remove all devices of a user
-/members              who is here
+/members              the devices in this group
 /verify USER          the number that you and a user compare
-/renew USER/DEVICE…   make a new group without these devices, where a change of this one was refused
+/renew USER/DEVICE…   replace this group, after a refused change, by a new one without these devices
 /groups               the groups that this device is in
 /switch GROUP         talk in another group
-/status               how this device's KeyPackage pool is doing
-/refresh              bring the pool in order now
+/status               the status of this device's KeyPackage pool
+/refresh              refresh the pool now
 /leave                leave the group
-/help                 this
+/help                 this list
 /quit                 end; so does Ctrl-D
 Anything else is said to the group.";
 
-/// Where to talk, and how often the pool is looked after.
+/// The arguments of `keypool chat`.
 #[derive(Debug, Args)]
 pub(super) struct ChatArgs {
     /// The group, by its name or the beginning of its id
     group: String,
-    /// Bring the pool in order after so many messages
+    /// Refresh the pool after this number of messages
     #[arg(long, value_name = "NUMBER", default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..))]
     refresh_messages: u32,
-    /// Bring the pool in order after so many seconds
+    /// Refresh the pool after this number of seconds
     #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = clap::value_parser!(u64).range(1..))]
     refresh_seconds: u64,
 }
 
-/// Where lines come from, and where what is shown goes without disturbing the line that is being typed.
+/// The source of lines, and the output, which does not disturb the line that is being typed.
 struct Terminal {
     lines: mpsc::UnboundedReceiver<String>,
     shown: Option<SyncSender<String>>,
 }
 
 impl Terminal {
-    /// With an editor on a terminal; line by line from a pipe.
+    /// Uses an editor on a terminal, and reads line by line from a pipe.
     fn open() -> Self {
         let (send, lines) = mpsc::unbounded_channel();
         if !io::stdin().is_terminal() {
@@ -88,15 +89,15 @@ impl Terminal {
             });
             return Self { lines, shown: None };
         }
-        let printer = ExternalPrinter::new(ROOM);
+        let printer = ExternalPrinter::new(MAX_LINES);
         let shown = printer.sender();
-        // Its history is in memory only: what is said is nothing for a file in clear.
+        // Its history is in memory only, so that no messages are stored unencrypted.
         let mut editor =
             Reedline::create().with_external_printer(printer).with_ansi_colors(has_colours()).use_bracketed_paste(true);
-        // Reading a terminal blocks; the thread ends with the program, or with Ctrl-D.
+        // Reading a terminal blocks, so use a thread. It ends with the program, or with Ctrl-D.
         std::thread::spawn(move || {
-            while let Ok(Signal::Success(line)) = editor.read_line(&Sign) {
-                // The user must not end up in the middle of a line.
+            while let Ok(Signal::Success(line)) = editor.read_line(&ChatPrompt) {
+                // Do not read another line after this one, so that the program ends with a clean line.
                 let is_last = line.trim() == QUIT;
                 if send.send(line).is_err() || is_last {
                     return;
@@ -110,7 +111,7 @@ impl Terminal {
         let text = if has_colours() { text.to_owned() } else { strip_str(text).to_string() };
         let is_shown = self.shown.as_ref().is_some_and(|shown| shown.try_send(text.clone()).is_ok());
         if !is_shown {
-            // A closed terminal has nobody to be told.
+            // If the terminal is closed, there is nowhere to report the error.
             let _ = writeln!(anstream::stdout(), "{text}");
         }
     }
@@ -120,10 +121,10 @@ fn has_colours() -> bool {
     anstream::AutoStream::choice(&io::stdout()) != anstream::ColorChoice::Never
 }
 
-/// What stands before the line that is typed.
-struct Sign;
+/// The prompt.
+struct ChatPrompt;
 
-impl Prompt for Sign {
+impl Prompt for ChatPrompt {
     fn render_prompt_left(&self) -> Cow<'_, str> {
         "".into()
     }
@@ -145,23 +146,25 @@ impl Prompt for Sign {
     }
 }
 
-/// A conversation in a group.
+/// A chat in a group.
 struct Chat<'c> {
     client: &'c MlsClient,
     group: Group,
     terminal: Terminal,
-    /// What was typed and could not be sent yet, with the group that it is for.
+    /// The texts that could not be sent yet, each with its group.
     unsent: VecDeque<(Group, String)>,
     messages_since_refresh: u32,
     args: ChatArgs,
     timer: Interval,
 }
 
-/// Talks in a group until the user has enough. Nothing that fails ends it: it is told in one line. What is left unsent
-/// at the end is the error.
+/// Runs a chat until the user ends it. Shows errors in one line and continues. Fails if texts are left unsent at the
+/// end.
 pub(super) async fn run_client_loop(args: ChatArgs, client: &MlsClient, output: &Output) -> Result<()> {
     if output.is_json() {
-        return Err(Error::Usage("a chat is for people: programs use `keypool send` and `keypool receive`".to_owned()));
+        return Err(Error::Usage(
+            "`keypool chat` has no JSON output: use `keypool send` and `keypool receive`".to_owned(),
+        ));
     }
     let group = client.membership().find_group(&args.group)?;
     let every = Duration::from_secs(args.refresh_seconds);
@@ -175,10 +178,10 @@ pub(super) async fn run_client_loop(args: ChatArgs, client: &MlsClient, output: 
     chat.end().await
 }
 
-/// What the loop woke up for.
-enum Event {
+/// The reason why the loop woke up.
+enum Wake {
     Line(Option<String>),
-    Came(Result<Vec<Incoming>>),
+    Received(Result<Vec<Incoming>>),
     Timer,
 }
 
@@ -186,27 +189,27 @@ impl Chat<'_> {
     async fn run(&mut self) {
         loop {
             let membership = self.client.membership();
-            // A receive that is cut off loses nothing: what it took in is in the store.
-            let event = tokio::select! {
+            // Cancelling a receive loses nothing: processed messages are in the store.
+            let wake = tokio::select! {
                 biased;
-                line = self.terminal.lines.recv() => Event::Line(line),
-                _ = self.timer.tick() => Event::Timer,
-                came = membership.receive(WAIT) => Event::Came(came),
+                line = self.terminal.lines.recv() => Wake::Line(line),
+                _ = self.timer.tick() => Wake::Timer,
+                received = membership.receive(WAIT) => Wake::Received(received),
             };
-            match event {
-                Event::Line(None) => return,
-                Event::Line(Some(line)) => {
-                    if self.typed(line.trim()).await {
+            match wake {
+                Wake::Line(None) => return,
+                Wake::Line(Some(line)) => {
+                    if self.handle_line(line.trim()).await {
                         return;
                     }
                 }
-                Event::Timer => {
+                Wake::Timer => {
                     self.flush().await;
                     self.refresh().await;
                 }
-                Event::Came(Ok(incoming)) => self.came(&incoming).await,
-                Event::Came(Err(error)) => {
-                    self.tell_error("cannot receive", &error);
+                Wake::Received(Ok(incoming)) => self.show_incoming(&incoming).await,
+                Wake::Received(Err(error)) => {
+                    self.show_error("cannot receive", &error);
                     self.pause().await;
                 }
             }
@@ -216,15 +219,15 @@ impl Chat<'_> {
         }
     }
 
-    /// Waits before the next try, but not for somebody who types.
+    /// Pauses before the next attempt, unless a typed line waits.
     async fn pause(&mut self) {
         if self.terminal.lines.is_empty() {
             tokio::time::sleep(PAUSE).await;
         }
     }
 
-    /// Deals with a line. Answers whether it was the last.
-    async fn typed(&mut self, line: &str) -> bool {
+    /// Handles a typed line. Returns whether it was the last.
+    async fn handle_line(&mut self, line: &str) -> bool {
         let mut words = line.split_whitespace();
         let outcome = match (words.next(), words.collect::<Vec<_>>().as_slice()) {
             (None, _) => Ok(()),
@@ -257,22 +260,22 @@ impl Chat<'_> {
             }
         };
         if let Err(error) = outcome {
-            self.tell_error("that did not work", &error);
+            self.show_error("that did not work", &error);
         }
         false
     }
 
-    /// Sends what was typed, in order. What cannot be sent now is sent later.
+    /// Sends the typed texts in order. After a temporary error, the rest is sent later.
     async fn flush(&mut self) {
         if let Err(error) = self.send_unsent().await {
             let waiting = self.unsent.len();
-            self.tell_error(&format!("{waiting} not sent yet, and will be"), &error);
+            self.show_error(&format!("{waiting} not sent yet, and will be"), &error);
         }
     }
 
-    /// Tries once more to send what waits, for nobody will after this.
+    /// Tries a last time to send the remaining texts.
     async fn end(mut self) -> Result<()> {
-        // The editor is gone, and would show nothing that it is given.
+        // The editor has ended and shows nothing any more.
         self.terminal.shown = None;
         if !self.unsent.is_empty() {
             self.terminal.show(&format!("Trying once more to send what is not sent yet: {}.", self.unsent.len()));
@@ -283,33 +286,33 @@ impl Chat<'_> {
         })
     }
 
-    /// Sends what was typed, in order. Fails where the rest has to wait.
+    /// Sends the typed texts in order. Fails if the rest has to wait.
     async fn send_unsent(&mut self) -> Result<()> {
         while let Some((group, text)) = self.unsent.front() {
             match self.client.membership().send(&group.group_id, text).await {
                 Ok(undelivered) => {
-                    self.tell_undelivered(&undelivered);
+                    self.show_undelivered(&undelivered);
                     self.unsent.pop_front();
                     self.messages_since_refresh += 1;
                 }
                 Err(error) if error.is_retryable() => return Err(error),
                 Err(error) => {
                     self.unsent.pop_front();
-                    self.tell_error("not sent", &error);
+                    self.show_error("not sent", &error);
                 }
             }
         }
         Ok(())
     }
 
-    /// Shows what came, and only then says that it is dealt with.
-    async fn came(&mut self, came: &[Incoming]) {
+    /// Shows received items, and marks them as done after that.
+    async fn show_incoming(&mut self, incoming: &[Incoming]) {
         let groups = self.client.membership().groups().unwrap_or_default();
-        for one in came {
-            if matches!(one.what, What::Text { .. }) {
+        for one in incoming {
+            if matches!(one.event, Event::Text { .. }) {
                 self.messages_since_refresh += 1;
             }
-            let is_nothing = matches!(one.what, What::Ignored { .. } | What::Changed);
+            let is_nothing = matches!(one.event, Event::Ignored { .. } | Event::Changed);
             let time = one.sent_at.to_zoned_datetime(TimeZone::system()).strftime("%H:%M").to_string();
             let is_here = one.group == self.group.id || one.group.is_empty();
             let group = incoming::group_name(&groups, one);
@@ -317,28 +320,28 @@ impl Chat<'_> {
             for line in incoming::lines(one, Place::Chat).iter().skip(usize::from(is_nothing)) {
                 self.terminal.show(&format!("{time}{place} {line}"));
             }
-            // Nothing can be said in the old group any more.
-            let new = match &one.what {
-                What::Renewed { old_group, .. } if *old_group == self.group.id => {
+            // The old group is read-only now.
+            let new = match &one.event {
+                Event::Renewed { old_group, .. } if *old_group == self.group.id => {
                     groups.iter().find(|group| group.id == one.group)
                 }
                 _ => None,
             };
             if let Some(new) = new {
-                self.talk_in(new.clone());
+                self.switch_to(new.clone());
             }
         }
-        if let Err(error) = self.client.membership().done(came) {
-            self.tell_error("what came may be shown again", &error);
+        if let Err(error) = self.client.membership().done(incoming) {
+            self.show_error("received items may be shown again", &error);
         }
-        if !came.is_empty() {
+        if !incoming.is_empty() {
             self.flush().await;
         }
     }
 
     fn members(&mut self) -> Result<()> {
         let members = self.client.membership().members(&self.group.group_id)?;
-        self.terminal.show(&output::names(&members));
+        self.terminal.show(&sentences::names(&members));
         Ok(())
     }
 
@@ -351,11 +354,11 @@ impl Chat<'_> {
 
     fn switch(&mut self, name: &str) -> Result<()> {
         let group = self.client.membership().find_group(name)?;
-        self.talk_in(group);
+        self.switch_to(group);
         Ok(())
     }
 
-    fn talk_in(&mut self, group: Group) {
+    fn switch_to(&mut self, group: Group) {
         self.terminal.show(&format!("This is {}.", group.name));
         self.group = group;
     }
@@ -363,54 +366,54 @@ impl Chat<'_> {
     async fn invite(&mut self, users: &[&str]) -> Result<()> {
         let users = users.iter().map(|name| user(name)).collect::<Result<Vec<_>>>()?;
         let invited = self.client.membership().invite(&self.group.group_id, &users).await?;
-        self.terminal.show(&output::invited_text(&self.group, &invited));
+        self.terminal.show(&sentences::invited_text(&self.group, &invited));
         Ok(())
     }
 
     async fn remove(&mut self, name: &str) -> Result<()> {
         let removed = self.client.membership().remove(&self.group.group_id, &user(name)?).await?;
-        let warnings = output::undelivered_text(&removed.undelivered);
-        self.terminal.show(&format!("{} removed.{warnings}", output::names(&removed.removed)));
+        let warnings = sentences::undelivered_text(&removed.undelivered);
+        self.terminal.show(&format!("{} removed.{warnings}", sentences::names(&removed.removed)));
         Ok(())
     }
 
     async fn verify(&mut self, name: &str) -> Result<()> {
         let number = self.client.membership().safety_number(&user(name)?).await?;
-        self.terminal.show(&output::safety_number_text(&number));
+        self.terminal.show(&sentences::safety_number_text(&number));
         Ok(())
     }
 
-    /// Makes a new group in place of this one, and goes on in it.
+    /// Renews this group, and continues in the new one.
     async fn renew(&mut self, without: &[&str]) -> Result<()> {
         let read = |name: &&str| device(name).map_err(Error::Usage);
         let without = without.iter().map(read).collect::<Result<Vec<_>>>()?;
         let renewed = self.client.membership().renew(&self.group.group_id, &without).await?;
-        self.terminal.show(&output::renewed_text(&renewed));
-        self.talk_in(renewed.group);
+        self.terminal.show(&sentences::renewed_text(&renewed));
+        self.switch_to(renewed.group);
         Ok(())
     }
 
     async fn status(&mut self) -> Result<()> {
         let status = self.client.status().await?;
-        self.terminal.show(&format!("{}\n{}", output::bar(&status), output::health_text(&status)));
+        self.terminal.show(&format!("{}\n{}", sentences::bar(&status), sentences::health_text(&status)));
         Ok(())
     }
 
     async fn leave(&mut self) -> Result<()> {
         let undelivered = self.client.membership().leave(&self.group.group_id).await?;
-        let warnings = output::undelivered_text(&undelivered);
+        let warnings = sentences::undelivered_text(&undelivered);
         self.terminal.show(&format!("The others are asked to let this device go.{warnings}"));
         Ok(())
     }
 
-    /// Brings the pool in order, and says nothing unless something is wrong.
+    /// Refreshes the pool, and shows only errors.
     async fn refresh(&mut self) {
         self.messages_since_refresh = 0;
         self.timer.reset();
         match self.client.refresh_key_packages(&|_| {}).await {
             Ok(report) if report.changed_nothing() => {}
             Ok(report) => tracing::info!(?report, "refreshed the pool"),
-            Err(error) => self.tell_error("the pool could not be refreshed", &error),
+            Err(error) => self.show_error("the pool could not be refreshed", &error),
         }
     }
 
@@ -418,21 +421,21 @@ impl Chat<'_> {
         self.messages_since_refresh = 0;
         self.timer.reset();
         match self.client.refresh_key_packages(&|_| {}).await {
-            Ok(report) => self.terminal.show(&output::refresh_text(&report)),
-            Err(error) => self.tell_error("the pool could not be refreshed", &error),
+            Ok(report) => self.terminal.show(&sentences::refresh_text(&report)),
+            Err(error) => self.show_error("the pool could not be refreshed", &error),
         }
     }
 
-    fn tell_undelivered(&mut self, undelivered: &[Undelivered]) {
+    fn show_undelivered(&mut self, undelivered: &[Undelivered]) {
         if !undelivered.is_empty() {
-            self.terminal.show(output::undelivered_text(undelivered).trim_start());
+            self.terminal.show(sentences::undelivered_text(undelivered).trim_start());
         }
     }
 
-    /// One line.
-    fn tell_error(&mut self, what: &str, error: &Error) {
+    /// Shows an error in one line.
+    fn show_error(&mut self, what: &str, error: &Error) {
         tracing::warn!(%error, what);
-        self.terminal.show(&output::error_line(what, error));
+        self.terminal.show(&sentences::error_line(what, error));
     }
 }
 

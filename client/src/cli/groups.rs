@@ -9,7 +9,7 @@ use crate::{
     error::{Error, Result},
 };
 
-/// What to do with groups.
+/// The subcommands of `keypool group`.
 #[derive(Debug, Subcommand)]
 pub(super) enum GroupCommand {
     /// Make a group with this device as its only member
@@ -17,7 +17,7 @@ pub(super) enum GroupCommand {
         after_help = "Example: keypool group create friends\n\nThe name travels encrypted: the server never sees it."
     )]
     Create {
-        /// How its members call it
+        /// The name of the group
         name: String,
     },
     /// List the groups that this device is in
@@ -27,7 +27,7 @@ pub(super) enum GroupCommand {
     Invite {
         /// The group, by its name or the beginning of its id
         group: String,
-        /// Whom
+        /// The users
         #[arg(required = true)]
         users: Vec<UserName>,
     },
@@ -35,18 +35,18 @@ pub(super) enum GroupCommand {
     Remove {
         /// The group, by its name or the beginning of its id
         group: String,
-        /// Whom
+        /// The user
         user: UserName,
     },
-    /// Make a new group of the same name with everybody else, where a group cannot be changed any more
+    /// Replace a group that cannot be changed any more by a new one of the same name
     ///
-    /// That is so after a change that was refused because somebody in it is not who they say they are. The old group is
-    /// read-only from then on.
+    /// A group cannot be changed any more after this device refused a change of it, for example because a new member
+    /// has a false identity. The new group has all other members; the old one becomes read-only.
     #[command(after_help = "Example: keypool group renew friends --without mallory/laptop")]
     Renew {
         /// The group, by its name or the beginning of its id
         group: String,
-        /// A device that is not to be in the new group; may be given several times
+        /// A device to leave out of the new group; may be given several times
         #[arg(long, value_name = "USER/DEVICE", value_parser = device)]
         without: Vec<DeviceOf>,
     },
@@ -62,27 +62,27 @@ pub(super) enum GroupCommand {
     },
     /// Leave a group
     ///
-    /// The others are asked to remove this device; it is out when one of them has. Asked for once more in the meantime, this
-    /// device forgets the group without waiting for them.
+    /// Asks the other members to remove this device; it has left when one of them has done so. Run it again to delete
+    /// the group here without waiting for them.
     Leave {
         /// The group, by its name or the beginning of its id
         group: String,
     },
 }
 
-/// What to say.
+/// The arguments of `keypool send`.
 #[derive(Debug, Args)]
 pub(super) struct SendArgs {
     /// The group, by its name or the beginning of its id
     group: String,
-    /// What to say
+    /// The text of the message
     text: String,
 }
 
-/// What to wait for.
+/// The arguments of `keypool receive`.
 #[derive(Debug, Args)]
 pub(super) struct ReceiveArgs {
-    /// How many seconds to wait for something, where there is nothing
+    /// The number of seconds to wait if there is nothing to receive
     #[arg(long, value_name = "SECONDS", default_value_t = 0, value_parser = clap::value_parser!(u32).range(..=60))]
     wait: u32,
 }
@@ -123,7 +123,7 @@ pub(super) async fn group(command: GroupCommand, client: &MlsClient, output: &Ou
 
 /// Reads `USER/DEVICE`.
 pub(super) fn device(text: &str) -> std::result::Result<DeviceOf, String> {
-    let (user, device) = text.split_once('/').ok_or("give it as USER/DEVICE, as `keypool group members` prints it")?;
+    let (user, device) = text.rsplit_once('/').ok_or("it must be USER/DEVICE, as `keypool group members` prints it")?;
     let user = user.parse().map_err(|error: InvalidId| error.to_string())?;
     let device = device.parse().map_err(|error: InvalidId| error.to_string())?;
     Ok(DeviceOf { user, device })
@@ -137,7 +137,7 @@ pub(super) async fn send(args: SendArgs, client: &MlsClient, output: &Output) ->
     Ok(())
 }
 
-/// Prints what came, and only when that is out says that it is dealt with: the server has it no more.
+/// Prints what was received, and marks it as done only after that, because the server does not have it any more.
 pub(super) async fn receive(args: &ReceiveArgs, client: &MlsClient, output: &Output) -> Result<()> {
     let membership = client.membership();
     let incoming = membership.receive(args.wait).await?;

@@ -1,17 +1,22 @@
-//! How people are shown what came.
+//! Received items as text for people.
 
 use clap::builder::styling::AnsiColor;
-use keypool_openapi::{DeviceOf, MessageKind};
+use keypool_openapi::{DeviceOf, MessageKind, RefusalReason};
 
-use super::output::{name, painted};
-use crate::mls::{DeviceChange, Group, Incoming, Notice, What, clean};
+use super::colour::{painted, warning};
+use crate::{
+    device_name::name_of,
+    groups::{DeviceChange, Event, Group, Incoming},
+    identity_check::Notice,
+    text::clean,
+};
 
-/// The name of the group that something is about.
+/// The name of the group that an item concerns.
 pub(super) fn group_name(groups: &[Group], one: &Incoming) -> String {
     groups.iter().find(|group| group.id == one.group).map_or(&one.group, |group| &group.name).clone()
 }
 
-/// Where people read what came, and type the command that is the way on. While they chat, no other command opens the data
+/// Where the text is shown, which decides which command it suggests. During a chat, no other command can open the data
 /// directory.
 #[derive(Clone, Copy)]
 pub(super) enum Place<'g> {
@@ -21,33 +26,28 @@ pub(super) enum Place<'g> {
     Chat,
 }
 
-/// What came, and a line for each thing that people should know of the members that it is about.
+/// The text of an item, and a line for each notice.
 pub(super) fn lines(one: &Incoming, place: Place<'_>) -> Vec<String> {
     let notices = one.notices.iter().map(notice_line);
-    [what_text(&one.what, place)].into_iter().chain(notices).collect()
+    [event_text(&one.event, place)].into_iter().chain(notices).collect()
 }
 
-fn what_text(what: &What, place: Place<'_>) -> String {
-    match what {
-        What::Text { sender, text } => format!("{}: {}", painted(&clean(sender), AnsiColor::Cyan), clean(text)),
-        What::Joined { by } => format!("{} added this device", name(by)),
-        What::Members { by, added, removed } => members_text(by, added, removed),
-        What::Changed => "the group changed".to_owned(),
-        What::Removed => "this device is no longer in the group".to_owned(),
-        What::Refused { kind, by, why } => refused_text(*kind, by, why, place),
-        What::Renewed { by, without, .. } => renewed_text(by, without),
-        What::RenewalClaimed { by, old_group, without, added } => claimed_text(by, old_group, (without, added), place),
-        What::Device { device, change } => warning(&device_text(device, *change)),
-        What::Unreadable { device } => {
-            format!(
-                "{} could not open the invitation: have it refresh its pool, remove {user} from the group, which takes \
-                 out all devices of {user}, and invite {user} again",
-                name(device),
-                user = device.user
-            )
+fn event_text(event: &Event, place: Place<'_>) -> String {
+    match event {
+        Event::Text { sender, text } => format!("{}: {}", painted(&clean(sender), AnsiColor::Cyan), clean(text)),
+        Event::Joined { by } => format!("{} added this device", name_of(by)),
+        Event::Members { by, added, removed } => members_text(by, added, removed),
+        Event::Changed => "the group changed".to_owned(),
+        Event::Removed => "this device is no longer in the group".to_owned(),
+        Event::Refused { kind, by, reason, why } => refused_text(*kind, by, (*reason, why), place),
+        Event::Renewed { by, without, .. } => renewed_text(by, without),
+        Event::RenewalClaimed { by, old_group, without, added } => claimed_text(by, old_group, (without, added), place),
+        Event::Device { device, change } => warning(&device_text(device, *change)),
+        Event::Unreadable { device, about, reason } => unreadable_text(device, *about, *reason),
+        Event::KeysGone { by } => {
+            format!("{} sent an invitation for keys that are gone; the sender was notified", name_of(by))
         }
-        What::KeysGone { by } => format!("an invitation by {} was for keys that are gone; they were told", name(by)),
-        What::Ignored { why } => format!("passed over: {}", clean(why)),
+        Event::Ignored { why } => format!("ignored: {}", clean(why)),
     }
 }
 
@@ -60,7 +60,7 @@ fn device_text(device: &DeviceOf, change: DeviceChange) -> String {
     format!(
         "your device {} {change}. If that was not you, somebody has a token of one of your devices: remove the devices that \
          are not yours, and tell the server's operator",
-        name(device)
+        name_of(device)
     )
 }
 
@@ -97,7 +97,26 @@ fn members_text(by: &str, added: &[String], removed: &[String]) -> String {
     format!("{} {}", clean(by), parts.join(" and "))
 }
 
-fn refused_text(kind: MessageKind, by: &str, why: &str, place: Place<'_>) -> String {
+fn unreadable_text(device: &DeviceOf, about: MessageKind, reason: RefusalReason) -> String {
+    let (name, user) = (name_of(device), &device.user);
+    let what = if about == MessageKind::Commit { "this device's change of the group" } else { "the invitation" };
+    let why = match reason {
+        RefusalReason::KeysGone => "its keys for that are gone. Have it refresh its pool",
+        RefusalReason::Unsupported => {
+            "its program does not support something in the group. Have it use a newer version, or another program"
+        }
+        RefusalReason::NotTrusted => {
+            "a member of the group is not the device that it claims to be. Compare safety numbers with `keypool verify`"
+        }
+        RefusalReason::Invalid => "it could not be decrypted, or is not valid. Have it look into its log",
+    };
+    warning(&format!(
+        "{name} could not use {what}, and cannot read the group: {why}. Then remove {user} from the group, which takes out \
+         all devices of {user}, and invite {user} again"
+    ))
+}
+
+fn refused_text(kind: MessageKind, by: &str, (reason, why): (RefusalReason, &str), place: Place<'_>) -> String {
     let what = match kind {
         MessageKind::Welcome => "an invitation",
         MessageKind::Commit => "a change of the group",
@@ -106,6 +125,12 @@ fn refused_text(kind: MessageKind, by: &str, why: &str, place: Place<'_>) -> Str
     let refused = warning(&format!("refused {what} by {}: {}", clean(by), clean(why)));
     if kind != MessageKind::Commit {
         return refused;
+    }
+    if reason != RefusalReason::NotTrusted {
+        return format!(
+            "{refused}. This device can no longer read or write in the group: ask another member to remove this user from \
+             the group, and to invite it again"
+        );
     }
     let by = clean(by);
     let renew = match place {
@@ -118,7 +143,7 @@ fn refused_text(kind: MessageKind, by: &str, why: &str, place: Place<'_>) -> Str
     )
 }
 
-/// What people should know of a member, as a warning.
+/// A notice about a member, as a warning.
 pub(super) fn notice_line(notice: &Notice) -> String {
     warning(&notice_text(notice))
 }
@@ -139,10 +164,6 @@ fn notice_text(notice: &Notice) -> String {
     }
 }
 
-fn warning(text: &str) -> String {
-    format!("{}: {text}", painted("warning", AnsiColor::Yellow))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -152,18 +173,23 @@ mod tests {
     #[test]
     fn what_others_wrote_does_nothing_to_a_terminal() {
         let hostile = || HOSTILE.to_owned();
-        let whats = [
-            What::Members { by: hostile(), added: vec![hostile()], removed: vec![hostile()] },
-            What::Refused { kind: MessageKind::Commit, by: hostile(), why: hostile() },
-            What::Renewed { by: hostile(), old_group: String::new(), without: vec![hostile()] },
-            What::RenewalClaimed {
+        let events = [
+            Event::Members { by: hostile(), added: vec![hostile()], removed: vec![hostile()] },
+            Event::Refused {
+                kind: MessageKind::Commit,
+                by: hostile(),
+                reason: RefusalReason::NotTrusted,
+                why: hostile(),
+            },
+            Event::Renewed { by: hostile(), old_group: String::new(), without: vec![hostile()] },
+            Event::RenewalClaimed {
                 by: hostile(),
                 old_group: String::new(),
                 without: vec![hostile()],
                 added: vec![hostile()],
             },
         ];
-        let texts = whats.iter().map(|what| what_text(what, Place::Shell { group: "friends" }));
+        let texts = events.iter().map(|event| event_text(event, Place::Shell { group: "friends" }));
         let notices =
             [Notice::NewSignatureKey { member: hostile(), since: None }, Notice::RemovedBy { member: hostile() }];
         for text in texts.chain(notices.iter().map(notice_text)) {
@@ -175,10 +201,15 @@ mod tests {
     #[test]
     fn a_refused_change_names_the_way_on() {
         let by = "mallory/laptop".to_owned();
-        let refused = What::Refused { kind: MessageKind::Commit, by, why: "no".to_owned() };
-        let text = what_text(&refused, Place::Shell { group: "my friends" });
+        let (kind, reason, why) = (MessageKind::Commit, RefusalReason::NotTrusted, "no".to_owned());
+        let refused = Event::Refused { kind, by, reason, why };
+        let text = event_text(&refused, Place::Shell { group: "my friends" });
         assert!(text.contains(r#"`keypool group renew "my friends" --without mallory/laptop` makes"#), "{text}");
-        let text = what_text(&refused, Place::Chat);
+        let text = event_text(&refused, Place::Chat);
         assert!(text.contains("`/renew mallory/laptop` in it makes"), "{text}");
+        let Event::Refused { kind, by, why, .. } = refused else { unreachable!() };
+        let unreadable = Event::Refused { kind, by, reason: RefusalReason::Unsupported, why };
+        let text = event_text(&unreadable, Place::Chat);
+        assert!(text.contains("ask another member to remove this user") && !text.contains("can still talk"), "{text}");
     }
 }

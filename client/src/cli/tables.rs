@@ -1,4 +1,4 @@
-//! What is printed as a table: with borders on a terminal, plain in a pipe.
+//! Answers as tables: with borders on a terminal, plain in a pipe.
 
 use std::io::{self, IsTerminal as _};
 
@@ -9,7 +9,10 @@ use comfy_table::{
 use jiff::Timestamp;
 use keypool_openapi::{AuditEvent, DeviceOf, InventoryItem, PoolStatus, ReserveResponse};
 
-use crate::mls::{Group, GroupState};
+use crate::{
+    device_name::{device_name, name_of, target_name},
+    groups::{Group, GroupState},
+};
 
 fn table<const N: usize>(header: [&str; N]) -> Table {
     let mut table = Table::new();
@@ -22,7 +25,7 @@ pub(super) fn reservations(answer: &ReserveResponse) -> String {
     let mut table = table(["Device", "Reservation id", "Suite", "Held until", "Note"]);
     for held in &answer.reservations {
         table.add_row([
-            format!("{}/{}", held.user, held.device),
+            device_name(&held.user, &held.device),
             held.reservation_id.to_string(),
             held.ciphersuite.to_string(),
             held.expires_at.to_string(),
@@ -30,8 +33,7 @@ pub(super) fn reservations(answer: &ReserveResponse) -> String {
         ]);
     }
     for missing in &answer.missing {
-        let device = missing.device.as_ref().map_or_else(String::new, |device| format!("/{device}"));
-        let device = format!("{}{device}", missing.user);
+        let device = target_name(&missing.user, missing.device.as_ref());
         table.add_row([device, String::new(), String::new(), String::new(), missing.reason.to_string()]);
     }
     table.trim_fmt()
@@ -96,7 +98,7 @@ pub(super) fn events(events: &[AuditEvent]) -> String {
             event.action.to_string(),
             device(event.actor.as_ref()),
             event.keypackage_ref.to_string(),
-            // A group id is anything: what is no text is not for a terminal.
+            // A group id may be any bytes, so escape them for the terminal.
             group.unwrap_or_default().escape_debug().to_string(),
         ]);
     }
@@ -110,6 +112,7 @@ pub(super) fn groups(groups: &[Group]) -> String {
         let state = match group.state {
             GroupState::Active => "",
             GroupState::Behind => " (cannot be changed: renew it)",
+            GroupState::FellBehind => " (fell behind: have this user invited again)",
             GroupState::ReadOnly => " (read-only: renewed)",
         };
         table.add_row([format!("{}{state}", group.name.escape_debug()), members, epoch, group.id.clone()]);
@@ -118,7 +121,7 @@ pub(super) fn groups(groups: &[Group]) -> String {
 }
 
 fn device(device: Option<&DeviceOf>) -> String {
-    device.map_or_else(String::new, |DeviceOf { user, device }| format!("{user}/{device}"))
+    device.map_or_else(String::new, name_of)
 }
 
 fn time(time: Option<Timestamp>) -> String {

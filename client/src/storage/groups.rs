@@ -1,205 +1,139 @@
-//! What is known of the groups that this device is in, of Commits whose fate is open, and of what came and was not dealt
-//! with yet.
+//! The rows of the groups that this device is in.
 
 use jiff::Timestamp;
+use keypool_openapi::RefusalReason;
 use rusqlite::{OptionalExtension, Row, params};
 
-use super::LocalStore;
+use super::{column::Sql, store::LocalStore};
 use crate::error::{Error, Result};
 
 /// A group that this device is in.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct GroupRow {
     pub(crate) group_id: Vec<u8>,
-    /// The name that its members gave it; `None` until it came.
+    /// Its name; `None` until it has arrived.
     pub(crate) name: Option<String>,
     pub(crate) joined_at: Timestamp,
-    /// Who sent a Commit that was refused here.
-    pub(crate) refused_commit_by: Option<String>,
-    /// The group that has taken the place of this one.
+    /// The Commit that this device refused, if any.
+    pub(crate) refused_commit: Option<RefusedCommit>,
+    /// The group that replaced this one.
     pub(crate) replaced_by: Option<Vec<u8>>,
 }
 
+/// A Commit that the server accepted and this device refused.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct RefusedCommit {
+    /// Its sender.
+    pub(crate) by: String,
+    pub(crate) reason: RefusalReason,
+}
+
+/// Reads the refused Commit of a row. Older versions stored no reason.
+fn refused_commit(row: &Row<'_>) -> rusqlite::Result<Option<RefusedCommit>> {
+    let by: Option<String> = row.get("refused_commit_by")?;
+    let reason: Option<Sql<RefusalReason>> = row.get("refused_commit_reason")?;
+    let reason = reason.map_or(RefusalReason::NotTrusted, |Sql(reason)| reason);
+    Ok(by.map(|by| RefusedCommit { by, reason }))
+}
+
 impl LocalStore {
-    /// Notes a group, or, where it is known, its new name.
+    /// Adds a group, or updates the name of a known one.
     pub(crate) fn put_group(&self, group_id: &[u8], name: Option<&str>, now: Timestamp) -> Result<()> {
         self.connection
             .execute(
                 "INSERT INTO device_groups (group_id, name, joined_at) VALUES (?1, ?2, ?3)
                  ON CONFLICT (group_id) DO UPDATE SET name = coalesce(excluded.name, name)",
-                params![group_id, name, now.as_second()],
+                params![group_id, name, Sql(&now)],
             )
-            .map_err(Error::storage("note a group"))?;
+            .map_err(Error::storage("write a group"))?;
         Ok(())
     }
 
-    /// The groups, those that were joined first at the front.
+    /// The groups, in the order of joining.
     pub(crate) fn groups(&self) -> Result<Vec<GroupRow>> {
-        let columns = |row: &Row<'_>| Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?, row.get(4)?));
-        let rows: Vec<_> = self
-            .connection
-            .prepare_cached(
-                "SELECT group_id, name, joined_at, refused_commit_by, replaced_by FROM device_groups
-                 ORDER BY joined_at, group_id",
-            )
-            .and_then(|mut select| select.query_map([], columns)?.collect())
-            .map_err(Error::storage("read the groups"))?;
-        let row = |(group_id, name, joined_at, refused_commit_by, replaced_by)| {
-            let joined_at = Timestamp::from_second(joined_at)
-                .map_err(|_| Error::Damaged(format!("a group was joined at {joined_at}")))?;
-            Ok(GroupRow { group_id, name, joined_at, refused_commit_by, replaced_by })
+        let group = |row: &Row<'_>| {
+            Ok(GroupRow {
+                group_id: row.get("group_id")?,
+                name: row.get("name")?,
+                joined_at: row.get::<_, Sql<_>>("joined_at")?.0,
+                refused_commit: refused_commit(row)?,
+                replaced_by: row.get("replaced_by")?,
+            })
         };
-        rows.into_iter().map(row).collect()
+        self.connection
+            .prepare_cached("SELECT * FROM device_groups ORDER BY joined_at, group_id")
+            .and_then(|mut select| select.query_map([], group)?.collect())
+            .map_err(Error::storage("read the groups"))
     }
 
-    /// Forgets a group and what was to become of it.
+    /// Deletes a group with its pending Commit and its proofs.
     pub(crate) fn delete_group(&self, group_id: &[u8]) -> Result<()> {
         self.connection
             .execute("DELETE FROM device_groups WHERE group_id = ?1", [group_id])
             .and_then(|_| self.connection.execute("DELETE FROM pending_commits WHERE group_id = ?1", [group_id]))
             .and_then(|_| self.connection.execute("DELETE FROM commit_proofs WHERE group_id = ?1", [group_id]))
-            .map_err(Error::storage("forget a group"))?;
+            .map_err(Error::storage("delete a group"))?;
         Ok(())
     }
 
-    /// Notes that a Commit by somebody was refused here: the group's epoch on the server has gone on without this device.
-    pub(crate) fn note_refused_commit(&self, group_id: &[u8], by: &str) -> Result<()> {
-        self.connection
-            .execute("UPDATE device_groups SET refused_commit_by = ?2 WHERE group_id = ?1", params![group_id, by])
-            .map_err(Error::storage("note a Commit that was refused"))?;
-        Ok(())
-    }
-
-    /// Notes that the group is in its newest epoch again.
-    pub(crate) fn forget_refused_commit(&self, group_id: &[u8]) -> Result<()> {
-        self.connection
-            .execute("UPDATE device_groups SET refused_commit_by = NULL WHERE group_id = ?1", [group_id])
-            .map_err(Error::storage("note that a group goes on"))?;
-        Ok(())
-    }
-
-    /// Who sent the Commit that was refused here, if one was.
-    pub(crate) fn refused_commit(&self, group_id: &[u8]) -> Result<Option<String>> {
-        self.connection
-            .query_row("SELECT refused_commit_by FROM device_groups WHERE group_id = ?1", [group_id], |row| row.get(0))
-            .optional()
-            .map(Option::flatten)
-            .map_err(Error::storage("look for a Commit that was refused"))
-    }
-
-    /// Notes that another group has taken the place of this one.
-    pub(crate) fn note_replacement(&self, group_id: &[u8], new_group: &[u8]) -> Result<()> {
-        self.connection
-            .execute("UPDATE device_groups SET replaced_by = ?2 WHERE group_id = ?1", params![group_id, new_group])
-            .map_err(Error::storage("note that a group was renewed"))?;
-        Ok(())
-    }
-
-    /// Keeps the request with the pending Commit of a group, before it is sent: until its answer is here, nobody knows
-    /// whether it counts.
-    pub(crate) fn put_pending_commit(&self, group_id: &[u8], request: &str) -> Result<()> {
-        self.connection
-            .execute("INSERT INTO pending_commits (group_id, request) VALUES (?1, ?2)", params![group_id, request])
-            .map_err(Error::storage("keep a pending Commit"))?;
-        Ok(())
-    }
-
-    /// Keeps what a Commit of this epoch shows, and forgets that of the epochs before the last `kept`.
-    pub(crate) fn put_commit_proof(&self, group_id: &[u8], epoch: u64, proof: &[u8], kept: u64) -> Result<()> {
-        let first = epoch.saturating_sub(kept - 1).cast_signed();
+    /// Records that this device refused a Commit that the server accepted: its sender, and the reason.
+    pub(crate) fn record_refused_commit(&self, group_id: &[u8], (by, reason): (&str, RefusalReason)) -> Result<()> {
         self.connection
             .execute(
-                "INSERT INTO commit_proofs (group_id, epoch, proof) VALUES (?1, ?2, ?3)
-                 ON CONFLICT (group_id, epoch) DO UPDATE SET proof = excluded.proof",
-                params![group_id, epoch.cast_signed(), proof],
+                "UPDATE device_groups SET refused_commit_by = ?2, refused_commit_reason = ?3 WHERE group_id = ?1",
+                params![group_id, by, Sql(&reason)],
             )
-            .and_then(|_| {
-                self.connection
-                    .execute("DELETE FROM commit_proofs WHERE group_id = ?1 AND epoch < ?2", params![group_id, first])
-            })
-            .map_err(Error::storage("keep the proof of an epoch"))?;
+            .map_err(Error::storage("record a refused Commit"))?;
         Ok(())
     }
 
-    /// What a Commit of this epoch shows, if this device was in the group then.
-    pub(crate) fn commit_proof(&self, group_id: &[u8], epoch: u64) -> Result<Option<Vec<u8>>> {
+    /// Records that this device refused a proposal of an epoch because of a leaf in it.
+    pub(crate) fn record_refused_proposal(&self, group_id: &[u8], epoch: u64) -> Result<()> {
+        self.connection
+            .execute(
+                "UPDATE device_groups SET refused_proposal_epoch = ?2 WHERE group_id = ?1",
+                params![group_id, epoch.cast_signed()],
+            )
+            .map_err(Error::storage("record a refused proposal"))?;
+        Ok(())
+    }
+
+    /// Whether this device refused a proposal of an epoch because of a leaf in it.
+    pub(crate) fn has_refused_proposal(&self, group_id: &[u8], epoch: u64) -> Result<bool> {
         self.connection
             .query_row(
-                "SELECT proof FROM commit_proofs WHERE group_id = ?1 AND epoch = ?2",
+                "SELECT count(*) FROM device_groups WHERE group_id = ?1 AND refused_proposal_epoch = ?2",
                 params![group_id, epoch.cast_signed()],
-                |row| row.get(0),
+                |row| row.get(0).map(|rows: i64| rows > 0),
             )
+            .map_err(Error::storage("read whether a proposal was refused"))
+    }
+
+    /// Records that this device is in the group's newest epoch again.
+    pub(crate) fn forget_refused_commit(&self, group_id: &[u8]) -> Result<()> {
+        self.connection
+            .execute(
+                "UPDATE device_groups SET refused_commit_by = NULL, refused_commit_reason = NULL WHERE group_id = ?1",
+                [group_id],
+            )
+            .map_err(Error::storage("record that a group continues"))?;
+        Ok(())
+    }
+
+    /// The Commit that this device refused, if any.
+    pub(crate) fn refused_commit(&self, group_id: &[u8]) -> Result<Option<RefusedCommit>> {
+        self.connection
+            .query_row("SELECT * FROM device_groups WHERE group_id = ?1", [group_id], refused_commit)
             .optional()
-            .map_err(Error::storage("look for the proof of an epoch"))
+            .map(Option::flatten)
+            .map_err(Error::storage("read whether a Commit was refused"))
     }
 
-    /// The groups whose pending Commit was sent and not answered, each with its request.
-    pub(crate) fn pending_commits(&self) -> Result<Vec<(Vec<u8>, String)>> {
+    /// Records that another group replaced this one.
+    pub(crate) fn record_replacement(&self, group_id: &[u8], new_group: &[u8]) -> Result<()> {
         self.connection
-            .prepare_cached("SELECT group_id, request FROM pending_commits ORDER BY group_id")
-            .and_then(|mut select| select.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?.collect())
-            .map_err(Error::storage("read the pending Commits"))
-    }
-
-    pub(crate) fn delete_pending_commit(&self, group_id: &[u8]) -> Result<()> {
-        self.connection
-            .execute("DELETE FROM pending_commits WHERE group_id = ?1", [group_id])
-            .map_err(Error::storage("settle a pending Commit"))?;
+            .execute("UPDATE device_groups SET replaced_by = ?2 WHERE group_id = ?1", params![group_id, new_group])
+            .map_err(Error::storage("record that a group was renewed"))?;
         Ok(())
-    }
-
-    /// Whether something from the queue was taken in already.
-    pub(crate) fn is_in_inbox(&self, id: u64) -> Result<bool> {
-        self.connection
-            .query_row("SELECT 1 FROM inbox WHERE id = ?1", [id.cast_signed()], |_| Ok(()))
-            .optional()
-            .map(|found| found.is_some())
-            .map_err(Error::storage("look into the inbox"))
-    }
-
-    /// Keeps what something from the queue came to.
-    pub(crate) fn put_in_inbox(&self, id: u64, incoming: &str) -> Result<()> {
-        self.connection
-            .execute("INSERT INTO inbox (id, incoming) VALUES (?1, ?2)", params![id.cast_signed(), incoming])
-            .map_err(Error::storage("write into the inbox"))?;
-        Ok(())
-    }
-
-    /// What has come and was not dealt with yet, the oldest first.
-    pub(crate) fn inbox(&self) -> Result<Vec<String>> {
-        self.connection
-            .prepare_cached("SELECT incoming FROM inbox ORDER BY id")
-            .and_then(|mut select| select.query_map([], |row| row.get(0))?.collect())
-            .map_err(Error::storage("read the inbox"))
-    }
-
-    pub(crate) fn delete_from_inbox(&self, id: u64) -> Result<()> {
-        self.connection
-            .execute("DELETE FROM inbox WHERE id = ?1", [id.cast_signed()])
-            .map_err(Error::storage("take something out of the inbox"))?;
-        Ok(())
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_proofs_of_the_last_epochs_are_kept_and_go_with_their_group() {
-        let directory = tempfile::tempdir().unwrap();
-        let store = LocalStore::open(directory.path()).unwrap();
-        for epoch in 0..100 {
-            store.put_commit_proof(b"friends", epoch, &epoch.to_be_bytes(), 64).unwrap();
-            store.put_commit_proof(b"others", epoch, b"", 64).unwrap();
-        }
-        assert_eq!(store.count("commit_proofs"), 128);
-        assert_eq!(store.commit_proof(b"friends", 35).unwrap(), None);
-        for epoch in 36..100_u64 {
-            assert_eq!(store.commit_proof(b"friends", epoch).unwrap().unwrap(), epoch.to_be_bytes());
-        }
-        store.delete_group(b"friends").unwrap();
-        assert_eq!(store.count("commit_proofs"), 64);
-        assert_eq!(store.commit_proof(b"others", 99).unwrap().unwrap(), b"");
     }
 }

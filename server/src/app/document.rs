@@ -1,7 +1,7 @@
-//! The routes, and the OpenAPI document generated from them.
+//! The OpenAPI document, generated from the routes and the wire types.
 
 mod bodies;
-mod examples;
+pub(super) mod examples;
 
 use actix_web::App;
 use keypool_openapi::{GroupId, Problem, ProblemType};
@@ -21,31 +21,32 @@ use utoipa_actix_web::AppExt;
 use crate::{
     config::Config,
     problem::{PROBLEM_JSON, table},
-    routes::{devices, groups, health, keypackages, messages, metrics},
+    routes,
 };
 
-/// The extension in which a route names the problems of its own; the document has them as responses instead.
+/// The extension in which a route names its own `ProblemType`s. The document has them as responses in its place.
 const PROBLEMS: &str = "x-problems";
 
 #[derive(OpenApi)]
 #[openapi(
     info(
         title = "Keypool",
-        description = "The KeyPackage directory of an MLS (RFC 9420) messenger: devices upload single-use KeyPackages, others \
-                       reserve them to add the device to a group, and spend them when the Commit is out. Nothing is handed \
-                       out twice.\n\nEvery error is an `application/problem+json` (RFC 9457) with a stable `type`. Every \
-                       answer carries an `X-Request-Id`, the request's own where it has one.",
+        description = "The KeyPackage directory of an MLS (RFC 9420) messenger: devices upload single-use KeyPackages, and adders \
+                       reserve them to add the device to a group, and spend them when the Commit is out. The server alone \
+                       decides who may use which KeyPackage.\n\nEvery error is an `application/problem+json` (RFC 9457) \
+                       with a stable `type`. Every answer carries an `X-Request-Id`: the request's own, if it has one.",
         license(name = "MIT OR Apache-2.0", identifier = "MIT OR Apache-2.0")
     ),
     modifiers(&Bearer),
     security(("bearer" = [])),
+    servers((url = ".", description = "This server")),
     components(schemas(GroupId, Problem)),
     tags(
-        (name = "devices", description = "Who is there"),
-        (name = "keypackages", description = "The pool"),
-        (name = "groups", description = "Commits and messages on their way to members"),
+        (name = "devices", description = "Registration, removal and look-up of devices"),
+        (name = "keypackages", description = "Pools of KeyPackages"),
+        (name = "groups", description = "Commits and messages to members of groups"),
         (name = "messages", description = "A device's own queue"),
-        (name = "operations", description = "Running the service")
+        (name = "operations", description = "The operator's calls")
     )
 )]
 struct Document;
@@ -56,20 +57,20 @@ impl Modify for Bearer {
     fn modify(&self, openapi: &mut utoipa::openapi::OpenApi) {
         let mut bearer = Http::new(HttpAuthScheme::Bearer);
         bearer.description = Some(
-            "A device's token, as POST /devices answers it. The operator's calls take the server's admin token."
+            "A device's token, from the answer to POST /devices. The operator's calls need the server's admin token."
                 .to_owned(),
         );
         openapi.components.get_or_insert_default().add_security_scheme("bearer", SecurityScheme::Http(bearer));
     }
 }
 
-/// Documents every problem of every operation: those that its route names, and those that its form brings with it.
+/// Documents the problems of every operation: those that its route names, and those of its body, parameters and token.
 struct Problems;
 
 impl Modify for Problems {
     fn modify(&self, openapi: &mut utoipa::openapi::OpenApi) {
         for item in openapi.paths.paths.values_mut() {
-            for operation in operations(item) {
+            for operation in examples::operations(item) {
                 for kind in problems(operation) {
                     document_problem(operation, kind);
                 }
@@ -78,29 +79,26 @@ impl Modify for Problems {
     }
 }
 
-/// The operations of a path.
-fn operations(item: &mut utoipa::openapi::PathItem) -> impl Iterator<Item = &mut Operation> {
-    [&mut item.get, &mut item.post, &mut item.put, &mut item.patch, &mut item.delete].into_iter().flatten()
-}
-
 fn problems(operation: &mut Operation) -> Vec<ProblemType> {
     use ProblemType as P;
     let mut kinds = Vec::new();
     let own = operation.extensions.as_mut().and_then(|extensions| extensions.remove(PROBLEMS));
-    if let Some(serde_json::Value::Array(names)) = own {
-        kinds.extend(names.iter().filter_map(|name| name.as_str()?.parse::<P>().ok()));
+    if let Some(own) = own {
+        kinds.extend(
+            serde_json::from_value::<Vec<P>>(own).unwrap_or_else(|_| unreachable!("routes name `ProblemType`s")),
+        );
     }
     if operation.request_body.is_some() {
-        kinds.extend([P::MalformedRequest, P::PayloadTooLarge]);
+        kinds.extend([P::MalformedRequest, P::PayloadTooLarge, P::UnsupportedMediaType]);
     }
     if operation.parameters.as_ref().is_some_and(|parameters| !parameters.is_empty()) {
         kinds.push(P::MalformedRequest);
     }
-    // A route without a security of its own has the document's: a bearer token.
+    // A route without its own security has the document's: a bearer token.
     if operation.security.is_none() {
         kinds.extend([P::Unauthenticated, P::Forbidden, P::TooManyRequests]);
     }
-    let may_fail = operation.operation_id.as_deref() != Some("healthz");
+    let may_fail = operation.operation_id.as_deref() != Some("get_health");
     if may_fail {
         kinds.extend([P::Unavailable, P::Internal]);
     }
@@ -111,7 +109,7 @@ fn problems(operation: &mut Operation) -> Vec<ProblemType> {
 
 fn document_problem(operation: &mut Operation, kind: ProblemType) {
     let (status, title) = table(kind);
-    let responses = operation.responses.responses.entry(status.as_str().to_owned());
+    let responses = operation.responses.responses.entry(status.to_string());
     let RefOr::T(response) = responses.or_insert_with(|| RefOr::T(Response::default())) else { return };
     if !response.description.is_empty() {
         response.description.push_str("; ");
@@ -124,8 +122,8 @@ fn document_problem(operation: &mut Operation, kind: ProblemType) {
         .entry(PROBLEM_JSON.to_owned())
         .or_insert_with(|| RefOr::T(Content::new(Some(Ref::from_schema_name("Problem")))));
     let RefOr::T(content) = content else { return };
-    let detail = "What happened here, to what, and what to do next.";
-    let value = json!({"type": kind, "title": title, "status": status.as_u16(), "detail": detail});
+    let detail = "What happened, and what to do next.";
+    let value = json!({"type": kind, "title": title, "status": status, "detail": detail});
     content.examples.insert(kind.to_string(), ExampleBuilder::new().value(Some(value)).build().into());
 }
 
@@ -137,7 +135,7 @@ fn add_headers(response: &mut Response, kind: ProblemType) {
     };
     match kind {
         ProblemType::Unavailable | ProblemType::TooManyRequests => {
-            let wait = header(Type::Integer, "Seconds after which the same request may work.");
+            let wait = header(Type::Integer, "Seconds after which the same request may succeed.");
             response.headers.insert("Retry-After".to_owned(), wait.into());
         }
         ProblemType::Unauthenticated => {
@@ -147,46 +145,19 @@ fn add_headers(response: &mut Response, kind: ProblemType) {
     }
 }
 
-pub(super) fn routes(config: &mut utoipa_actix_web::service_config::ServiceConfig<'_>) {
-    // In this order a request is compared with them, also where a route has to be named: what is asked for most comes first,
-    // and what has a variable part, which takes a regular expression, last.
-    config
-        .service(keypackages::reserve)
-        .service(keypackages::spend)
-        .service(keypackages::status)
-        .service(keypackages::upload)
-        .service(messages::fetch)
-        .service(messages::acknowledge)
-        .service(health::healthz)
-        .service(health::readyz)
-        .service(metrics::metrics)
-        .service(keypackages::release)
-        .service(keypackages::revoke)
-        .service(keypackages::inventory)
-        .service(keypackages::audit)
-        .service(keypackages::low_pools)
-        .service(devices::register)
-        .service(devices::list)
-        .service(devices::lookup)
-        .service(devices::change_token)
-        .service(devices::remove)
-        .service(devices::remove_any)
-        .service(groups::commit)
-        .service(groups::send);
-}
-
 pub(super) fn document(config: &Config) -> utoipa::openapi::OpenApi {
-    let mut document = App::new().into_utoipa_app().openapi(Document::openapi()).configure(routes).split_for_parts().1;
+    let mut document =
+        App::new().into_utoipa_app().openapi(Document::openapi()).configure(routes::register).split_for_parts().1;
     bodies::Bodies(config).modify(&mut document);
     Problems.modify(&mut document);
     examples::Examples.modify(&mut document);
     document
 }
 
-/// The OpenAPI document, as a server of this configuration publishes it, in JSON for people to read.
+/// The OpenAPI document that a server with this configuration publishes, as indented JSON.
 ///
 /// # Errors
-/// When the document cannot be written as JSON.
+/// When the document cannot be encoded as JSON.
 pub fn openapi_json(config: &Config) -> anyhow::Result<String> {
     Ok(document(config).to_pretty_json()? + "\n")
 }

@@ -1,4 +1,4 @@
-//! What is answered where nothing is served.
+//! Answers requests that match no route.
 
 use std::collections::BTreeSet;
 
@@ -8,7 +8,7 @@ use utoipa::openapi::{OpenApi, PathItem};
 
 use crate::problem::{About, Failure};
 
-/// The paths of the document with their methods.
+/// The paths of the OpenAPI document, each with its methods.
 pub(super) struct Paths(Vec<(ResourceDef, BTreeSet<&'static str>)>);
 
 impl Paths {
@@ -17,8 +17,8 @@ impl Paths {
         Self(document.paths.paths.iter().map(path).collect())
     }
 
-    /// The methods of a path, if anything is served there. A path that the document has word for word goes before one with
-    /// parameters that it matches, as OpenAPI has it.
+    /// Returns the methods of a path if the document has it. As in OpenAPI, an exact path takes precedence over one
+    /// with parameters.
     fn methods(&self, path: &str) -> Option<String> {
         let matching = || self.0.iter().filter(|(pattern, _)| pattern.is_match(path));
         let exact = matching().find(|(pattern, _)| pattern.pattern() == Some(path));
@@ -36,13 +36,13 @@ fn methods(item: &PathItem) -> BTreeSet<&'static str> {
     all.into_iter().filter(|(_, operation)| operation.is_some()).map(|(method, _)| method).collect()
 }
 
-/// Answers a request that no route takes.
+/// Answers a request that no route matches.
 pub(super) async fn nothing_here(paths: web::Data<Paths>, request: HttpRequest) -> Result<HttpResponse, Failure> {
     let (method, path) = (request.method(), request.path());
     let Some(allow) = paths.methods(path) else {
-        let detail = format!("Nothing is served at {path}. All calls are listed at /swagger-ui/.");
+        let detail = format!("There is no call at {path}. See /swagger-ui/ for all calls.");
         return Err(Failure::new(ProblemType::NotFound, detail));
     };
-    let detail = format!("{path} takes no {method}, but {allow}. All calls are listed at /swagger-ui/.");
+    let detail = format!("{path} does not allow {method}; use {allow}. See /swagger-ui/ for all calls.");
     Err(Failure { about: About::Methods(allow), ..Failure::new(ProblemType::MethodNotAllowed, detail) })
 }

@@ -1,20 +1,23 @@
-//! The OpenAPI document and Swagger UI: the same bytes for everybody who asks.
+//! The OpenAPI document and Swagger UI: all requests share their bytes.
 
-use std::{borrow::Cow, collections::HashMap, sync::Arc};
+use std::{borrow::Cow, collections::HashMap, io::Write as _, sync::Arc};
 
 use actix_web::{
-    HttpResponse, get,
+    HttpRequest, HttpResponse, get,
+    http::header::{self, AcceptEncoding, Encoding, Header as _},
     web::{self, Bytes},
 };
+use flate2::{Compression, write::GzEncoder};
 use keypool_openapi::ProblemType;
 use utoipa_swagger_ui::Config;
 
-use crate::{answers::Shared, problem::Failure};
+use super::swagger_ui;
+use crate::{answers::send::Shared, problem::Failure};
 
-/// Where Swagger UI finds the document.
-const DOCUMENT: &str = "/openapi.json";
+/// The script that starts Swagger UI.
+const INITIALIZER: &str = "swagger-initializer.js";
 
-/// The files of Swagger UI that a browser asks for; others that come with it are never used.
+/// The files of Swagger UI that browsers request.
 const PAGES: [&str; 9] = [
     "",
     "index.html",
@@ -22,62 +25,91 @@ const PAGES: [&str; 9] = [
     "swagger-ui.css",
     "swagger-ui-bundle.js",
     "swagger-ui-standalone-preset.js",
-    "swagger-initializer.js",
+    INITIALIZER,
     "favicon-16x16.png",
     "favicon-32x32.png",
 ];
 
-/// A file as it is sent.
+/// A static file.
 struct Page {
     bytes: Bytes,
+    /// The same, compressed. It is public, so its length tells nothing (BREACH).
+    gzip: Bytes,
     content_type: String,
 }
 
-/// All of them, made once.
+impl Page {
+    fn new(bytes: Bytes, content_type: String) -> anyhow::Result<Self> {
+        let mut encoder = GzEncoder::new(Vec::new(), Compression::default());
+        encoder.write_all(&bytes)?;
+        Ok(Self { gzip: encoder.finish()?.into(), bytes, content_type })
+    }
+
+    fn answer(&self, request: &HttpRequest) -> HttpResponse {
+        let accepted = AcceptEncoding::parse(request).ok();
+        let offered = [Encoding::gzip(), Encoding::identity()];
+        let chosen = accepted.and_then(|accepted| accepted.negotiate(offered.iter()));
+        let mut response = HttpResponse::Ok();
+        response.content_type(self.content_type.as_str()).insert_header((header::VARY, "Accept-Encoding"));
+        let bytes = if chosen == Some(Encoding::gzip()) && self.gzip.len() < self.bytes.len() {
+            response.insert_header((header::CONTENT_ENCODING, "gzip"));
+            &self.gzip
+        } else {
+            &self.bytes
+        };
+        let mut response = response.body(bytes.clone());
+        response.extensions_mut().insert(Shared);
+        response
+    }
+}
+
+/// All static files, made once.
 pub(super) struct StaticDocuments {
-    openapi: Bytes,
+    openapi: Page,
     pages: HashMap<&'static str, Page>,
 }
 
 impl StaticDocuments {
     /// # Errors
-    /// When the document cannot be written as JSON, or a file of Swagger UI is not there.
+    /// When the document cannot be encoded as JSON, or a file of Swagger UI is missing.
     pub(super) fn new(document: &utoipa::openapi::OpenApi) -> anyhow::Result<Self> {
-        let config = Arc::new(Config::from(DOCUMENT));
+        let config = Arc::new(Config::default());
         let mut pages = HashMap::new();
         for path in PAGES {
             let file =
                 utoipa_swagger_ui::serve(path, Arc::clone(&config)).map_err(|error| anyhow::anyhow!("{error}"))?;
             let Some(file) = file else { continue };
             let bytes = match file.bytes {
+                _ if path == INITIALIZER => swagger_ui::initializer().into(),
                 Cow::Borrowed(bytes) => Bytes::from_static(bytes),
                 Cow::Owned(bytes) => bytes.into(),
             };
-            pages.insert(path, Page { bytes, content_type: file.content_type });
+            pages.insert(path, Page::new(bytes, file.content_type)?);
         }
-        Ok(Self { openapi: document.to_json()?.into(), pages })
+        Ok(Self { openapi: Page::new(document.to_json()?.into(), "application/json".to_owned())?, pages })
     }
 }
 
-fn shared(bytes: &Bytes, content_type: &str) -> HttpResponse {
-    let mut response = HttpResponse::Ok().content_type(content_type).body(bytes.clone());
-    response.extensions_mut().insert(Shared);
-    response
-}
-
 #[get("/openapi.json")]
-pub(super) async fn openapi(documents: web::Data<StaticDocuments>) -> HttpResponse {
-    shared(&documents.openapi, "application/json")
+pub(super) async fn openapi(documents: web::Data<StaticDocuments>, request: HttpRequest) -> HttpResponse {
+    documents.openapi.answer(&request)
 }
 
 #[get("/swagger-ui/{path:.*}")]
-pub(super) async fn swagger_ui(
+pub(super) async fn swagger_ui_file(
     documents: web::Data<StaticDocuments>,
     path: web::Path<String>,
+    request: HttpRequest,
 ) -> Result<HttpResponse, Failure> {
     let page = documents.pages.get(path.as_str()).ok_or_else(|| {
-        let detail = format!("Swagger UI has no file {path}. All calls are listed at /swagger-ui/.");
+        let detail = format!("Swagger UI has no file {path}. See /swagger-ui/ for all calls.");
         Failure::new(ProblemType::NotFound, detail)
     })?;
-    Ok(shared(&page.bytes, &page.content_type))
+    Ok(page.answer(&request))
+}
+
+/// Leads to the page. The location is relative, so that it is right behind a path prefix.
+#[get("/swagger-ui")]
+pub(super) async fn swagger_ui_without_slash() -> HttpResponse {
+    HttpResponse::PermanentRedirect().insert_header((header::LOCATION, "swagger-ui/")).finish()
 }

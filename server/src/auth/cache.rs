@@ -1,3 +1,5 @@
+//! Caches for a few seconds which device a token belongs to.
+
 use std::{sync::Arc, time::Duration};
 
 use jiff::{SignedDuration, Timestamp};
@@ -5,12 +7,12 @@ use moka::sync::Cache;
 
 use crate::store::DeviceRow;
 
-/// Known tokens, and unknown ones, that are remembered at most: a few hundred bytes each.
+/// The most known tokens, and the most unknown tokens, in the cache. Each takes a few hundred bytes.
 const CAPACITY: u64 = 20_000;
 
-/// Devices by the hash of their tokens, so that a busy device does not cost a query a request. Nothing is remembered
-/// for longer than a removed device may still be served. Unknown tokens are remembered as well, in a cache of their own: made-up
-/// tokens do not push real ones out.
+/// Devices by the hash of their tokens, so that a busy device does not cost a query for each request. An entry lives no
+/// longer than a removed device may still be served. Unknown tokens have a cache of their own, so that made-up tokens
+/// do not displace real ones.
 #[derive(Clone)]
 pub(crate) struct TokenCache {
     devices: Cache<[u8; 32], (Arc<DeviceRow>, Timestamp)>,
@@ -18,14 +20,14 @@ pub(crate) struct TokenCache {
     keep: SignedDuration,
 }
 
-/// What the cache knows of a token.
+/// The cache's answer for a token.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Remembered {
     /// The token belongs to this device.
     Device(Arc<DeviceRow>),
     /// No device has the token.
     Unknown,
-    /// The database has to be asked.
+    /// The cache has no answer: query the database.
     Nothing,
 }
 
@@ -39,7 +41,7 @@ impl TokenCache {
     }
 
     pub(crate) fn get(&self, token_hash: &[u8; 32], now: Timestamp) -> Remembered {
-        // A clock that went back proves nothing about how old an entry is.
+        // After the clock went back, the age of an entry is unknown.
         let is_recent = |since| (SignedDuration::ZERO..self.keep).contains(&now.duration_since(since));
         if let Some((device, _)) = self.devices.get(token_hash).filter(|(_, since)| is_recent(*since)) {
             Remembered::Device(device)
@@ -50,7 +52,7 @@ impl TokenCache {
         }
     }
 
-    /// Remembers what the database answered at this time: the token's device, if there is one.
+    /// Caches the database's answer at this time: the token's device, if there is one.
     pub(crate) fn put(&self, token_hash: [u8; 32], device: Option<&Arc<DeviceRow>>, since: Timestamp) {
         if self.keep <= SignedDuration::ZERO {
             return;

@@ -1,45 +1,59 @@
-//! What handlers take from a request: who makes it, then what it says.
+//! Extractors of handlers: the caller, then the body, the parameters and the headers.
 
 use std::{future::Future, pin::Pin, rc::Rc, time::Duration};
 
-use actix_web::{FromRequest, HttpMessage, HttpRequest, dev::Payload, http::header, web};
+use actix_web::{
+    FromRequest, HttpMessage, HttpRequest,
+    dev::Payload,
+    http::header::{self, HeaderName},
+    web,
+};
 use keypool_openapi::{
     AckRequest, CommitRequest, LookupRequest, MAX_KEY_PACKAGE_SIZE, MAX_LOOKUP_USERS, MAX_MESSAGE_SIZE,
-    MAX_UPLOAD_BATCH, MessageRequest, ProblemType, RegisterRequest, ReleaseRequest, ReserveRequest, RevokeRequest,
-    SpendRequest, UploadRequest,
+    MAX_UPLOAD_BATCH, MAX_USER_NAME_SIZE, MessageRequest, Object, ProblemType, RegisterRequest, ReleaseRequest,
+    ReserveRequest, RevokeRequest, SpendRequest, UploadRequest,
 };
-use keypool_validation::token::{Token, bearer};
-use serde::de::DeserializeOwned;
-use sha2::{Digest, Sha256};
+use serde::{
+    Deserialize, Deserializer,
+    de::{DeserializeOwned, Error as _},
+};
 
-use super::{Bearer, Caller};
-use crate::{connections::Connection, pool::Pool, problem::Failure};
+use super::Authenticator;
+use crate::{
+    body_memory::BodyMemory,
+    caller::{Bearer, Caller, Reader, RequestKey},
+    connections::Connection,
+    limits::{Origin, Strangers},
+    problem::{Failure, unknown_token},
+};
 
-/// What most bodies need, and much more.
+/// The limit of most bodies, in bytes. Usual ones are much smaller.
 const SMALL_BODY: usize = 128 * 1024;
 
-/// Bodies up to this size take no room: they are bounded with the connections.
+/// Bodies up to this size reserve no memory: the number of connections bounds them.
 const FREE_BODY: usize = 8 * 1024;
 
-/// How long a body may take. A slower one would hold a connection, and delay the end of a server that stops.
+/// How long a body may take to arrive. A slower one would hold a connection, and delay a stopping server.
 const BODY_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// The name of the header that makes a request one that may be repeated.
-const IDEMPOTENCY_KEY: &str = "Idempotency-Key";
+const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+
+/// The header that makes a request repeatable.
+pub(crate) const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 const IDEMPOTENCY_KEY_LIMIT: usize = 255;
 
-/// A request's body: how large it may be, in bytes. It is refused before it is read.
+/// A request's body, with its largest size in bytes. A larger one is refused before it is read.
 pub(crate) trait Body: DeserializeOwned + 'static {
     const LIMIT: usize = SMALL_BODY;
 }
 
 impl Body for RegisterRequest {
-    /// Two names, from a caller who may be a stranger.
+    /// Two names. A small limit, since strangers may send them.
     const LIMIT: usize = 8 * 1024;
 }
 impl Body for LookupRequest {
-    /// A thousand of the longest names.
-    const LIMIT: usize = MAX_LOOKUP_USERS * 160;
+    /// A thousand of the longest names. JSON may escape a letter of two bytes with six.
+    const LIMIT: usize = MAX_LOOKUP_USERS * (3 * MAX_USER_NAME_SIZE + 8);
 }
 impl Body for ReserveRequest {}
 impl Body for SpendRequest {}
@@ -47,40 +61,34 @@ impl Body for ReleaseRequest {}
 impl Body for RevokeRequest {}
 impl Body for AckRequest {}
 impl Body for CommitRequest {
-    /// A Commit and a Welcome in base64, and room for a thousand names.
+    /// A Commit and a Welcome in base64, and a thousand names.
     const LIMIT: usize = 2 * MAX_MESSAGE_SIZE * 4 / 3 + 512 * 1024;
 }
 impl Body for MessageRequest {
     const LIMIT: usize = MAX_MESSAGE_SIZE * 4 / 3 + 512 * 1024;
 }
 impl Body for UploadRequest {
-    /// A full upload of the largest KeyPackages in base64, and room for the JSON around them.
+    /// A full upload of the largest KeyPackages in base64, and the JSON around them.
     const LIMIT: usize = MAX_UPLOAD_BATCH * MAX_KEY_PACKAGE_SIZE * 4 / 3 + 64 * 1024;
 }
 
-/// The operator, known by the admin token.
+/// The operator, identified by the admin token.
 pub(crate) struct Admin;
 
-/// Who may read what is not a device's alone: every device, and the operator.
-pub(crate) enum Reader {
-    Device(Caller),
-    Admin,
-}
-
-/// Who makes a request, where it may be nobody yet.
+/// The bearer of a request that strangers may make, too.
 pub(crate) struct MaybeBearer(pub Option<Bearer>);
 
-/// A device's request: the caller, and then the body, which is not even read before the caller is known.
+/// A device's request: the caller and the body. The body is read only after the caller is authenticated.
 pub(crate) struct Signed<T>(pub Caller, pub T);
 
-/// A request's body, of whomever.
+/// The body of a request from any caller.
 pub(crate) struct Content<T>(pub T);
 
-/// The parameters behind the `?`.
+/// The query parameters.
 pub(crate) struct Params<T>(pub T);
 
-/// The SHA-256 of the request's `Idempotency-Key`, and how long the key was.
-pub(crate) struct IdempotencyHeader(pub Option<([u8; 32], usize)>);
+/// The request's `Idempotency-Key`.
+pub(crate) struct IdempotencyHeader(pub Option<RequestKey>);
 
 type Extracted<T> = Pin<Box<dyn Future<Output = Result<T, Failure>>>>;
 
@@ -95,7 +103,7 @@ impl FromRequest for Caller {
                 Reader::Device(caller) => Ok(caller),
                 Reader::Admin => Err(Failure::new(
                     ProblemType::Forbidden,
-                    "The admin token is no device's, and this call is about a device's own pool. Use a device's token.",
+                    "This call is about a device's own pool. Use a device's token in place of the admin token.",
                 )),
             }
         })
@@ -113,7 +121,7 @@ impl FromRequest for Admin {
                 Reader::Admin => Ok(Self),
                 Reader::Device(_) => Err(Failure::new(
                     ProblemType::Forbidden,
-                    "This call is the operator's. Send the server's admin token.",
+                    "Only the operator may make this call. Use the server's admin token.",
                 )),
             }
         })
@@ -130,7 +138,7 @@ impl FromRequest for Reader {
             match identify(&request).await? {
                 Some(Bearer::Device(caller)) => Ok(Self::Device(caller)),
                 Some(Bearer::Admin) => Ok(Self::Admin),
-                Some(Bearer::Enrolment(_) | Bearer::Foreign(_)) => Err(unknown_token()),
+                Some(Bearer::Enrolment(_) | Bearer::User(_) | Bearer::Stranger) => Err(unknown_token()),
                 None => Err(no_token()),
             }
         })
@@ -145,13 +153,18 @@ impl FromRequest for MaybeBearer {
         let request = request.clone();
         Box::pin(async move {
             let bearer = identify(&request).await?;
-            if matches!(bearer, None | Some(Bearer::Enrolment(_) | Bearer::Foreign(_))) {
-                let strangers = pool_of(&request)?.strangers();
-                let origin = strangers.origin(&request);
-                strangers.admit(origin)?;
-                strangers.count(origin);
+            if matches!(bearer, Some(Bearer::Device(_) | Bearer::Admin)) {
+                return Ok(Self(bearer));
             }
-            Ok(Self(bearer))
+            let authenticator = app_data::<Authenticator>(&request)?;
+            let origin = origin(authenticator.strangers(), &request);
+            authenticator.strangers().admit(origin)?;
+            authenticator.strangers().count(origin);
+            let user = match (&bearer, authorization(&request)?) {
+                (Some(Bearer::Stranger), Some(header)) => authenticator.user(header).await?,
+                _ => None,
+            };
+            Ok(Self(user.map(Bearer::User).or(bearer)))
         })
     }
 }
@@ -186,10 +199,7 @@ impl<T: DeserializeOwned> FromRequest for Params<T> {
     fn from_request(request: &HttpRequest, _: &mut Payload) -> Self::Future {
         let params = web::Query::<T>::from_query(request.query_string());
         std::future::ready(params.map(|params| Self(params.into_inner())).map_err(|error| {
-            Failure::new(
-                ProblemType::MalformedRequest,
-                format!("The parameters behind the `?` cannot be read: {error}."),
-            )
+            Failure::new(ProblemType::MalformedRequest, format!("The query parameters cannot be parsed: {error}."))
         }))
     }
 }
@@ -199,11 +209,11 @@ impl FromRequest for IdempotencyHeader {
     type Future = std::future::Ready<Result<Self, Failure>>;
 
     fn from_request(request: &HttpRequest, _: &mut Payload) -> Self::Future {
-        let Some(value) = request.headers().get(IDEMPOTENCY_KEY) else { return std::future::ready(Ok(Self(None))) };
+        let Some(value) = request.headers().get(&IDEMPOTENCY_KEY) else { return std::future::ready(Ok(Self(None))) };
         let key = value.as_bytes();
         let visible = key.iter().all(u8::is_ascii_graphic);
         std::future::ready(if visible && (1..=IDEMPOTENCY_KEY_LIMIT).contains(&key.len()) {
-            Ok(Self(Some((Sha256::digest(key).into(), key.len()))))
+            Ok(Self(Some(RequestKey::new(key))))
         } else {
             Err(Failure::new(
                 ProblemType::MalformedRequest,
@@ -213,26 +223,56 @@ impl FromRequest for IdempotencyHeader {
     }
 }
 
-/// Takes room for a body that is not small, which the request has until it is over. Who does not say how large it is takes as
-/// much as there may be.
-fn make_room<T: Body>(request: &HttpRequest) -> Result<(), Failure> {
+/// A body that names the field of its error.
+struct Named<T>(T);
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Named<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        match serde_path_to_error::deserialize(deserializer) {
+            Ok(Object(body)) => Ok(Self(body)),
+            // The error of the whole body has no field.
+            Err(error) if error.path().iter().next().is_none() => Err(error.into_inner()),
+            Err(error) => Err(D::Error::custom(format_args!("`{}`: {}", error.path(), error.inner()))),
+        }
+    }
+}
+
+/// Refuses a compressed body. The server reads none, so that a small body cannot become a large one.
+fn check_encoding(request: &HttpRequest) -> Result<(), Failure> {
+    let Some(encoding) = request.headers().get(header::CONTENT_ENCODING) else { return Ok(()) };
+    if encoding.as_bytes().eq_ignore_ascii_case(b"identity") {
+        return Ok(());
+    }
+    Err(Failure::new(
+        ProblemType::UnsupportedMediaType,
+        format!(
+            "The body has the Content-Encoding {}, which the server does not read. Send plain JSON without this header.",
+            encoding.to_str().unwrap_or("that is no text")
+        ),
+    ))
+}
+
+/// Reserves memory for a body that is not small, until the request ends. A body without an announced length counts with
+/// its limit.
+fn take_memory<T: Body>(request: &HttpRequest) -> Result<(), Failure> {
     let announced = request.headers().get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
     let bytes = announced.unwrap_or(T::LIMIT);
-    // What is larger than it may be is not read.
+    // A body above its limit is not read, and needs no memory.
     if (FREE_BODY + 1..=T::LIMIT).contains(&bytes) {
-        let room = pool_of(request)?.room_for(bytes)?;
-        request.extensions_mut().insert(room);
+        let permit = app_data::<BodyMemory>(request)?.take(bytes)?;
+        request.extensions_mut().insert(permit);
     }
     Ok(())
 }
 
-/// Reads a body as JSON, whatever its label says: `curl -d` labels everything as a form.
+/// Reads a body as JSON and ignores its content type: `curl -d` labels every body as a form.
 async fn read<T: Body>(request: &HttpRequest, payload: &mut Payload) -> Result<T, Failure> {
     use actix_web::error::JsonPayloadError as E;
-    make_room::<T>(request)?;
+    check_encoding(request)?;
+    take_memory::<T>(request)?;
     let connection = request.conn_data::<Rc<Connection>>();
     connection.inspect(|connection| connection.reads_body());
-    let body = web::JsonBody::<T>::new(request, payload, Some(&|_| true), false).limit(T::LIMIT);
+    let body = web::JsonBody::<Named<T>>::new(request, payload, Some(&|_| true), false).limit(T::LIMIT);
     let body = tokio::time::timeout(BODY_TIMEOUT, body).await.map_err(|_| {
         Failure::new(
             ProblemType::MalformedRequest,
@@ -242,14 +282,14 @@ async fn read<T: Body>(request: &HttpRequest, payload: &mut Payload) -> Result<T
     if body.is_ok() {
         connection.inspect(|connection| connection.has_body());
     }
-    body.map_err(|error| match error {
+    body.map(|Named(body)| body).map_err(|error| match error {
         E::Overflow { .. } | E::OverflowKnownLength { .. } => Failure::new(
             ProblemType::PayloadTooLarge,
-            format!("The body is larger than the {} bytes that this call reads. Send less at a time.", T::LIMIT),
+            format!("The body is larger than the {} bytes that this call allows. Send less at a time.", T::LIMIT),
         ),
         E::Deserialize(error) => Failure::new(
             ProblemType::MalformedRequest,
-            format!("The body does not match what this call expects: {error}."),
+            format!("The body does not match the schema of this call: {error}."),
         ),
         _ => Failure::new(ProblemType::MalformedRequest, "The body could not be read as JSON. Send it again."),
     })
@@ -258,41 +298,37 @@ async fn read<T: Body>(request: &HttpRequest, payload: &mut Payload) -> Result<T
 fn no_token() -> Failure {
     Failure::new(
         ProblemType::Unauthenticated,
-        "The request carries no bearer token. POST /devices registers a device and answers its token; send it as \
+        "The request has no bearer token. POST /devices registers a device and answers its token; send it as \
          `Authorization: Bearer TOKEN`.",
     )
 }
 
-pub(crate) fn unknown_token() -> Failure {
-    Failure::new(
-        ProblemType::Unauthenticated,
-        "The bearer token is not of any registered device. Check that it is the one that POST /devices answered.",
-    )
+fn app_data<T: 'static>(request: &HttpRequest) -> Result<&web::Data<T>, Failure> {
+    let data = request.app_data::<web::Data<T>>();
+    data.ok_or_else(|| Failure::new(ProblemType::Internal, "The server was built without one of its parts."))
 }
 
-fn pool_of(request: &HttpRequest) -> Result<&web::Data<Pool>, Failure> {
-    let pool = request.app_data::<web::Data<Pool>>();
-    pool.ok_or_else(|| Failure::new(ProblemType::Internal, "The server was put together without its pool."))
+fn authorization(request: &HttpRequest) -> Result<Option<&str>, Failure> {
+    let header = request.headers().get(header::AUTHORIZATION);
+    header.map(|value| value.to_str().map_err(|_| unknown_token())).transpose()
 }
 
-/// Whom the request's token belongs to; `None` where it carries none. A device's request is counted.
+/// The address that a request comes from.
+fn origin(strangers: &Strangers, request: &HttpRequest) -> Origin {
+    // A value that is not text counts as one that is not an address: the addresses before it are not believed.
+    let forwarded = request.headers().get_all(FORWARDED_FOR).map(|value| value.to_str().unwrap_or_default());
+    strangers.origin(request.peer_addr().map(|peer| peer.ip()), forwarded)
+}
+
+/// The bearer of the request's token; `None` without a token. Counts a device's request in the limits.
 async fn identify(request: &HttpRequest) -> Result<Option<Bearer>, Failure> {
-    let Some(value) = request.headers().get(header::AUTHORIZATION) else { return Ok(None) };
-    let value = value.to_str().map_err(|_| unknown_token())?;
-    let pool = pool_of(request)?.clone();
-    if let Some(token) = Token::from_header(value) {
-        let caller = pool.authenticate(&token, pool.strangers().origin(request)).await?.ok_or_else(unknown_token)?;
+    let Some(header) = authorization(request)? else { return Ok(None) };
+    let authenticator = app_data::<Authenticator>(request)?;
+    let bearer = authenticator.bearer(header, origin(authenticator.strangers(), request)).await?;
+    if matches!(bearer, Bearer::Device(_)) {
         request.conn_data::<Rc<Connection>>().inspect(|connection| connection.is_a_devices());
-        return Ok(Some(Bearer::Device(caller)));
     }
-    let token = bearer(value).ok_or_else(unknown_token)?;
-    if pool.is_admin(token) {
-        return Ok(Some(Bearer::Admin));
-    }
-    Ok(Some(match Token::enrolment_from(token) {
-        Some(enrolment) => Bearer::Enrolment(enrolment.hash()),
-        None => Bearer::Foreign(token.into()),
-    }))
+    Ok(Some(bearer))
 }
 
 #[cfg(test)]

@@ -1,4 +1,5 @@
-//! The tokens of the operator's identity provider: who may register as which user in the mode `jwt`.
+//! Verifies tokens of the operator's identity provider. They name the users that a caller may register in the mode
+//! `jwt`.
 
 mod cache;
 mod key_set;
@@ -6,7 +7,7 @@ mod source;
 #[cfg(test)]
 mod tests;
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use anyhow::Context;
 use jsonwebtoken::{
@@ -15,6 +16,7 @@ use jsonwebtoken::{
 };
 use keypool_openapi::UserName;
 use serde::Deserialize;
+use serde_json::Value;
 
 use self::{
     cache::Cache,
@@ -26,49 +28,52 @@ use crate::{
     config::{Config, Registration},
 };
 
-/// The most bytes of a token: a signature of the longest key and more claims than a provider puts in.
+/// The largest token, in bytes: enough for a signature with the longest key and for more claims than a provider adds.
 const MAX_TOKEN: usize = 8 * 1024;
-/// How far the provider's clock may be from ours, in seconds.
+/// The largest allowed difference between the provider's clock and this server's, in seconds.
 const LEEWAY: f64 = 60.0;
-/// How long the provider may take to answer.
+/// Timeout of a fetch from the provider.
 const FETCH_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Why a token names no user.
+/// The reason why a token names no user.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum JwtError {
-    /// The token is invalid; the reason is for its sender.
+    /// The token is invalid. The text is for its sender.
     #[error("the identity provider's token is refused: {0}")]
     Invalid(String),
-    /// There are no keys to verify it with, because the provider is away.
+    /// There are no keys to verify the token with, because the provider cannot be reached.
     #[error("the keys of the identity provider are not available now; try again in 30 seconds")]
     Unavailable,
 }
 
-/// Judges the identity provider's tokens.
+/// Verifies the identity provider's tokens.
 pub struct JwtVerifier {
     keys: Arc<Cache>,
     validation: Validation,
+    /// The claim that names the user.
+    user_claim: String,
     clock: Arc<dyn Clock>,
 }
 
-/// What is read of a token. What is missing gets the value that is refused; that it is missing says [`Validation`].
+/// The claims that are read. A missing claim gets a value that is refused; [`Validation`] reports it as missing.
 #[derive(Deserialize)]
 #[serde(default)]
 struct Claims {
-    sub: String,
     exp: f64,
     nbf: f64,
+    #[serde(flatten)]
+    others: HashMap<String, Value>,
 }
 
 impl Default for Claims {
     fn default() -> Self {
-        Self { sub: String::new(), exp: f64::NEG_INFINITY, nbf: f64::NEG_INFINITY }
+        Self { exp: f64::NEG_INFINITY, nbf: f64::NEG_INFINITY, others: HashMap::new() }
     }
 }
 
 impl JwtVerifier {
-    /// The verifier that the configuration asks for: none where registration is not `jwt`. A file of keys is read now;
-    /// a URL only when the first token comes, so that the server starts while the provider is away.
+    /// Creates the configured verifier; `None` if registration is not `jwt`. A file of keys is read now. A URL is read
+    /// when the first token arrives, so that the server can start while the provider is unreachable.
     ///
     /// # Errors
     /// When a setting is missing, the file of keys cannot be read or holds none that is of use, or there is no HTTP
@@ -82,17 +87,17 @@ impl JwtVerifier {
             return Ok(None);
         }
         let mut validation = Validation::default();
-        validation.set_required_spec_claims(&["exp", "iss", "aud", "sub"]);
+        validation.set_required_spec_claims(&["exp", "iss", "aud"]);
         validation.set_issuer(&[required("jwt_issuer", config.jwt_issuer.as_ref())?]);
         validation.set_audience(&[required("jwt_audience", config.jwt_audience.as_ref())?]);
-        // It would ask the system's clock: `claimed_user` asks ours.
+        // The library would use the system's clock; `claimed_user` uses the injected clock.
         validation.validate_exp = false;
         let source = Source::new(required("jwt_jwks", config.jwt_jwks.as_ref())?, timeout)?;
         let keys = Arc::new(Cache::new(source, Arc::clone(&clock))?);
-        Ok(Some(Self { keys, validation, clock }))
+        Ok(Some(Self { keys, validation, user_claim: config.jwt_user_claim.clone(), clock }))
     }
 
-    /// The user that the token names by its `sub`.
+    /// Verifies a token, and returns the user that it names.
     pub async fn verify(&self, token: &str) -> Result<UserName, JwtError> {
         let header = header(token)?;
         let keys = self.keys.current().await.ok_or(JwtError::Unavailable)?;
@@ -107,7 +112,7 @@ impl JwtVerifier {
         })
     }
 
-    /// What these keys say of the token; `None` where a newer set of keys may say more.
+    /// Verifies a token with these keys; `None` if a newer set of keys may give another result.
     fn verify_with(&self, token: &str, header: &Header, keys: &KeySet) -> Option<Result<UserName, JwtError>> {
         let mut not_by_this_key = None;
         for key in keys.named(header.kid.as_deref()) {
@@ -121,7 +126,7 @@ impl JwtVerifier {
             }
             not_by_this_key = Some(verdict);
         }
-        // A token that does not name its key may be of one that is newer than this set.
+        // A token without a `kid` may be signed by a key that is newer than this set.
         not_by_this_key.filter(|_| header.kid.is_some())
     }
 
@@ -133,7 +138,7 @@ impl JwtVerifier {
         Ok(jsonwebtoken::decode::<Claims>(token, key.decoding(), &validation)?.claims)
     }
 
-    fn claimed_user(&self, claims: Claims) -> Result<UserName, JwtError> {
+    fn claimed_user(&self, mut claims: Claims) -> Result<UserName, JwtError> {
         let now = self.clock.now().as_duration().as_secs_f64();
         if now >= claims.exp + LEEWAY {
             return refused("it has expired; get a new one from the identity provider");
@@ -141,7 +146,14 @@ impl JwtVerifier {
         if now < claims.nbf - LEEWAY {
             return refused("it is not valid yet (nbf): is a clock wrong?");
         }
-        UserName::try_from(claims.sub).or_else(|error| refused(format!("its sub cannot be a user: {error}")))
+        let name = &self.user_claim;
+        match claims.others.remove(name) {
+            None | Some(Value::Null) => refused(format!("it has no {name}")),
+            Some(Value::String(user)) => {
+                UserName::try_from(user).or_else(|error| refused(format!("its {name} cannot be a user: {error}")))
+            }
+            Some(_) => refused(format!("its {name} is not a string")),
+        }
     }
 }
 
@@ -149,7 +161,7 @@ fn required<'a>(key: &str, value: Option<&'a String>) -> anyhow::Result<&'a Stri
     value.with_context(|| format!("the setting {key} is missing: it has to be set where registration is jwt"))
 }
 
-/// The token's header, where it is one that may be verified.
+/// Parses the token's header, and refuses headers that cannot be verified.
 fn header(token: &str) -> Result<Header, JwtError> {
     if token.len() > MAX_TOKEN {
         return refused(format!("it is larger than {MAX_TOKEN} bytes"));
@@ -159,14 +171,15 @@ fn header(token: &str) -> Result<Header, JwtError> {
     let Some(header) = header else {
         return refused(format!("it is no signed JWT, or its alg is none of {allowed:?}"));
     };
-    // RFC 7515, section 4.1.11: who does not know an extension that is critical has to refuse. We know none.
+    // RFC 7515, section 4.1.11: a verifier must refuse critical extensions that it does not know. This server knows
+    // none.
     if header.crit.is_some() {
         return refused("its header has critical extensions (crit), and this server knows none");
     }
     Ok(header)
 }
 
-/// What an error of the library means. Its own words might repeat parts of the token.
+/// Explains an error of the library. The library's own text might repeat parts of the token.
 fn reason<T>(kind: &ErrorKind) -> Result<T, JwtError> {
     refused(match kind {
         ErrorKind::InvalidAlgorithm => "its alg is not one of the key that it names".to_owned(),
@@ -178,7 +191,7 @@ fn reason<T>(kind: &ErrorKind) -> Result<T, JwtError> {
         ErrorKind::MissingRequiredClaim(claim) => {
             format!("it has no {claim}, or one of another type than RFC 7519 says")
         }
-        _ => "it cannot be read: it has to be base64url, sub a string, exp and nbf numbers".to_owned(),
+        _ => "it cannot be read: it has to be base64url, exp and nbf numbers".to_owned(),
     })
 }
 

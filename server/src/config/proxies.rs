@@ -1,4 +1,4 @@
-//! The proxies that an operator names, and whose address a request comes from behind them.
+//! The proxies that an operator names, and the client's address behind them.
 
 use std::{
     fmt,
@@ -8,12 +8,12 @@ use std::{
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-/// Addresses of proxies, each a single one or a network. What one of them says in `X-Forwarded-For` is believed.
+/// Addresses or networks of proxies. Their `X-Forwarded-For` header is trusted.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(try_from = "Vec<String>", into = "Vec<String>")]
 pub struct TrustedProxies(Vec<IpNet>);
 
-/// What is neither an address nor a network.
+/// An entry that is neither an address nor a network.
 #[derive(Debug, thiserror::Error)]
 #[error(
     "trusted_proxies names {0}, which is neither an address, such as 192.0.2.1, nor a network, such as 192.0.2.0/24"
@@ -45,7 +45,7 @@ impl fmt::Display for TrustedProxies {
 }
 
 impl TrustedProxies {
-    /// Whether none is named.
+    /// Whether no proxy is named.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
@@ -55,8 +55,8 @@ impl TrustedProxies {
         self.0.iter().any(|net| net.contains(&address))
     }
 
-    /// The address of a request's client: of who connected, or, where that is a proxy of these, the last one in
-    /// `X-Forwarded-For` that is none. All before that one is the client's own word.
+    /// Returns the address of a request's client. That is the peer, or, if the peer is a trusted proxy, the last
+    /// address in `X-Forwarded-For` that is not a trusted proxy. The client can forge all addresses before that one.
     #[must_use]
     pub fn client<'a>(&self, peer: IpAddr, forwarded: impl DoubleEndedIterator<Item = &'a str>) -> IpAddr {
         let mut client = peer.to_canonical();
@@ -71,7 +71,7 @@ impl TrustedProxies {
     }
 }
 
-/// An address as proxies write it: with a port, or without.
+/// Parses an address as proxies write it, with or without a port.
 fn address(text: &str) -> Option<IpAddr> {
     let bare = text.strip_prefix('[').and_then(|text| text.strip_suffix(']')).unwrap_or(text);
     bare.parse().ok().or_else(|| text.parse::<SocketAddr>().ok().map(|socket| socket.ip()))
@@ -90,10 +90,10 @@ mod tests {
     fn a_client_is_the_last_who_is_no_proxy() {
         let proxies = proxies(&["10.0.0.0/8", "192.0.2.1", "fd00::/8"]);
         for (peer, forwarded, client) in [
-            // Who is no proxy is not believed.
+            // The header of a peer that is no trusted proxy is ignored.
             ("203.0.113.9", vec!["198.51.100.1"], "203.0.113.9"),
             ("10.1.2.3", vec!["198.51.100.1"], "198.51.100.1"),
-            // What a client adds stands before what the proxy adds.
+            // Entries that a client adds precede the entry that the proxy adds.
             ("10.1.2.3", vec!["1.1.1.1, 198.51.100.1"], "198.51.100.1"),
             ("10.1.2.3", vec!["1.1.1.1", "198.51.100.1,192.0.2.1"], "198.51.100.1"),
             ("10.1.2.3", vec!["198.51.100.1:4711"], "198.51.100.1"),

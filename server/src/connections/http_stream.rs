@@ -1,6 +1,6 @@
-//! What HTTP is spoken over: it lets no client fill the server's buffers, and says what is wrong with what is not HTTP.
+//! The byte stream below HTTP. It keeps a client from filling the server's buffers, and explains malformed requests.
 //!
-//! actix-http answers a request that it cannot read by itself: without a body, and where no middleware sees it.
+//! actix-http itself answers a request that it cannot parse: without a body, and out of sight of every middleware.
 
 use std::{
     io,
@@ -17,8 +17,8 @@ use uuid::Uuid;
 use super::{Connection, HEAD_TIMEOUT, Phase};
 use crate::problem::{PROBLEM_JSON, table};
 
-/// The most that the head of a request has: what proxies commonly allow. Beyond it, nothing is read before the request that came
-/// before it is answered.
+/// The largest head of a request, in bytes: the limit that is common among proxies. Further bytes are not read until
+/// the request before is answered.
 const HEAD: usize = 16 * 1024;
 
 /// Any stream, encrypted or not.
@@ -30,9 +30,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Stream for S {}
 pub(crate) struct HttpStream {
     stream: Box<dyn Stream>,
     connection: Rc<Connection>,
-    /// Whether actix-http was given the time to find a request in all that came.
+    /// Whether actix-http has had a chance to parse all received bytes.
     has_paused: bool,
-    /// What is sent in place of an answer without a body, and how much of it was sent.
+    /// The explanation that replaces an answer without a body, and the number of its bytes already sent.
     explanation: Option<(Vec<u8>, usize)>,
 }
 
@@ -45,7 +45,7 @@ impl HttpStream {
         &self.connection
     }
 
-    /// Sends what is wrong, and answers when all of it is sent.
+    /// Sends the explanation. Ready once all of it is sent.
     fn poll_explain(&mut self, cx: &mut Context<'_>, detail: impl FnOnce() -> String) -> Poll<io::Result<()>> {
         let (bytes, sent) = self.explanation.get_or_insert_with(|| (explanation(detail()), 0));
         while *sent < bytes.len() {
@@ -54,7 +54,8 @@ impl HttpStream {
         Pin::new(&mut self.stream).poll_flush(cx)
     }
 
-    /// Whether as much may come as the client likes: a body has a limit of its own, and what nobody reads is thrown away.
+    /// Whether the client may send without a limit here: a body has its own limit, and a closing connection discards
+    /// its input.
     fn is_open_ended(&self) -> bool {
         self.connection.is_closing.get() || self.connection.phase.get() == Some(Phase::Body)
     }
@@ -64,13 +65,13 @@ impl AsyncRead for HttpStream {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         if self.connection.received.get() >= HEAD {
             if self.is_open_ended() {
-                // First, what has come is dealt with: actix-http would read on to 128 KiB.
+                // Lets actix-http parse the received bytes first: otherwise it would read on up to 128 KiB.
                 self.connection.received.set(0);
                 cx.waker().wake_by_ref();
                 return Poll::Pending;
             }
             if self.connection.phase.get().is_none() {
-                // It goes on when the request is answered, or its body is asked for.
+                // Continues when the request is answered, or when its body is read.
                 self.connection.waits(cx);
                 return Poll::Pending;
             }
@@ -80,12 +81,12 @@ impl AsyncRead for HttpStream {
                 return Poll::Pending;
             }
             if self.connection.is_stalled() {
-                // In the middle of an answer, nothing else can be said.
+                // In the middle of an answer, no explanation can be sent.
                 return Poll::Ready(Ok(()));
             }
             let detail =
                 || format!("The head of the request has more than {HEAD} bytes. Send fewer or shorter headers.");
-            // Then there is nothing more to read, and actix-http closes.
+            // Then the stream reports its end, and actix-http closes the connection.
             return self.poll_explain(cx, detail);
         }
         self.has_paused = false;
@@ -104,7 +105,7 @@ impl AsyncWrite for HttpStream {
                 ready!(self.poll_explain(cx, || not_http(status)))?;
                 Poll::Ready(Ok(buf.len()))
             }
-            // The answers before it come first.
+            // Answers to earlier requests are sent first.
             Some((at, _)) => Pin::new(&mut self.stream).poll_write(cx, &buf[..at]),
         }
     }
@@ -118,9 +119,9 @@ impl AsyncWrite for HttpStream {
     }
 }
 
-/// Where an answer begins that actix-http made by itself, if what is written ends with one, and its status.
+/// Returns position and status of an answer without a body from actix-http itself, if the written bytes end with one.
 fn unexplained(written: &[u8]) -> Option<(usize, StatusCode)> {
-    // No answer of ours ends so: it has a body, or the id of its request behind its length.
+    // No answer of this server ends like this: it has a body, or a request id after its length.
     if !written.ends_with(b"\r\n\r\n") {
         return None;
     }
@@ -143,15 +144,21 @@ fn not_http(status: StatusCode) -> String {
     }
 }
 
-/// An answer that says what is wrong, after which the connection ends.
+/// Builds an answer that explains the error and closes the connection.
 fn explanation(detail: String) -> Vec<u8> {
     let kind = ProblemType::MalformedRequest;
-    let (status, title) = table(kind);
+    let (status, title) = (StatusCode::BAD_REQUEST, table(kind).1.to_owned());
     let id = Uuid::new_v4();
     tracing::debug!(request_id = %id, status = status.as_u16(), detail, "answered what is not HTTP");
-    let (title, status_code) = (title.to_owned(), status.as_u16());
-    let problem =
-        Problem { kind, title, status: status_code, detail, missing: Vec::new(), reservation_id: None, epoch: None };
+    let problem = Problem {
+        kind,
+        title,
+        status: status.as_u16(),
+        detail,
+        missing: Vec::new(),
+        reservation_id: None,
+        epoch: None,
+    };
     let body = serde_json::to_string(&problem).unwrap_or_default();
     format!(
         "HTTP/1.1 {status}\r\ncontent-type: {PROBLEM_JSON}\r\ncontent-length: {}\r\nx-request-id: {id}\r\nconnection: \

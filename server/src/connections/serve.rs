@@ -1,4 +1,4 @@
-//! Listening: actix-web's own `HttpServer`, but that each connection is known to [`Connections`].
+//! Listens for connections: like actix-web's own `HttpServer`, but registers each connection with [`Connections`].
 
 use std::{
     fmt, io,
@@ -20,25 +20,26 @@ use tokio::net::{TcpSocket, TcpStream};
 use tokio_rustls::TlsAcceptor;
 
 use super::{Connections, HEAD_TIMEOUT, KEEP_ALIVE, http_stream::HttpStream, socket::Socket};
-use crate::answers::PIECE;
+use crate::answers::send::PIECE;
 
-/// How long a client may take to agree on a cipher.
+/// The longest that a TLS handshake may take.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How long a client may take to close its side of a connection.
+/// The longest that a client may take to close its side of a connection.
 const DISCONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// How long a server that stops gives the requests that run.
+/// The longest that a stopping server waits for running requests.
 const GRACE: Duration = Duration::from_secs(30);
 
-/// Connections that wait to be accepted. The kernel drops further ones; their clients try again after 1 s, 2 s, 4 s and so on.
+/// The most connections that wait to be accepted. The kernel drops further ones, and their clients retry after 1 s, 2
+/// s, 4 s and so on.
 const BACKLOG: u32 = 4096;
 
-/// What the kernel keeps of an answer that its client does not take; it takes twice as much memory for it. By itself it would
-/// go up to 4 MiB for each connection.
+/// The send buffer of a socket, in bytes, for an answer that its client does not receive. The kernel uses twice as much
+/// memory for it. Its default would grow up to 4 MiB for each connection.
 const SEND_BUFFER: u32 = 64 * 1024;
 
-/// Binds. The sockets of its connections have its options.
+/// Binds the listener. Accepted sockets inherit its options.
 pub(crate) fn listener(address: SocketAddr) -> io::Result<TcpListener> {
     let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
     socket.set_reuseaddr(true)?;
@@ -48,7 +49,7 @@ pub(crate) fn listener(address: SocketAddr) -> io::Result<TcpListener> {
     socket.listen(BACKLOG)?.into_std()
 }
 
-/// Serves what is built for each worker, until it is stopped by its handle.
+/// Serves with one app for each worker, until the handle stops the server.
 pub(crate) fn serve<F, I, S, B>(
     listener: TcpListener,
     tls: Option<ServerConfig>,
@@ -88,7 +89,7 @@ where
             .client_request_timeout(HEAD_TIMEOUT)
             .client_disconnect_timeout(DISCONNECT_TIMEOUT)
             .keep_alive(KEEP_ALIVE)
-            // A client that closes has gone: nobody waits for its messages any longer.
+            // A client that closes its side has disconnected, so its wait for messages ends.
             .h1_allow_half_closed(false)
             .h1_write_buffer_size(PIECE)
             .on_connect_ext(|stream: &HttpStream, data: &mut Extensions| {

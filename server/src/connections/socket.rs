@@ -1,4 +1,5 @@
-//! A client's socket, which tells the connection whether the client takes what is sent, and obeys when that is ended.
+//! A client's socket. It reports whether the client receives the bytes that are sent, and fails once the connection is
+//! closed.
 
 use std::{
     io::{self, ErrorKind, IoSlice},
@@ -11,7 +12,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::Connection;
 
-/// A socket under all that is spoken over it, TLS as well.
+/// The socket below all protocols, including TLS.
 #[derive(Debug)]
 pub(super) struct Socket<S> {
     stream: S,
@@ -23,7 +24,7 @@ impl<S> Socket<S> {
         Self { stream, connection }
     }
 
-    /// What came of reading or writing: an error where the connection was ended meanwhile.
+    /// Returns the result of a read or write, or an error if the connection was closed meanwhile.
     fn checked<T>(&self, cx: &Context<'_>, done: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
         if done.is_pending() {
             self.connection.waits(cx);
@@ -73,7 +74,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Socket<S> {
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let done = Pin::new(&mut self.stream).poll_flush(cx);
-        // The writer flushes when all of it is written.
+        // The writer flushes after it has written everything.
         if matches!(done, Poll::Ready(Ok(()))) {
             self.connection.has_taken_all();
         }

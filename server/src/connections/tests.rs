@@ -17,7 +17,7 @@ fn room_for(connections: usize, stalled: usize) -> Arc<Connections> {
     Arc::new(Connections::new(&capacity))
 }
 
-/// A later time than that of everything before.
+/// A time after all earlier events.
 fn later() -> Instant {
     let now = Instant::now();
     while Instant::now() == now {}
@@ -31,18 +31,18 @@ fn where_there_are_too_many_those_without_a_request_go() {
     idle.begins(false);
     idle.answered();
     busy.begins(false);
-    // One more is accepted, and connections with a recent request stay.
+    // Another connection is accepted, and connections with a recent request stay open.
     let fourth = all.open();
     assert!([&idle, &asking, &busy, &fourth].iter().all(|connection| !connection.is_ended()));
     all.end_overdue(later() + TIMEOUT_IN_NEED);
-    // No more than are needed, and who asks for nothing first.
+    // Closes no more than are needed, and idle connections first.
     assert!(idle.is_ended() && asking.is_ended() && !fourth.is_ended() && !busy.is_ended());
     {
         let table = all.table();
         assert_eq!((table.open, table.ending), (4, 2));
     }
     drop((idle, asking, fourth));
-    // Where there is room, nobody is in a hurry.
+    // While the server is not full, the shorter timeout does not apply.
     let idle = all.open();
     all.end_overdue(later() + TIMEOUT_IN_NEED);
     assert!(!idle.is_ended());
@@ -79,7 +79,7 @@ fn of_too_many_that_stall_the_one_that_does_so_for_the_longest_is_cut_off() {
         connection.stalls();
     }
     assert!(first.is_ended() && !second.is_ended() && !third.is_ended());
-    // Where others need the room, the slow one goes, and one that has only just been waited for does not.
+    // If the server is full, the slow connection is closed, but one that has only just stalled is not.
     third.takes(ENOUGH);
     let now = Instant::now();
     assert!(!all.end_a_stalled_one(now) && !second.is_ended());
@@ -103,7 +103,7 @@ fn the_head_of_a_second_request_has_a_time_as_well() {
     assert!(idle.is_ended());
 }
 
-/// Both ends of a connection.
+/// Returns both ends of a connection.
 async fn pair() -> (TcpStream, TcpStream) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let client = TcpStream::connect(listener.local_addr().unwrap());
@@ -120,7 +120,7 @@ async fn who_reads_nothing_is_cut_off_in_the_middle() {
     let mut socket = Socket::new(server, Rc::clone(&connection));
     let piece = vec![0; ENOUGH];
     let mut cut_off = false;
-    // As long as the kernel takes it.
+    // Writes until the kernel's buffer is full.
     let error = poll_fn(|cx| {
         loop {
             match Pin::new(&mut socket).poll_write(cx, &piece) {
@@ -130,7 +130,7 @@ async fn who_reads_nothing_is_cut_off_in_the_middle() {
                 Poll::Pending => {
                     all.end_overdue(later() + WRITE_TIMEOUT);
                     cut_off = true;
-                    // What ends it wakes it.
+                    // Closing the connection wakes this task.
                     return Poll::Pending;
                 }
             }
@@ -138,12 +138,12 @@ async fn who_reads_nothing_is_cut_off_in_the_middle() {
     });
     assert_eq!(error.await.kind(), io::ErrorKind::TimedOut);
     drop(socket);
-    // It is told by the end of the stream, in the middle of what was sent.
+    // The client sees the end of the stream in the middle of the answer.
     let mut taken = Vec::new();
     let _ = client.read_to_end(&mut taken).await;
 }
 
-/// What one read of a stream finds: so many bytes, or `None` where there is nothing to read now.
+/// Reads once from a stream. Returns the number of bytes, or `None` if there is nothing to read now.
 async fn read_once(stream: &mut HttpStream) -> Option<io::Result<usize>> {
     let mut bytes = vec![0; 64 * 1024];
     poll_fn(|cx| {
@@ -163,18 +163,18 @@ async fn no_client_fills_the_buffers() {
     let (mut client, server) = tokio::io::duplex(1024 * 1024);
     let mut stream = HttpStream::new(Box::new(server), Rc::clone(&connection));
     client.write_all(&vec![b'a'; 200_000]).await.unwrap();
-    // While a request is answered, what comes waits outside.
+    // While a request is answered, further bytes are not read.
     connection.begins(false);
     assert_eq!(read_once(&mut stream).await.unwrap().unwrap(), 64 * 1024);
     assert!(read_once(&mut stream).await.is_none());
-    // Its body is read, as much as there is.
+    // The request's body is read, as far as it has arrived.
     connection.reads_body();
     assert!(read_once(&mut stream).await.is_none(), "what has come is not dealt with first");
     assert_eq!(read_once(&mut stream).await.unwrap().unwrap(), 64 * 1024);
     connection.has_body();
     connection.answered();
     assert_eq!(read_once(&mut stream).await.unwrap().unwrap(), 64 * 1024);
-    // A head that does not end: there is one more chance to find a request in what came, then it is the end.
+    // A head without an end: the parser may look once more for a request in the received bytes; then the stream ends.
     assert!(read_once(&mut stream).await.is_none());
     assert_eq!(read_once(&mut stream).await.unwrap().unwrap(), 0);
     drop((stream, connection));
@@ -183,7 +183,7 @@ async fn no_client_fills_the_buffers() {
     assert!(answer.starts_with("HTTP/1.1 400 Bad Request\r\n") && answer.contains("more than 16384 bytes"), "{answer}");
 }
 
-/// A stream that takes a few bytes at a time.
+/// A stream that accepts a few bytes at a time.
 struct Narrow(Vec<u8>);
 
 impl AsyncRead for Narrow {

@@ -1,7 +1,7 @@
-//! Requests of strangers, counted by address: of those who show a token that no device has, or who register without one.
+//! Rate limits by address, for requests that show an unknown token or register without one.
 //!
-//! Addresses count only where the operator names the proxies before the server: behind a proxy that is not named, all clients
-//! have the same.
+//! Addresses count only if the operator names the proxies before the server: behind an unnamed proxy, all clients have
+//! the same address.
 
 use std::{
     net::{IpAddr, Ipv6Addr},
@@ -9,37 +9,35 @@ use std::{
     time::Duration,
 };
 
-use actix_web::{HttpRequest, http::header::HeaderName};
 use moka::sync::Cache;
 
-use super::{Limiter, Time, limiter, seconds, wait};
+use super::rate::{Limiter, Time, limiter, wait};
 use crate::{
     clock::Clock,
     config::{self, Config, TrustedProxies},
-    problem::Failure,
+    problem::{Failure, whole_seconds},
 };
 
-/// Requests at once, and then in a minute, of one address: much for people who register, and little for who tries tokens.
+/// Requests of one address at once, and then in a minute: many for people who register, and few for an attacker who
+/// guesses tokens.
 const BURST: u32 = 100;
 const PER_MINUTE: u32 = 60;
 
-/// Addresses that are shut out at the same time at most. Where there are more, the oldest come in again.
+/// The most addresses that are blocked at the same time. Beyond that, the oldest are unblocked.
 const SHUT_OUT: u64 = 100_000;
 
-const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
-
-/// What strangers ask for. `None` where it is not counted.
+/// Counts strangers' requests. `None` if they are not counted.
 pub(crate) struct Strangers(Option<Counts>);
 
 struct Counts {
     proxies: TrustedProxies,
     time: Time,
     requests: Limiter<IpAddr>,
-    /// Who asked for too much, and until which moment of the clock they wait.
+    /// Blocked addresses, and the clock time at which each is unblocked.
     shut_out: Cache<IpAddr, Duration>,
 }
 
-/// Where a stranger's request comes from: an IPv4 address, or the /64 of an IPv6 address, which is one household's.
+/// The origin of a stranger's request: an IPv4 address, or the /64 of an IPv6 address, which usually is one household.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Origin(Option<IpAddr>);
 
@@ -57,22 +55,17 @@ impl Strangers {
         }))
     }
 
-    /// Where a request comes from.
-    pub(crate) fn origin(&self, request: &HttpRequest) -> Origin {
-        let address = || {
-            let (counts, peer) = (self.0.as_ref()?, request.peer_addr()?.ip());
-            // What is no text ends what is believed, as anything else does that is no address.
-            let forwarded = request.headers().get_all(FORWARDED_FOR).map(|value| value.to_str().unwrap_or_default());
-            let forwarded: Vec<_> = forwarded.collect();
-            Some(household(counts.proxies.client(peer, forwarded.into_iter())))
-        };
-        Origin(address())
+    /// Determines a request's origin from its connection's address and the proxies' header, whose values come in order.
+    pub(crate) fn origin<'a>(&self, peer: Option<IpAddr>, forwarded: impl Iterator<Item = &'a str>) -> Origin {
+        let (Some(counts), Some(peer)) = (&self.0, peer) else { return Origin(None) };
+        let forwarded: Vec<_> = forwarded.collect();
+        Origin(Some(household(counts.proxies.client(peer, forwarded.into_iter()))))
     }
 
-    /// Lets a stranger in.
+    /// Admits a stranger's request.
     ///
     /// # Errors
-    /// `too-many-requests` for who asked for too much lately.
+    /// `too-many-requests` if the address has made too many requests lately.
     pub(crate) fn admit(&self, origin: Origin) -> Result<(), Failure> {
         let (Some(counts), Some(address)) = (&self.0, origin.0) else { return Ok(()) };
         let until = counts.shut_out.get(&address).unwrap_or_default();
@@ -81,14 +74,14 @@ impl Strangers {
             wait => Err(Failure::too_many(
                 format!(
                     "Your address sends many requests without the token of a device. Try again in {} s, and check the token.",
-                    seconds(wait)
+                    whole_seconds(wait)
                 ),
                 wait,
             )),
         }
     }
 
-    /// Counts a request of somebody who turned out to be a stranger.
+    /// Counts a request that came from a stranger.
     pub(crate) fn count(&self, origin: Origin) {
         let (Some(counts), Some(address)) = (&self.0, origin.0) else { return };
         if let Err(until) = counts.requests.check_key(&address) {
@@ -97,7 +90,7 @@ impl Strangers {
         }
     }
 
-    /// Forgets addresses whose limits have refilled.
+    /// Removes addresses whose limits have refilled.
     pub(super) fn forget(&self) {
         if let Some(counts) = &self.0 {
             counts.requests.retain_recent();
@@ -115,7 +108,6 @@ fn household(address: IpAddr) -> IpAddr {
 
 #[cfg(test)]
 mod tests {
-    use actix_web::test::TestRequest;
     use jiff::{SignedDuration, Timestamp};
 
     use super::*;
@@ -126,11 +118,7 @@ mod tests {
         let clock = Arc::new(ManualClock::at(Timestamp::from_second(1_800_000_000).unwrap()));
         let proxies = vec!["10.0.0.0/8".to_owned()].try_into().unwrap();
         let strangers = Strangers::new(&Config { trusted_proxies: proxies, ..Config::default() }, clock.clone());
-        let origin = |client: &str| {
-            let peer = "10.0.0.1:80".parse().unwrap();
-            let request = TestRequest::get().peer_addr(peer).insert_header((FORWARDED_FOR, client));
-            strangers.origin(&request.to_http_request())
-        };
+        let origin = |client: &str| strangers.origin(Some("10.0.0.1".parse().unwrap()), std::iter::once(client));
         for n in 0..BURST {
             // One household has many addresses.
             let address = origin(&format!("2001:db8::{n:x}"));
@@ -152,8 +140,7 @@ mod tests {
     fn nobody_is_counted_where_no_proxy_is_named() {
         let clock = Arc::new(ManualClock::at(Timestamp::from_second(1_800_000_000).unwrap()));
         let strangers = Strangers::new(&Config::default(), clock);
-        let request = TestRequest::get().peer_addr("10.0.0.1:80".parse().unwrap()).to_http_request();
-        let origin = strangers.origin(&request);
+        let origin = strangers.origin(Some("10.0.0.1".parse().unwrap()), std::iter::empty());
         for _ in 0..10 * BURST {
             strangers.admit(origin).unwrap();
             strangers.count(origin);

@@ -1,36 +1,39 @@
-//! Whether the server lives, and whether it can serve.
+//! Liveness and readiness.
 
 use actix_web::{HttpResponse, get, web};
 use keypool_openapi::{Problem, ProblemType};
 
-use crate::{pool::Pool, problem::Failure, stop::Stopping};
+use crate::{problem::Failure, service::Service, stop::Stopping};
 
-/// The server lives.
+/// Check that the server lives.
 #[utoipa::path(
     tag = "operations",
     security(()),
-    responses((status = 200, description = "It answers", body = String, content_type = "text/plain"))
+    responses((status = 200, description = "The server lives", body = String, content_type = "text/plain"))
 )]
 #[get("/healthz")]
-pub(crate) async fn healthz() -> HttpResponse {
+pub(crate) async fn get_health() -> HttpResponse {
     HttpResponse::Ok().content_type("text/plain").body("ok\n")
 }
 
-/// The server and its database can serve.
+/// Check that the server and its database can serve.
 #[utoipa::path(
     tag = "operations",
     security(()),
     responses(
-        (status = 200, description = "Both answer", body = String, content_type = "text/plain"),
-        (status = 503, description = "`unavailable`: one does not, or the server is stopping", body = Problem, content_type = "application/problem+json"),
+        (status = 200, description = "Both can serve", body = String, content_type = "text/plain"),
+        (status = 503, description = "`unavailable`: one of them cannot serve, or the server is stopping", body = Problem, content_type = "application/problem+json"),
     )
 )]
 #[get("/readyz")]
-pub(crate) async fn readyz(pool: web::Data<Pool>, stopping: web::Data<Stopping>) -> Result<HttpResponse, Failure> {
+pub(crate) async fn get_readiness(
+    service: web::Data<Service>,
+    stopping: web::Data<Stopping>,
+) -> Result<HttpResponse, Failure> {
     if stopping.has_begun() {
-        let detail = "The server is stopping. It answers what it still gets; send further requests to another one.";
+        let detail = "The server is stopping. Send requests to another server.";
         return Err(Failure::new(ProblemType::Unavailable, detail));
     }
-    pool.ready().await?;
+    service.ready().await?;
     Ok(HttpResponse::Ok().content_type("text/plain").body("ready\n"))
 }

@@ -4,15 +4,18 @@ use diesel::{dsl::case_when, prelude::*, sql_types::Bool};
 use jiff::Timestamp;
 use keypool_openapi::State;
 
-use super::{schema::key_packages, status::LiveKeyPackage};
+use super::database::schema::key_packages;
 
-/// A time, and what becomes of a KeyPackage whose reservation has lapsed by then.
+/// A time, and the operator's rules about what may be handed out then.
 #[derive(Clone, Copy, Debug)]
 pub struct AsOf {
     /// The time.
     pub now: Timestamp,
     /// Whether a lapsed or released KeyPackage is retired (`on_lapse = retire`).
     pub retire: bool,
+    /// How many seconds a KeyPackage must still be valid to be handed out. At least 1: one that expires in the current
+    /// second has expired.
+    pub min_remaining: i64,
 }
 
 /// SQL condition: the KeyPackage is available or reserved by [`AsOf::state`]. `retired_by` is [`AsOf::retired_by`].
@@ -27,6 +30,11 @@ pub(super) fn is_live(now: i64, retired_by: i64) -> _ {
 }
 
 impl AsOf {
+    /// A KeyPackage that expires before this second is not handed out.
+    pub(crate) fn usable_until(self) -> i64 {
+        self.now.as_second().saturating_add(self.min_remaining)
+    }
+
     /// A KeyPackage whose reservation ended at or before this second is retired.
     pub(super) fn retired_by(self) -> i64 {
         if self.retire { self.now.as_second() } else { i64::MIN }
@@ -37,11 +45,11 @@ impl AsOf {
         if self.retire { i64::MIN } else { self.now.as_second() }
     }
 
-    /// The state of a KeyPackage, from its row.
+    /// Returns the KeyPackage's state at this time, from the fields of its row.
     pub(super) fn state(self, state: State, not_after: i64, reserved_until: Option<i64>) -> State {
         let now = self.now.as_second();
         match (state, reserved_until) {
-            // The earlier of lapse and expiry decides.
+            // If a KeyPackage both lapses and expires, the earlier of the two decides.
             (State::Available | State::Reserved, Some(until)) if until <= self.retired_by() && until < not_after => {
                 State::Retired
             }
@@ -50,11 +58,5 @@ impl AsOf {
             (State::Available | State::Reserved, _) => State::Available,
             (ended, _) => ended,
         }
-    }
-
-    /// The state of a KeyPackage whose row says available or reserved.
-    pub(crate) fn state_of(self, package: &LiveKeyPackage) -> State {
-        let state = if package.is_held { State::Reserved } else { State::Available };
-        self.state(state, package.not_after.as_second(), package.reserved_until.map(Timestamp::as_second))
     }
 }

@@ -1,5 +1,7 @@
-//! The audit trail: one row a transition, written in the transaction that makes it.
+//! The audit trail: one row for each transition, written in the transition's own transaction.
 #![allow(clippy::ref_option_ref, reason = "what the Insertable derive writes")]
+
+mod group_digest;
 
 use diesel::{
     prelude::*,
@@ -7,37 +9,41 @@ use diesel::{
 };
 use keypool_openapi::{Action, AuditEvent, AuditPage, Base64Bytes, UserName};
 
+use self::group_digest::DigestKey;
 use super::{
-    Store, StoreError,
-    connection::with_conn,
-    devices::DeviceSql,
-    group_digest::DigestKey,
-    rows::{DeviceId, Names, reservation_id, statements, timestamp},
-    schema::audit_events::{self, dsl},
-    sql::statement,
+    database::{
+        Conn, Store, StoreError,
+        rows::{DeviceId, Names, reservation_id, timestamp},
+        schema::{
+            audit_events::{self, dsl},
+            key_packages,
+        },
+        sql::{push, statement, statements},
+    },
+    devices,
 };
 
-/// One transition.
+/// One transition of a KeyPackage.
 #[derive(Clone, Copy, Insertable)]
 #[diesel(table_name = audit_events, treat_none_as_default_value = false)]
 pub(super) struct Event<'a> {
     /// The owner of the KeyPackage.
     pub device_id: i64,
     pub keypackage_ref: &'a [u8],
-    /// An [`Action`] by its name.
+    /// The name of an [`Action`].
     pub action: &'static str,
-    /// The device that did it; none where time did it, or the operator.
+    /// The device that caused it; `None` for the sweeper and for the operator.
     pub actor: Option<i64>,
     pub reservation: Option<&'a [u8]>,
     pub group_id: Option<&'a [u8]>,
     pub last_resort: bool,
     pub at: i64,
-    /// Until when what began holds.
+    /// The end of a reservation that begins with this event.
     pub until: Option<i64>,
 }
 
-/// A KeyPackage that was the first under a new signature key of its owner. The row says `upload`, since servers
-/// of the version before know no other action for it; its key tells it from an upload.
+/// The event of the first KeyPackage under a new signature key of its owner. Its action is `upload`, because servers of
+/// the previous version know no other action for it; the key column tells it from a plain upload.
 #[derive(Clone, Copy, Insertable)]
 #[diesel(table_name = audit_events, treat_none_as_default_value = false)]
 pub(super) struct KeyChangeEvent<'a> {
@@ -58,7 +64,7 @@ impl<'a> KeyChangeEvent<'a> {
 }
 
 impl<'a> Event<'a> {
-    /// What somebody did to a KeyPackage that no reservation is part of.
+    /// An event without a reservation.
     pub fn plain(
         (device_id, keypackage_ref): (i64, &'a [u8]),
         action: Action,
@@ -71,11 +77,31 @@ impl<'a> Event<'a> {
     }
 }
 
-/// What the trail has of a reservation that no KeyPackage carries.
+/// A KeyPackage and its last reservation.
+#[derive(Queryable, Selectable)]
+#[diesel(table_name = key_packages)]
+pub(super) struct LastReservation {
+    pub keypackage_ref: Vec<u8>,
+    device_id: i64,
+    reservation: Option<Vec<u8>>,
+    pub reserved_by: Option<i64>,
+    reserved_until: Option<i64>,
+}
+
+impl LastReservation {
+    /// The event that records the lapse.
+    pub fn lapse(&self, now: i64) -> Event<'_> {
+        let at = self.reserved_until.unwrap_or(now);
+        let plain = Event::plain((self.device_id, &self.keypackage_ref), Action::Lapse, self.reserved_by, false, at);
+        Event { reservation: self.reservation.as_deref(), ..plain }
+    }
+}
+
+/// The audit trail's record of a reservation that no KeyPackage row has any more.
 #[derive(Queryable)]
 pub(super) struct Trace {
     pub keypackage_ref: Vec<u8>,
-    /// Who had the reservation.
+    /// The device that had the reservation.
     pub actor: Option<i64>,
     pub last_resort: bool,
     action: String,
@@ -89,9 +115,9 @@ impl Trace {
     }
 }
 
-/// The trail of a reservation, the oldest first: of a last resort all of it, of any other how it ended, which is noted before
-/// the KeyPackage goes to another. So what begins need not be found by its reservation, and costs no entry of an index. The
-/// trail of what is forgotten is nobody's.
+/// Reads the events of a reservation, oldest first. For a last resort it has all of them; for any other KeyPackage,
+/// only the end, which is recorded before another adder reserves it. So events that begin a reservation need no index
+/// entry by reservation. Events of a deleted KeyPackage belong to no owner.
 struct Traces<'a> {
     owner: i64,
     nonce: &'a [u8],
@@ -99,19 +125,19 @@ struct Traces<'a> {
 
 type TraceColumns = (Binary, Nullable<BigInt>, Bool, Text, BigInt, Nullable<Binary>);
 
+// The condition on the action repeats the index's condition literally: with a parameter, the planner could not match
+// it.
 statement!(Traces, TraceColumns, both => |this, out| {
-    out.push_sql("SELECT keypackage_ref, actor, last_resort, action, at, group_id FROM audit_events WHERE device_id = ");
-    out.push_bind_param::<BigInt, _>(&this.owner)?;
-    out.push_sql(" AND reservation = ");
-    out.push_bind_param::<Binary, _>(this.nonce)?;
-    // As the index has it, and with no parameter: it would not be known to be the same.
-    out.push_sql(
-        " AND (last_resort OR action <> 'reserve') AND EXISTS (SELECT 1 FROM key_packages k \
-         WHERE k.keypackage_ref = audit_events.keypackage_ref) ORDER BY id",
+    push!(out, r"SELECT keypackage_ref, actor, last_resort, action, at, group_id FROM audit_events
+WHERE device_id = {owner} AND reservation = {nonce} AND (last_resort OR action <> 'reserve')
+    AND EXISTS (SELECT 1 FROM key_packages k WHERE k.keypackage_ref = audit_events.keypackage_ref)
+ORDER BY id",
+        owner: BigInt = &this.owner,
+        nonce: Binary = this.nonce,
     );
 });
 
-/// An event as the database has it.
+/// An event's row.
 #[derive(Queryable, Selectable)]
 #[diesel(table_name = audit_events)]
 pub(super) struct EventRow {
@@ -128,59 +154,57 @@ pub(super) struct EventRow {
     signature_key: Option<Vec<u8>>,
 }
 
-/// Rows of one statement at most: SQLite takes 32,766 values in one, PostgreSQL 65,535, and a row has nine.
+/// The most rows in one statement. SQLite allows 32,766 values, PostgreSQL 65,535, and a row has nine.
 const AT_ONCE: usize = 1_000;
 
 statements! {
-    pub(super) trait AuditSql {
-        fn record(conn, events: &[Event<'_>]) -> QueryResult<usize> {
-            match events {
-                // What is kept prepared, unlike one for each number of rows.
-                [event] => diesel::insert_into(audit_events::table).values(event).execute(conn),
-                events => events
-                    .chunks(AT_ONCE)
-                    .map(|some| diesel::insert_into(audit_events::table).values(some).execute(conn))
-                    .sum(),
-            }
+    pub(super) fn record(conn, events: &[Event<'_>]) -> QueryResult<usize> {
+        match events {
+            // A statement for one row stays prepared; a statement for many rows differs with their number.
+            [event] => diesel::insert_into(audit_events::table).values(event).execute(conn),
+            events => events
+                .chunks(AT_ONCE)
+                .map(|some| diesel::insert_into(audit_events::table).values(some).execute(conn))
+                .sum(),
         }
+    }
 
-        fn record_key_change(conn, event: KeyChangeEvent<'_>) -> QueryResult<usize> {
-            diesel::insert_into(audit_events::table).values(event).execute(conn)
-        }
+    pub(super) fn record_key_change(conn, event: KeyChangeEvent<'_>) -> QueryResult<usize> {
+        diesel::insert_into(audit_events::table).values(event).execute(conn)
+    }
 
-        fn traces(conn, owner: i64, nonce: &[u8]) -> QueryResult<Vec<Trace>> {
-            Traces { owner, nonce }.load(conn)
-        }
+    pub(super) fn traces(conn, owner: i64, nonce: &[u8]) -> QueryResult<Vec<Trace>> {
+        Traces { owner, nonce }.load(conn)
+    }
 
-        fn events_before(conn, owners: &[i64], before: i64, limit: i64) -> QueryResult<Vec<EventRow>> {
-            dsl::audit_events
-                .filter(dsl::device_id.eq_any(owners).and(dsl::id.lt(before)))
-                .order(dsl::id.desc())
-                .limit(limit)
-                .select(EventRow::as_select())
-                .load(conn)
-        }
+    pub(super) fn events_before(conn, owners: &[i64], before: i64, limit: i64) -> QueryResult<Vec<EventRow>> {
+        dsl::audit_events
+            .filter(dsl::device_id.eq_any(owners).and(dsl::id.lt(before)))
+            .order(dsl::id.desc())
+            .limit(limit)
+            .select(EventRow::as_select())
+            .load(conn)
+    }
 
-        /// The oldest events by number, which is by the time they were written.
-        fn oldest_events(conn, limit: i64) -> QueryResult<Vec<(i64, i64)>> {
-            dsl::audit_events.order(dsl::id.asc()).limit(limit).select((dsl::id, dsl::at)).load(conn)
-        }
+    /// Returns the oldest events by id, which is the order of writing.
+    pub(super) fn oldest_events(conn, limit: i64) -> QueryResult<Vec<(i64, i64)>> {
+        dsl::audit_events.order(dsl::id.asc()).limit(limit).select((dsl::id, dsl::at)).load(conn)
+    }
 
-        fn forget_events(conn, ids: &[i64]) -> QueryResult<usize> {
-            diesel::delete(dsl::audit_events.filter(dsl::id.eq_any(ids))).execute(conn)
-        }
+    pub(super) fn forget_events(conn, ids: &[i64]) -> QueryResult<usize> {
+        diesel::delete(dsl::audit_events.filter(dsl::id.eq_any(ids))).execute(conn)
     }
 }
 
-fn page<C: AuditSql + DeviceSql>(
-    conn: &mut C,
+fn page(
+    conn: &mut Conn<'_>,
     owners: &[i64],
     (before, limit): (Option<i64>, u32),
     key: &DigestKey,
 ) -> Result<AuditPage, StoreError> {
-    let rows = conn.events_before(owners, before.unwrap_or(i64::MAX), i64::from(limit))?;
+    let rows = events_before(conn, owners, before.unwrap_or(i64::MAX), i64::from(limit))?;
     let devices: Vec<_> = rows.iter().flat_map(|row| [Some(row.device_id), row.actor]).flatten().collect();
-    let names = Names::from_columns(conn.devices_by_id(&devices)?)?;
+    let names = Names::from_columns(devices::devices_by_id(conn, &devices)?)?;
     let next = if rows.len() == limit as usize { rows.last().map(|row| row.id) } else { None };
     let events = rows.into_iter().map(|row| event(row, &names, key)).collect::<Result<_, _>>()?;
     Ok(AuditPage { events, next })
@@ -193,7 +217,7 @@ fn event(row: EventRow, names: &Names, key: &DigestKey) -> Result<AuditEvent, St
     };
     let owner = names.of(row.device_id)?;
     let group_id = match (row.group_id, action) {
-        // Its owner is in the group by now.
+        // After the spend, the owner is in the group and may see its id.
         (Some(group_id), Action::Spend) => Some(group_id),
         (Some(group_id), _) => Some(key.digest(&owner.user, &group_id)?),
         (None, _) => None,
@@ -214,16 +238,16 @@ fn event(row: EventRow, names: &Names, key: &DigestKey) -> Result<AuditEvent, St
 }
 
 impl Store {
-    /// What happened to a device's KeyPackages, the newest first, before the event of this number.
+    /// Returns the events of a device's KeyPackages, newest first, starting before this event id.
     ///
     /// # Errors
     /// When the database fails.
     pub fn audit(&self, owner: DeviceId, before: Option<i64>, limit: u32) -> Result<AuditPage, StoreError> {
         let key = self.digest_key()?;
-        with_conn!(self, read, |conn| page(conn, &[owner.0], (before, limit), &key))
+        self.read(|conn| page(conn, &[owner.0], (before, limit), &key))
     }
 
-    /// What happened to the KeyPackages of all devices that a user has or had; `None` where the user is unknown.
+    /// Returns the events of the KeyPackages of all devices that a user has or had; `None` if the user is unknown.
     ///
     /// # Errors
     /// When the database fails.
@@ -234,8 +258,8 @@ impl Store {
         limit: u32,
     ) -> Result<Option<AuditPage>, StoreError> {
         let key = self.digest_key()?;
-        with_conn!(self, read, |conn| {
-            let devices = conn.all_devices_of(user.as_str())?;
+        self.read(|conn| {
+            let devices = devices::all_devices_of(conn, user.as_str())?;
             if devices.is_empty() {
                 return Ok(None);
             }
@@ -247,9 +271,9 @@ impl Store {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::sqlite::plans::{migrated, plan};
+    use crate::store::database::plans::{migrated, plan};
 
-    /// PostgreSQL is asked in the integration tests.
+    /// The integration tests check the plans of PostgreSQL.
     #[test]
     fn sqlite_finds_a_reservation_by_the_index_that_is_for_it() {
         let plan = plan(&Traces { owner: 7, nonce: &[9; 16] });
@@ -258,11 +282,12 @@ mod tests {
 
     #[test]
     fn any_number_of_events_is_noted_at_once() {
-        let mut conn = migrated();
-        // They are of nobody.
-        diesel::sql_query("PRAGMA foreign_keys = OFF").execute(&mut conn).unwrap();
+        let mut sqlite = migrated();
+        // The test rows refer to devices that do not exist.
+        diesel::sql_query("PRAGMA foreign_keys = OFF").execute(&mut sqlite).unwrap();
+        let mut conn = Conn::Sqlite(&mut sqlite);
         let events = vec![Event::plain((7, &[1; 32]), Action::Revoke, None, false, 0); 5_000];
-        assert_eq!(conn.record(&events), Ok(5_000));
-        assert_eq!(conn.record(&[]), Ok(0));
+        assert_eq!(record(&mut conn, &events), Ok(5_000));
+        assert_eq!(record(&mut conn, &[]), Ok(0));
     }
 }

@@ -1,4 +1,4 @@
-//! The commit fence: one Commit an epoch, with all that it spends and brings.
+//! The commit fence: accepts one Commit for each epoch, together with the reservations that it spends and its Welcome.
 
 use std::collections::{BTreeSet, HashSet};
 
@@ -7,61 +7,48 @@ use jiff::Timestamp;
 use keypool_openapi::{DeviceOf, MessageKind, ReservationId, State, Undelivered};
 
 use super::{
-    Store, StoreError,
-    audit::AuditSql,
-    connection::{Retry, with_conn},
-    delivery::{Announce, Delivered, DeliverySql, NewEnvelope, Post, envelope, found, own_devices, queue},
-    devices::DeviceSql,
-    idempotency::{IdempotencyKey, IdempotencySql},
-    key_packages::HoldDevice,
-    lineage::LineageSql,
-    queue_shares::{Part, QueueShareSql},
-    rows::{DeviceId, statements},
-    schema::commits,
-    spending::{Spend, SpendError, SpendingSql, spend_first},
+    database::{Conn, Failure, Store, StoreError, rows::DeviceId, schema::commits, sql::statements},
+    devices,
+    idempotency::{self, IdempotencyKey},
+    queues::{Delivered, NewEnvelope, Part, Post, envelope, found, own_devices, queue},
+    reservations::ReservationError,
+    restore,
+    spend::{Spend, spend_first},
     tokens::{TokenRevoked, hold_caller},
 };
 
-/// A Commit, with what it spends and what it brings to whom.
+/// A Commit, with the reservations that it spends and the Welcome that it brings.
 #[derive(Clone, Debug)]
 pub struct Commit {
-    /// The Commit itself, and whom it goes to.
+    /// The Commit message and its recipients.
     pub post: Post,
-    /// The epoch that it was made in.
+    /// The epoch that the Commit was made in.
     pub epoch: i64,
-    /// Its SHA-256.
+    /// The SHA-256 of the Commit.
     pub digest: [u8; 32],
-    /// The Welcome, for the owners of the reservations.
+    /// The Welcome, for the owners of the spent reservations.
     pub welcome: Option<Vec<u8>>,
-    /// What it spends.
+    /// The reservations that the Commit spends.
     pub reservations: Vec<ReservationId>,
-    /// The SHA-256 of what it shows for being a member's.
+    /// The SHA-256 of the sender's proof of membership.
     pub proof_digest: Option<[u8; 32]>,
-    /// The SHA-256 of what the next one has to show.
+    /// The SHA-256 of the proof that the next Commit must show.
     pub next_proof_digest: Option<[u8; 32]>,
 }
 
-/// Why a Commit was not accepted. Nothing has changed then.
+/// The reason why a Commit was not accepted. Nothing has changed then.
 #[derive(Debug)]
 pub enum CommitError {
-    /// The caller's token has ended.
+    /// The caller's token has been revoked.
     TokenRevoked,
-    /// The group is in this epoch, and not in the Commit's.
+    /// The group is in this epoch, which differs from the Commit's.
     Stale(i64),
-    /// It does not show what the Commit before asked for.
+    /// The Commit does not show the proof that the Commit before it requires.
     NotAMember,
-    /// The queue of the reservation's owner does not take the Welcome.
+    /// The queue of the reservation's owner has no capacity for the Welcome.
     QueueFull(ReservationId, DeviceOf),
     /// A reservation cannot be spent.
-    Reservation(ReservationId, SpendError),
-    /// The database failed.
-    Store(StoreError),
-}
-
-impl From<StoreError> for CommitError {
-    fn from(error: StoreError) -> Self {
-        Self::Store(error)
-    }
+    Reservation(ReservationId, ReservationError),
 }
 
 impl From<TokenRevoked> for CommitError {
@@ -70,203 +57,181 @@ impl From<TokenRevoked> for CommitError {
     }
 }
 
-impl From<diesel::result::Error> for CommitError {
-    fn from(error: diesel::result::Error) -> Self {
-        Self::Store(error.into())
-    }
-}
-
-impl Retry for CommitError {
-    fn store_error(&self) -> Option<&StoreError> {
-        if let Self::Store(error) = self { Some(error) } else { None }
-    }
-}
-
-/// Its epoch, what the next one has to show, and when it came.
+/// Epoch, digest of the proof that the next Commit must show, and time of arrival.
 type NewestCommit = (i64, Option<Vec<u8>>, i64);
 
 statements! {
-    pub(super) trait CommitSql {
-        fn newest_commit(conn, group_id: &[u8]) -> QueryResult<Option<NewestCommit>> {
-            commits::table
-                .filter(commits::group_id.eq(group_id))
-                .order(commits::epoch.desc())
-                .select((commits::epoch, commits::proof_digest, commits::at))
-                .first(conn)
-                .optional()
-        }
+    pub(super) fn newest_commit(conn, group_id: &[u8]) -> QueryResult<Option<NewestCommit>> {
+        commits::table
+            .filter(commits::group_id.eq(group_id))
+            .order(commits::epoch.desc())
+            .select((commits::epoch, commits::proof_digest, commits::at))
+            .first(conn)
+            .optional()
+    }
 
-        fn commit_digest(conn, group_id: &[u8], epoch: i64) -> QueryResult<Option<Vec<u8>>> {
-            commits::table.find((group_id, epoch)).select(commits::digest).first(conn).optional()
-        }
+    pub(super) fn commit_digest(conn, group_id: &[u8], epoch: i64) -> QueryResult<Option<Vec<u8>>> {
+        commits::table.find((group_id, epoch)).select(commits::digest).first(conn).optional()
+    }
 
-        /// Whether it is the first of its epoch. One that runs at the same time is waited for.
-        fn add_commit(conn, commit: &Commit, now: i64) -> QueryResult<bool> {
-            diesel::insert_into(commits::table)
-                .values((
-                    commits::group_id.eq(commit.post.group_id.as_slice()),
-                    commits::epoch.eq(commit.epoch),
-                    commits::digest.eq(commit.digest.as_slice()),
-                    commits::proof_digest.eq(commit.next_proof_digest.as_ref().map(<[u8; 32]>::as_slice)),
-                    commits::at.eq(now),
-                ))
-                .on_conflict_do_nothing()
-                .execute(conn)
-                .map(|rows| rows == 1)
-        }
+    /// Returns whether the Commit is the first of its epoch. Waits for a concurrent Commit of the same epoch.
+    pub(super) fn add_commit(conn, commit: &Commit, now: i64) -> QueryResult<bool> {
+        diesel::insert_into(commits::table)
+            .values((
+                commits::group_id.eq(commit.post.group_id.as_slice()),
+                commits::epoch.eq(commit.epoch),
+                commits::digest.eq(commit.digest.as_slice()),
+                commits::proof_digest.eq(commit.next_proof_digest.as_ref().map(<[u8; 32]>::as_slice)),
+                commits::at.eq(now),
+            ))
+            .on_conflict_do_nothing()
+            .execute(conn)
+            .map(|rows| rows == 1)
+    }
 
-        /// Marks the Commit before this one, which need not be kept for ever any longer.
-        fn supersede(conn, group_id: &[u8], epoch: i64) -> QueryResult<usize> {
-            let older = diesel::alias!(commits as older);
-            let before = older
-                .filter(older.field(commits::group_id).eq(group_id).and(older.field(commits::epoch).lt(epoch)))
-                .select(max(older.field(commits::epoch)));
-            let before = commits::group_id.eq(group_id).and(commits::epoch.nullable().eq(before.single_value()));
-            diesel::update(commits::table.filter(before)).set(commits::superseded.eq(true)).execute(conn)
-        }
+    /// Marks the Commit before this one as superseded, so that its retention can end.
+    pub(super) fn supersede(conn, group_id: &[u8], epoch: i64) -> QueryResult<usize> {
+        let older = diesel::alias!(commits as older);
+        let before = older
+            .filter(older.field(commits::group_id).eq(group_id).and(older.field(commits::epoch).lt(epoch)))
+            .select(max(older.field(commits::epoch)));
+        let before = commits::group_id.eq(group_id).and(commits::epoch.nullable().eq(before.single_value()));
+        diesel::update(commits::table.filter(before)).set(commits::superseded.eq(true)).execute(conn)
     }
 }
 
-/// How many epochs a Commit skips at most, after a restore. Clients keep the proofs of as many.
+/// The most epochs that a Commit may skip after a restore. Clients keep the proofs of as many epochs.
 const MOST_SKIPPED: i64 = 64;
 
-/// What the next Commit of a group has to be.
+/// The requirements for the next Commit of a group.
 struct Due {
-    /// The epoch that follows the newest Commit.
+    /// The epoch after the newest Commit.
     next: i64,
-    /// Whether the Commit skips some that were lost with a restore.
+    /// Whether the Commit may skip epochs that were lost in a restore.
     skips: bool,
-    /// The SHA-256 of what it has to show.
+    /// The SHA-256 of the required proof.
     asked: Option<Vec<u8>>,
 }
 
-/// Commits that came after a backup are lost with a restore. So the first one after it may skip epochs, and shows what the
-/// newest one that is known asks for: its sender was a member at the time of the backup.
-fn due<C: CommitSql + LineageSql>(conn: &mut C, want: &Commit) -> QueryResult<Due> {
-    let Some((newest, asked, at)) = conn.newest_commit(&want.post.group_id)? else {
-        return Ok(Due { next: want.epoch, skips: false, asked: None });
+/// A restore loses the Commits that came after the backup. So the first Commit after a restore may skip epochs. It must
+/// show the proof that the newest known Commit requires, which proves that its sender was a member at the time of the
+/// backup.
+fn due(conn: &mut Conn<'_>, request: &Commit) -> QueryResult<Due> {
+    let Some((newest, asked, at)) = newest_commit(conn, &request.post.group_id)? else {
+        return Ok(Due { next: request.epoch, skips: false, asked: None });
     };
     let next = newest.saturating_add(1);
-    let may_skip = want.epoch > next && want.epoch.saturating_sub(next) <= MOST_SKIPPED;
-    let skips = may_skip && conn.fenced_at()?.is_some_and(|fenced_at| at <= fenced_at);
+    let may_skip = request.epoch > next && request.epoch.saturating_sub(next) <= MOST_SKIPPED;
+    let skips = may_skip && restore::fenced_at(conn)?.is_some_and(|fenced_at| at <= fenced_at);
     Ok(Due { next, skips, asked })
 }
 
 impl Due {
-    /// Whether a Commit is what is due; otherwise why not.
-    fn admits(&self, want: &Commit) -> Result<bool, CommitError> {
-        let shows = self.asked.as_ref().is_none_or(|asked| want.proof_digest.is_some_and(|shown| shown == **asked));
-        match (want.epoch == self.next, shows) {
+    /// Returns whether the Commit meets the requirements; otherwise the reason.
+    fn admits(&self, request: &Commit) -> Result<bool, CommitError> {
+        let shows = self.asked.as_ref().is_none_or(|asked| request.proof_digest.is_some_and(|shown| shown == **asked));
+        match (request.epoch == self.next, shows) {
             (true, false) => Err(CommitError::NotAMember),
-            // The answer names the epoch whose proof is asked for.
+            // The answer names the epoch whose proof is required.
             (false, false) if self.skips => Err(CommitError::Stale(self.next)),
             (is_next, _) => Ok(is_next || self.skips),
         }
     }
 }
 
-/// Everything of a Commit, or nothing. A Commit that was accepted before is answered the same, and changes nothing.
-fn commit<C>(conn: &mut C, want: &Commit, now: Timestamp) -> Result<Delivered, CommitError>
-where
-    C: CommitSql
-        + DeliverySql
-        + QueueShareSql
-        + DeviceSql
-        + SpendingSql
-        + AuditSql
-        + LineageSql
-        + IdempotencySql
-        + HoldDevice
-        + Announce,
-{
-    hold_caller::<_, CommitError>(conn, &want.post.by)?;
-    let (group_id, second) = (&want.post.group_id, now.as_second());
-    let due = due(conn, want)?;
-    if !due.admits(want)? || !conn.add_commit(want, second)? {
-        if conn.commit_digest(group_id, want.epoch)?.is_some_and(|known| known == want.digest) {
-            return Ok(Delivered { undelivered: missed_before(conn, want)?, ..Delivered::default() });
+/// Accepts a whole Commit or nothing. A Commit that was accepted before gets the same answer and changes nothing.
+fn commit(conn: &mut Conn<'_>, request: &Commit, now: Timestamp) -> Result<Delivered, Failure<CommitError>> {
+    hold_caller::<CommitError>(conn, &request.post.by)?;
+    let (group_id, second) = (&request.post.group_id, now.as_second());
+    let due = due(conn, request)?;
+    if !due.admits(request).map_err(Failure::Refused)? || !add_commit(conn, request, second)? {
+        if commit_digest(conn, group_id, request.epoch)?.is_some_and(|known| known == request.digest) {
+            return Ok(Delivered { undelivered: missed_before(conn, request)?, ..Delivered::default() });
         }
-        let newest = conn.newest_commit(group_id)?.map_or(due.next, |(newest, ..)| newest);
-        return Err(CommitError::Stale(newest.saturating_add(1)));
+        let newest = newest_commit(conn, group_id)?.map_or(due.next, |(newest, ..)| newest);
+        return Err(Failure::Refused(CommitError::Stale(newest.saturating_add(1))));
     }
-    conn.supersede(group_id, want.epoch)?;
-    // In a fixed order, so that two Commits that spend the same reservations cannot deadlock.
-    let mut reservations = want.reservations.clone();
+    supersede(conn, group_id, request.epoch)?;
+    // Sorted, so that two Commits that spend the same reservations cannot deadlock.
+    let mut reservations = request.reservations.clone();
     reservations.sort_unstable_by_key(|one| (one.owner, one.nonce));
     reservations.dedup();
     let mut by_last_resort = HashSet::new();
     for reservation in &reservations {
-        let one = Spend { reservation: *reservation, by: want.post.by, group_id: group_id.clone() };
-        let spent = spend_first(conn, &one, now)?.map_err(|error| CommitError::Reservation(*reservation, error))?;
+        let one = Spend { reservation: *reservation, by: request.post.by, group_id: group_id.clone() };
+        let spent = spend_first(conn, &one, now)?
+            .map_err(|error| Failure::Refused(CommitError::Reservation(*reservation, error)))?;
         if spent.state != State::Spent {
             by_last_resort.insert(reservation.owner);
         }
     }
     let joining: BTreeSet<_> = reservations.iter().map(|reservation| reservation.owner).collect();
-    // A last resort is never held, so that one of a device that was removed can be spent; but nobody would read the Welcome.
+    // Last resorts of a removed device can still be spent, since no row holds their reservations. But no device would
+    // read the Welcome.
     let owners: Vec<_> = joining.iter().copied().collect();
-    let gone = conn.removed_among(&owners)?;
+    let gone = devices::removed_among(conn, &owners)?;
     if let Some(reservation) = reservations.iter().find(|reservation| gone.contains(&reservation.owner)) {
-        return Err(CommitError::Reservation(*reservation, SpendError::Lapsed));
+        return Err(Failure::Refused(CommitError::Reservation(*reservation, ReservationError::Lapsed)));
     }
-    let (members, mut undelivered) = found(conn, &want.post)?;
-    let commit = envelope(&want.post, MessageKind::Commit, second);
+    let (members, mut undelivered) = found(conn, &request.post)?;
+    let commit = envelope(&request.post, MessageKind::Commit, second);
     let parts: &[Part] = if due.asked.is_some() { &[Part::Common, Part::Commits] } else { &[Part::Common] };
-    let own = own_devices(conn, &want.post)?;
-    let mut delivered = queue(conn, commit, &members, (&own, want.post.capacity), |_| parts)?;
-    if let Some(welcome) = &want.welcome {
-        let welcome = NewEnvelope { message: welcome, ..envelope(&want.post, MessageKind::Welcome, second) };
-        delivered.to.extend(welcomed(conn, welcome, (&joining, &by_last_resort), &own, want)?);
+    let own = own_devices(conn, &request.post)?;
+    let mut delivered = queue(conn, commit, &members, (&own, request.post.capacity), |_| parts)?;
+    if let Some(welcome) = &request.welcome {
+        let welcome = NewEnvelope { message: welcome, ..envelope(&request.post, MessageKind::Welcome, second) };
+        delivered.to.extend(welcomed(conn, welcome, (&joining, &by_last_resort), &own, request)?);
     }
     undelivered.append(&mut delivered.undelivered);
     if !undelivered.is_empty() {
         let answer = serde_json::to_vec(&undelivered).map_err(StoreError::fatal)?;
-        conn.begin_answer(want.post.by.device.0, &missed_by(want), second)?;
-        conn.keep_answer(want.post.by.device.0, &want.digest, &answer)?;
+        idempotency::begin_answer(conn, request.post.by.device.0, &missed_by(request), second)?;
+        idempotency::keep_answer(conn, request.post.by.device.0, &request.digest, &answer)?;
     }
     Ok(Delivered { undelivered, ..delivered })
 }
 
-/// Queues a Welcome. A device without it could not follow the group, so one full queue refuses the whole Commit. What is set
-/// aside for Welcomes costs a KeyPackage of the device each time; a last resort costs nothing, and has the common part alone.
-fn welcomed<C: DeliverySql + QueueShareSql + DeviceSql + Announce>(
-    conn: &mut C,
+/// Queues a Welcome. A device without it cannot follow the group, so one full queue refuses the whole Commit. The
+/// capacity that is set aside for Welcomes costs the recipient a KeyPackage for each use. A last resort costs nothing,
+/// so its Welcome may use only the common part.
+fn welcomed(
+    conn: &mut Conn<'_>,
     welcome: NewEnvelope<'_>,
     (joining, by_last_resort): (&BTreeSet<i64>, &HashSet<i64>),
     own: &HashSet<i64>,
-    want: &Commit,
-) -> Result<Vec<DeviceId>, CommitError> {
+    request: &Commit,
+) -> Result<Vec<DeviceId>, Failure<CommitError>> {
     let parts = |device: i64| -> &'static [Part] {
         if by_last_resort.contains(&device) { &[Part::Common] } else { &[Part::Welcomes, Part::Common] }
     };
-    let Delivered { to, undelivered } = queue(conn, welcome, joining, (own, want.post.capacity), parts)?;
+    let Delivered { to, undelivered } = queue(conn, welcome, joining, (own, request.post.capacity), parts)?;
     let reached: HashSet<_> = to.iter().map(|device| device.0).collect();
-    let missed = want.reservations.iter().find(|reservation| !reached.contains(&reservation.owner));
+    let missed = request.reservations.iter().find(|reservation| !reached.contains(&reservation.owner));
     match (missed, undelivered.into_iter().next()) {
         (Some(reservation), Some(Undelivered { user, device, .. })) => {
-            Err(CommitError::QueueFull(*reservation, DeviceOf { user, device }))
+            Err(Failure::Refused(CommitError::QueueFull(*reservation, DeviceOf { user, device })))
         }
         _ => Ok(to),
     }
 }
 
-/// Where it is kept whom a Commit was not queued for: those devices cannot follow the group, and a sender who lost the answer
-/// has to hear of them. It is forgotten when what was queued is.
-fn missed_by(want: &Commit) -> IdempotencyKey {
-    IdempotencyKey { key: want.digest, request: want.digest, until: want.post.expires_at }
+/// The key under which the devices that a Commit was not queued for are kept. These devices cannot follow the group,
+/// and a sender who lost the answer must learn of them. Deleted at the same time as the queued messages.
+fn missed_by(request: &Commit) -> IdempotencyKey {
+    IdempotencyKey { key: request.digest, request: request.digest, until: request.post.expires_at }
 }
 
-fn missed_before<C: IdempotencySql>(conn: &mut C, want: &Commit) -> Result<Vec<Undelivered>, StoreError> {
-    let kept = conn.answer_of(want.post.by.device.0, &want.digest).optional()?;
+fn missed_before(conn: &mut Conn<'_>, request: &Commit) -> Result<Vec<Undelivered>, StoreError> {
+    let kept = idempotency::answer_of(conn, request.post.by.device.0, &request.digest).optional()?;
     kept.map_or(Ok(Vec::new()), |(_, answer)| serde_json::from_slice(&answer).map_err(StoreError::fatal))
 }
 
 impl Store {
-    /// Accepts a Commit, spends what it uses, and queues it with its Welcome: all of it, or nothing.
+    /// Accepts a Commit, spends its reservations, and queues it with its Welcome: all of it or nothing.
     ///
     /// # Errors
     /// See [`CommitError`]. Nothing has changed then.
-    pub fn commit(&self, want: &Commit, now: Timestamp) -> Result<Delivered, CommitError> {
-        with_conn!(self, write "commit", |conn| commit(conn, want, now))
+    pub fn commit(&self, request: &Commit, now: Timestamp) -> Result<Delivered, Failure<CommitError>> {
+        self.write("commit", |conn| commit(conn, request, now))
     }
 }

@@ -1,4 +1,4 @@
-//! The signature keys of devices: recorded with the first upload, changed only by a proof, closed with the registration.
+//! Signature keys of devices: recorded at the first upload, changed only with a proof, closed with the registration.
 
 use std::collections::HashMap;
 
@@ -8,27 +8,28 @@ use keypool_openapi::{Action, State};
 use keypool_validation::signature_key::{HEAD, signature_key_in};
 
 use super::{
-    Store, StoreError,
     as_of::{AsOf, is_live},
-    audit::{AuditSql, Event},
-    connection::with_conn,
-    key_packages::HoldDevice,
-    revocation::RevokedColumns,
-    rows::{DeviceId, Ended, statements, timestamp},
-    schema::{audit_events, devices, key_packages, signature_keys, users},
+    audit::{self, Event},
+    database::{
+        Conn, Store, StoreError,
+        rows::{DeviceId, Ended, RevokedColumns, suite, timestamp},
+        schema::{audit_events, devices, key_packages, signature_keys, users},
+        sql::statements,
+    },
+    locks, notify,
     tokens::{ShownToken, valid},
 };
 
-/// Devices that are looked at together when the server starts.
+/// The number of devices that one transaction handles when the server starts.
 const BATCH: i64 = 100;
 
-/// The first bytes of a KeyPackage.
+/// The number of bytes read from the start of a KeyPackage.
 const HEAD_LENGTH: i32 = 1024;
 const _: () = assert!(HEAD == 1024, "HEAD_LENGTH is HEAD");
 
 #[diesel::declare_sql_function]
 extern "SQL" {
-    /// So many bytes of a binary, from the first one on, which is 1.
+    /// Substring of a binary: start (from 1) and length, in bytes.
     fn substr(
         bytes: diesel::sql_types::Binary,
         from: diesel::sql_types::Integer,
@@ -36,51 +37,51 @@ extern "SQL" {
     ) -> diesel::sql_types::Binary;
 }
 
-/// One registration of a device. A device that is removed and registered anew has another one.
+/// One registration of a device. A device that is removed and registered again gets a new one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Registration {
     /// The device.
     pub device: DeviceId,
-    /// When it was registered, in seconds since the Unix epoch.
+    /// The time of registration, in seconds since the Unix epoch.
     pub at: i64,
 }
 
-/// A change of a signature key. The caller has verified that the old key signed it.
+/// A change of a signature key. The service has verified that the old key signed it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KeyChange {
-    /// The ciphersuite.
+    /// The ciphersuite of both keys.
     pub ciphersuite: u16,
-    /// The key that has signed it.
+    /// The current key, which signed the change.
     pub old_key: Vec<u8>,
-    /// The key that is to take its place.
+    /// The key that replaces it.
     pub new_key: Vec<u8>,
 }
 
 /// A signature key that a device has or had.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KeptKey {
-    /// The registration that it belongs to.
+    /// The registration that the key belongs to.
     pub registration: Registration,
     /// The ciphersuite.
     pub ciphersuite: u16,
     /// The public key.
     pub signature_key: Vec<u8>,
-    /// Since when the server has held the device to it.
+    /// The time since which the server has bound the device to the key.
     pub since: Timestamp,
-    /// When it was closed; `None` for the current one of the registration.
+    /// The time at which the key was closed; `None` for the registration's current key.
     pub until: Option<Timestamp>,
 }
 
 /// Device, registration, ciphersuite, key, since, until.
 type KeyColumns = (i64, i64, i32, Vec<u8>, i64, Option<i64>);
 
-/// Device and ciphersuite, key.
+/// Device with ciphersuite, and key.
 type CurrentColumns = ((i64, i32), Vec<u8>);
 
 /// Device, registration, ciphersuite, ref, first bytes.
 type HeadColumns = (i64, i64, i32, Vec<u8>, Vec<u8>);
 
-/// A key that is recorded.
+/// A key to record.
 #[derive(Clone, Debug, Insertable)]
 #[diesel(table_name = signature_keys, treat_none_as_default_value = false)]
 pub(super) struct NewKey {
@@ -92,201 +93,203 @@ pub(super) struct NewKey {
 }
 
 statements! {
-    pub(super) trait SignatureKeySql {
-        /// By device and ciphersuite.
-        fn current_keys(conn, registration: Registration) -> QueryResult<Vec<CurrentColumns>> {
-            signature_keys::table
-                .filter(signature_keys::device_id.eq(registration.device.0))
-                .filter(signature_keys::registered_at.eq(registration.at).and(signature_keys::until.is_null()))
-                .select(((signature_keys::device_id, signature_keys::ciphersuite), signature_keys::signature_key))
-                .load(conn)
-        }
+    /// Returns the registration's current keys, by device and ciphersuite.
+    pub(super) fn current_keys(conn, registration: Registration) -> QueryResult<Vec<CurrentColumns>> {
+        signature_keys::table
+            .filter(signature_keys::device_id.eq(registration.device.0))
+            .filter(signature_keys::registered_at.eq(registration.at).and(signature_keys::until.is_null()))
+            .select(((signature_keys::device_id, signature_keys::ciphersuite), signature_keys::signature_key))
+            .load(conn)
+    }
 
-        /// All keys that the devices have or had, the newest first.
-        fn keys_of(conn, devices: &[i64]) -> QueryResult<Vec<KeyColumns>> {
-            signature_keys::table
-                .filter(signature_keys::device_id.eq_any(devices))
-                .order((signature_keys::since.desc(), signature_keys::ciphersuite.asc()))
-                .select((
-                    signature_keys::device_id,
-                    signature_keys::registered_at,
-                    signature_keys::ciphersuite,
-                    signature_keys::signature_key,
-                    signature_keys::since,
-                    signature_keys::until,
-                ))
-                .load(conn)
-        }
+    /// Returns all keys that the devices have or had, newest first.
+    pub(super) fn keys_of(conn, devices: &[i64]) -> QueryResult<Vec<KeyColumns>> {
+        signature_keys::table
+            .filter(signature_keys::device_id.eq_any(devices))
+            .order((signature_keys::since.desc(), signature_keys::ciphersuite.asc()))
+            .select((
+                signature_keys::device_id,
+                signature_keys::registered_at,
+                signature_keys::ciphersuite,
+                signature_keys::signature_key,
+                signature_keys::since,
+                signature_keys::until,
+            ))
+            .load(conn)
+    }
 
-        /// Makes a key the current one. A device that is registered anew within the same second may have the same key again.
-        fn open_key(conn, key: &NewKey) -> QueryResult<usize> {
-            diesel::insert_into(signature_keys::table)
-                .values(key.clone())
-                .on_conflict((
-                    signature_keys::device_id,
-                    signature_keys::registered_at,
-                    signature_keys::ciphersuite,
-                    signature_keys::signature_key,
-                ))
-                .do_update()
-                .set((signature_keys::since.eq(key.since), signature_keys::until.eq(None::<i64>)))
-                .execute(conn)
-        }
+    /// Makes a key the current one. A device that is registered again within the same second may have the same key
+    /// again.
+    pub(super) fn open_key(conn, key: &NewKey) -> QueryResult<usize> {
+        diesel::insert_into(signature_keys::table)
+            .values(key.clone())
+            .on_conflict((
+                signature_keys::device_id,
+                signature_keys::registered_at,
+                signature_keys::ciphersuite,
+                signature_keys::signature_key,
+            ))
+            .do_update()
+            .set((signature_keys::since.eq(key.since), signature_keys::until.eq(None::<i64>)))
+            .execute(conn)
+    }
 
-        fn close_key(conn, registration: Registration, suite: i32, now: i64) -> QueryResult<usize> {
-            diesel::update(signature_keys::table)
-                .filter(signature_keys::device_id.eq(registration.device.0))
-                .filter(signature_keys::registered_at.eq(registration.at).and(signature_keys::ciphersuite.eq(suite)))
-                .filter(signature_keys::until.is_null())
-                .set(signature_keys::until.eq(now))
-                .execute(conn)
-        }
+    pub(super) fn close_key(conn, registration: Registration, suite: i32, now: i64) -> QueryResult<usize> {
+        diesel::update(signature_keys::table)
+            .filter(signature_keys::device_id.eq(registration.device.0))
+            .filter(signature_keys::registered_at.eq(registration.at).and(signature_keys::ciphersuite.eq(suite)))
+            .filter(signature_keys::until.is_null())
+            .set(signature_keys::until.eq(now))
+            .execute(conn)
+    }
 
-        fn close_keys(conn, device: i64, now: i64) -> QueryResult<usize> {
-            diesel::update(signature_keys::table)
-                .filter(signature_keys::device_id.eq(device).and(signature_keys::until.is_null()))
-                .set(signature_keys::until.eq(now))
-                .execute(conn)
-        }
+    pub(super) fn close_keys(conn, device: i64, now: i64) -> QueryResult<usize> {
+        diesel::update(signature_keys::table)
+            .filter(signature_keys::device_id.eq(device).and(signature_keys::until.is_null()))
+            .set(signature_keys::until.eq(now))
+            .execute(conn)
+    }
 
-        /// Devices that have uploaded something and have no signature key, after this one.
-        fn without_keys(conn, after: i64) -> QueryResult<Vec<i64>> {
-            let keys = signature_keys::table.filter(signature_keys::device_id.eq(devices::id));
-            devices::table
-                .filter(devices::id.gt(after).and(devices::removed_at.is_null()).and(devices::last_upload.is_not_null()))
-                .filter(diesel::dsl::not(diesel::dsl::exists(keys)))
-                .order(devices::id.asc())
-                .limit(BATCH)
-                .select(devices::id)
-                .load(conn)
-        }
+    /// Returns devices that have uploaded KeyPackages but have no signature key, in the order of ids, starting after
+    /// this one.
+    pub(super) fn without_keys(conn, after: i64) -> QueryResult<Vec<i64>> {
+        let keys = signature_keys::table.filter(signature_keys::device_id.eq(devices::id));
+        devices::table
+            .filter(devices::id.gt(after).and(devices::removed_at.is_null()).and(devices::last_upload.is_not_null()))
+            .filter(diesel::dsl::not(diesel::dsl::exists(keys)))
+            .order(devices::id.asc())
+            .limit(BATCH)
+            .select(devices::id)
+            .load(conn)
+    }
 
-        fn live_heads(conn, devices: &[i64]) -> QueryResult<Vec<HeadColumns>> {
-            key_packages::table
-                .inner_join(devices::table.on(devices::id.eq(key_packages::device_id)))
-                .filter(key_packages::device_id.eq_any(devices).and(key_packages::live))
-                .order((key_packages::device_id.asc(), key_packages::ciphersuite.asc(), key_packages::not_after.asc()))
-                .select((
-                    key_packages::device_id,
-                    devices::created_at,
-                    key_packages::ciphersuite,
-                    key_packages::keypackage_ref,
-                    substr(key_packages::key_package, 1, HEAD_LENGTH),
-                ))
-                .load(conn)
-        }
+    pub(super) fn live_heads(conn, devices: &[i64]) -> QueryResult<Vec<HeadColumns>> {
+        key_packages::table
+            .inner_join(devices::table.on(devices::id.eq(key_packages::device_id)))
+            .filter(key_packages::device_id.eq_any(devices).and(key_packages::live))
+            .order((key_packages::device_id.asc(), key_packages::ciphersuite.asc(), key_packages::not_after.asc()))
+            .select((
+                key_packages::device_id,
+                devices::created_at,
+                key_packages::ciphersuite,
+                key_packages::keypackage_ref,
+                substr(key_packages::key_package, 1, HEAD_LENGTH),
+            ))
+            .load(conn)
+    }
 
-        /// The refs that a device has uploaded, the oldest first.
-        fn upload_order(conn, device: i64) -> QueryResult<Vec<Vec<u8>>> {
-            audit_events::table
-                .filter(audit_events::device_id.eq(device).and(audit_events::action.eq(<&str>::from(Action::Upload))))
-                .order(audit_events::id.asc())
-                .select(audit_events::keypackage_ref)
-                .load(conn)
-        }
+    /// Returns the refs that a device has uploaded, oldest first.
+    pub(super) fn upload_order(conn, device: i64) -> QueryResult<Vec<Vec<u8>>> {
+        audit_events::table
+            .filter(audit_events::device_id.eq(device).and(audit_events::action.eq(<&str>::from(Action::Upload))))
+            .order(audit_events::id.asc())
+            .select(audit_events::keypackage_ref)
+            .load(conn)
+    }
 
-        /// How many are reserved, without last resorts.
-        fn count_held(conn, device: i64, suite: i32, now: i64) -> QueryResult<i64> {
-            key_packages::table
-                .filter(key_packages::device_id.eq(device).and(key_packages::ciphersuite.eq(suite)))
-                .filter(key_packages::held.and(key_packages::reserved_until.gt(now)).and(key_packages::not_after.gt(now)))
-                .count()
-                .get_result(conn)
-        }
+    /// Counts the reserved KeyPackages, without last resorts.
+    pub(super) fn count_held(conn, device: i64, suite: i32, now: i64) -> QueryResult<i64> {
+        key_packages::table
+            .filter(key_packages::device_id.eq(device).and(key_packages::ciphersuite.eq(suite)))
+            .filter(key_packages::held.and(key_packages::reserved_until.gt(now)).and(key_packages::not_after.gt(now)))
+            .count()
+            .get_result(conn)
+    }
 
-        fn revoke_available(conn, device: i64, suite: i32, as_of: AsOf) -> QueryResult<Vec<RevokedColumns>> {
-            let now = as_of.now.as_second();
-            diesel::update(key_packages::table)
-                .filter(key_packages::device_id.eq(device).and(key_packages::ciphersuite.eq(suite)))
-                .filter(is_live(now, as_of.retired_by()))
-                .filter(key_packages::reserved_until.is_null().or(key_packages::reserved_until.le(now)))
-                .set(Ended::new(State::Revoked, now))
-                .returning((key_packages::keypackage_ref, key_packages::last_resort))
-                .get_results(conn)
-        }
+    pub(super) fn revoke_available(conn, device: i64, suite: i32, as_of: AsOf) -> QueryResult<Vec<RevokedColumns>> {
+        let now = as_of.now.as_second();
+        diesel::update(key_packages::table)
+            .filter(key_packages::device_id.eq(device).and(key_packages::ciphersuite.eq(suite)))
+            .filter(is_live(now, as_of.retired_by()))
+            .filter(key_packages::reserved_until.is_null().or(key_packages::reserved_until.le(now)))
+            .set(Ended::new(State::Revoked, now))
+            .returning((key_packages::keypackage_ref, key_packages::last_resort))
+            .get_results(conn)
+    }
 
-        /// Lets each reserved KeyPackage expire with its reservation: its adder can spend it, and no other adder gets it.
-        fn end_with_reservation(conn, device: i64, suite: i32, now: i64) -> QueryResult<usize> {
-            diesel::update(key_packages::table)
-                .filter(key_packages::device_id.eq(device).and(key_packages::ciphersuite.eq(suite)))
-                .filter(key_packages::held.and(key_packages::reserved_until.gt(now)))
-                .filter(key_packages::reserved_until.lt(key_packages::not_after.nullable()))
-                .set(key_packages::not_after.eq(key_packages::reserved_until.assume_not_null()))
-                .execute(conn)
-        }
+    /// Makes each reserved KeyPackage expire with its reservation: its adder can still spend it, and no other adder
+    /// gets it.
+    pub(super) fn end_with_reservation(conn, device: i64, suite: i32, now: i64) -> QueryResult<usize> {
+        diesel::update(key_packages::table)
+            .filter(key_packages::device_id.eq(device).and(key_packages::ciphersuite.eq(suite)))
+            .filter(key_packages::held.and(key_packages::reserved_until.gt(now)))
+            .filter(key_packages::reserved_until.lt(key_packages::not_after.nullable()))
+            .set(key_packages::not_after.eq(key_packages::reserved_until.assume_not_null()))
+            .execute(conn)
+    }
 
-        /// Raises the version of a user's devices; the user is named by one of them.
-        fn raise_devices_version(conn, device: i64) -> QueryResult<usize> {
-            let user = devices::table.find(device).select(devices::user_name).single_value();
-            diesel::update(users::table)
-                .filter(users::name.nullable().eq(user))
-                .set(users::devices_version.eq(users::devices_version + 1))
-                .execute(conn)
-        }
+    /// Raises the version of the devices of this device's user.
+    pub(super) fn raise_devices_version(conn, device: i64) -> QueryResult<usize> {
+        let user = devices::table.find(device).select(devices::user_name).single_value();
+        diesel::update(users::table)
+            .filter(users::name.nullable().eq(user))
+            .set(users::devices_version.eq(users::devices_version + 1))
+            .execute(conn)
+    }
 
-        /// The version of the devices of the caller's user; `None` if the token has ended.
-        fn devices_version(conn, caller: &ShownToken) -> QueryResult<Option<i64>> {
-            let user = valid(caller).select(devices::user_name).single_value();
-            let version = users::table.filter(users::name.nullable().eq(user)).select(users::devices_version);
-            version.first(conn).optional()
-        }
+    /// Returns the version of the devices of the caller's user; `None` if the token has been revoked.
+    pub(super) fn devices_version(conn, caller: &ShownToken) -> QueryResult<Option<i64>> {
+        let user = valid(caller).select(devices::user_name).single_value();
+        let version = users::table.filter(users::name.nullable().eq(user)).select(users::devices_version);
+        version.first(conn).optional()
+    }
 
-        /// The other registered devices of a device's user.
-        fn siblings(conn, device: i64) -> QueryResult<Vec<i64>> {
-            let own = diesel::alias!(devices as own);
-            let user = own.filter(own.field(devices::id).eq(device)).select(own.field(devices::user_name)).single_value();
-            devices::table
-                .filter(devices::user_name.nullable().eq(user))
-                .filter(devices::removed_at.is_null().and(devices::id.ne(device)))
-                .select(devices::id)
-                .load(conn)
-        }
+    /// Returns the other registered devices of a device's user.
+    pub(super) fn siblings(conn, device: i64) -> QueryResult<Vec<i64>> {
+        let own = diesel::alias!(devices as own);
+        let user = own.filter(own.field(devices::id).eq(device)).select(own.field(devices::user_name)).single_value();
+        devices::table
+            .filter(devices::user_name.nullable().eq(user))
+            .filter(devices::removed_at.is_null().and(devices::id.ne(device)))
+            .select(devices::id)
+            .load(conn)
     }
 }
 
-/// Raises the version of the user's devices. Answers the user's other devices: the caller wakes their long polls.
-pub(super) fn tell_siblings<C: SignatureKeySql + super::delivery::Announce>(
-    conn: &mut C,
-    device: i64,
-) -> QueryResult<Vec<DeviceId>> {
-    let siblings = conn.siblings(device)?;
-    conn.raise_devices_version(device)?;
-    conn.announce(&siblings)?;
+/// Raises the version of the user's devices. Returns the user's other devices, so that the caller can wake their long
+/// polls.
+pub(super) fn tell_siblings(conn: &mut Conn<'_>, device: i64) -> QueryResult<Vec<DeviceId>> {
+    let siblings = siblings(conn, device)?;
+    raise_devices_version(conn, device)?;
+    notify::announce(conn, &siblings)?;
     Ok(siblings.into_iter().map(DeviceId).collect())
 }
 
-/// Replaces the current key, and revokes the KeyPackages that are available under it. Answers the user's other devices.
-pub(super) fn change_key<C: SignatureKeySql + AuditSql + super::delivery::Announce>(
-    conn: &mut C,
+/// Replaces the current key, and revokes the available KeyPackages under it. Returns the user's other devices.
+pub(super) fn change_key(
+    conn: &mut Conn<'_>,
     registration: Registration,
     change: &KeyChange,
     as_of: AsOf,
 ) -> Result<Vec<DeviceId>, StoreError> {
     let (device, suite, now) = (registration.device.0, i32::from(change.ciphersuite), as_of.now.as_second());
-    let revoked = conn.revoke_available(device, suite, as_of)?;
+    let revoked = revoke_available(conn, device, suite, as_of)?;
     let events: Vec<_> = revoked
         .iter()
         .map(|(name, last_resort)| Event::plain((device, name), Action::Revoke, Some(device), *last_resort, now))
         .collect();
     if !events.is_empty() {
-        conn.record(&events)?;
+        audit::record(conn, &events)?;
     }
-    conn.end_with_reservation(device, suite, now)?;
-    conn.close_key(registration, suite, now)?;
-    conn.open_key(&NewKey {
-        device_id: device,
-        registered_at: registration.at,
-        ciphersuite: suite,
-        signature_key: change.new_key.clone(),
-        since: now,
-    })?;
+    end_with_reservation(conn, device, suite, now)?;
+    close_key(conn, registration, suite, now)?;
+    open_key(
+        conn,
+        &NewKey {
+            device_id: device,
+            registered_at: registration.at,
+            ciphersuite: suite,
+            signature_key: change.new_key.clone(),
+            since: now,
+        },
+    )?;
     Ok(tell_siblings(conn, device)?)
 }
 
-/// What a device has in its pool of a ciphersuite.
+/// The live KeyPackages of a device in one ciphersuite, and the key to record for them.
 struct Found {
     new: NewKey,
-    /// The keys of its KeyPackages.
+    /// The signature key of each KeyPackage, by ref.
     by_ref: HashMap<Vec<u8>, Vec<u8>>,
 }
 
@@ -296,9 +299,9 @@ struct Found {
 /// Such a device has uploaded before keys were kept, while `credential_binding` was off, or to a server of the version before.
 /// The server does this and not the migration, because the database does not know whether the server binds credentials, and
 /// because one place decodes KeyPackages.
-pub(super) fn adopt<C: SignatureKeySql>(conn: &mut C, devices: &[i64], now: i64) -> Result<Vec<NewKey>, StoreError> {
+pub(super) fn adopt(conn: &mut Conn<'_>, devices: &[i64], now: i64) -> Result<Vec<NewKey>, StoreError> {
     let mut found: Vec<Found> = Vec::new();
-    for (device_id, registered_at, ciphersuite, keypackage_ref, head) in conn.live_heads(devices)? {
+    for (device_id, registered_at, ciphersuite, keypackage_ref, head) in live_heads(conn, devices)? {
         let Some(key) = signature_key_in(&head).map(<[u8]>::to_vec) else {
             tracing::warn!(device_id, "a stored KeyPackage cannot be decoded: its signature key is not recorded");
             continue;
@@ -315,14 +318,14 @@ pub(super) fn adopt<C: SignatureKeySql>(conn: &mut C, devices: &[i64], now: i64)
     }
     let mut adopted = Vec::new();
     for Found { mut new, by_ref } in found {
-        // Only the trail has the order of uploads. It is read only where the keys differ, which is rare.
+        // Only the audit trail has the order of uploads. It is read only if the keys differ, which is rare.
         if by_ref.values().any(|key| *key != new.signature_key) {
-            let order = conn.upload_order(new.device_id)?;
+            let order = upload_order(conn, new.device_id)?;
             if let Some(oldest) = order.iter().find_map(|keypackage_ref| by_ref.get(keypackage_ref)) {
                 new.signature_key.clone_from(oldest);
             }
         }
-        conn.open_key(&new)?;
+        open_key(conn, &new)?;
         adopted.push(new);
     }
     Ok(adopted)
@@ -333,7 +336,7 @@ pub(super) fn kept(
 ) -> Result<KeptKey, StoreError> {
     Ok(KeptKey {
         registration: Registration { device: DeviceId(device), at: registered_at },
-        ciphersuite: super::rows::suite(ciphersuite)?,
+        ciphersuite: suite(ciphersuite)?,
         signature_key,
         since: timestamp(since)?,
         until: until.map(timestamp).transpose()?,
@@ -341,28 +344,29 @@ pub(super) fn kept(
 }
 
 impl Store {
-    /// All signature keys that a device has or had, the newest first.
+    /// Returns all signature keys that a device has or had, newest first.
     ///
     /// # Errors
     /// When the database fails.
     pub fn signature_keys(&self, device: DeviceId) -> Result<Vec<KeptKey>, StoreError> {
-        let rows = with_conn!(self, read, |conn| conn.keys_of(&[device.0]))?;
+        let rows = self.read(|conn| keys_of(conn, &[device.0]))?;
         rows.into_iter().map(kept).collect()
     }
 
-    /// Records the signature keys of all devices that have KeyPackages and no key: pools from before keys were kept. Answers
-    /// the number of keys. Skips devices that another transaction holds: their next upload records the key.
+    /// Records the signature keys of all devices that have KeyPackages but no key: their pools are older than the table
+    /// of keys. Returns the number of recorded keys. Skips devices that another transaction has locked: their next
+    /// upload records the key.
     ///
     /// # Errors
     /// When the database fails.
     pub fn adopt_signature_keys(&self, now: Timestamp) -> Result<usize, StoreError> {
         let (mut after, mut adopted) = (0, 0);
         loop {
-            let devices = with_conn!(self, read, |conn| conn.without_keys(after))?;
+            let devices = self.read(|conn| without_keys(conn, after))?;
             let Some(last) = devices.last() else { return Ok(adopted) };
             after = *last;
-            adopted += with_conn!(self, write "adopt_signature_keys", |conn| {
-                let held: Vec<_> = conn.hold_idle(&devices)?.into_iter().map(|(device, _)| device).collect();
+            adopted += self.write("adopt_signature_keys", |conn| {
+                let held: Vec<_> = locks::hold_idle(conn, &devices)?.into_iter().map(|(device, _)| device).collect();
                 adopt(conn, &held, now.as_second()).map(|keys| keys.len())
             })?;
         }

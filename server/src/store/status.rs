@@ -1,4 +1,4 @@
-//! What a pool holds, for its owner.
+//! Reads the contents of pools, for their owners.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -8,67 +8,70 @@ use std::{
 use diesel::{
     pg::Pg,
     prelude::*,
-    sql_types::{BigInt, Binary, Bool, Integer, Nullable, Text},
+    sql_types::{Array, BigInt, Binary, Bool, Integer, Nullable, Text},
     sqlite::Sqlite,
 };
 use jiff::Timestamp;
 use keypool_openapi::{KeyPackageRef, State, UserName};
 
 use super::{
-    Store, StoreError,
-    connection::with_conn,
-    rows::{DeviceId, count, suite, timestamp},
-    sql::{columns, statement},
+    as_of::AsOf,
+    database::{
+        Conn, Store, StoreError,
+        rows::{DeviceId, count, suite, timestamp},
+        sql::{push, statement},
+    },
 };
 
-/// What a device has in its pool.
+/// The contents of a device's pool.
 #[derive(Clone, Debug, Default)]
 pub struct PoolContents {
-    /// What is neither spent nor revoked, nor swept as expired.
+    /// KeyPackages that are neither spent nor revoked, nor swept as expired.
     pub live: Vec<LiveKeyPackage>,
-    /// How many of each ciphersuite ended how; last resorts are left out.
+    /// Number of ended KeyPackages, by ciphersuite and state, without last resorts.
     pub ended: Vec<(u16, State, u64)>,
-    /// Whom the pool was handed out to lately, and how often.
+    /// Number of recent reservations, by the adder's user.
     pub handed_out: BTreeMap<UserName, u64>,
-    /// When something was last accepted.
+    /// The time of the last accepted upload.
     pub last_upload: Option<Timestamp>,
-    /// When everything was withdrawn, because the database had been restored.
+    /// The time at which all KeyPackages were withdrawn because the database had been restored.
     pub fenced_at: Option<Timestamp>,
 }
 
 /// A KeyPackage that is available or reserved.
 #[derive(Clone, Debug)]
 pub struct LiveKeyPackage {
-    /// Its ref.
+    /// The KeyPackage's ref.
     pub keypackage_ref: KeyPackageRef,
-    /// Its ciphersuite.
+    /// The KeyPackage's ciphersuite.
     pub ciphersuite: u16,
-    /// When it expires.
+    /// The KeyPackage's expiry.
     pub not_after: Timestamp,
-    /// Whether the database has it as reserved.
+    /// Whether the row says `reserved`.
     pub is_held: bool,
-    /// When its newest reservation ends or ended; `None` where it was never handed out.
+    /// The end of the newest reservation, past or future; `None` if the KeyPackage was never handed out.
     pub reserved_until: Option<Timestamp>,
-    /// Whether it is the last resort.
+    /// Whether it is a last resort.
     pub last_resort: bool,
     /// How often it was handed out as a last resort.
     pub uses: u64,
 }
 
-/// The pools of devices, and who was handed out KeyPackages of them since then. It is one statement, and so one moment.
+/// Reads the pools of devices, and the adders that have reserved from them since a given time. One statement, so that
+/// all of it is from one moment.
 struct Pools<'a> {
     owners: &'a [i64],
     since: i64,
 }
 
-/// The same of one device.
+/// The same as [`Pools`] for one device.
 struct PoolOf<'a> {
     owner: &'a i64,
     since: i64,
 }
 
-/// What a group of KeyPackages has in common, how many they are, and the refs of those that are live, one after the other.
-/// A device that has none has one row all the same.
+/// A group of KeyPackages: their common fields, their number, and the concatenated refs of the live ones. A device
+/// without KeyPackages has one empty row.
 #[derive(Queryable)]
 struct Group {
     owner: i64,
@@ -100,68 +103,80 @@ type GroupColumns = (
     Nullable<BigInt>,
 );
 
-/// Around the groups. What belongs to them is looked up by key, whatever the planner thinks of joins.
-const ABOUT: &str = "SELECT g.owner, (SELECT d.last_upload FROM devices d WHERE d.id = g.owner), \
-                     (SELECT l.fenced_at FROM lineage l WHERE l.id = 1), g.ciphersuite, g.state, g.last_resort, \
-                     g.not_after, g.reserved_until, (SELECT h.user_name FROM devices h WHERE h.id = g.holder), g.n, \
-                     g.refs, CASE WHEN g.last_resort THEN (SELECT count(*) FROM audit_events a \
-                     WHERE a.device_id = g.owner AND a.last_resort AND a.keypackage_ref = g.lone \
-                     AND a.action = 'reserve') END FROM (";
+/// The statement around the groups. It uses subqueries by key, so that the planner's choice of joins does not matter.
+const ABOUT: &str = r"SELECT g.owner,
+    (SELECT d.last_upload FROM devices d WHERE d.id = g.owner),
+    (SELECT l.fenced_at FROM lineage l WHERE l.id = 1),
+    g.ciphersuite, g.state, g.last_resort, g.not_after, g.reserved_until,
+    (SELECT h.user_name FROM devices h WHERE h.id = g.holder),
+    g.n, g.refs,
+    CASE WHEN g.last_resort THEN (
+        SELECT count(*) FROM audit_events a
+        WHERE a.device_id = g.owner AND a.last_resort AND a.keypackage_ref = g.lone AND a.action = 'reserve') END
+FROM (";
 
-/// What is live is grouped by what time makes a difference to; a last resort stands for itself.
-const GROUPED: &str = "k.ciphersuite, k.state, k.last_resort, CASE WHEN k.live THEN k.not_after END AS not_after, \
-                       CASE WHEN k.live THEN k.reserved_until END AS reserved_until, \
-                       CASE WHEN k.last_resort THEN k.keypackage_ref END AS lone, CASE WHEN k.reserved_until > ";
-const COUNTED: &str = " THEN k.reserved_by END AS holder, count(k.keypackage_ref) AS n, ";
+/// Groups live KeyPackages by the fields that determine their state at a later time. Each last resort is its own group.
+const GROUPED: &str = r"k.ciphersuite, k.state, k.last_resort,
+        CASE WHEN k.live THEN k.not_after END AS not_after,
+        CASE WHEN k.live THEN k.reserved_until END AS reserved_until,
+        CASE WHEN k.last_resort THEN k.keypackage_ref END AS lone,
+        CASE WHEN k.reserved_until > {since} THEN k.reserved_by END AS holder,
+        count(k.keypackage_ref) AS n,
+        ";
 
 statement!(Pools, GroupColumns, Pg, PgConnection => |this, out| {
-    out.push_sql(ABOUT);
-    out.push_sql("SELECT w.owner, k.* FROM unnest(");
-    columns!(out, BigInt => this.owners);
-    out.push_sql(") AS w (owner) LEFT JOIN LATERAL (SELECT ");
-    out.push_sql(GROUPED);
-    out.push_bind_param::<BigInt, _>(&this.since)?;
-    out.push_sql(COUNTED);
-    out.push_sql(
-        "string_agg(CASE WHEN k.live THEN k.keypackage_ref END, ''::bytea) AS refs FROM key_packages k \
-         WHERE k.device_id = w.owner GROUP BY 1, 2, 3, 4, 5, 6, 7) k ON true) g",
+    push!(out, ABOUT);
+    push!(out, r"
+    SELECT w.owner, k.* FROM unnest({owners}) AS w (owner)
+    LEFT JOIN LATERAL (
+        SELECT ",
+        owners: Array<BigInt> = &this.owners,
     );
+    push!(out, GROUPED, since: BigInt = &this.since);
+    push!(out, r"string_agg(CASE WHEN k.live THEN k.keypackage_ref END, ''::bytea) AS refs
+        FROM key_packages k WHERE k.device_id = w.owner
+        GROUP BY 1, 2, 3, 4, 5, 6, 7) k ON true) g");
 });
 
-// SQLite aggregates text only.
+// SQLite aggregates text only, so the refs are concatenated in hexadecimal.
 statement!(PoolOf, GroupColumns, Sqlite, SqliteConnection => |this, out| {
-    out.push_sql(ABOUT);
-    out.push_sql("SELECT o.id AS owner, ");
-    out.push_sql(GROUPED);
-    out.push_bind_param::<BigInt, _>(&this.since)?;
-    out.push_sql(COUNTED);
-    out.push_sql(
-        "unhex(group_concat(hex(CASE WHEN k.live THEN k.keypackage_ref END), '')) AS refs FROM devices o \
-         LEFT JOIN key_packages k ON k.device_id = o.id WHERE o.id = ",
+    push!(out, ABOUT);
+    push!(out, r"
+    SELECT o.id AS owner,
+        ");
+    push!(out, GROUPED, since: BigInt = &this.since);
+    push!(out, r"unhex(group_concat(hex(CASE WHEN k.live THEN k.keypackage_ref END), '')) AS refs
+    FROM devices o LEFT JOIN key_packages k ON k.device_id = o.id
+    WHERE o.id = {owner}
+    GROUP BY 1, 2, 3, 4, 5, 6, 7, 8) g",
+        owner: BigInt = this.owner,
     );
-    out.push_bind_param::<BigInt, _>(this.owner)?;
-    out.push_sql(" GROUP BY 1, 2, 3, 4, 5, 6, 7, 8) g");
 });
 
-/// How each database says what pools hold.
-trait StatusSql {
-    fn groups(&mut self, owners: &[i64], since: i64) -> QueryResult<Vec<Group>>;
-}
-
-impl StatusSql for PgConnection {
-    fn groups(&mut self, owners: &[i64], since: i64) -> QueryResult<Vec<Group>> {
-        Pools { owners, since }.load(self)
+fn groups(conn: &mut Conn<'_>, owners: &[i64], since: i64) -> QueryResult<Vec<Group>> {
+    match conn {
+        Conn::Postgres(conn) => Pools { owners, since }.load(*conn),
+        // One query for each device: SQLite has no round trip to save.
+        Conn::Sqlite(conn) => {
+            let mut groups = Vec::new();
+            for owner in owners {
+                groups.extend(PoolOf { owner, since }.load::<Group>(*conn)?);
+            }
+            Ok(groups)
+        }
     }
 }
 
-impl StatusSql for SqliteConnection {
-    /// One after the other: nothing is won by fewer statements where there is no way to the database.
-    fn groups(&mut self, owners: &[i64], since: i64) -> QueryResult<Vec<Group>> {
-        let mut groups = Vec::new();
-        for owner in owners {
-            groups.extend(PoolOf { owner, since }.load::<Group>(self)?);
-        }
-        Ok(groups)
+impl LiveKeyPackage {
+    /// The KeyPackage's state at a given time.
+    pub(crate) fn state(&self, as_of: AsOf) -> State {
+        let state = if self.is_held { State::Reserved } else { State::Available };
+        as_of.state(state, self.not_after.as_second(), self.reserved_until.map(Timestamp::as_second))
+    }
+
+    /// Whether it may be handed out at a given time.
+    pub(crate) fn is_available(&self, as_of: AsOf) -> bool {
+        self.state(as_of) == State::Available && self.not_after.as_second() >= as_of.usable_until()
     }
 }
 
@@ -185,7 +200,7 @@ impl PoolContents {
             return Ok(());
         };
         let refs = group.refs.unwrap_or_default();
-        // Refs of one ciphersuite are equally long.
+        // All refs of one ciphersuite have the same length.
         let length = usize::try_from(n).ok().and_then(|n| refs.len().checked_div(n)).filter(|length| *length > 0);
         let length = length.ok_or_else(|| StoreError::fatal(anyhow::anyhow!("a KeyPackage has no ref")))?;
         for keypackage_ref in refs.chunks_exact(length) {
@@ -203,11 +218,11 @@ impl PoolContents {
     }
 }
 
-fn contents<C: StatusSql>(conn: &mut C, owners: &[i64], since: i64) -> Result<Vec<Arc<PoolContents>>, StoreError> {
-    // Two may ask for the same pool.
+fn contents(conn: &mut Conn<'_>, owners: &[i64], since: i64) -> Result<Vec<Arc<PoolContents>>, StoreError> {
+    // Two requests may name the same pool.
     let distinct: BTreeSet<_> = owners.iter().copied().collect();
     let mut pools: HashMap<i64, PoolContents> = HashMap::new();
-    for group in conn.groups(&Vec::from_iter(distinct), since)? {
+    for group in groups(conn, &Vec::from_iter(distinct), since)? {
         pools.entry(group.owner).or_default().add(group)?;
     }
     let pools: HashMap<_, _> = pools.into_iter().map(|(owner, pool)| (owner, Arc::new(pool))).collect();
@@ -215,13 +230,13 @@ fn contents<C: StatusSql>(conn: &mut C, owners: &[i64], since: i64) -> Result<Ve
 }
 
 impl Store {
-    /// What each of the devices has in its pool, and whom it was handed out to since then.
+    /// Returns the contents of each device's pool, and the adders that have reserved from it since then.
     ///
     /// # Errors
     /// When the database fails.
     pub fn contents(&self, owners: &[DeviceId], since: Timestamp) -> Result<Vec<Arc<PoolContents>>, StoreError> {
         let owners: Vec<_> = owners.iter().map(|owner| owner.0).collect();
-        with_conn!(self, read, |conn| contents(conn, &owners, since.as_second()))
+        self.read(|conn| contents(conn, &owners, since.as_second()))
     }
 }
 
@@ -231,7 +246,7 @@ mod tests {
 
     use super::*;
 
-    /// The statements as the databases get them: a change here is a change of what was measured.
+    /// The statements as the databases get them. A changed snapshot means that performance must be measured again.
     #[test]
     fn the_statements_are_those_that_were_measured() {
         let pools = debug_query::<Pg, _>(&Pools { owners: &[1, 2], since: 3 }).to_string();

@@ -1,20 +1,14 @@
-//! Whether the token of a request is still its device's.
+//! Checks that a request's token is still valid.
 //!
-//! A server remembers a token for a few seconds. In that time the token may have been replaced, or its device removed, by way
-//! of another server. So each verb that changes something checks the token in the statement that makes the change, in its
-//! transaction, or while it holds the device's row: an ended token changes nothing.
+//! A server caches a token for a few seconds. Meanwhile the token may have been replaced, or its device removed,
+//! through another server. So each verb that changes something checks the token again: in the statement that makes the
+//! change, in its transaction, or while it holds the device's row. A revoked token changes nothing.
 
 use diesel::prelude::*;
 
-use super::{
-    StoreError,
-    connection::Retry,
-    key_packages::HoldDevice,
-    rows::{DeviceId, statements},
-    schema::devices,
-};
+use super::database::{Conn, Failure, rows::DeviceId, schema::devices, sql::statements};
 
-/// The token of a request, and the device that it belonged to when it was looked up.
+/// The token of a request, and its device at the time of the lookup.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ShownToken {
     /// The device.
@@ -23,43 +17,23 @@ pub struct ShownToken {
     pub token_hash: [u8; 32],
 }
 
-/// The token was replaced, or its device removed, since it was looked up.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the token was replaced, or its device removed")]
+/// The token was replaced, or its device removed, after the lookup.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TokenRevoked;
 
-/// Why a verb for whom only a valid token is needed was refused.
-#[derive(Debug, thiserror::Error)]
-pub enum CallerError {
-    /// The token has ended.
-    #[error(transparent)]
-    TokenRevoked(#[from] TokenRevoked),
-    /// The database failed.
-    #[error(transparent)]
-    Store(#[from] StoreError),
-}
-
-impl From<diesel::result::Error> for CallerError {
-    fn from(error: diesel::result::Error) -> Self {
-        Self::Store(error.into())
-    }
-}
-
-impl Retry for CallerError {
-    fn store_error(&self) -> Option<&StoreError> {
-        if let Self::Store(error) = self { Some(error) } else { None }
+impl<R: From<TokenRevoked>> From<TokenRevoked> for Failure<R> {
+    fn from(revoked: TokenRevoked) -> Self {
+        Self::Refused(revoked.into())
     }
 }
 
 statements! {
-    pub(super) trait TokenSql {
-        fn has_token(conn, shown: &ShownToken) -> QueryResult<bool> {
-            diesel::select(diesel::dsl::exists(valid(shown))).get_result(conn)
-        }
+    pub(super) fn has_token(conn, shown: &ShownToken) -> QueryResult<bool> {
+        diesel::select(diesel::dsl::exists(valid(shown))).get_result(conn)
     }
 }
 
-/// The row of the token's device, if the token is still valid.
+/// Query for the row of the token's device, which is empty if the token is no longer valid.
 #[diesel::dsl::auto_type(no_type_alias)]
 pub(super) fn valid(shown: &ShownToken) -> _ {
     let (id, token_hash): (i64, &[u8]) = (shown.device.0, &shown.token_hash);
@@ -68,10 +42,12 @@ pub(super) fn valid(shown: &ShownToken) -> _ {
         .filter(devices::token_hash.eq(token_hash))
 }
 
-/// Holds the caller's row until the transaction ends: its token is neither replaced nor its device removed meanwhile.
-pub(super) fn hold_caller<C: HoldDevice, E>(conn: &mut C, caller: &ShownToken) -> Result<(), E>
-where
-    E: From<diesel::result::Error> + From<TokenRevoked>,
-{
-    if conn.hold_caller(caller)? { Ok(()) } else { Err(TokenRevoked.into()) }
+/// Locks the caller's row until the transaction ends: meanwhile its token is not replaced and its device is not
+/// removed. The lock is shared with other requests of the caller.
+pub(super) fn hold_caller<R: From<TokenRevoked>>(conn: &mut Conn<'_>, caller: &ShownToken) -> Result<(), Failure<R>> {
+    let holds = match conn {
+        Conn::Postgres(conn) => valid(caller).select(devices::id).for_share().first::<i64>(*conn).optional()?.is_some(),
+        Conn::Sqlite(_) => has_token(conn, caller)?,
+    };
+    if holds { Ok(()) } else { Err(TokenRevoked.into()) }
 }

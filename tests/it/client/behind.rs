@@ -1,12 +1,12 @@
 //! Devices that have not read yet what changed: they act in the group as it is, and find back into it.
 
-use keypool_client::What;
+use keypool_client::Event;
 use keypool_openapi::{Undelivered, UndeliveredReason};
 use rstest::rstest;
 
 use super::{
-    delivery::{epoch, group_of, invite, members, start, user},
-    first_come::{behind_a_proxy, held_after, names},
+    first_come::held_after,
+    helpers::{behind_a_proxy, epoch, group_of, invite, members, names, start, user},
 };
 use crate::support::{Anywhere, Database, Owner};
 
@@ -125,7 +125,7 @@ async fn who_fell_behind_for_good_is_invited_anew_and_is_back(
     alice.membership().remove(&group.group_id, &user("bob")).await.unwrap();
     invite(alice, &group, &["bob"]).await;
     let heard = restored.hears().await;
-    assert!(heard.iter().any(|what| matches!(what, What::Joined { .. })), "{heard:?}");
+    assert!(heard.iter().any(|event| matches!(event, Event::Joined { .. })), "{heard:?}");
     assert_eq!(epoch(&restored, &group), epoch(alice, &group));
     assert_eq!(restored.membership().find_group("friends").unwrap().id, group.id);
     restored.membership().send(&group.group_id, "back").await.unwrap();

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::support::{
-    Anywhere, Database, Fault, Foreigner, Http, PATIENCE, Proxy, Running, ServerProcess, binary, without_settings,
+    Anywhere, Database, Fault, Foreigner, Http, PATIENCE, Proxy, Running, ServerProcess, binary, command,
 };
 
 /// A person with a device of their own.
@@ -32,10 +32,9 @@ impl Person {
     }
 
     fn command(&self, args: &[&str]) -> Command {
-        let mut command = Command::new(binary("keypool"));
-        without_settings(&mut command).env("TERM", "xterm").env("NO_COLOR", "1");
-        command.arg("--data-dir").arg(self.data()).args(args);
-        command
+        let mut keypool = command("keypool");
+        keypool.env("TERM", "xterm").env("NO_COLOR", "1").arg("--data-dir").arg(self.data()).args(args);
+        keypool
     }
 
     /// Runs a command to its end, and answers what it printed as JSON.

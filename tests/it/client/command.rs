@@ -12,7 +12,7 @@ use rstest::rstest;
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::support::{Anywhere, Owner, TestServer, binary, copy, without_settings};
+use crate::support::{Anywhere, Owner, TestServer, binary, command, copy, without_settings};
 
 /// A device with the command.
 pub struct Shell {
@@ -36,9 +36,9 @@ impl Shell {
     }
 
     fn command(&self, args: &[&str]) -> Command {
-        let mut command = Command::new(binary("keypool"));
-        without_settings(&mut command).stdin(Stdio::null()).arg("--data-dir").arg(self.data()).args(args);
-        command
+        let mut keypool = command("keypool");
+        keypool.stdin(Stdio::null()).arg("--data-dir").arg(self.data()).args(args);
+        keypool
     }
 
     pub fn run(&self, args: &[&str]) -> Output {
@@ -337,8 +337,8 @@ async fn who_could_not_open_an_invitation_is_in_when_the_advice_is_followed(
     alice.text(&["group", "invite", "friends", "bob"]);
     assert_eq!(backup.json(&["receive"])[0]["type"], "keys-gone");
     let advice = alice.text(&["receive"]);
-    let steps = "bob/laptop could not open the invitation: have it refresh its pool, remove bob from the group, which takes \
-                 out all devices of bob, and invite bob again";
+    let steps = "bob/laptop could not use the invitation, and cannot read the group: its keys for that are gone. Have it \
+                 refresh its pool. Then remove bob from the group, which takes out all devices of bob, and invite bob again";
     assert!(advice.contains(steps), "{advice}");
     backup.text(&["refresh"]);
     assert!(alice.text(&["group", "invite", "friends", "bob"]).contains("Nobody was added"), "bob is in the group");

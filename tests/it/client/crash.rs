@@ -14,15 +14,15 @@ use keypool_server::config::Limits;
 use rand::RngExt as _;
 use rstest::rstest;
 
-use crate::support::{Database, Device, Owner, TestServer, binary, example, without_settings};
+use crate::support::{Database, Device, Owner, TestServer, command, example};
 
 /// On each of the two databases.
 const KILLS: usize = 100;
 
 fn keypool(directory: &Path, args: &[&str]) -> Command {
-    let mut command = Command::new(binary("keypool"));
-    without_settings(&mut command).arg("--data-dir").arg(directory).args(args);
-    command
+    let mut keypool = command("keypool");
+    keypool.arg("--data-dir").arg(directory).args(args);
+    keypool
 }
 
 /// Runs a program for so long, and kills it if it is not done by then. Answers how long it took.

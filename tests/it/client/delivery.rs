@@ -1,54 +1,14 @@
 //! Groups through the server: invitations that cannot double-spend, messages, and what happens when things go wrong.
 
-use std::collections::BTreeSet;
-
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use futures_util::future::join_all;
 use jiff::SignedDuration;
-use keypool_client::{CIPHERSUITE, Error, Group, KeyPackagePoolConfig, What};
-use keypool_openapi::{ProblemType, UserName};
-use keypool_server::config::Limits;
+use keypool_client::{CIPHERSUITE, Error, Event, KeyPackagePoolConfig};
+use keypool_openapi::ProblemType;
 use rstest::rstest;
 
-use crate::support::{Anywhere, Database, Device, Fault, Owner, Proxy, TestServer, Where, encode, new_device};
-
-pub async fn start(db: impl Into<Where>) -> TestServer {
-    TestServer::start_with(db, |config| config.limits = Limits::Off).await
-}
-
-pub fn user(name: &str) -> UserName {
-    name.parse().unwrap()
-}
-
-pub async fn invite(by: &Owner, group: &Group, users: &[&str]) -> BTreeSet<String> {
-    let users: Vec<_> = users.iter().map(|name| user(name)).collect();
-    let invited = by.membership().invite(&group.group_id, &users).await.unwrap();
-    assert_eq!(invited.missing, []);
-    invited.added.iter().map(|one| format!("{}/{}", one.user, one.device)).collect()
-}
-
-pub fn members(owner: &Owner, group: &Group) -> BTreeSet<String> {
-    let members = owner.membership().members(&group.group_id).unwrap();
-    members.iter().map(|one| format!("{}/{}", one.user, one.device)).collect()
-}
-
-pub fn epoch(owner: &Owner, group: &Group) -> u64 {
-    owner.membership().groups().unwrap().iter().find(|one| one.id == group.id).unwrap().epoch
-}
-
-/// A group of users with a device each, in which all have taken in what came.
-pub async fn group_of(server: &TestServer, users: &[&str]) -> (Group, Vec<Owner>) {
-    let mut owners = Vec::new();
-    for name in users {
-        owners.push(Owner::of(server, name).await);
-    }
-    let group = owners[0].membership().create_named_group("friends").unwrap();
-    invite(&owners[0], &group, &users[1..]).await;
-    for owner in &owners {
-        owner.hears().await;
-    }
-    (group, owners)
-}
+use super::helpers::{epoch, group_of, invite, members, start, user};
+use crate::support::{Anywhere, Database, Device, Fault, Owner, Proxy, encode, new_device};
 
 #[rstest]
 #[tokio::test]
@@ -59,8 +19,8 @@ async fn people_are_added_talk_and_leave(#[values(Anywhere::Postgres, Anywhere::
     let group = alice.membership().create_named_group("friends").unwrap();
     let added = invite(&alice, &group, &["bob"]).await;
     assert_eq!(added, ["bob/laptop", "bob/tablet"].map(str::to_owned).into());
-    let alice_name = || What::Joined { by: alice.membership().members(&group.group_id).unwrap().remove(0) };
-    assert_eq!(bob.hears().await, [alice_name(), What::Changed], "a Welcome, and the group's name");
+    let alice_name = || Event::Joined { by: alice.membership().members(&group.group_id).unwrap().remove(0) };
+    assert_eq!(bob.hears().await, [alice_name(), Event::Changed], "a Welcome, and the group's name");
     assert_eq!(bob.membership().find_group("friends").unwrap().id, group.id);
     tablet.hears().await;
 
@@ -76,7 +36,7 @@ async fn people_are_added_talk_and_leave(#[values(Anywhere::Postgres, Anywhere::
     bob.membership().leave(&group.group_id).await.unwrap();
     alice.hears().await;
     assert_eq!(members(&alice, &group), ["alice/laptop", "bob/tablet"].map(str::to_owned).into());
-    assert_eq!(bob.hears().await, [What::Removed]);
+    assert_eq!(bob.hears().await, [Event::Removed]);
     assert_eq!(bob.membership().groups().unwrap(), []);
     tablet.hears().await;
     assert_eq!(members(&tablet, &group), members(&alice, &group));
@@ -111,7 +71,7 @@ async fn eight_groups_invite_the_same_three_devices_at_once(
         }))
         .await;
         for (device, before) in devices.iter().zip(before) {
-            let joined = device.hears().await.into_iter().filter(|what| matches!(what, What::Joined { .. })).count();
+            let joined = device.hears().await.into_iter().filter(|event| matches!(event, Event::Joined { .. })).count();
             assert_eq!(joined, 8, "round {round}");
             let after = device.status().await.unwrap();
             assert_eq!((after.spent - before.spent, before.available - after.available), (8, 8), "round {round}");
@@ -265,7 +225,7 @@ async fn who_was_away_for_fifty_commits_catches_up_and_who_was_removed_reads_not
     carol.hears().await;
     alice.membership().remove(&group.group_id, &user("carol")).await.unwrap();
     alice.membership().send(&group.group_id, "secret").await.unwrap();
-    assert_eq!(carol.hears().await, [What::Removed]);
+    assert_eq!(carol.hears().await, [Event::Removed]);
     assert_eq!(bob.texts().await.len(), 1);
     // She cannot take the group's epochs away, either: a Commit of hers is of an old epoch or cannot show the new one's proof.
     let path = format!("/groups/{}/commits", URL_SAFE_NO_PAD.encode(&group.group_id));
@@ -298,16 +258,16 @@ async fn a_welcome_whose_keys_are_gone_is_told_and_blocks_nothing(
     let group = alice.membership().create_named_group("friends").unwrap();
     invite(&alice, &group, &["bob"]).await;
     let heard = backup.hears().await;
-    assert!(matches!(heard[0], What::KeysGone { .. }), "{heard:?}");
+    assert!(matches!(heard[0], Event::KeysGone { .. }), "{heard:?}");
     let told = alice.hears().await;
-    assert!(matches!(&told[0], What::Unreadable { device } if device.user == user("bob")), "{told:?}");
+    assert!(matches!(&told[0], Event::Unreadable { device, .. } if device.user == user("bob")), "{told:?}");
     assert_eq!(backup.hears().await, []);
     // The next invitation, after a refresh, is one that can be opened.
     backup.refresh().await.unwrap();
     alice.membership().remove(&group.group_id, &user("bob")).await.unwrap();
     invite(&alice, &group, &["bob"]).await;
     let heard = backup.hears().await;
-    assert!(heard.iter().any(|what| matches!(what, What::Joined { .. })), "{heard:?}");
+    assert!(heard.iter().any(|event| matches!(event, Event::Joined { .. })), "{heard:?}");
 }
 
 #[rstest]
@@ -338,8 +298,8 @@ async fn what_came_is_told_until_it_is_dealt_with_and_taken_in_once(
     let bob = bob.reopened(|_| {});
     for _ in 0..2 {
         let incoming = bob.membership().receive(0).await.unwrap();
-        let text = What::Text { sender: "alice/laptop".to_owned(), text: "hello".to_owned() };
-        assert_eq!(incoming.iter().map(|one| &one.what).collect::<Vec<_>>(), [&text]);
+        let text = Event::Text { sender: "alice/laptop".to_owned(), text: "hello".to_owned() };
+        assert_eq!(incoming.iter().map(|one| &one.event).collect::<Vec<_>>(), [&text]);
     }
     assert_eq!(bob.texts().await.len(), 1);
     assert_eq!(bob.texts().await, []);

@@ -2,23 +2,12 @@
 
 use std::pin::Pin;
 
-use keypool_client::{Error, KeyPackagePoolConfig};
+use keypool_client::Error;
 use rstest::rstest;
 use tokio::sync::OwnedRwLockWriteGuard;
 
-use super::delivery::{epoch, group_of, invite, members, start, user};
-use crate::support::{Anywhere, Database, Fault, Owner, Proxy, TestServer, new_device};
-
-pub fn names<const N: usize>(names: [&str; N]) -> std::collections::BTreeSet<String> {
-    names.into_iter().map(|name| format!("{name}/laptop")).collect()
-}
-
-/// A user whose requests go through a proxy.
-pub async fn behind_a_proxy(server: &TestServer, name: &str) -> (Proxy, Owner) {
-    let proxy = Proxy::before(&server.base).await;
-    let (owner, _) = Owner::with(server, &new_device(&proxy.base, name), KeyPackagePoolConfig::default()).await;
-    (proxy, owner)
-}
+use super::helpers::{behind_a_proxy, epoch, group_of, invite, members, names, start, user};
+use crate::support::{Anywhere, Database, Fault, Owner, Proxy};
 
 /// Lets a call go on until so many requests of it that begin so are answered, and holds those that come after it.
 pub async fn held_after<F: Future>(

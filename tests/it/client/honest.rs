@@ -8,7 +8,7 @@ use std::{
 };
 
 use jiff::SignedDuration;
-use keypool_client::{CIPHERSUITE, Error, Group, GroupState, KeyPackagePoolConfig, NewDevice, What};
+use keypool_client::{CIPHERSUITE, Error, Event, Group, GroupState, KeyPackagePoolConfig, NewDevice};
 use keypool_openapi::ProblemType;
 use keypool_server::config::Limits;
 use keypool_validation::key_package::CredentialBinding;
@@ -217,9 +217,12 @@ impl<'s> History<'s> {
     /// Adds those whose KeyPackages are held, if all are held still.
     async fn commit_held(&mut self) {
         let Adder { http, party, held } = &mut self.adder;
-        // OpenMLS adds each key once.
-        let held: BTreeMap<String, Value> =
-            held.drain(..).map(|one| (format!("{}/{}", one["user"], one["device"]), one)).collect();
+        // OpenMLS adds each key once, whether both are new or one is a member's.
+        let held: BTreeMap<String, Value> = held
+            .drain(..)
+            .filter(|one| !party.knows(one))
+            .map(|one| (format!("{}/{}", one["user"], one["device"]), one))
+            .collect();
         if held.is_empty() {
             return;
         }
@@ -253,7 +256,7 @@ impl<'s> History<'s> {
                 self.people[*by].membership().send(&group.group_id, &text).await.unwrap();
                 for (other, _) in members.iter().filter(|(other, _)| other != by) {
                     let heard = receive(&self.people[*other]).await;
-                    let is_it = |what: &What| matches!(what, What::Text { text: said, .. } if *said == text);
+                    let is_it = |event: &Event| matches!(event, Event::Text { text: said, .. } if *said == text);
                     assert!(heard.iter().any(is_it), "{other} did not hear {text}: {heard:?}");
                 }
             }
@@ -289,10 +292,10 @@ fn is_honest<T>(outcome: Result<T, Error>) {
 }
 
 /// Takes in what came, in which nothing is refused.
-async fn receive(owner: &Owner) -> Vec<What> {
+async fn receive(owner: &Owner) -> Vec<Event> {
     let heard = owner.hears().await;
-    for what in &heard {
-        assert!(!matches!(what, What::Refused { .. }), "{}: {what:?}", owner.name());
+    for event in &heard {
+        assert!(!matches!(event, Event::Refused { .. }), "{}: {event:?}", owner.name());
     }
     heard
 }

@@ -7,10 +7,7 @@ use rstest::rstest;
 use serde_json::json;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
-use super::{
-    delivery::{invite, start},
-    first_come::behind_a_proxy,
-};
+use super::helpers::{behind_a_proxy, invite, start};
 use crate::support::{Database, Owner};
 
 /// How many of these have their private keys.

@@ -4,16 +4,16 @@ use std::time::Duration;
 
 use jiff::SignedDuration;
 use keypool_client::{
-    CIPHERSUITE, Error, KeyPackagePoolConfig, KeyPackageStatus, MlsClient, RefreshReport, Warning, What,
+    CIPHERSUITE, Error, Event, KeyPackagePoolConfig, KeyPackageStatus, MlsClient, RefreshReport, Settings, Warning,
     openmls::prelude::{Ciphersuite, MlsMessageBodyIn, MlsMessageIn, OpenMlsProvider, ProtocolVersion},
 };
-use keypool_openapi::{PoolStatus, Reservation, State, UserName};
+use keypool_openapi::{Health, PoolStatus, Reservation, State, UserName};
 use keypool_server::config::Limits;
 use rstest::rstest;
 use serde_json::json;
 use tls_codec::Deserialize;
 
-use crate::support::{Anywhere, Database, Owner, TestServer, new_device};
+use crate::support::{Anywhere, Database, Owner, TestServer, data_directory, new_device};
 
 const P256: Ciphersuite = Ciphersuite::MLS_128_DHKEMP256_AES128GCM_SHA256_P256;
 const DAY: SignedDuration = SignedDuration::from_hours(24);
@@ -252,22 +252,7 @@ async fn an_invitation_that_waits_is_read_before_its_keys_are_removed(
     alice.advance(DAY);
     assert_eq!(alice.refresh().await.unwrap().removed, 33);
     assert_eq!(alice.membership().members(&group.group_id).unwrap().len(), 2);
-    assert!(alice.hears().await.iter().any(|what| matches!(what, What::Joined { .. })));
-    is_settled(&server, &alice).await;
-}
-
-#[rstest]
-#[tokio::test]
-async fn a_last_resort_near_its_end_is_replaced(#[values(Database::Postgres, Database::Sqlite)] db: Database) {
-    let (server, alice, lifetime) = near_the_end(db).await;
-    let before = lifetime - DAY * 2 - SignedDuration::from_secs(1);
-    server.advance(before);
-    alice.advance(before);
-    is_settled(&server, &alice).await;
-    server.advance(SignedDuration::from_secs(2));
-    alice.advance(SignedDuration::from_secs(2));
-    let report = alice.refresh().await.unwrap();
-    assert_eq!(done(&report), (0, 0, 0, 1, 1));
+    assert!(alice.hears().await.iter().any(|event| matches!(event, Event::Joined { .. })));
     is_settled(&server, &alice).await;
 }
 
@@ -341,7 +326,7 @@ async fn a_server_that_refuses_everything_is_said_and_never_asked_in_a_loop(
 ) {
     let server = TestServer::start_with(db, |config| config.ciphersuites = vec![3]).await;
     let directory = tempfile::tempdir().unwrap();
-    let settings = keypool_client::Settings::default();
+    let settings = Settings::default();
     let new = new_device(&server.base, "alice");
     let refused = MlsClient::init(directory.path(), &new, settings, &|_| ()).await.unwrap_err();
     assert!(matches!(refused, Error::AllRejected(_)) && !refused.is_retryable(), "{refused}");
@@ -366,4 +351,45 @@ async fn a_pool_that_starts_with_one_grows_to_its_target(#[values(Anywhere::Post
     let alice = alice.reopened(|_| {});
     assert_eq!(alice.refresh().await.unwrap().pool.fresh, 32);
     is_settled(&server, &alice).await;
+}
+
+/// What is uploaded together ends together: nobody could add a device that replaces it when it is gone.
+#[rstest]
+#[tokio::test]
+async fn a_pool_is_replaced_two_days_before_it_is_no_longer_handed_out(
+    #[values(Database::Postgres, Database::Sqlite)] db: Database,
+) {
+    let server = TestServer::start_with(db, |config| config.min_remaining = Duration::from_hours(24)).await;
+    let alice = Owner::of(&server, "alice").await;
+    let advance = |span| {
+        server.advance(span);
+        alice.advance(span);
+    };
+    // They are handed out until their last day.
+    advance(DAY * 11);
+    is_settled(&server, &alice).await;
+    advance(SignedDuration::from_secs(1));
+    let report = alice.refresh().await.unwrap();
+    assert_eq!((done(&report), report.pool.fresh), ((0, 0, 0, 33, 33), 64));
+    assert_eq!((report.pool.expiring_soon, report.pool.health), (32, Health::Good));
+    is_settled(&server, &alice).await;
+    advance(DAY * 2);
+    let report = alice.refresh().await.unwrap();
+    assert_eq!((report.pool.fresh, report.pool.expired, report.generated), (32, 32, 0));
+    assert_eq!(alice.pool().as_offered_by(&report.pool).get_fresh_count(CIPHERSUITE, server.now()).unwrap(), 32);
+    assert_eq!(alice.pool().get_fresh_count(CIPHERSUITE, server.now()).unwrap(), 64);
+}
+
+/// Nobody could ever add the device. It says so when it fills its pool, and not when somebody tries.
+#[rstest]
+#[tokio::test]
+async fn a_lifetime_that_the_server_never_hands_out_is_told(
+    #[values(Database::Postgres, Database::Sqlite)] db: Database,
+) {
+    let server = TestServer::start_with(db, |config| config.min_remaining = Duration::from_hours(20 * 24)).await;
+    let directory = data_directory();
+    let refused =
+        MlsClient::init(directory.path(), &new_device(&server.base, "alice"), Settings::default(), &|_| ()).await;
+    let told = refused.err().map(|error| error.with_causes()).unwrap_or_default();
+    assert!(told.contains("valid for another 480h") && told.contains("336h"), "{told}");
 }

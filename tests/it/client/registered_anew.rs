@@ -1,13 +1,10 @@
 //! Devices that are registered anew, or lost with all that they had: the groups that they were in go on, and people are told.
 
 use jiff::SignedDuration;
-use keypool_client::{CIPHERSUITE, Group, Incoming, KeyPackagePoolConfig, NewDevice, Notice, What};
+use keypool_client::{CIPHERSUITE, Event, Group, Incoming, KeyPackagePoolConfig, NewDevice, Notice};
 use rstest::rstest;
 
-use super::{
-    delivery::{group_of, invite, members, start, user},
-    first_come::names,
-};
+use super::helpers::{group_of, heard, invite, members, names, start, user};
 use crate::support::{Database, Owner, TestServer, new_device};
 
 /// Alice and Bob in a group, and Carol, who will join it.
@@ -18,20 +15,19 @@ async fn scene(db: Database) -> (TestServer, Group, Vec<Owner>, Owner) {
     (server, group, owners, carol)
 }
 
+/// What came, in which nothing is refused.
+async fn accepted(owner: &Owner) -> Vec<Incoming> {
+    let incoming = heard(owner).await;
+    let is_refused = |one: &Incoming| matches!(one.event, Event::Refused { .. });
+    assert!(!incoming.iter().any(is_refused), "{}: {incoming:?}", owner.name());
+    incoming
+}
+
 /// A device that Alice has by an enrolment token: she has no other token any more.
 async fn enrolled(server: &TestServer, device: &str) -> Owner {
     let user_token = Some(server.enrol("alice", SignedDuration::from_hours(1)).into());
     let new = NewDevice { device: device.parse().unwrap(), user_token, ..new_device(&server.base, "alice") };
     Owner::with(server, &new, KeyPackagePoolConfig::default()).await.0
-}
-
-/// What came, in which nothing is refused.
-async fn heard(owner: &Owner) -> Vec<Incoming> {
-    let incoming = owner.membership().receive(0).await.unwrap();
-    owner.membership().done(&incoming).unwrap();
-    let is_refused = |one: &Incoming| matches!(one.what, What::Refused { .. });
-    assert!(!incoming.iter().any(is_refused), "{}: {incoming:?}", owner.name());
-    incoming
 }
 
 fn notices(incoming: &[Incoming]) -> Vec<Notice> {
@@ -40,7 +36,7 @@ fn notices(incoming: &[Incoming]) -> Vec<Notice> {
 
 async fn all_hear(group: &Group, everybody: &[&Owner]) {
     for owner in everybody {
-        heard(owner).await;
+        accepted(owner).await;
     }
     for by in everybody {
         by.membership().send(&group.group_id, "all well").await.unwrap();
@@ -67,7 +63,7 @@ async fn a_device_that_is_registered_anew_is_seen_by_its_old_key_and_comes_back_
     );
     // Her old leaf is still in the group.
     invite(bob, &group, &["carol"]).await;
-    let joined = heard(&carol).await;
+    let joined = accepted(&carol).await;
     let is_old =
         |notice: &Notice| matches!(notice, Notice::PreviousSignatureKey { member, .. } if member == "alice/laptop");
     assert!(matches!(notices(&joined).as_slice(), [notice] if is_old(notice)), "{joined:?}");
@@ -76,9 +72,9 @@ async fn a_device_that_is_registered_anew_is_seen_by_its_old_key_and_comes_back_
     let invited = bob.membership().invite(&group.group_id, &[user("alice")]).await.unwrap();
     let is_new = |notice: &Notice| matches!(notice, Notice::NewSignatureKey { member, since: Some(_) } if member == "alice/laptop");
     assert!(matches!(invited.notices.as_slice(), [notice] if is_new(notice)), "{:?}", invited.notices);
-    let came = heard(&carol).await;
+    let came = accepted(&carol).await;
     assert!(matches!(notices(&came).as_slice(), [notice] if is_new(notice)), "{came:?}");
-    heard(&alice).await;
+    accepted(&alice).await;
     all_hear(&group, &[&alice, bob, &carol]).await;
 }
 
@@ -93,11 +89,11 @@ async fn a_lost_device_is_seen_as_removed_and_its_owner_comes_back_with_another(
     let alice = enrolled(&server, "phone").await;
     alice.http().delete("/devices/laptop").await.ok();
     invite(bob, &group, &["carol"]).await;
-    let joined = heard(&carol).await;
+    let joined = accepted(&carol).await;
     let is_lost = |notice: &Notice| matches!(notice, Notice::RemovedDevice { member, .. } if member == "alice/laptop");
     assert!(matches!(notices(&joined).as_slice(), [notice] if is_lost(notice)), "{joined:?}");
     assert_eq!(invite(bob, &group, &["alice"]).await, ["alice/phone".to_owned()].into());
-    let joined = heard(&alice).await;
+    let joined = accepted(&alice).await;
     assert!(matches!(notices(&joined).as_slice(), [notice] if is_lost(notice)), "{joined:?}");
     // She lets her lost device go, which somebody may have found.
     alice.membership().remove(&group.group_id, &user("alice")).await.unwrap();

@@ -1,14 +1,13 @@
 //! A new group in place of one that cannot be changed any more: who may make it, and who is left out.
 
-use keypool_client::{Error, GroupState, What};
+use keypool_client::{Error, Event, GroupState};
 use keypool_openapi::MessageKind;
 use rstest::rstest;
 use serde_json::json;
 
 use super::{
-    delivery::{group_of, invite, members, start},
-    first_come::names,
-    impostors::{HONEST, device, refuses, with_mallory},
+    helpers::{device, group_of, invite, members, names, start},
+    impostors::{HONEST, refuses, with_mallory},
 };
 use crate::support::{Anywhere, Insider, Owner};
 
@@ -22,7 +21,7 @@ async fn who_signed_a_refused_commit_is_to_blame(#[values(Anywhere::Postgres, An
     mallory.http = owners[1].http();
     mallory.renames_itself("alice/d1", &HONEST).await;
     let heard = owners[0].hears().await;
-    let [What::Refused { kind: MessageKind::Commit, by, why }] = heard.as_slice() else { panic!("{heard:?}") };
+    let [Event::Refused { kind: MessageKind::Commit, by, why, .. }] = heard.as_slice() else { panic!("{heard:?}") };
     assert_eq!(by, "mallory/laptop", "{why}");
     let renewed = owners[0].membership().renew(&group.group_id, &[device("mallory")]).await.unwrap();
     assert_eq!(members(&owners[0], &renewed.group), names(["alice", "bob"]));
@@ -39,7 +38,7 @@ async fn who_sent_a_refused_commit_from_outside_can_be_left_out(
     mallory.http = server.anyone().registered("eve", "laptop").await;
     mallory.comes_in_with_another_key(&HONEST).await;
     let heard = owners[0].hears().await;
-    let [What::Refused { kind: MessageKind::Commit, by, why }] = heard.as_slice() else { panic!("{heard:?}") };
+    let [Event::Refused { kind: MessageKind::Commit, by, why, .. }] = heard.as_slice() else { panic!("{heard:?}") };
     assert_eq!(by, "eve/laptop", "{why}");
     let alice = owners[0].membership();
     let stranger = alice.renew(&group.group_id, &[device("frank")]).await.unwrap_err();
@@ -61,7 +60,7 @@ async fn a_member_does_not_take_over_the_name_of_a_group(#[values(Anywhere::Post
     mallory.says(&json!({ "group_name": "friends" }).to_string(), &["bob/laptop"]).await;
     mallory.says(&json!({ "renews": group.id }).to_string(), &["bob/laptop"]).await;
     let heard = bob.hears().await;
-    let Some(What::RenewalClaimed { by, old_group, without, .. }) = heard.last() else { panic!("{heard:?}") };
+    let Some(Event::RenewalClaimed { by, old_group, without, .. }) = heard.last() else { panic!("{heard:?}") };
     assert_eq!((by.as_str(), old_group), ("mallory/laptop", &group.id));
     assert_eq!(without, &["alice/laptop"], "Bob sees who is left out");
     let state = || bob.membership().groups().unwrap().into_iter().find(|one| one.id == group.id).unwrap().state;
@@ -95,10 +94,10 @@ async fn who_sent_a_refused_commit_makes_no_group_in_place_of_that_one(
     mallory.invites("bob").await;
     mallory.says(&json!({ "renews": group.id }).to_string(), &["bob/laptop"]).await;
     let heard = bob.hears().await;
-    assert!(matches!(heard.last(), Some(What::RenewalClaimed { .. })), "{heard:?}");
+    assert!(matches!(heard.last(), Some(Event::RenewalClaimed { .. })), "{heard:?}");
     let renewed = alice.membership().renew(&group.group_id, &[device("mallory")]).await.unwrap();
     let heard = bob.hears().await;
-    let told = What::Renewed {
+    let told = Event::Renewed {
         by: "alice/laptop".to_owned(),
         old_group: group.id.clone(),
         without: vec!["mallory/laptop".to_owned()],
@@ -144,7 +143,7 @@ async fn an_accomplice_does_not_choose_who_goes_on(#[values(Anywhere::Postgres, 
         }
         one.says(&json!({ "renews": group.id }).to_string(), &["bob/laptop"]).await;
         let heard = bob.hears().await;
-        let Some(What::RenewalClaimed { by, without, added, .. }) = heard.last() else { panic!("{heard:?}") };
+        let Some(Event::RenewalClaimed { by, without, added, .. }) = heard.last() else { panic!("{heard:?}") };
         assert_eq!(*by, name);
         let devices = |users: &[&str]| users.iter().map(|user| format!("{user}/laptop")).collect::<Vec<_>>();
         assert_eq!((sorted(without.clone()), added), (devices(left_out), &devices(new)));
@@ -169,7 +168,7 @@ async fn what_a_stranger_says_of_a_group_is_passed_over(#[values(Anywhere::Postg
     ] {
         frank.says(&json!({ "renews": claimed }).to_string(), &["bob/laptop"]).await;
         let heard = owners[1].hears().await;
-        let Some(What::Ignored { why }) = heard.last() else { panic!("{claimed}: {heard:?}") };
+        let Some(Event::Ignored { why }) = heard.last() else { panic!("{claimed}: {heard:?}") };
         assert!(why.contains(reason), "{claimed}: {why}");
     }
     assert_eq!(owners[1].membership().find_group("friends").unwrap().id, group.id);
@@ -187,12 +186,12 @@ async fn who_refused_a_commit_can_talk_whatever_was_proposed(
     bob.membership().leave(&group.group_id).await.unwrap();
     mallory.renames_itself("alice/d1", &HONEST[..1]).await;
     let heard = alice.hears().await;
-    assert!(matches!(heard.as_slice(), [What::Changed, What::Refused { .. }]), "{heard:?}");
+    assert!(matches!(heard.as_slice(), [Event::Changed, Event::Refused { .. }]), "{heard:?}");
     alice.membership().send(&group.group_id, "still here").await.unwrap();
     assert_eq!(bob.texts().await, [("alice/laptop".to_owned(), "still here".to_owned())]);
     bob.membership().leave(&group.group_id).await.unwrap();
     let heard = alice.hears().await;
-    assert!(matches!(heard.as_slice(), [What::Ignored { why }] if why.contains("nobody can change")), "{heard:?}");
+    assert!(matches!(heard.as_slice(), [Event::Ignored { why }] if why.contains("nobody can change")), "{heard:?}");
     alice.membership().send(&group.group_id, "and now?").await.unwrap();
 }
 
@@ -211,7 +210,7 @@ async fn who_renewed_a_group_takes_in_what_others_do_in_the_old_one(
     carol.membership().leave(&group.group_id).await.unwrap();
     bob.hears().await;
     let heard = alice.hears().await;
-    let left = What::Members { by: bob.name(), added: Vec::new(), removed: vec![carol.name()] };
-    assert_eq!(heard, [What::Changed, left]);
+    let left = Event::Members { by: bob.name(), added: Vec::new(), removed: vec![carol.name()] };
+    assert_eq!(heard, [Event::Changed, left]);
     assert_eq!(members(alice, &group), names(["alice", "bob"]));
 }

@@ -2,15 +2,12 @@
 //! unknown nothing is asked.
 
 use futures_util::{StreamExt as _, stream};
-use keypool_client::What;
+use keypool_client::Event;
 use rstest::rstest;
 use serde_json::{Value, json};
 
-use super::{
-    delivery::{group_of, invite, start},
-    first_come::behind_a_proxy,
-};
-use crate::support::{Anywhere, Database, Device, Http, Party, Proxy, TestServer, encode};
+use super::helpers::{behind_a_proxy, group_of, invite, start};
+use crate::support::{Anywhere, Database, Device, Http, Owner, Party, Proxy, TestServer, encode};
 
 /// The requests since this was asked last, without groups and parameters.
 fn requests(proxy: &Proxy) -> Vec<String> {
@@ -70,7 +67,7 @@ async fn joining_a_group_of_five_hundred_costs_one_look_up(
     founder.post(&format!("/groups/{}/commits", party.path()), &body).await.ok();
     requests(&proxy);
     let heard = bob.hears().await;
-    let [What::Joined { by }] = heard.as_slice() else { panic!("{heard:?}") };
+    let [Event::Joined { by }] = heard.as_slice() else { panic!("{heard:?}") };
     assert_eq!(by.user.as_str(), "founder");
     assert_eq!(bob.membership().members(b"large").unwrap().len(), 501);
     assert_eq!(requests(&proxy), [LOOK, LOOK_UP, ACKNOWLEDGE, LOOK]);
@@ -111,4 +108,33 @@ async fn where_nothing_is_unknown_nothing_is_asked(#[values(Anywhere::Postgres, 
     assert_eq!(requests(&proxy), [LOOK, ACKNOWLEDGE, LOOK]);
     bob.membership().send(&second.group_id, "hi").await.unwrap();
     assert_eq!(requests(&proxy), [LOOK, "POST messages"]);
+}
+
+#[rstest]
+#[tokio::test]
+async fn a_join_asks_once_and_what_is_known_is_not_asked_again(
+    #[values(Database::Postgres, Database::Sqlite)] db: Database,
+) {
+    let server = start(db).await;
+    let (group, owners) = group_of(&server, &["alice", "carol", "dave", "erin"]).await;
+    let alice = &owners[0];
+    let (proxy, bob) = behind_a_proxy(&server, "bob").await;
+    let asked = || proxy.seen().iter().filter(|head| head.starts_with("POST /devices/lookup")).count();
+    invite(alice, &group, &["bob"]).await;
+    bob.hears().await;
+    assert_eq!(asked(), 1, "one question for the whole group");
+    alice.membership().send(&group.group_id, "hello").await.unwrap();
+    alice.membership().update_keys(&group.group_id).await.unwrap();
+    let second = alice.membership().create_named_group("second").unwrap();
+    invite(alice, &second, &["bob", "carol"]).await;
+    bob.hears().await;
+    bob.refresh().await.unwrap();
+    assert_eq!(asked(), 0, "nothing is unknown");
+    // The directory is asked about every added device: its key may have changed.
+    Owner::of(&server, "frank").await;
+    Owner::of(&server, "grace").await;
+    invite(alice, &group, &["frank"]).await;
+    invite(alice, &group, &["grace"]).await;
+    bob.hears().await;
+    assert_eq!(asked(), 2);
 }

@@ -1,13 +1,13 @@
 //! A new signature key: a new pool, and old invitations that still work.
 
 use jiff::SignedDuration;
-use keypool_client::{CIPHERSUITE, KeyPackagePoolConfig, KeyPackageStatus, NewDevice, Notice, What};
+use keypool_client::{CIPHERSUITE, Event, KeyPackagePoolConfig, KeyPackageStatus, NewDevice, Notice};
 use keypool_openapi::State;
 use openmls::prelude::Ciphersuite;
 use rstest::rstest;
 
 use super::{
-    delivery::{invite, start, user},
+    helpers::{invite, start, user},
     refresh::is_settled,
 };
 use crate::support::{Anywhere, Database, Owner, TestServer, new_device};
@@ -106,7 +106,7 @@ async fn a_device_of_several_ciphersuites_rotates_while_it_is_away(
         groups.push(after);
     }
     let heard = alice.hears().await;
-    assert!(!heard.iter().any(|what| matches!(what, What::Refused { .. } | What::KeysGone { .. })), "{heard:?}");
+    assert!(!heard.iter().any(|event| matches!(event, Event::Refused { .. } | Event::KeysGone { .. })), "{heard:?}");
     for ((friend, _), groups) in others.iter().zip(&groups) {
         for group in groups {
             alice.membership().update_keys(&group.group_id).await.unwrap();

@@ -15,11 +15,11 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 use crate::{
-    readme::{blocks_of, repository},
+    readme::blocks_of,
     support::{
         Device, Http, PATIENCE,
         compose::{Compose, docker},
-        group, hot_client,
+        group, hot_client, repository,
     },
 };
 

@@ -5,12 +5,12 @@ use std::{fs, os::unix::fs::symlink, process::Stdio};
 use serde_json::Value;
 
 use crate::{
-    readme::{Clone, blocks, blocks_of, repository},
-    support::compose::understand_compose,
+    readme::{Clone, blocks, blocks_of},
+    support::{compose::understand_compose, repository},
 };
 
 /// What `docker compose` finds in a clone.
-fn prepare(clone: &Clone) {
+pub fn prepare(clone: &Clone) {
     for name in ["docker-compose.yml", "deploy", ".env.example"] {
         symlink(repository().join(name), clone.directory().join(name)).unwrap();
     }
@@ -18,7 +18,7 @@ fn prepare(clone: &Clone) {
 }
 
 /// Takes the deployment down again.
-struct Down<'a>(&'a Clone);
+pub struct Down<'a>(pub &'a Clone);
 
 impl Drop for Down<'_> {
     fn drop(&mut self) {

@@ -138,6 +138,8 @@ impl Model {
                 Err(RejectionReason::LifetimeExpired)
             } else if is_there_twice || is_over[index] {
                 Err(RejectionReason::Duplicate)
+            } else if offer.not_after < self.usable_until() && !self.packages.contains_key(&offer.keypackage_ref) {
+                Err(RejectionReason::NeverAvailable)
             } else if offer.last_resort && is_second {
                 Err(RejectionReason::SecondLastResort)
             } else {
@@ -168,7 +170,7 @@ impl Model {
             for old in &alike {
                 self.end(old, End::Revoked);
             }
-        } else if alike.len() >= self.rules.capacity {
+        } else if self.kept(owner, suite) >= self.rules.capacity {
             return Err(RejectionReason::PoolFull);
         }
         let life = Life { not_after, last_resort, hold: None, end: None };
@@ -176,17 +178,35 @@ impl Model {
         Ok(())
     }
 
+    /// How many KeyPackages count against the capacity: those that are held, and those that may be handed out.
+    fn kept(&self, owner: Who, suite: u16) -> usize {
+        let is_kept = |(_, package, state): &(&KeyPackageRef, &Package, State)| {
+            package.suite == suite
+                && !package.life.last_resort
+                && (*state == State::Reserved || self.is_offered(package, *state))
+        };
+        self.of(owner).filter(is_kept).count()
+    }
+
     fn end(&mut self, keypackage_ref: &KeyPackageRef, end: End) {
         self.packages.get_mut(keypackage_ref).unwrap().life.end = Some(end);
     }
 
+    /// What expires before this is not handed out.
+    pub fn usable_until(&self) -> Seconds {
+        self.now + self.rules.min_remaining.max(1)
+    }
+
+    /// Whether a KeyPackage in this state may be handed out.
+    pub fn is_offered(&self, package: &Package, state: State) -> bool {
+        state == State::Available && package.life.not_after >= self.usable_until()
+    }
+
     /// What may be handed out next: fresh ones, or else returned ones, or else the last resort.
     pub fn candidates(&self, owner: Who, suite: Option<u16>) -> Vec<&KeyPackageRef> {
-        let usable = self.now + self.rules.min_remaining.max(1);
         let tier = |package: &Package| (package.life.last_resort, package.life.hold.is_some());
-        let fits =
-            |package: &Package| suite.is_none_or(|suite| suite == package.suite) && package.life.not_after >= usable;
-        let fitting = || self.of(owner).filter(|(_, package, state)| *state == State::Available && fits(package));
+        let fits = |package: &Package| suite.is_none_or(|suite| suite == package.suite);
+        let fitting = || self.of(owner).filter(|(_, package, state)| self.is_offered(package, *state) && fits(package));
         let best = fitting().map(|(_, package, _)| tier(package)).min();
         fitting().filter(|(_, package, _)| Some(tier(package)) == best).map(|(r, ..)| r).collect()
     }
@@ -214,9 +234,8 @@ impl Model {
     /// What is told of a device that has no candidate.
     pub fn miss(&self, owner: Who, suite: Option<u16>) -> MissingDevice {
         let there = |is_usable: bool| {
-            let usable = self.now + self.rules.min_remaining.max(1);
             let idle = self.of(owner).filter(|(.., state)| matches!(state, State::Available | State::Expired));
-            let found = idle.filter(move |(_, package, _)| !is_usable || package.life.not_after >= usable);
+            let found = idle.filter(move |(_, package, _)| !is_usable || package.life.not_after >= self.usable_until());
             found.map(|(_, package, _)| package.suite).collect::<BTreeSet<_>>()
         };
         let (all, usable) = (there(false), there(true));

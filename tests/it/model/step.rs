@@ -24,7 +24,8 @@ const HOUR: Seconds = 60 * MINUTE;
 const DAY: Seconds = 24 * HOUR;
 /// Sums of them hit `not_after`, the ends of reservations, and the other bounds exactly.
 const SPANS: [Seconds; 10] = [1, 30, MINUTE, 5 * MINUTE, 10 * MINUTE, HOUR, 2 * HOUR, DAY, 2 * DAY, 7 * DAY];
-const LIVES: [Seconds; 5] = [20 * DAY, 2 * DAY, DAY, 2 * HOUR, 10 * MINUTE];
+/// The shortest is never handed out.
+const LIVES: [Seconds; 6] = [20 * DAY, 2 * DAY, DAY, 2 * HOUR, 10 * MINUTE, 5 * MINUTE - 1];
 const TTLS: [Seconds; 4] = [1, 30, 2 * MINUTE, 10 * MINUTE];
 
 /// A KeyPackage of an upload.
@@ -41,7 +42,7 @@ pub enum Parcel {
 
 /// What a `reserve` asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Wish {
+pub struct ReserveRequest {
     /// Of the first user, of the second.
     pub users: Vec<usize>,
     /// Of the first or the second device alone.
@@ -59,7 +60,7 @@ pub enum Step {
     },
     Reserve {
         by: Who,
-        wish: Wish,
+        request: ReserveRequest,
         key: Option<u8>,
     },
     /// Of the reservation so many before the newest, by who made it or by another.
@@ -149,10 +150,10 @@ fn upload() -> impl Strategy<Value = Step> {
 
 fn reserve() -> impl Strategy<Value = Step> {
     let users = prop_oneof![4 => Just(vec![0]), 1 => Just(vec![1]), 1 => Just(vec![0, 1])];
-    let wish = (users, option::of(0..2_usize), option::of(select(&SUITES[..])), option::of(select(&TTLS[..])));
-    let wish = wish.prop_map(|(users, device, suite, ttl)| Wish { users, device, suite, ttl });
+    let request = (users, option::of(0..2_usize), option::of(select(&SUITES[..])), option::of(select(&TTLS[..])));
+    let request = request.prop_map(|(users, device, suite, ttl)| ReserveRequest { users, device, suite, ttl });
     let key = prop_oneof![4 => Just(None), 1 => Just(Some(0)), 1 => Just(Some(1))];
-    (who(), wish, key).prop_map(|(by, wish, key)| Step::Reserve { by, wish, key })
+    (who(), request, key).prop_map(|(by, request, key)| Step::Reserve { by, request, key })
 }
 
 fn by() -> impl Strategy<Value = Option<Who>> {

@@ -1,6 +1,6 @@
 //! Tables that come back from a backup into the database that is served, and databases that go back by themselves.
 
-use std::{path::Path, process::Command, sync::Arc};
+use std::{path::Path, sync::Arc};
 
 use diesel::{Connection, connection::SimpleConnection};
 use jiff::SignedDuration;
@@ -299,12 +299,7 @@ async fn it_takes_no_privilege_to_notice_a_table_that_was_loaded() {
     .await;
     let server = ServerProcess::start_at(&place, &address).await;
     assert!(is_fenced(&alice).await);
-    let said = Command::new(crate::support::binary("keypool-server"))
-        .arg("fence")
-        .env("KEYPOOL_DATABASE_URL", &place.url)
-        .output()
-        .unwrap();
-    assert!(said.status.success(), "{said:?}");
+    super::operator_runs(&place, "fence");
     assert_ne!(seen(&alice).await.1, Value::Null);
     drop(server);
 }

@@ -12,7 +12,7 @@ use std::{
 
 use tokio::sync::{Mutex, MutexGuard};
 
-use super::{ADMIN_TOKEN, Database, Http, PATIENCE, Place, postgres::output, server::free_port};
+use super::{ADMIN_TOKEN, Database, Http, PATIENCE, Place, postgres::output, repository, server::free_port};
 
 /// A password that would break a URL.
 const PASSWORD: &str = "p@ss/w:rd%41";
@@ -151,7 +151,7 @@ fn compose(project: &str, port: u16, data: &Path) -> Command {
     command.args(is_plugin().then_some("compose"));
     command
         .args(["--project-name", project])
-        .current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap())
+        .current_dir(repository())
         .env("KEYPOOL_PUBLISH", format!("127.0.0.1:{port}"))
         .env("KEYPOOL_DATA", data)
         .env("KEYPOOL_LIMITS", "off")
@@ -181,6 +181,8 @@ fn watchdog(project: &str, port: u16, data: &Path) -> Child {
 #[derive(Debug)]
 pub struct Lent {
     pub base: String,
+    /// The network of its containers.
+    pub network: String,
     _alone: MutexGuard<'static, ()>,
 }
 
@@ -200,5 +202,6 @@ pub async fn lend(database: Database) -> Lent {
         Database::Postgres => drop(deployment.sql(&format!("BEGIN; {deletes} COMMIT"))),
         Database::Sqlite => deployment.sqlite().open().run(&format!("BEGIN IMMEDIATE; {deletes} COMMIT")),
     }
-    Lent { base: deployment.base.clone(), _alone: alone }
+    let network = format!("{}_default", deployment.project);
+    Lent { base: deployment.base.clone(), network, _alone: alone }
 }

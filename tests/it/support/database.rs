@@ -1,12 +1,16 @@
+use std::{fs, sync::LazyLock};
+
 use diesel::{
     Connection, PgConnection, QueryResult, QueryableByName, RunQueryDsl, SqliteConnection,
     connection::SimpleConnection, sql_types::BigInt,
 };
+use diesel_migrations::{FileBasedMigrations, MigrationHarness as _};
 use tempfile::{NamedTempFile, TempDir};
 
 use super::{
-    compose,
+    compose, data_directory,
     postgres::{self, program, run},
+    repository,
 };
 
 /// Which database a test runs on.
@@ -57,17 +61,29 @@ impl Where {
     }
 }
 
-/// An empty database of one test's own.
+/// A database of one test's own, which ends with it.
 #[derive(Debug)]
 pub struct Place {
     pub url: String,
-    _directory: Option<TempDir>,
+    _keeps: Kept,
+}
+
+/// What deletes a database when it is dropped.
+#[derive(Debug)]
+enum Kept {
+    Elsewhere,
+    File { _directory: TempDir },
+    Shared { _database: postgres::Shared },
 }
 
 impl Place {
     /// A database that something else keeps.
     pub fn at(url: String) -> Self {
-        Self { url, _directory: None }
+        Self { url, _keeps: Kept::Elsewhere }
+    }
+
+    fn shared(database: postgres::Shared) -> Self {
+        Self { url: database.url(), _keeps: Kept::Shared { _database: database } }
     }
 }
 
@@ -91,24 +107,50 @@ impl Place {
             return new;
         };
         for leftover in [format!("{path}-wal"), format!("{path}-shm")] {
-            let _ = std::fs::remove_file(leftover);
+            let _ = fs::remove_file(leftover);
         }
-        std::fs::copy(backup.path(), path).unwrap();
+        fs::copy(backup.path(), path).unwrap();
         self
     }
 }
 
 impl Database {
+    /// An empty database, which its first server migrates.
     pub fn fresh(self) -> Place {
         match self {
-            Self::Postgres => Place::at(postgres::fresh_database()),
+            Self::Postgres => Place::shared(postgres::Shared::fresh()),
             Self::Sqlite => {
-                let directory = tempfile::tempdir().unwrap();
+                let directory = data_directory();
                 let url = format!("sqlite://{}", directory.path().join("keypool.db").display());
-                Place { url, _directory: Some(directory) }
+                Place { url, _keeps: Kept::File { _directory: directory } }
             }
         }
     }
+
+    /// A database that is migrated already, and that no server has seen: to migrate it takes longer than most tests.
+    pub fn migrated(self) -> Place {
+        match self {
+            Self::Postgres => Place::shared(postgres::Shared::migrated()),
+            Self::Sqlite => {
+                let place = self.fresh();
+                fs::write(place.url.trim_start_matches("sqlite://"), &*MIGRATED).unwrap();
+                place
+            }
+        }
+    }
+}
+
+/// An SQLite file with the tables of the newest version.
+static MIGRATED: LazyLock<Vec<u8>> = LazyLock::new(|| {
+    let place = Database::Sqlite.fresh();
+    let path = place.url.trim_start_matches("sqlite://");
+    SqliteConnection::establish(path).unwrap().run_pending_migrations(migrations("sqlite")).unwrap();
+    fs::read(path).unwrap()
+});
+
+/// The migrations of a database, by the name of their folder.
+pub fn migrations(folder: &str) -> FileBasedMigrations {
+    FileBasedMigrations::from_path(repository().join("migrations").join(folder)).unwrap()
 }
 
 /// A connection of a test's own, behind the servers' backs.

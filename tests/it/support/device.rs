@@ -39,6 +39,7 @@ pub struct Device {
     credentials: Vec<CredentialType>,
     listed_extensions: Vec<ExtensionType>,
     extensions: Vec<Extension>,
+    leaf_extensions: Vec<Extension>,
 }
 
 /// By identity and ciphersuite.
@@ -58,17 +59,22 @@ fn new_key(suite: Ciphersuite) -> Arc<SignatureKeyPair> {
 impl Device {
     /// A device whose KeyPackages are valid from an hour ago for two weeks.
     pub fn new(user: &str, device: &str) -> Self {
+        Self::of_identity(&format!("{user}/{device}"))
+    }
+
+    /// The same with a credential of any form.
+    pub fn of_identity(identity: &str) -> Self {
         let suite = Ciphersuite::MLS_128_DHKEMX25519_AES128GCM_SHA256_Ed25519;
-        let identity = format!("{user}/{device}");
         Self {
-            signer: key_of(&identity, suite),
-            identity,
+            signer: key_of(identity, suite),
+            identity: identity.to_owned(),
             provider: OpenMlsRustCrypto::default(),
             suite,
             lifetime: (now() - SignedDuration::from_hours(1), now() + SignedDuration::from_hours(14 * 24)),
             credentials: vec![CredentialType::Basic],
             listed_extensions: vec![ExtensionType::LastResort],
             extensions: Vec::new(),
+            leaf_extensions: Vec::new(),
         }
     }
 
@@ -145,6 +151,21 @@ impl Device {
         self
     }
 
+    /// The same device, with KeyPackages that carry this GREASE extension (RFC 9420, section 13.5), which the leaf node
+    /// lists or not.
+    pub fn with_grease(mut self, code: u16, listed: bool) -> Self {
+        self.extensions.push(Extension::Unknown(code, UnknownExtension(vec![1])));
+        self.listed_extensions.extend(listed.then_some(ExtensionType::Grease(code)));
+        self
+    }
+
+    /// The same device, with leaf nodes that carry this GREASE extension, and list it.
+    pub fn with_grease_in_leaf(mut self, code: u16) -> Self {
+        self.leaf_extensions.push(Extension::Unknown(code, UnknownExtension(vec![1])));
+        self.listed_extensions.push(ExtensionType::Grease(code));
+        self
+    }
+
     pub fn key_packages(&self, n: usize) -> Vec<Made> {
         (0..n).map(|_| self.key_package()).collect()
     }
@@ -172,6 +193,7 @@ impl Device {
         let mut builder = KeyPackage::builder()
             .leaf_node_capabilities(capabilities)
             .key_package_extensions(Extensions::from_vec(self.extensions.clone()).unwrap())
+            .leaf_node_extensions(Extensions::from_vec(self.leaf_extensions.clone()).unwrap())
             .key_package_lifetime(Lifetime::init(second(self.lifetime.0), second(self.lifetime.1)));
         if last_resort {
             builder = builder.mark_as_last_resort();

@@ -1,4 +1,4 @@
-//! A hostile device on a foreign MLS stack: the program of `tests/foreign`, which does what it is asked to, line by line.
+//! A device on a foreign MLS stack: a program of `tests/foreign`, which does what it is asked to, line by line.
 
 use std::{
     io::{BufRead as _, BufReader, Write as _},
@@ -18,8 +18,17 @@ pub struct Foreigner {
 impl Foreigner {
     /// A device of nobody yet.
     pub fn before(base: &str) -> Self {
+        Self::running("attacker.js", &[base])
+    }
+
+    /// An honest, registered device: the one of `examples/ts-mls`.
+    pub fn honest(base: &str, (user, device): (&str, &str)) -> Self {
+        Self::running("honest.js", &[base, user, device])
+    }
+
+    fn running(program: &str, args: &[&str]) -> Self {
         let mut node = Command::new("node");
-        node.arg(tools::attacker()).arg(base).stdin(Stdio::piped()).stdout(Stdio::piped());
+        node.arg(tools::foreign(program)).args(args).stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut program = node.spawn().unwrap();
         let (calls, answers) = (program.stdin.take().unwrap(), BufReader::new(program.stdout.take().unwrap()));
         Self { program, calls, answers }

@@ -1,10 +1,11 @@
-use std::sync::Once;
+use std::sync::{LazyLock, Once};
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use keypool_openapi::ProblemType;
 use reqwest::{
     Client, Method,
-    header::{self, HeaderMap},
+    header::{self, HeaderMap, HeaderName},
+    redirect::Policy,
 };
 use serde_json::{Value, json};
 
@@ -14,7 +15,7 @@ pub struct Http {
     client: Client,
     pub base: String,
     pub token: Option<String>,
-    idempotency_key: Option<String>,
+    headers: HeaderMap,
 }
 
 /// What a server answered.
@@ -57,13 +58,13 @@ impl Answer {
     }
 }
 
-/// What every client of the tests begins as.
+/// What every client of the tests begins as. It trusts no certificate: reading the machine's takes longer than a test's requests.
 pub fn builder() -> reqwest::ClientBuilder {
     static PROVIDER: Once = Once::new();
     PROVIDER.call_once(|| {
         let _ = rustls::crypto::ring::default_provider().install_default();
     });
-    Client::builder().no_proxy()
+    Client::builder().no_proxy().redirect(Policy::none()).tls_certs_only([])
 }
 
 /// A client that keeps its connections, for tests that make thousands of requests.
@@ -79,11 +80,12 @@ pub fn group(name: &str) -> String {
 impl Http {
     /// A connection for each request, so that no idle one keeps a server from stopping.
     pub fn new(base: &str) -> Self {
-        Self::over(builder().pool_max_idle_per_host(0).build().unwrap(), base)
+        static CLIENT: LazyLock<Client> = LazyLock::new(|| builder().pool_max_idle_per_host(0).build().unwrap());
+        Self::over(CLIENT.clone(), base)
     }
 
     pub fn over(client: Client, base: &str) -> Self {
-        Self { client, base: base.to_owned(), token: None, idempotency_key: None }
+        Self { client, base: base.to_owned(), token: None, headers: HeaderMap::new() }
     }
 
     /// The same caller at another server.
@@ -97,7 +99,14 @@ impl Http {
 
     /// The same caller, whose requests carry this `Idempotency-Key`.
     pub fn with_key(&self, key: &str) -> Self {
-        Self { idempotency_key: Some(key.to_owned()), ..self.clone() }
+        self.with_header("idempotency-key", key)
+    }
+
+    /// The same caller, whose requests carry this header.
+    pub fn with_header(&self, name: &'static str, value: &str) -> Self {
+        let mut caller = self.clone();
+        caller.headers.insert(HeaderName::from_static(name), value.parse().unwrap());
+        caller
     }
 
     /// Sends a request; an error is one of the connection.
@@ -106,9 +115,7 @@ impl Http {
         if let Some(token) = &self.token {
             request = request.bearer_auth(token);
         }
-        if let Some(key) = &self.idempotency_key {
-            request = request.header("Idempotency-Key", key);
-        }
+        request = request.headers(self.headers.clone());
         if let Some(body) = body {
             request = request.header(header::CONTENT_TYPE, "application/json").body(body);
         }

@@ -2,9 +2,9 @@
 
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use openmls::prelude::{
-    BasicCredential, CredentialWithKey, ExternalCommitBuilder, GroupId, KeyPackage, LeafNodeParameters, MlsGroup,
-    MlsGroupCreateConfig, MlsGroupJoinConfig, MlsMessageBodyIn, MlsMessageIn, MlsMessageOut, NewSignerBundle,
-    OpenMlsProvider, StagedWelcome,
+    BasicCredential, CredentialWithKey, ExternalCommitBuilder, GroupId, KeyPackage, LeafNodeIndex, LeafNodeParameters,
+    MIXED_PLAINTEXT_WIRE_FORMAT_POLICY, MlsGroup, MlsGroupCreateConfig, MlsGroupJoinConfig, MlsMessageBodyIn,
+    MlsMessageIn, MlsMessageOut, NewSignerBundle, OpenMlsProvider, StagedWelcome,
 };
 use openmls_basic_credential::SignatureKeyPair;
 use openmls_rust_crypto::OpenMlsRustCrypto;
@@ -86,16 +86,40 @@ impl Insider {
         self.group = Some(staged.into_group(&self.provider).unwrap());
     }
 
+    /// From now on, sends Commits and proposals as a PublicMessage.
+    pub fn commits_in_the_open(&mut self) {
+        let config = MlsGroupJoinConfig::builder()
+            .wire_format_policy(MIXED_PLAINTEXT_WIRE_FORMAT_POLICY)
+            .use_ratchet_tree_extension(true)
+            .build();
+        let Self { provider, group, .. } = self;
+        group.as_mut().unwrap().set_configuration(provider.storage(), &config).unwrap();
+    }
+
+    /// Makes a group of its own, whose Welcomes bring no tree.
+    pub fn founds_without_trees(&mut self) {
+        let name = self.name();
+        self.founds("treeless", &name, &MlsGroupCreateConfig::builder().use_ratchet_tree_extension(false).build());
+    }
+
     /// Makes a group of its own, in which its leaf says that it is somebody else.
     pub fn founds_as(&mut self, identity: &str) {
-        let config = MlsGroupCreateConfig::builder().use_ratchet_tree_extension(true).build();
-        let (id, credential) = (GroupId::from_slice(identity.as_bytes()), credential(identity, &self.signer));
-        let group = MlsGroup::new_with_group_id(&self.provider, &self.signer, &config, id, credential).unwrap();
+        self.founds(identity, identity, &MlsGroupCreateConfig::builder().use_ratchet_tree_extension(true).build());
+    }
+
+    fn founds(&mut self, id: &str, identity: &str, config: &MlsGroupCreateConfig) {
+        let (id, credential) = (GroupId::from_slice(id.as_bytes()), credential(identity, &self.signer));
+        let group = MlsGroup::new_with_group_id(&self.provider, &self.signer, config, id, credential).unwrap();
         self.group = Some(group);
     }
 
     /// Adds a user whose KeyPackage the server hands out, as an honest member does.
     pub async fn invites(&mut self, user: &str) {
+        self.invites_with(user, &[], |_| ()).await;
+    }
+
+    /// Adds a user, and has something done to the Welcome.
+    pub async fn invites_with(&mut self, user: &str, recipients: &[&str], change: impl FnOnce(&mut Vec<u8>)) {
         let reservation = self.http.reserved(user).await;
         let package = decode(reservation["keypackage"].as_str().unwrap());
         let message = MlsMessageIn::tls_deserialize(&mut package.as_slice()).unwrap().extract();
@@ -103,11 +127,73 @@ impl Insider {
         let package = package.validate(self.provider.crypto(), openmls::prelude::ProtocolVersion::Mls10).unwrap();
         let Self { provider, signer, group, .. } = self;
         let (commit, welcome, _) = group.as_mut().unwrap().add_members(provider, signer, &[package]).unwrap();
+        let mut welcome = bytes(&welcome);
+        change(&mut welcome);
         let body = json!({
-            "welcome": encode(&bytes(&welcome)), "reservations": [reservation["reservation_id"]], "recipients": [],
+            "welcome": encode(&welcome), "reservations": [reservation["reservation_id"]],
+            "recipients": devices(recipients),
         });
-        self.commits(&commit, body).await.ok();
+        self.commits(&bytes(&commit), body).await.ok();
+        self.merges();
+    }
+
+    fn merges(&mut self) {
         self.group.as_mut().unwrap().merge_pending_commit(&self.provider).unwrap();
+    }
+
+    /// Removes a member, as an honest member does.
+    pub async fn removes(&mut self, name: &str, recipients: &[&str]) {
+        let index = self.index_of(name);
+        let Self { provider, signer, group, .. } = self;
+        let (commit, ..) = group.as_mut().unwrap().remove_members(provider, signer, &[index]).unwrap();
+        self.commits(&bytes(&commit), json!({ "recipients": devices(recipients) })).await.ok();
+        self.merges();
+    }
+
+    fn index_of(&mut self, name: &str) -> LeafNodeIndex {
+        let mut members = self.group().members();
+        members.find(|member| member.credential.serialized_content() == name.as_bytes()).unwrap().index
+    }
+
+    /// Commits new keys, as an honest member does.
+    pub async fn updates(&mut self, recipients: &[&str]) {
+        self.updates_with(recipients, |_| ()).await;
+    }
+
+    /// Commits new keys, and has something done to the Commit.
+    pub async fn updates_with(&mut self, recipients: &[&str], change: impl FnOnce(&mut Vec<u8>)) {
+        let Self { provider, signer, group, .. } = self;
+        let bundle = group.as_mut().unwrap().self_update(provider, signer, LeafNodeParameters::default()).unwrap();
+        let mut commit = bytes(bundle.commit());
+        change(&mut commit);
+        self.commits(&commit, json!({ "recipients": devices(recipients) })).await.ok();
+        self.merges();
+    }
+
+    /// Commits new keys, and asks for a proof that nobody has.
+    pub async fn names_a_wrong_digest(&mut self, recipients: &[&str]) {
+        let Self { provider, signer, group, .. } = self;
+        let bundle = group.as_mut().unwrap().self_update(provider, signer, LeafNodeParameters::default()).unwrap();
+        let body = json!({
+            "commit": encode(&bytes(bundle.commit())), "proof": encode(&self.proof()),
+            "next_proof_digest": encode(&[0; 32]), "recipients": devices(recipients),
+        });
+        self.http.post(&self.path("commits"), &body).await.ok();
+        self.merges();
+    }
+
+    /// Proposes to leave.
+    pub async fn leaves(&mut self, recipients: &[&str]) {
+        let Self { provider, signer, group, .. } = self;
+        let proposal = group.as_mut().unwrap().leave_group(provider, signer).unwrap();
+        self.sends(&bytes(&proposal), recipients).await;
+    }
+
+    /// What is in its queue, each with its kind and what a notice says.
+    pub async fn finds(&self) -> Vec<(String, Value)> {
+        let page = self.http.get("/messages").await.ok();
+        let messages = page["messages"].as_array().unwrap().iter();
+        messages.map(|one| (one["kind"].as_str().unwrap().to_owned(), one["refusal"].clone())).collect()
     }
 
     /// Adds a device that says it is somebody's, with a key of the insider's own.
@@ -115,7 +201,7 @@ impl Insider {
         let ghost = self.key_package(identity, &new_signer());
         let Self { provider, signer, group, .. } = self;
         let (commit, _, _) = group.as_mut().unwrap().add_members(provider, signer, &[ghost]).unwrap();
-        self.commits(&commit, json!({ "recipients": devices(recipients) })).await.ok();
+        self.commits(&bytes(&commit), json!({ "recipients": devices(recipients) })).await.ok();
     }
 
     /// Commits a path whose leaf has another identity.
@@ -123,7 +209,7 @@ impl Insider {
         let parameters = LeafNodeParameters::builder().with_credential_with_key(credential(identity, &self.signer));
         let Self { provider, signer, group, .. } = self;
         let bundle = group.as_mut().unwrap().self_update(provider, signer, parameters.build()).unwrap();
-        self.commits(bundle.commit(), json!({ "recipients": devices(recipients) })).await.ok();
+        self.commits(&bytes(bundle.commit()), json!({ "recipients": devices(recipients) })).await.ok();
     }
 
     /// Commits a path whose leaf has another signature key, which the server does not know.
@@ -134,7 +220,7 @@ impl Insider {
         let group = group.as_mut().unwrap();
         let bundle =
             group.self_update_with_new_signer(provider, signer, bundle, LeafNodeParameters::default()).unwrap();
-        self.commits(bundle.commit(), json!({ "recipients": devices(recipients) })).await.ok();
+        self.commits(&bytes(bundle.commit()), json!({ "recipients": devices(recipients) })).await.ok();
     }
 
     /// Proposes a leaf of its own with another signature key.
@@ -196,12 +282,12 @@ impl Insider {
     }
 
     /// Sends a Commit to the server, which takes it: it sees no leaf.
-    async fn commits(&mut self, commit: &MlsMessageOut, mut body: Value) -> Answer {
+    async fn commits(&mut self, commit: &[u8], mut body: Value) -> Answer {
         let proof = self.proof();
         let crypto = OpenMlsRustCrypto::default();
         let pending = self.group().pending_commit().unwrap();
         let next = pending.export_secret(crypto.crypto(), "keypool commit proof", &[], 32).unwrap();
-        body["commit"] = json!(encode(&bytes(commit)));
+        body["commit"] = json!(encode(commit));
         body["proof"] = json!(encode(&proof));
         body["next_proof_digest"] = json!(encode(&Sha256::digest(next)));
         self.http.post(&self.path("commits"), &body).await

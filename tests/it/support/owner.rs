@@ -6,12 +6,12 @@ use std::{
 
 use jiff::{SignedDuration, Timestamp};
 use keypool_client::{
-    CIPHERSUITE, IdentityCheck, KeyPackagePoolConfig, ManualClock, MlsClient, NewDevice, RefreshReport, Result,
-    Settings, What,
+    CIPHERSUITE, Event, IdentityCheck, KeyPackagePoolConfig, ManualClock, MlsClient, NewDevice, RefreshReport, Result,
+    Settings,
 };
 use tempfile::TempDir;
 
-use super::{Http, TestServer, now};
+use super::{Http, TestServer, data_directory, now};
 
 /// A device with the client library: its data directory, and a clock that stands still until the test moves it.
 #[derive(Debug)]
@@ -69,7 +69,7 @@ impl Owner {
     }
 
     async fn then(now: Timestamp, new: &NewDevice, pool: KeyPackagePoolConfig) -> (Self, RefreshReport) {
-        let directory = tempfile::tempdir().unwrap();
+        let directory = data_directory();
         let clock = Arc::new(ManualClock::new(now));
         let settings = settings(&clock, pool);
         let (client, report) = MlsClient::init(directory.path(), new, settings, &|_| ()).await.unwrap();
@@ -90,17 +90,17 @@ impl Owner {
     }
 
     /// Takes its queue in, and answers what came of it.
-    pub async fn hears(&self) -> Vec<What> {
+    pub async fn hears(&self) -> Vec<Event> {
         let incoming = self.client.membership().receive(0).await.unwrap();
         self.client.membership().done(&incoming).unwrap();
-        incoming.into_iter().map(|one| one.what).collect()
+        incoming.into_iter().map(|one| one.event).collect()
     }
 
     /// What was said to it, each with who said it.
     pub async fn texts(&self) -> Vec<(String, String)> {
         let heard = self.hears().await.into_iter();
         heard
-            .filter_map(|what| if let What::Text { sender, text } = what { Some((sender, text)) } else { None })
+            .filter_map(|event| if let Event::Text { sender, text } = event { Some((sender, text)) } else { None })
             .collect()
     }
 
@@ -128,7 +128,7 @@ impl Owner {
 
     /// A second client that works on a copy of this one's directory.
     pub fn copied(&self) -> Self {
-        let directory = tempfile::tempdir().unwrap();
+        let directory = data_directory();
         copy(self.directory(), directory.path());
         let clock = Arc::clone(&self.clock);
         let client = MlsClient::open_with(directory.path(), settings(&clock, KeyPackagePoolConfig::default())).unwrap();

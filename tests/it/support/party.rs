@@ -1,7 +1,7 @@
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use openmls::prelude::{
-    GroupId, KeyPackageIn, LeafNodeParameters, MlsGroup, MlsGroupCreateConfig, MlsGroupJoinConfig, MlsMessageBodyIn,
-    MlsMessageIn, OpenMlsProvider, ProcessedMessageContent, ProtocolVersion, StagedWelcome,
+    GroupId, KeyPackage, KeyPackageIn, LeafNodeParameters, MlsGroup, MlsGroupCreateConfig, MlsGroupJoinConfig,
+    MlsMessageBodyIn, MlsMessageIn, OpenMlsProvider, ProcessedMessageContent, ProtocolVersion, StagedWelcome,
 };
 use serde_json::Value;
 use tls_codec::{Deserialize, Serialize};
@@ -52,14 +52,22 @@ impl Party {
         self.group.epoch().as_u64()
     }
 
+    /// Whether the signature key of a reserved KeyPackage is a member's already: such a one cannot be added.
+    pub fn knows(&self, reservation: &Value) -> bool {
+        let package = self.reserved(reservation);
+        let key = package.leaf_node().signature_key().as_slice();
+        self.group.members().any(|member| member.signature_key == key)
+    }
+
+    fn reserved(&self, reservation: &Value) -> KeyPackage {
+        let bytes = decode(reservation["keypackage"].as_str().unwrap());
+        let MlsMessageBodyIn::KeyPackage(package) = message(&bytes) else { panic!("no KeyPackage") };
+        KeyPackageIn::validate(package, self.device.provider.crypto(), ProtocolVersion::Mls10).unwrap()
+    }
+
     /// Commits to adding those whose KeyPackages are reserved: the Commit and the Welcome.
     pub fn adds(&mut self, reservations: &[&Value]) -> (Vec<u8>, Vec<u8>) {
-        let package = |reservation: &&Value| {
-            let bytes = decode(reservation["keypackage"].as_str().unwrap());
-            let MlsMessageBodyIn::KeyPackage(package) = message(&bytes) else { panic!("no KeyPackage") };
-            KeyPackageIn::validate(package, self.device.provider.crypto(), ProtocolVersion::Mls10).unwrap()
-        };
-        let packages: Vec<_> = reservations.iter().map(package).collect();
+        let packages: Vec<_> = reservations.iter().map(|reservation| self.reserved(reservation)).collect();
         let (commit, welcome, _) =
             self.group.add_members(&self.device.provider, &*self.device.signer, &packages).unwrap();
         (commit.tls_serialize_detached().unwrap(), welcome.tls_serialize_detached().unwrap())

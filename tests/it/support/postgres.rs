@@ -4,13 +4,14 @@ use std::{
     fs,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
-    sync::{Mutex, OnceLock},
+    sync::{LazyLock, Mutex},
 };
 
 use diesel::{Connection, PgConnection, RunQueryDsl};
+use diesel_migrations::MigrationHarness as _;
 use uuid::Uuid;
 
-use super::server::free_port;
+use super::{data_directory, database::migrations, server::free_port};
 
 const REMEDY: &str = "the tests start a PostgreSQL of their own and found no initdb in PATH, by pg_config, or in \
                       /usr/lib/postgresql: install it with `sudo apt-get install postgresql`";
@@ -34,7 +35,7 @@ impl Postgres {
     /// Starts one.
     pub fn start() -> Self {
         let programs = programs();
-        let directory = tempfile::Builder::new().prefix("keypool-postgres-").tempdir().unwrap().keep();
+        let directory = data_directory().keep();
         if is_root() {
             run(Command::new("chown").arg("postgres").arg(&directory));
         }
@@ -46,7 +47,7 @@ impl Postgres {
         // Not synchronous_commit: without it an immediate stop loses what was answered.
         let settings = format!(
             "listen_addresses = '127.0.0.1'\nport = {port}\nunix_socket_directories = ''\nmax_connections = 200\n\
-             fsync = off\nfull_page_writes = off\n"
+             fsync = off\nfull_page_writes = off\nmax_wal_size = 128MB\n"
         );
         let file = data.join("postgresql.conf");
         fs::write(&file, fs::read_to_string(&file).unwrap() + &settings).unwrap();
@@ -75,7 +76,21 @@ impl Postgres {
         let data = self.directory.join("data");
         fs::write(data.join("standby.signal"), "").unwrap();
         self.go_on();
-        run(control(&self.programs, &data).args(["-w", "promote"]));
+        self.open();
+    }
+
+    /// Starts it after a stop, so that it takes no connections until `open`: a standby without hot standby.
+    pub fn go_on_closed(&self) {
+        let data = self.directory.join("data");
+        let file = data.join("postgresql.conf");
+        fs::write(&file, fs::read_to_string(&file).unwrap() + "hot_standby = off\n").unwrap();
+        fs::write(data.join("standby.signal"), "").unwrap();
+        self.go_on();
+    }
+
+    /// Has it take connections.
+    pub fn open(&self) {
+        run(control(&self.programs, &self.directory.join("data")).args(["-w", "promote"]));
     }
 
     /// A copy of its files, as of a volume. It is stopped before.
@@ -99,16 +114,50 @@ impl Postgres {
     }
 }
 
-/// The URL of a new, empty database.
-pub fn fresh_database() -> String {
-    static SERVER: OnceLock<Postgres> = OnceLock::new();
-    static ADMIN: Mutex<Option<PgConnection>> = Mutex::new(None);
-    let server = SERVER.get_or_init(Postgres::start);
-    let name = format!("test_{}", Uuid::new_v4().simple());
-    let mut admin = ADMIN.lock().unwrap();
-    let admin = admin.get_or_insert_with(|| PgConnection::establish(&server.url("postgres")).unwrap());
-    diesel::sql_query(format!("CREATE DATABASE {name}")).execute(admin).unwrap();
-    server.url(&name)
+/// A database of the PostgreSQL server that the tests share. It is dropped with this, so that it takes no room for longer.
+#[derive(Debug)]
+pub struct Shared(String);
+
+static SERVER: LazyLock<Postgres> = LazyLock::new(Postgres::start);
+static ADMIN: LazyLock<Mutex<PgConnection>> =
+    LazyLock::new(|| Mutex::new(PgConnection::establish(&SERVER.url("postgres")).unwrap()));
+
+impl Shared {
+    /// An empty one.
+    pub fn fresh() -> Self {
+        Self::like("template1")
+    }
+
+    /// One with the tables of the newest version, which are made once and copied from then on.
+    pub fn migrated() -> Self {
+        static TEMPLATE: LazyLock<Shared> = LazyLock::new(|| {
+            let template = Shared::fresh();
+            let mut conn = PgConnection::establish(&template.url()).unwrap();
+            conn.run_pending_migrations(migrations("postgres")).unwrap();
+            template
+        });
+        Self::like(&TEMPLATE.0)
+    }
+
+    fn like(template: &str) -> Self {
+        let name = format!("test_{}", Uuid::new_v4().simple());
+        let create = diesel::sql_query(format!("CREATE DATABASE {name} TEMPLATE {template}"));
+        create.execute(&mut *ADMIN.lock().unwrap()).unwrap();
+        Self(name)
+    }
+
+    pub fn url(&self) -> String {
+        SERVER.url(&self.0)
+    }
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        // A server may still be there, and a test may have ended the one connection that this goes by.
+        if let Ok(mut admin) = ADMIN.lock() {
+            let _ = diesel::sql_query(format!("DROP DATABASE {} WITH (FORCE)", self.0)).execute(&mut *admin);
+        }
+    }
 }
 
 /// One of PostgreSQL's programs.

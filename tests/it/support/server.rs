@@ -13,16 +13,17 @@ use keypool_server::{
     clock::{Clock, ManualClock, SystemClock},
     config::Config,
     metrics::Metrics,
-    pool::Pool,
     store::Store,
-    sweeper::Report,
+    sweeper::{Report, Sweeper},
 };
 use keypool_validation::token::Token;
+use reqwest::Method;
 use tokio::sync::oneshot;
 
 use super::{
     Database, Http, Place, Raw, Where, binary,
     compose::{self, Lent},
+    without_settings,
 };
 
 /// How long a server may take to come up or down before a test gives up on it.
@@ -50,7 +51,7 @@ enum Serves {
 
 struct Here {
     clock: Arc<ManualClock>,
-    pool: Pool,
+    sweeper: Sweeper,
     stop: Option<oneshot::Sender<()>>,
     place: Arc<Place>,
 }
@@ -64,7 +65,7 @@ impl TestServer {
     pub async fn start_with(place: impl Into<Where>, change: impl FnOnce(&mut Config)) -> Self {
         match place.into().here() {
             Ok(database) => {
-                let place = tokio::task::spawn_blocking(move || database.fresh()).await.unwrap();
+                let place = tokio::task::spawn_blocking(move || database.migrated()).await.unwrap();
                 Self::start_at(Arc::new(place), change).await
             }
             Err(database) => {
@@ -91,7 +92,7 @@ impl TestServer {
 
     /// Starts at another time than the real one.
     pub async fn start_then(database: Database, then: Timestamp, change: impl FnOnce(&mut Config)) -> Self {
-        let place = tokio::task::spawn_blocking(move || database.fresh()).await.unwrap();
+        let place = tokio::task::spawn_blocking(move || database.migrated()).await.unwrap();
         Self::run(Arc::new(place), Arc::new(ManualClock::at(then)), change).await
     }
 
@@ -124,13 +125,13 @@ impl TestServer {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
             runtime.block_on(async {
                 let server = Server::start(config, its_clock).await.unwrap();
-                let _ = started.send((server.address(), server.pool().clone()));
+                let _ = started.send((server.address(), server.sweeper().clone()));
                 let _ = stopped.await;
                 server.stop().await;
             });
         });
-        let (address, pool) = starting.await.expect("the server did not start");
-        let here = Here { clock, pool, stop: Some(stop), place };
+        let (address, sweeper) = starting.await.expect("the server did not start");
+        let here = Here { clock, sweeper, stop: Some(stop), place };
         let server = Self { base: format!("http://{address}"), serves: Serves::Here(Box::new(here)) };
         server.settled().await;
         server
@@ -157,17 +158,24 @@ impl TestServer {
 
     /// Has the server tidy up, as it does by itself every now and then.
     pub async fn sweep(&self) -> Report {
-        self.here().pool.sweep().await.unwrap()
+        self.here().sweeper.sweep().await.unwrap()
     }
 
     /// The same where it may refuse to; answers why.
     pub async fn try_sweep(&self) -> Result<Report, String> {
-        self.here().pool.sweep().await.map_err(|failure| failure.to_string())
+        self.here().sweeper.sweep().await.map_err(|failure| failure.to_string())
     }
 
     /// Has the server count the KeyPackages of all pools, as it does by itself every now and then.
     pub async fn census(&self) {
-        self.here().pool.census().await.unwrap();
+        self.here().sweeper.census().await.unwrap();
+    }
+
+    /// The value of a metric, which is named without its prefix and with its labels.
+    pub async fn metric(&self, name: &str) -> String {
+        let metrics = self.anyone().get("/metrics").await.text;
+        let value = metrics.lines().find_map(|line| line.strip_prefix(&format!("keypool_{name} ")));
+        value.unwrap_or_else(|| panic!("no {name} in\n{metrics}")).to_owned()
     }
 
     /// The server's time.
@@ -263,7 +271,7 @@ impl Running {
     pub async fn start(place: impl Into<Where>) -> Self {
         match place.into().here() {
             Ok(database) => {
-                let place = tokio::task::spawn_blocking(move || database.fresh()).await.unwrap();
+                let place = tokio::task::spawn_blocking(move || database.migrated()).await.unwrap();
                 let server = ServerProcess::start_with(&place, |command| {
                     command.env("KEYPOOL_ADMIN_TOKEN", ADMIN_TOKEN);
                 })
@@ -350,13 +358,27 @@ impl ServerProcess {
 
     /// Waits until it serves.
     pub async fn ready(&mut self) {
+        self.answers("/readyz").await;
+    }
+
+    /// Waits until it listens, whether or not its database is open.
+    pub async fn listens(&mut self) {
+        self.answers("/healthz").await;
+    }
+
+    /// Waits until its database is open, whether or not it is ready.
+    pub async fn opened(&mut self) {
+        self.answers("/metrics").await;
+    }
+
+    async fn answers(&mut self, path: &str) {
         let patience = Instant::now() + PATIENCE;
         let anyone = Http::new(&self.base);
-        while !anyone.is_ready().await {
+        while !anyone.try_send(Method::GET, path, None).await.is_ok_and(|answer| answer.status == 200) {
             if let Some(status) = self.child.try_wait().unwrap() {
                 panic!("the server ended by itself: {status}");
             }
-            assert!(Instant::now() < patience, "the server is not ready after {PATIENCE:?}");
+            assert!(Instant::now() < patience, "the server does not answer {path} after {PATIENCE:?}");
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     }
@@ -396,16 +418,6 @@ impl Drop for ServerProcess {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
-}
-
-/// Takes Keypool's settings out of a process's environment.
-pub fn without_settings(command: &mut Command) -> &mut Command {
-    for (name, _) in std::env::vars_os() {
-        if name.to_string_lossy().starts_with("KEYPOOL_") {
-            command.env_remove(name);
-        }
-    }
-    command
 }
 
 /// A port that nobody listens on.

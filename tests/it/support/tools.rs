@@ -49,27 +49,42 @@ fn npm_files() -> [PathBuf; 2] {
     ["package.json", "package-lock.json"].map(|file| contract().join(file))
 }
 
-/// The program of `tests/foreign`, compiled, with the packages that it uses.
-pub fn attacker() -> &'static Path {
+/// A program of `tests/foreign`, compiled, with the packages that it uses.
+pub fn foreign(program: &str) -> PathBuf {
     static COMPILED: OnceLock<PathBuf> = OnceLock::new();
-    COMPILED.get_or_init(|| {
-        let sources = ["attacker.ts", "tsconfig.json"].map(|file| foreign().join(file));
+    let directory = COMPILED.get_or_init(|| {
+        let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let files =
+            ["foreign/attacker.ts", "foreign/honest.ts", "foreign/tsconfig.json", "../examples/ts-mls/device.ts"];
+        let sources = files.map(|file| here.join(file));
         let versions: Vec<_> = sources.iter().cloned().chain(npm_files()).collect();
-        let directory = installed("foreign", &versions, |directory| {
+        installed("foreign", &versions, |directory| {
             let packages = ["node_modules", "package.json"].map(|name| node().join(name));
             for file in sources.iter().chain(&packages) {
                 symlink(file, directory.join(file.file_name().unwrap())).unwrap();
             }
             let mut compile = Command::new(directory.join("node_modules/.bin/tsc"));
             run(compile.args(["--preserveSymlinks", "-p", "."]).current_dir(directory), "the program has to be mended");
-        });
-        directory.join("built/attacker.js")
-    })
+        })
+    });
+    directory.join("built").join(program)
 }
 
-/// Where the sources of a device on a foreign MLS stack are.
-fn foreign() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("foreign")
+/// The program of `tests/browser`, which drives Chromium, with the packages that it uses.
+pub fn browser() -> Command {
+    static LINKED: OnceLock<PathBuf> = OnceLock::new();
+    let directory = LINKED.get_or_init(|| {
+        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("browser/browser.mjs");
+        let versions: Vec<_> = [source.clone()].into_iter().chain(npm_files()).collect();
+        installed("browser", &versions, |directory| {
+            symlink(node().join("node_modules"), directory.join("node_modules")).unwrap();
+            // A copy, since Node.js looks for packages beside the file that a link leads to.
+            fs::copy(source, directory.join("browser.mjs")).unwrap();
+        })
+    });
+    let mut browser = Command::new("node");
+    browser.arg(directory.join("browser.mjs"));
+    browser
 }
 
 const PYTHON: &str = "install Python 3.11 or newer with `sudo apt-get install python3-venv`";

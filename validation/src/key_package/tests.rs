@@ -68,7 +68,7 @@ impl Maker {
     }
 }
 
-#[expect(clippy::disallowed_methods, reason = "OpenMLS judges by the system's clock, too")]
+#[expect(clippy::disallowed_methods, reason = "OpenMLS uses the system's clock, too")]
 fn now() -> Timestamp {
     Timestamp::now()
 }
@@ -81,6 +81,7 @@ fn rules() -> Rules {
     Rules {
         ciphersuites: vec![1, 3],
         max_lifetime: SignedDuration::from_hours(24 * 90),
+        clock_tolerance: SignedDuration::from_secs(60),
         credential_binding: CredentialBinding::Strict,
     }
 }
@@ -120,7 +121,7 @@ fn edit_leaf(package: &[u8], signer: &SignatureKeyPair, edit: impl FnOnce(&mut V
 fn what_openmls_makes_is_read_as_openmls_reads_it() {
     let bytes = Maker::new().make();
     let package = parse(bytes.clone()).unwrap();
-    let own = verify(decode(&bytes).unwrap()).unwrap();
+    let own = verify(&bytes).unwrap();
     assert_eq!(package.keypackage_ref.as_bytes(), own.hash_ref(&RustCrypto::default()).unwrap().as_slice());
     assert_eq!((package.ciphersuite, package.last_resort), (1, false));
     assert_eq!(u64::try_from(package.not_after.as_second()).unwrap(), own.life_time().not_after());
@@ -216,6 +217,31 @@ fn lifetimes_are_judged(#[case] from: i64, #[case] to: i64, #[case] reason: Reje
 }
 
 #[test]
+fn a_lifetime_may_begin_as_far_ahead_as_clocks_are_apart() {
+    let begins = now().checked_add(1.hour()).unwrap();
+    let (begin, end) = (u64::try_from(begins.as_second()).unwrap(), second() + 14 * DAY);
+    let bytes = Maker { lifetime: Lifetime::init(begin, end), ..Maker::new() }.make();
+    let ahead_by = |seconds: i64| {
+        let now = Timestamp::from_second(begins.as_second() - seconds).unwrap();
+        parse_at(bytes.clone(), &rules(), now).map_err(|rejection| rejection.reason)
+    };
+    assert!(ahead_by(2).is_ok());
+    assert!(ahead_by(60).is_ok());
+    assert_eq!(ahead_by(61).unwrap_err(), RejectionReason::LifetimeNotYetValid);
+}
+
+#[rstest]
+#[case::unset(0, 0)]
+#[case::no_end(1_900_000_000, 0)]
+#[case::turned_round(1_900_000_000, 1_800_000_000)]
+fn a_lifetime_that_ends_before_it_begins_is_not_blamed_on_the_clock(#[case] from: u64, #[case] to: u64) {
+    let rejection = parse(Maker { lifetime: Lifetime::init(from, to), ..Maker::new() }.make()).unwrap_err();
+    assert_eq!(rejection.reason, RejectionReason::LifetimeExpired);
+    let values = format!("not_before is {from} and not_after is {to}");
+    assert!(rejection.detail.contains(&values) && !rejection.detail.contains("clock"), "{}", rejection.detail);
+}
+
+#[test]
 fn a_lifetime_past_the_end_of_time_is_too_long() {
     let endless = Lifetime::init(second(), u64::MAX);
     assert_rejected(Maker { lifetime: endless, ..Maker::new() }.make(), RejectionReason::LifetimeTooLong);
@@ -257,6 +283,47 @@ fn an_extension_that_the_leaf_does_not_list_is_refused() {
     parse(Maker { extensions: unknown(), capabilities: listed(), ..Maker::new() }.make()).unwrap();
     assert_rejected(Maker { leaf_extensions: unknown(), ..Maker::new() }.make(), RejectionReason::UnsupportedExtension);
     parse(Maker { leaf_extensions: unknown(), capabilities: listed(), ..Maker::new() }.make()).unwrap();
+}
+
+#[rstest]
+fn a_grease_extension_is_taken_where_the_leaf_lists_it(
+    #[values(0x0a0a, 0x4a4a, 0x8a8a, 0xeaea)] code: u16,
+    #[values(true, false)] in_leaf_node: bool,
+) {
+    let make = |listed: Vec<ExtensionType>| {
+        let grease = vec![Extension::Unknown(code, UnknownExtension(vec![1, 2]))];
+        let (leaf_extensions, extensions) = if in_leaf_node { (grease, Vec::new()) } else { (Vec::new(), grease) };
+        let capabilities = Capabilities::builder().extensions(listed).build();
+        Maker { capabilities, extensions, leaf_extensions, ..Maker::new() }.make()
+    };
+    let bytes = make(vec![ExtensionType::Grease(code)]);
+    let package = parse(bytes.clone()).unwrap();
+    assert_eq!(package.bytes, bytes);
+    // The same code point under its other name; and another GREASE value, which does not stand for this one.
+    parse(make(vec![ExtensionType::Unknown(code)])).unwrap();
+    for listed in [vec![], vec![ExtensionType::Grease(0x1a1a)]] {
+        let rejection = parse(make(listed)).unwrap_err();
+        assert_eq!(rejection.reason, RejectionReason::UnsupportedExtension);
+        assert!(rejection.detail.contains(&format!("GREASE extension {code:#06x}")), "{}", rejection.detail);
+    }
+}
+
+/// OpenMLS's answers about extensions and lifetimes do not count, so neither may hide a wrong signature.
+#[test]
+fn what_openmls_refuses_last_is_still_checked_for_its_signatures() {
+    let grease = || vec![Extension::Unknown(0x8a8a, UnknownExtension(vec![1]))];
+    let listed = Capabilities::builder().extensions(vec![ExtensionType::Grease(0x8a8a)]).build();
+    let with_grease = Maker { extensions: grease(), capabilities: listed, ..Maker::new() }.make();
+    let expired = Maker { lifetime: Lifetime::init(second() - 2 * DAY, second() - DAY), ..Maker::new() }.make();
+    // The length of the KeyPackage's extensions, which are between the signatures.
+    for (mut bytes, extensions) in [(with_grease, 1 + 4), (expired, 1)] {
+        let last = bytes.len() - 1;
+        bytes[last] ^= 1;
+        assert_rejected(bytes.clone(), RejectionReason::InvalidSignature);
+        bytes[last] ^= 1;
+        bytes[last - SIGNATURE - extensions] ^= 1;
+        assert_rejected(bytes, RejectionReason::InvalidSignature);
+    }
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! What a request's body has to be beyond what its fields are: which of them it needs, and how the server is set up.
+//! Rules of request bodies that depend on several fields or on the configuration.
 
 use serde_json::json;
 use utoipa::{
@@ -8,7 +8,7 @@ use utoipa::{
 
 use crate::config::Config;
 
-/// Adds it to the document.
+/// Adds these rules to the document.
 pub(super) struct Bodies<'a>(pub &'a Config);
 
 impl Modify for Bodies<'_> {
@@ -26,10 +26,11 @@ impl Modify for Bodies<'_> {
     }
 }
 
-/// That a body has one of the two fields, or both. Not by `anyOf`: the generators of clients that meet one beside
-/// properties forget the properties. Collected, since a builder would put `x-` before the keyword.
+/// Requires at least one of two fields, and not as `null`. Generators of clients drop the properties beside an `anyOf`, so
+/// the rule is a `not`. An extension holds it, made by `collect`, since the builder would put `x-` before the keyword.
 fn either(one: &str, other: &str) -> Extensions {
-    let lacks = |field: &str| json!({"not": {"required": [field]}});
+    let is_given = |field: &str| json!({"required": [field], "properties": {field: {"not": {"type": "null"}}}});
+    let lacks = |field: &str| json!({"not": is_given(field)});
     [("not", json!({"allOf": [lacks(one), lacks(other)]}))].into_iter().collect()
 }
 

@@ -1,4 +1,4 @@
-//! Examples of requests and answers, made from the wire types: they cannot say what no server would.
+//! Examples of requests and answers, made from the wire types, so that they always fit the schemas.
 
 use jiff::Timestamp;
 use keypool_openapi::{
@@ -19,15 +19,23 @@ use utoipa::{
 };
 use uuid::Uuid;
 
+use crate::{app::info::info, config::Config};
+
+/// The user of the examples. The README has other names, so that who tries the examples does not take them.
+const OWNER: &str = "erika";
+
+/// The KeyPackage of the examples. Swagger UI replaces it by real ones, see [`crate::app::swagger_ui`].
+pub(crate) const KEY_PACKAGE: &str = "AAEABQABAAE=";
+
 const TOKEN: &str = "keypool_tTnyVvyUjlJVyjUTbW0zQxzSnf6aEYpAfHyZxpQPnG0";
 
-/// Adds them to the document.
+/// Adds the examples to the document.
 pub(super) struct Examples;
 
 impl Modify for Examples {
     fn modify(&self, openapi: &mut OpenApi) {
         for item in openapi.paths.paths.values_mut() {
-            for operation in super::operations(item) {
+            for operation in operations(item) {
                 let Some(name) = operation.operation_id.clone() else { continue };
                 let Some(example) = example(&name) else { continue };
                 let body = operation.request_body.as_mut().and_then(|body| match body {
@@ -52,46 +60,50 @@ struct Example {
     response: Value,
 }
 
-/// An operation's request and answer.
+/// The example request and answer of an operation, by its operationId.
 fn example(operation: &str) -> Option<Example> {
     let of = |request: Option<Value>, response: Value| Some(Example { request, response });
     match operation {
-        "register" => of(
-            json(&RegisterRequest { user: user("alice"), device: device("laptop") }),
-            value(&RegisterResponse { user: user("alice"), device: device("laptop"), token: TOKEN.to_owned() }),
+        "register_device" => of(
+            json(&RegisterRequest { user: user(OWNER), device: device("laptop") }),
+            value(&RegisterResponse { user: user(OWNER), device: device("laptop"), token: TOKEN.to_owned() }),
         ),
-        "list" => of(None, value(&devices())),
-        "lookup" => of(
-            json(&LookupRequest { users: vec![user("alice"), user("zoe")], removed: false }),
+        "get_server" => of(None, value(&info(&Config::default()))),
+        "list_devices" => of(None, value(&devices())),
+        "lookup_devices" => of(
+            json(&LookupRequest { users: vec![user(OWNER), user("zoe")], removed: false }),
             value(&LookupResponse { users: vec![devices()], unknown: vec![user("zoe")], remaining: Vec::new() }),
         ),
-        "change_token" => of(None, value(&TokenResponse { device: device("laptop"), token: TOKEN.to_owned() })),
-        "remove" | "remove_any" => {
-            of(None, value(&RemovedDevice { user: user("alice"), device: device("laptop"), revoked: 33 }))
+        "change_device_token" => of(None, value(&TokenResponse { device: device("laptop"), token: TOKEN.to_owned() })),
+        "remove_device" | "remove_user_device" => {
+            of(None, value(&RemovedDevice { user: user(OWNER), device: device("laptop"), revoked: 33 }))
         }
-        "upload" => of(json(&UploadRequest::of(vec!["AAEABQABAAE=".to_owned()])), value(&uploaded())),
-        "reserve" => of(json(&reserve()), value(&reserved())),
-        "spend" => of(
+        "upload_key_packages" => of(json(&UploadRequest::of(vec![KEY_PACKAGE.to_owned()])), value(&uploaded())),
+        "reserve_key_packages" => of(json(&reserve()), value(&reserved())),
+        "spend_reservation" => of(
             json(&SpendRequest { reservation_id: reservation_id(), group_id: group() }),
             value(&SpendResponse { keypackage_ref: hash(0xa1), state: State::Spent, spent_at: time(30) }),
         ),
-        "release" => of(
+        "release_reservation" => of(
             json(&ReleaseRequest { reservation_id: reservation_id() }),
             value(&ReleaseResponse { keypackage_ref: hash(0xa1), state: State::Available }),
         ),
-        "revoke" => of(json(&RevokeRequest { refs: Some(vec![hash(0xa1), hash(0xa2)]), all: None }), value(&revoked())),
-        "status" => of(None, value(&status())),
-        "inventory" => of(None, value(&inventory())),
-        "audit" => of(None, value(&audit())),
-        "low_pools" => of(None, value(&low_pools())),
-        "commit" => of(json(&commit()), value(&CommitResponse { epoch: 8, undelivered: vec![undelivered()] })),
-        "send" => of(
+        "revoke_key_packages" => {
+            of(json(&RevokeRequest { refs: Some(vec![hash(0xa1), hash(0xa2)]), all: None }), value(&revoked()))
+        }
+        "get_pool_status" | "get_user_pool_status" => of(None, value(&status())),
+        "list_inventory" => of(None, value(&inventory())),
+        "list_audit_events" => of(None, value(&audit())),
+        "list_low_pools" => of(None, value(&low_pools())),
+        "send_commit" => of(json(&commit()), value(&CommitResponse { epoch: 8, undelivered: vec![undelivered()] })),
+        "send_message" => of(
             json(&MessageRequest { message: message(), recipients: vec![named("bob", "phone")] }),
             value(&MessageResponse { undelivered: vec![undelivered()] }),
         ),
-        "fetch" => of(None, value(&MessagesPage { messages: vec![queued()], devices_version: 3 })),
-        "acknowledge" => {
-            of(json(&AckRequest { ids: vec![4711], unreadable: Vec::new() }), value(&AckResponse { acknowledged: 1 }))
+        "fetch_messages" => of(None, value(&MessagesPage { messages: vec![queued()], devices_version: 3 })),
+        "acknowledge_messages" => {
+            let request = AckRequest { ids: vec![4711], unreadable: Vec::new(), refused: Vec::new() };
+            of(json(&request), value(&AckResponse { acknowledged: 1 }))
         }
         _ => None,
     }
@@ -125,7 +137,8 @@ fn group() -> Base64Bytes {
     Base64Bytes(b"friends".to_vec())
 }
 
-fn reservation_id() -> ReservationId {
+/// The reservation of the examples. Swagger UI replaces it by the last one that it saw.
+pub(crate) fn reservation_id() -> ReservationId {
     ReservationId { owner: 31, nonce: Uuid::from_u128(0x67e5_5044_10b1_426f_9247_bb68_0e5f_e0c8) }
 }
 
@@ -140,7 +153,7 @@ fn not_after() -> Timestamp {
 
 fn devices() -> DeviceList {
     DeviceList {
-        user: user("alice"),
+        user: user(OWNER),
         devices: vec![Device {
             device: device("laptop"),
             registered_at: time(0),
@@ -175,14 +188,14 @@ fn uploaded() -> UploadResponse {
 }
 
 fn reserve() -> ReserveRequest {
-    ReserveRequest { ciphersuite: Some(1), group_id: Some(group()), ttl: Some(60), ..ReserveRequest::of(user("alice")) }
+    ReserveRequest { ciphersuite: Some(1), group_id: Some(group()), ttl: Some(60), ..ReserveRequest::of(user(OWNER)) }
 }
 
 fn reserved() -> ReserveResponse {
     ReserveResponse {
         reservations: vec![Reservation {
             reservation_id: reservation_id(),
-            user: user("alice"),
+            user: user(OWNER),
             device: device("laptop"),
             keypackage_ref: hash(0xa1),
             keypackage: Base64Bytes(vec![0, 1, 0, 5, 0, 1, 0, 1]),
@@ -192,7 +205,7 @@ fn reserved() -> ReserveResponse {
             last_resort: false,
         }],
         missing: vec![MissingDevice {
-            user: user("alice"),
+            user: user(OWNER),
             device: Some(device("watch")),
             reason: MissingReason::PoolExhausted,
             ciphersuites: Vec::new(),
@@ -223,9 +236,10 @@ fn status() -> PoolStatus {
         recommended_upload: 24,
     };
     PoolStatus {
-        user: user("alice"),
+        user: user(OWNER),
         device: device("laptop"),
         at: time(0),
+        min_remaining: 3_600,
         available: suite.available,
         fresh: suite.fresh,
         lapsed: suite.lapsed,
@@ -271,7 +285,7 @@ fn audit() -> AuditPage {
             at: time(0),
             action: Action::Reserve,
             keypackage_ref: hash(0xa1),
-            owner: named("alice", "laptop"),
+            owner: named(OWNER, "laptop"),
             actor: Some(named("bob", "phone")),
             reservation_id: Some(reservation_id()),
             group_id: Some(group()),
@@ -309,6 +323,7 @@ fn queued() -> QueuedMessage {
         group_id: group(),
         from: named("bob", "phone"),
         message: message(),
+        refusal: None,
         sent_at: time(0),
     }
 }
@@ -316,6 +331,14 @@ fn queued() -> QueuedMessage {
 fn low_pools() -> LowPools {
     let (ciphersuite, last_upload) = (Some(1), Some(time(0)));
     LowPools {
-        pools: vec![LowPool { user: user("alice"), device: device("laptop"), ciphersuite, fresh: 0, last_upload }],
+        pools: vec![LowPool { user: user(OWNER), device: device("laptop"), ciphersuite, fresh: 0, last_upload }],
+        next: None,
     }
+}
+
+/// The operations of a path.
+pub(super) fn operations(
+    item: &mut utoipa::openapi::PathItem,
+) -> impl Iterator<Item = &mut utoipa::openapi::path::Operation> {
+    [&mut item.get, &mut item.post, &mut item.put, &mut item.patch, &mut item.delete].into_iter().flatten()
 }

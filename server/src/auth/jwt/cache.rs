@@ -1,4 +1,4 @@
-//! The identity provider's keys as last seen, and when to ask for them again.
+//! Caches the identity provider's keys, and decides when to fetch them again.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -8,17 +8,18 @@ use jiff::{SignedDuration, Timestamp};
 use super::{key_set::KeySet, source::Source};
 use crate::clock::Clock;
 
-/// How old keys may be while the provider answers: so long a key that it withdraws is still good.
+/// The oldest that cached keys may be while the provider answers. A key that the provider withdraws stays valid for so
+/// long.
 const MAX_AGE: SignedDuration = SignedDuration::from_mins(10);
-/// The source is not asked more often, whatever tokens come and whether it answers or not.
+/// The shortest time between two fetches, whatever tokens arrive and whether the source answers or not.
 const MIN_INTERVAL: SignedDuration = SignedDuration::from_secs(30);
 
-/// The keys, fetched when they are needed, by one at a time.
+/// The keys, fetched on demand by one request at a time.
 pub(super) struct Cache {
     source: Source,
     clock: Arc<dyn Clock>,
     seen: Mutex<Seen>,
-    /// Held by who asks the source, so that the others wait for the answer.
+    /// Locked by the request that fetches, so that the others wait for its result.
     turn: Arc<tokio::sync::Mutex<()>>,
 }
 
@@ -29,7 +30,7 @@ struct Seen {
 }
 
 impl Cache {
-    /// A cache of this source, with its keys if it is a file.
+    /// Creates a cache of this source. If the source is a file, reads its keys now.
     pub(super) fn new(source: Source, clock: Arc<dyn Clock>) -> anyhow::Result<Self> {
         let now = clock.now();
         let mut seen = Seen::default();
@@ -45,7 +46,7 @@ impl Cache {
         Ok(Self { source, clock, seen: Mutex::new(seen), turn: Arc::default() })
     }
 
-    /// The keys, if need be fetched; `None` where there are none.
+    /// Returns the keys, and fetches them if necessary; `None` if there are none.
     pub(super) async fn current(self: &Arc<Self>) -> Option<Arc<KeySet>> {
         let now = self.clock.now();
         let young = |(keys, since): &(Arc<KeySet>, Timestamp)| (age(now, *since) <= MAX_AGE).then(|| Arc::clone(keys));
@@ -53,12 +54,12 @@ impl Cache {
         if keys.is_some() { keys } else { self.refreshed().await }
     }
 
-    /// The keys, fetched again unless they just were; the old ones where that fails.
+    /// Returns the keys, fetched again unless that happened just now. If the fetch fails, returns the old keys.
     pub(super) async fn refreshed(self: &Arc<Self>) -> Option<Arc<KeySet>> {
         let turn = Arc::clone(&self.turn).lock_owned().await;
         if self.may_ask() {
             let cache = Arc::clone(self);
-            // In a task of its own: a caller who hangs up does not end the fetch that others wait for.
+            // A separate task: if this caller disconnects, the fetch continues for the callers that wait for it.
             let asking = tokio::spawn(async move {
                 cache.ask().await;
                 drop(turn);
@@ -99,7 +100,7 @@ impl Cache {
     }
 }
 
-/// How long ago that was. A clock that was set back must not make it stay new.
+/// Returns the time between the two. A clock that was set back must not make old keys look new.
 fn age(now: Timestamp, then: Timestamp) -> SignedDuration {
     now.duration_since(then).abs()
 }

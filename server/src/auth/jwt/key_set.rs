@@ -1,4 +1,4 @@
-//! A JWK Set (RFC 7517), and of it the keys that can verify a token.
+//! Parses a JWK Set (RFC 7517), and selects the keys that can verify a token.
 
 use anyhow::Context;
 use jsonwebtoken::{
@@ -20,7 +20,7 @@ pub(super) const ALGORITHMS: [Algorithm; 9] = [
     Algorithm::EdDSA,
 ];
 
-/// Bytes of an RSA modulus: shorter is forbidden (RFC 7518, section 3.3), longer the library does not take.
+/// Allowed bytes of an RSA modulus: RFC 7518, section 3.3 forbids shorter ones, and the library refuses longer ones.
 const RSA_MODULUS: std::ops::RangeInclusive<usize> = 256..=512;
 const ED25519_KEY: usize = 32;
 
@@ -35,8 +35,8 @@ pub(super) struct Key {
 }
 
 impl KeySet {
-    /// Reads a JWK Set. Keys of kinds that are not known, or not for signatures, are left out: providers publish such
-    /// beside the others.
+    /// Parses a JWK Set. Skips keys of unknown kinds and keys for other purposes than signatures, since providers
+    /// publish them in the same set.
     pub(super) fn parse(json: &[u8]) -> anyhow::Result<Self> {
         #[derive(Deserialize)]
         struct JwkSet {
@@ -46,24 +46,24 @@ impl KeySet {
         Ok(Self(keys.into_iter().filter_map(Key::from_json).collect()))
     }
 
-    /// Whether no token can be good by these keys.
+    /// Whether the set has no key, so that no token can be verified.
     pub(super) fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
-    /// The keys of that name, or all of them.
+    /// Returns the keys with this `kid`, or all keys if the token names none.
     pub(super) fn named(&self, kid: Option<&str>) -> impl Iterator<Item = &Key> {
         self.0.iter().filter(move |key| kid.is_none() || key.kid.as_deref() == kid)
     }
 }
 
 impl Key {
-    /// Whether the key may verify a token of this algorithm.
+    /// Whether the key may verify a token with this algorithm.
     pub(super) fn fits(&self, algorithm: Algorithm) -> bool {
         self.algorithms.contains(&algorithm)
     }
 
-    /// The key as the library takes it.
+    /// The key in the library's format.
     pub(super) fn decoding(&self) -> &DecodingKey {
         &self.decoding
     }
@@ -77,14 +77,14 @@ impl Key {
     }
 }
 
-/// Whether the key is there to verify signatures, by its `use` and `key_ops`.
+/// Whether the key's `use` and `key_ops` allow it to verify signatures.
 fn verifies(jwk: &Jwk) -> bool {
     let (key_use, operations) = (&jwk.common.public_key_use, &jwk.common.key_operations);
     key_use.as_ref().is_none_or(|key_use| *key_use == PublicKeyUse::Signature)
         && operations.as_ref().is_none_or(|operations| operations.contains(&KeyOperations::Verify))
 }
 
-/// The algorithms of the key's type, or of these the one that its `alg` names.
+/// Returns the algorithms of the key's type, or only the one that its `alg` names.
 fn algorithms(jwk: &Jwk) -> Vec<Algorithm> {
     use Algorithm::{ES256, ES384, EdDSA, PS256, PS384, PS512, RS256, RS384, RS512};
     let of_type: &[_] = match &jwk.algorithm {
@@ -98,7 +98,7 @@ fn algorithms(jwk: &Jwk) -> Vec<Algorithm> {
     of_type.iter().copied().filter(|algorithm| named.is_none_or(|named| named == (*algorithm).into())).collect()
 }
 
-/// Whether the library can work with the key.
+/// Whether the library can use the key.
 fn sound(key: &DecodingKey, algorithm: Algorithm) -> bool {
     let sized = match key.kind() {
         DecodingKeyKind::RsaModulusExponent { n, .. } => {
@@ -107,6 +107,6 @@ fn sound(key: &DecodingKey, algorithm: Algorithm) -> bool {
         // The library panics on an Ed25519 key that is too short.
         DecodingKeyKind::SecretOrDer(bytes) => algorithm != Algorithm::EdDSA || bytes.len() == ED25519_KEY,
     };
-    // Of the empty signature it says that it is wrong, and of a point that is not on the curve, that it is no key.
+    // The library reports an empty signature as invalid, but a point off the curve as an invalid key.
     sized && jsonwebtoken::crypto::verify("", &[], key, algorithm).is_ok()
 }

@@ -1,4 +1,4 @@
-//! Where the identity provider's keys come from.
+//! The source of the identity provider's keys: a file or a URL.
 
 use std::{
     fmt,
@@ -14,7 +14,7 @@ use reqwest::{Client, Url, redirect::Policy};
 
 use super::key_set::KeySet;
 
-/// The most bytes of a JWK Set.
+/// The largest JWK Set, in bytes.
 const MAX_JWKS: usize = 1024 * 1024;
 
 /// A file or a URL with a JWK Set.
@@ -27,13 +27,13 @@ impl fmt::Display for Source {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::File(path) => path.display().fmt(f),
-            // Without what may be secret: the user, the password, and the query.
+            // Leaves out the parts that may be secret: user, password and query.
             Self::Url(_, url) => write!(f, "{}{}", url.origin().ascii_serialization(), url.path()),
         }
     }
 }
 
-/// Whether anybody on the way can read and change what comes from there.
+/// Whether an attacker on the network could read and change the answers of this URL.
 fn is_in_the_clear(url: &Url) -> bool {
     let host = url.host_str().unwrap_or_default().trim_matches(['[', ']']);
     let is_loopback = host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback());
@@ -41,7 +41,7 @@ fn is_in_the_clear(url: &Url) -> bool {
 }
 
 impl Source {
-    /// The source that the setting `jwt_jwks` names.
+    /// Creates the source that the setting `jwt_jwks` names.
     pub(super) fn new(jwks: &str, timeout: Duration) -> anyhow::Result<Self> {
         let Some(url) = Url::parse(jwks).ok().filter(|url| ["http", "https"].contains(&url.scheme())) else {
             return Ok(Self::File(jwks.into()));
@@ -53,21 +53,21 @@ impl Source {
                 "the identity provider's keys come over plain HTTP: anyone on the network path can replace them"
             );
         }
-        // Fails only if a provider has been chosen before, and then that one serves.
+        // Fails only if another provider was installed before. That one is then used.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let client = Client::builder()
             .user_agent(concat!("keypool-server/", env!("CARGO_PKG_VERSION")))
             .timeout(timeout)
-            // Whom the keys come from, the operator says, and not who answers there.
+            // The operator names the host of the keys; a redirect could lead to another host.
             .redirect(Policy::none())
-            // Fetches are minutes apart, and a connection lives no longer than the thread which opened it.
+            // Fetches are minutes apart, and a connection lives no longer than the thread that opened it.
             .pool_max_idle_per_host(0)
             .build()
             .context("cannot fetch the keys of jwt_jwks over HTTP: are there root certificates on this machine?")?;
         Ok(Self::Url(client, url))
     }
 
-    /// The keys, if they are in a file and need no request.
+    /// Returns the keys if they are in a file, which needs no request.
     pub(super) fn read_local(&self) -> Option<anyhow::Result<KeySet>> {
         match self {
             Self::File(path) => Some(read_file(path)),
@@ -75,7 +75,7 @@ impl Source {
         }
     }
 
-    /// The keys.
+    /// Reads the keys.
     pub(super) async fn read(&self) -> anyhow::Result<KeySet> {
         match self {
             Self::File(path) => {
@@ -89,7 +89,7 @@ impl Source {
 
 fn read_file(path: &Path) -> anyhow::Result<KeySet> {
     let mut json = Vec::new();
-    // One byte more than allowed, to see that it is there.
+    // Reads one byte more than allowed, to detect a file that is too large.
     File::open(path)?.take(MAX_JWKS as u64 + 1).read_to_end(&mut json)?;
     ensure_size(json.len())?;
     KeySet::parse(&json)

@@ -1,0 +1,97 @@
+//! A device's connection to its server.
+
+use jiff::Timestamp;
+use keypool_openapi::{DeviceOf, ProblemType, RegisterRequest};
+use secrecy::SecretString;
+use tracing::info;
+
+use crate::{
+    api::ApiClient,
+    clock::Clock,
+    error::{Error, Result},
+    identity::DeviceIdentity,
+    identity_check::{DirectoryCheck, IdentityCheck},
+    pool::{KeyPackagePool, KeyPackagePoolConfig},
+    storage::LocalStore,
+};
+
+/// A device's connection to its server: registers the device and keeps its KeyPackage pool full.
+#[derive(Clone, Copy)]
+pub struct MlsConnection<'a> {
+    pub(crate) api: &'a ApiClient,
+    pub(crate) store: &'a LocalStore,
+    clock: &'a dyn Clock,
+    config: &'a KeyPackagePoolConfig,
+    identity_check: Option<&'a dyn IdentityCheck>,
+}
+
+impl std::fmt::Debug for MlsConnection<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("MlsConnection").field("api", self.api).finish_non_exhaustive()
+    }
+}
+
+impl<'a> MlsConnection<'a> {
+    /// A connection over `api`, for the device in `store`.
+    #[must_use]
+    pub fn new(
+        api: &'a ApiClient,
+        store: &'a LocalStore,
+        clock: &'a dyn Clock,
+        config: &'a KeyPackagePoolConfig,
+    ) -> Self {
+        Self { api, store, clock, config, identity_check: None }
+    }
+
+    /// Replaces the server's directory by another identity check.
+    #[must_use]
+    pub fn with_identity_check(self, check: &'a dyn IdentityCheck) -> Self {
+        Self { identity_check: Some(check), ..self }
+    }
+
+    /// The check of the identities in leaves: the application's, or the server's directory.
+    pub(crate) fn identity_check(&self, own: DeviceOf) -> Box<dyn IdentityCheck + 'a> {
+        match self.identity_check {
+            Some(check) => Box::new(check),
+            None => Box::new(DirectoryCheck::new(self.api, own)),
+        }
+    }
+
+    /// Whether the application checks identities, so that credentials may be of any form.
+    pub(crate) fn has_own_check(&self) -> bool {
+        self.identity_check.is_some()
+    }
+
+    /// The server's API.
+    #[must_use]
+    pub fn api(&self) -> &'a ApiClient {
+        self.api
+    }
+
+    pub(crate) fn store(&self) -> &'a LocalStore {
+        self.store
+    }
+
+    pub(crate) fn now(&self) -> Timestamp {
+        self.clock.now()
+    }
+
+    /// Registers the device and stores its token at once, because the server shows the token only once. The call may be
+    /// repeated until the token is used.
+    pub async fn register(&self, identity: &mut DeviceIdentity) -> Result<()> {
+        let request = RegisterRequest { user: identity.user().clone(), device: identity.device().clone() };
+        let answer = self.api.register(&request, identity.registration_key()).await.map_err(|error| {
+            let lacks_token = matches!(error.problem(), Some(ProblemType::Unauthenticated | ProblemType::Forbidden));
+            if lacks_token { Error::NotEnrolled(Box::new(error)) } else { error }
+        })?;
+        identity.set_token(self.store, SecretString::from(answer.token))?;
+        info!(device = identity.identity(), "registered");
+        Ok(())
+    }
+
+    /// The device's own KeyPackages in the local store.
+    #[must_use]
+    pub fn pool(&self) -> KeyPackagePool<'a> {
+        KeyPackagePool::new(self.store, self.config)
+    }
+}

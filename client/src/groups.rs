@@ -1,0 +1,35 @@
+//! Groups: their members, their Commits, and their messages.
+
+mod checks;
+mod commit;
+mod commit_proof;
+mod encoding;
+mod fit;
+mod group;
+mod incoming;
+mod invitation;
+mod invite;
+mod leave;
+mod membership;
+mod messages;
+mod own_devices;
+mod process;
+mod receive;
+mod refusal;
+mod remove;
+mod renew;
+mod reserve;
+#[cfg(test)]
+mod tests;
+mod update;
+mod welcome;
+
+pub use group::{Group, GroupState};
+pub use incoming::{DeviceChange, Event, Incoming};
+pub use invitation::Invitation;
+pub use invite::Invited;
+pub use membership::MlsMembership;
+pub use remove::Removed;
+pub use renew::Renewed;
+pub(crate) use reserve::Reserved;
+pub use reserve::UnfitDevice;

@@ -1,0 +1,250 @@
+//! Commits through the server's fence: this device merges its Commit only after the server has accepted it.
+
+use keypool_openapi::{Base64Bytes, CommitRequest, ProblemType, Reservation, ReservationId, Undelivered};
+use openmls::prelude::{LeafNodeIndex, LeafNodeParameters, MlsGroup, MlsMessageOut};
+use openmls_traits::OpenMlsProvider as _;
+use sha2::{Digest, Sha256};
+use tracing::warn;
+
+use super::{
+    commit_proof::{PROOF_LABEL, PROOF_LENGTH},
+    encoding::encode,
+    membership::MlsMembership,
+    messages::log_undelivered,
+};
+use crate::{
+    error::{Error, Result},
+    storage::RefusedCommit,
+};
+
+/// The number of attempts to commit, if other Commits keep coming first.
+pub(super) const ATTEMPTS: u32 = 16;
+
+/// The change that a Commit makes.
+#[derive(Clone, Debug)]
+pub(super) enum Change<'c> {
+    Add(&'c [Reservation]),
+    /// The members with these leaf indexes, which are valid in the current epoch only.
+    Remove(Vec<LeafNodeIndex>),
+    /// New keys of this device, and the pending proposals.
+    Update,
+}
+
+/// The reason for giving up a Commit.
+pub(super) enum Refusal {
+    /// Another Commit came first, and was merged.
+    Stale(Error),
+    /// A reservation lapsed and went to another adder.
+    Lapsed(ReservationId, Error),
+    /// OpenMLS could not make the Commit.
+    NotMade(Error),
+    Other(Error),
+}
+
+impl From<Error> for Refusal {
+    fn from(error: Error) -> Self {
+        Self::Other(error)
+    }
+}
+
+impl MlsMembership<'_> {
+    /// Settles the Commits without an answer: sends each again, which changes nothing if the server accepted it before,
+    /// and merges or clears it.
+    pub async fn settle(&self) -> Result<()> {
+        for (group_id, request) in self.store.pending_commits()? {
+            let request: CommitRequest = serde_json::from_str(&request)
+                .map_err(|error| Error::Damaged(format!("a pending Commit cannot be read: {error}")))?;
+            match self.send_commit(&group_id, &request).await {
+                Ok(answer) => {
+                    self.accept(&group_id)?;
+                    log_undelivered(&answer.undelivered);
+                }
+                Err(error) if is_final(&error) => {
+                    warn!(%error, "a Commit without an answer was refused");
+                    self.reject(&group_id)?;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    /// Commits a change, and tries again if another Commit came first. `change` returns the change for the current
+    /// state of the group, or `None` if nothing is left to change.
+    pub(super) async fn commit<'c>(
+        &self,
+        group_id: &[u8],
+        change: impl Fn(&MlsGroup) -> Option<Change<'c>>,
+    ) -> Result<Vec<Undelivered>> {
+        let mut attempts = 0;
+        loop {
+            let Some(change) = change(&self.load_group(group_id)?) else { return Ok(Vec::new()) };
+            attempts += 1;
+            match self.commit_once(group_id, change).await {
+                Err(Refusal::Stale(_)) if attempts < ATTEMPTS => {}
+                outcome => return outcome.map_err(Refusal::into_error),
+            }
+        }
+    }
+
+    /// Commits once, in the epoch that this device is in. Returns the devices for which the server could not queue the
+    /// Commit.
+    pub(super) async fn commit_once(&self, group_id: &[u8], change: Change<'_>) -> Result<Vec<Undelivered>, Refusal> {
+        let request = self.stage_request(group_id, &change).map_err(Refusal::NotMade)?;
+        let error = match self.send_commit(group_id, &request).await {
+            Ok(answer) => {
+                self.accept(group_id)?;
+                return Ok(answer.undelivered);
+            }
+            Err(error) => error,
+        };
+        match (error.problem(), error.reservation_id()) {
+            (Some(ProblemType::StaleEpoch), _) => {
+                self.reject(group_id)?;
+                // The Commit that came first is in the queue.
+                self.fetch_queue(0).await?;
+                self.check_writable(group_id)?;
+                match self.store.refused_commit(group_id)? {
+                    Some(RefusedCommit { by, .. }) => {
+                        Err(Refusal::Other(Error::GroupBehind { group: self.group_name(group_id)?, by }))
+                    }
+                    None => Err(Refusal::Stale(error)),
+                }
+            }
+            (_, Some(id)) => {
+                self.reject(group_id)?;
+                Err(Refusal::Lapsed(id, error))
+            }
+            (Some(ProblemType::Forbidden), _) => {
+                self.reject(group_id)?;
+                let (group, source) = (self.group_name(group_id)?, Box::new(error));
+                Err(Refusal::Other(Error::ProofRefused { group, source }))
+            }
+            _ if is_final(&error) => {
+                self.reject(group_id)?;
+                Err(error.into())
+            }
+            // An earlier attempt may have been accepted: `settle` finds out later.
+            _ => Err(error.into()),
+        }
+    }
+
+    /// Creates the Commit, and stores the request that carries it, in one transaction.
+    fn stage_request(&self, group_id: &[u8], change: &Change<'_>) -> Result<CommitRequest> {
+        let mut group = self.load_group(group_id)?;
+        let (provider, signer) = (self.store.provider(), self.identity.signer_in(self.store, &group)?);
+        let recipients = self.others_in(&group);
+        let failed = |error| Error::mls("commit to the group")(error);
+        let key_packages = match change {
+            Change::Add(held) => held.iter().map(|one| self.read_reserved(one)).collect::<Result<Vec<_>>>()?,
+            _ => Vec::new(),
+        };
+        self.store.transaction(|| {
+            let proof = self.epoch_proof(&group)?;
+            let (commit, welcome): (MlsMessageOut, Option<MlsMessageOut>) = match change {
+                Change::Add(_) => {
+                    let (commit, welcome, _) =
+                        group.add_members(&provider, &signer, &key_packages).map_err(|error| failed(error.into()))?;
+                    (commit, Some(welcome))
+                }
+                Change::Remove(leaves) => {
+                    let (commit, welcome, _) =
+                        group.remove_members(&provider, &signer, leaves).map_err(|error| failed(error.into()))?;
+                    (commit, welcome)
+                }
+                Change::Update => {
+                    let bundle = group
+                        .self_update(&provider, &signer, LeafNodeParameters::default())
+                        .map_err(|error| failed(error.into()))?;
+                    (bundle.into_commit(), None)
+                }
+            };
+            let reservations = match change {
+                Change::Add(held) => held.iter().map(|one| one.reservation_id).collect(),
+                _ => Vec::new(),
+            };
+            // The proof for the next Commit: only members of the next epoch can derive it.
+            let pending = group.pending_commit().ok_or_else(|| Error::Damaged("a Commit is not pending".to_owned()))?;
+            let next_proof = pending
+                .export_secret(provider.crypto(), PROOF_LABEL, &[], PROOF_LENGTH)
+                .map_err(|error| failed(error.into()))?;
+            let request = CommitRequest {
+                commit: Base64Bytes(encode(&commit)?),
+                welcome: welcome.as_ref().map(|welcome| encode(welcome).map(Base64Bytes)).transpose()?,
+                proof: Some(Base64Bytes(proof)),
+                next_proof_digest: Some(Base64Bytes(Sha256::digest(next_proof).to_vec())),
+                reservations,
+                recipients: recipients.clone(),
+            };
+            let json = serde_json::to_string(&request)
+                .map_err(|error| Error::Damaged(format!("a Commit cannot be written: {error}")))?;
+            self.store.put_pending_commit(group_id, &json)?;
+            Ok(request)
+        })
+    }
+
+    /// Merges the pending Commit, because the server accepted it.
+    fn accept(&self, group_id: &[u8]) -> Result<()> {
+        let mut group = self.load_group(group_id)?;
+        self.store.transaction(|| {
+            group
+                .merge_pending_commit(&self.store.provider())
+                .map_err(|error| Error::mls("merge the Commit")(error.into()))?;
+            self.epoch_proof(&group)?;
+            self.store.delete_pending_commit(group_id)
+        })
+    }
+
+    pub(super) fn clear_pending(&self, group: &mut MlsGroup) -> Result<()> {
+        group.clear_pending_commit(self.store.provider().storage()).map_err(Error::storage("clear the pending Commit"))
+    }
+
+    /// Clears the pending Commit, because the server refused it.
+    fn reject(&self, group_id: &[u8]) -> Result<()> {
+        let mut group = self.load_group(group_id)?;
+        self.store.transaction(|| {
+            self.clear_pending(&mut group)?;
+            self.store.delete_pending_commit(group_id)
+        })
+    }
+}
+
+/// Whether the server refused this Commit for good. After any other error, for example an invalid token, an earlier
+/// attempt may have been accepted.
+fn is_final(error: &Error) -> bool {
+    use ProblemType as P;
+    matches!(
+        error.problem(),
+        Some(
+            P::StaleEpoch
+                | P::ReservationLapsed
+                | P::QueueFull
+                | P::AlreadySpent
+                | P::NotYourReservation
+                | P::UnknownReservation
+                | P::Forbidden
+                | P::MalformedRequest
+                | P::PayloadTooLarge
+        )
+    )
+}
+
+impl Refusal {
+    /// Whether the server can no longer accept the Commit.
+    pub(super) fn is_final(&self) -> bool {
+        match self {
+            Self::Stale(_) | Self::Lapsed(..) | Self::NotMade(_) => true,
+            // An error on this side means that the Commit was never sent.
+            Self::Other(error) => {
+                is_final(error)
+                    || !matches!(error, Error::Refused { .. } | Error::Unreachable { .. } | Error::Answer { .. })
+            }
+        }
+    }
+
+    pub(super) fn into_error(self) -> Error {
+        match self {
+            Self::Stale(error) | Self::Lapsed(_, error) | Self::NotMade(error) | Self::Other(error) => error,
+        }
+    }
+}

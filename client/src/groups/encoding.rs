@@ -1,0 +1,25 @@
+//! The encoding of MLS messages and group ids.
+
+use keypool_openapi::GroupId;
+use openmls::prelude::{
+    MlsMessageIn, MlsMessageOut,
+    tls_codec::{self, Deserialize as _, Serialize as _},
+};
+
+use crate::error::{Error, Result};
+
+pub(super) fn encode(message: &MlsMessageOut) -> Result<Vec<u8>> {
+    message.tls_serialize_detached().map_err(|error| Error::mls("encode a message")(error.into()))
+}
+
+/// Decodes an `MLSMessage` from exactly these bytes. Uses the reader, because `tls_deserialize_exact_bytes` panics on
+/// truncated vectors in builds with debug assertions.
+pub(super) fn decode(bytes: &[u8]) -> std::result::Result<MlsMessageIn, tls_codec::Error> {
+    let mut rest = bytes;
+    let message = MlsMessageIn::tls_deserialize(&mut rest)?;
+    if rest.is_empty() { Ok(message) } else { Err(tls_codec::Error::TrailingData) }
+}
+
+pub(super) fn group_path(group_id: &[u8]) -> Result<GroupId> {
+    GroupId::new(group_id.to_vec()).map_err(|error| Error::Damaged(error.to_string()))
+}

@@ -1,0 +1,163 @@
+//! Adds users to a group.
+
+use std::collections::BTreeSet;
+
+use keypool_openapi::{Base64Bytes, DeviceOf, MissingDevice, Reservation, ReserveRequest, Undelivered, UserName};
+use tracing::info;
+
+use super::{
+    commit::{ATTEMPTS, Change, Refusal},
+    group::members_of,
+    membership::MlsMembership,
+    reserve::{Reserved, UnfitDevice, release},
+};
+use crate::{
+    error::{Error, Result},
+    identity_check::Notice,
+};
+
+/// The result of inviting users to a group.
+#[derive(Clone, Debug, Default, serde::Serialize)]
+pub struct Invited {
+    /// The devices that were added.
+    pub added: Vec<DeviceOf>,
+    /// The devices that were not added, and the users without devices.
+    pub missing: Vec<MissingDevice>,
+    /// The devices that were not added because this program cannot add their KeyPackages to the group.
+    pub unfit: Vec<UnfitDevice>,
+    /// The devices for which the server could not queue the Commit or the Welcome.
+    pub undelivered: Vec<Undelivered>,
+    /// Notices for the user about the devices, for example that one has a new signature key.
+    pub notices: Vec<Notice>,
+}
+
+impl MlsMembership<'_> {
+    /// Adds all devices of some users to a group: reserves a KeyPackage of each, and commits. The server accepts the
+    /// Commit, the spends and the Welcome together, or none of them.
+    ///
+    /// If another Commit came first, merges that one and commits again, with the same reservations except those of
+    /// devices that are now members. Replaces a reservation that lapsed and went to another adder. If the answer does
+    /// not arrive, keeps the Commit: the next call on any group finds out whether the server accepted it.
+    pub async fn invite(&self, group_id: &[u8], users: &[UserName]) -> Result<Invited> {
+        self.invite_only(group_id, users, None).await
+    }
+
+    /// Like [`Self::invite`], but adds only the devices in `only`, if given.
+    pub(super) async fn invite_only(
+        &self,
+        group_id: &[u8],
+        users: &[UserName],
+        only: Option<&[DeviceOf]>,
+    ) -> Result<Invited> {
+        self.settle().await?;
+        self.check_writable(group_id)?;
+        let request = ReserveRequest {
+            ciphersuite: Some(self.load_group(group_id)?.ciphersuite().into()),
+            group_id: Some(Base64Bytes(group_id.to_vec())),
+            ..ReserveRequest::of_all(users.to_vec())
+        };
+        let Reserved { reservations, missing, mut unfit, notices } = self.reserve(&request).await?;
+        let is_named = |device: &DeviceOf| only.is_none_or(|only| only.contains(device));
+        let is_meant = |one: &Reservation| is_named(&DeviceOf { user: one.user.clone(), device: one.device.clone() });
+        let (mut held, left_out): (Vec<_>, Vec<_>) = reservations.into_iter().partition(is_meant);
+        unfit.retain(|one| is_named(&one.device));
+        release(self.connection.api(), &left_out).await;
+        let is_missed = |one: &MissingDevice| {
+            let Some(device) = &one.device else { return true };
+            only.is_none_or(|only| only.iter().any(|of| of.user == one.user && of.device == *device))
+        };
+        let mut missing: Vec<_> = missing.into_iter().filter(is_missed).collect();
+        let undelivered = match self.add(group_id, &mut held, (&mut missing, &mut unfit)).await {
+            Ok(undelivered) => undelivered,
+            Err(refusal) => {
+                // A Commit without an answer may still be accepted: keep its reservations.
+                if refusal.is_final() {
+                    release(self.connection.api(), &held).await;
+                }
+                return Err(refusal.into_error());
+            }
+        };
+        let added = held.into_iter().map(|one| DeviceOf { user: one.user, device: one.device }).collect();
+        self.send_name(group_id).await;
+        Ok(Invited { added, missing, unfit, undelivered, notices })
+    }
+
+    /// Commits the addition of the devices in `held`. Afterwards, `held` lists the devices that were added, and the
+    /// other lists have those that were not.
+    async fn add(
+        &self,
+        group_id: &[u8],
+        held: &mut Vec<Reservation>,
+        (missing, unfit): (&mut Vec<MissingDevice>, &mut Vec<UnfitDevice>),
+    ) -> Result<Vec<Undelivered>, Refusal> {
+        let mut attempts = 0;
+        loop {
+            self.release_members(group_id, held).await?;
+            if held.is_empty() {
+                return Ok(Vec::new());
+            }
+            attempts += 1;
+            match self.commit_once(group_id, Change::Add(held)).await {
+                Err(Refusal::Stale(_)) if attempts < ATTEMPTS => {}
+                Err(Refusal::Lapsed(id, error)) => {
+                    let lapsed = held.iter().position(|one| one.reservation_id == id);
+                    let Some(at) = lapsed.filter(|_| attempts < ATTEMPTS) else {
+                        return Err(Refusal::Lapsed(id, error));
+                    };
+                    let (no_other, unfit_other) = self.replace(group_id, held, at).await?;
+                    missing.extend(no_other);
+                    unfit.extend(unfit_other);
+                }
+                Err(Refusal::NotMade(error @ Error::Mls { .. })) => {
+                    let found = self.release_unfit(group_id, held).await?;
+                    if found.is_empty() {
+                        return Err(Refusal::NotMade(error));
+                    }
+                    unfit.extend(found);
+                }
+                outcome => return outcome,
+            }
+        }
+    }
+
+    /// Replaces a lapsed reservation in `held`, if the device has another KeyPackage. On an error, releases all
+    /// reservations.
+    async fn replace(
+        &self,
+        group_id: &[u8],
+        held: &mut Vec<Reservation>,
+        at: usize,
+    ) -> Result<(Vec<MissingDevice>, Vec<UnfitDevice>)> {
+        let gone = held.remove(at);
+        info!(device = %gone.device, "a reservation lapsed and went to another adder; reserving another KeyPackage");
+        let user = gone.user;
+        let request = ReserveRequest {
+            device: Some(gone.device),
+            ciphersuite: Some(gone.ciphersuite),
+            group_id: Some(Base64Bytes(group_id.to_vec())),
+            ..ReserveRequest::of(user)
+        };
+        match self.reserve(&request).await {
+            Ok(Reserved { reservations, missing, unfit, .. }) => {
+                held.extend(reservations);
+                Ok((missing, unfit))
+            }
+            Err(error) => {
+                release(self.connection.api(), held).await;
+                Err(error)
+            }
+        }
+    }
+
+    /// Releases the reservations of devices that are already in the group.
+    async fn release_members(&self, group_id: &[u8], held: &mut Vec<Reservation>) -> Result<()> {
+        let members: BTreeSet<_> =
+            members_of(&self.load_group(group_id)?).into_iter().map(|(_, device)| device).collect();
+        let is_member =
+            |one: &Reservation| members.contains(&DeviceOf { user: one.user.clone(), device: one.device.clone() });
+        let (spared, rest): (Vec<_>, Vec<_>) = std::mem::take(held).into_iter().partition(is_member);
+        *held = rest;
+        release(self.connection.api(), &spared).await;
+        Ok(())
+    }
+}

@@ -1,0 +1,30 @@
+//! The type whose methods the other files of this folder add: a device and its groups.
+
+use jiff::Timestamp;
+use keypool_openapi::DeviceOf;
+
+use crate::{connection::MlsConnection, identity::DeviceIdentity, storage::LocalStore};
+
+/// A device in its groups: creates and joins groups, changes their members, and sends and receives their messages.
+#[derive(Clone, Copy, Debug)]
+pub struct MlsMembership<'a> {
+    pub(crate) connection: MlsConnection<'a>,
+    pub(crate) store: &'a LocalStore,
+    pub(crate) identity: &'a DeviceIdentity,
+}
+
+impl<'a> MlsMembership<'a> {
+    /// The groups of the device with this connection and identity.
+    #[must_use]
+    pub fn new(connection: MlsConnection<'a>, identity: &'a DeviceIdentity) -> Self {
+        Self { connection, store: connection.store(), identity }
+    }
+
+    pub(super) fn own_device(&self) -> DeviceOf {
+        DeviceOf { user: self.identity.user().clone(), device: self.identity.device().clone() }
+    }
+
+    pub(super) fn now(&self) -> Timestamp {
+        self.connection.now()
+    }
+}

@@ -1,0 +1,240 @@
+//! Processes one message of the queue: checks it, merges it, and records its outcome in the inbox, in one transaction.
+
+use keypool_openapi::{MessageKind, QueuedMessage, RefusalReason};
+use openmls::{
+    group::ProcessMessageError,
+    prelude::{MlsGroup, ProcessedMessageContent, ProtocolMessage, QueuedProposal, Sender},
+};
+use openmls_traits::OpenMlsProvider as _;
+use tracing::{info, warn};
+
+use super::{
+    encoding::decode,
+    group::GroupState,
+    incoming::{Event, Incoming, Outcome},
+    membership::MlsMembership,
+    messages::Content,
+    refusal::{lacks_proposal, reason_of},
+};
+use crate::{
+    device_name::name_of,
+    error::{Error, Result},
+    identity_check::{NewLeaves, Notice, Standings, check_sender},
+    leaf_identity::credential_name,
+};
+
+impl MlsMembership<'_> {
+    /// Processes one message, unless that was done before, and records its outcome, in one transaction. Changes nothing
+    /// and fails with [`Error::Unchecked`] if there is no answer about a leaf yet.
+    pub(super) fn process_once(&self, message: &QueuedMessage, standings: &Standings) -> Result<Option<Event>> {
+        if self.store.is_in_inbox(message.id)? {
+            return Ok(None);
+        }
+        let mut signer = None;
+        let attempt = self.store.transaction(|| {
+            let (event, notices) = self.process(message, standings, &mut signer)?;
+            self.record(message, &event, notices)?;
+            Ok(event)
+        });
+        match attempt {
+            Ok(event) => Ok(Some(event)),
+            // The message was refused and nothing has changed. It must not block the queue, because it will never be
+            // accepted.
+            Err(error @ (Error::Mls { .. } | Error::WrongIdentity { .. })) => {
+                warn!(id = message.id, error = error.with_causes(), "a message was refused");
+                let event = self.refused(message, signer, &error)?;
+                self.store.transaction(|| {
+                    if let Event::Refused { kind: MessageKind::Message, reason: RefusalReason::NotTrusted, .. } = &event
+                    {
+                        let epoch = self.load_group(&message.group_id.0)?.epoch().as_u64();
+                        self.store.record_refused_proposal(&message.group_id.0, epoch)?;
+                    }
+                    if let Event::Refused { kind: MessageKind::Commit, by, reason, .. } = &event {
+                        self.store.record_refused_commit(&message.group_id.0, (by, *reason))?;
+                        // Nobody can commit the proposals any more, and they would prevent sending messages.
+                        self.load_group(&message.group_id.0)?
+                            .clear_pending_proposals(self.store.provider().storage())
+                            .map_err(Error::storage("clear the proposals"))?;
+                    }
+                    self.record(message, &event, Vec::new())
+                })?;
+                Ok(Some(event))
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The outcome of a refused message. It names the signer, if known; otherwise the sender, for which there is only
+    /// the server's word.
+    fn refused(&self, message: &QueuedMessage, signer: Option<String>, error: &Error) -> Result<Event> {
+        let (kind, why) = (message.kind, error.with_causes());
+        let reason = if lacks_proposal(error) && self.has_refused_proposal(message)? {
+            // All honest members have refused the proposal, and refuse the Commit.
+            RefusalReason::NotTrusted
+        } else {
+            reason_of(error)
+        };
+        let is_refused = match kind {
+            _ if reason == RefusalReason::NotTrusted => true,
+            // It was used before.
+            MessageKind::Welcome if self.follows(&message.group_id.0) => {
+                return Ok(Event::Ignored { why: "this device is in the group already".to_owned() });
+            }
+            MessageKind::Welcome if !self.has_keys_for(&message.message.0) => {
+                return Ok(Event::KeysGone { by: message.from.clone() });
+            }
+            MessageKind::Welcome => true,
+            MessageKind::Commit => self.is_next(message),
+            MessageKind::Message | MessageKind::Unreadable => false,
+        };
+        let by = signer.unwrap_or_else(|| name_of(&message.from));
+        Ok(if is_refused { Event::Refused { kind, by, reason, why } } else { Event::Ignored { why } })
+    }
+
+    /// Whether this device refused a proposal in the epoch of its group.
+    fn has_refused_proposal(&self, message: &QueuedMessage) -> Result<bool> {
+        let group_id = &message.group_id.0;
+        let epoch = self.load_group(group_id)?.epoch().as_u64();
+        self.store.has_refused_proposal(group_id, epoch)
+    }
+
+    /// Whether this device is in the group, and in its newest epoch as far as it knows.
+    fn follows(&self, group_id: &[u8]) -> bool {
+        self.load_group(group_id).is_ok() && self.state_of(group_id).is_ok_and(|state| state == GroupState::Active)
+    }
+
+    /// Whether a Commit belongs to the current epoch of its group, so that the group continues without this device.
+    fn is_next(&self, message: &QueuedMessage) -> bool {
+        let group = self.load_group(&message.group_id.0);
+        group.is_ok_and(|group| protocol_message(message).is_ok_and(|protocol| protocol.epoch() == group.epoch()))
+    }
+
+    fn record(&self, message: &QueuedMessage, event: &Event, notices: Vec<Notice>) -> Result<()> {
+        let incoming = Incoming {
+            id: message.id,
+            group: hex::encode(&message.group_id.0),
+            sent_at: message.sent_at,
+            event: event.clone(),
+            notices,
+        };
+        let json = serde_json::to_string(&incoming)
+            .map_err(|error| Error::Damaged(format!("a message cannot be written: {error}")))?;
+        self.store.put_in_inbox(message.id, &json)
+    }
+
+    /// Sets `signer` if a member signed the message, even on an error.
+    fn process(&self, message: &QueuedMessage, standings: &Standings, signer: &mut Option<String>) -> Result<Outcome> {
+        let group_id = &message.group_id.0;
+        let ignored = |why: &str| Ok((Event::Ignored { why: why.to_owned() }, Vec::new()));
+        match message.kind {
+            MessageKind::Unreadable => return Ok((unreadable(message), Vec::new())),
+            MessageKind::Welcome => return self.process_welcome(message, standings),
+            MessageKind::Commit | MessageKind::Message => {}
+        }
+        let Ok(mut group) = self.load_group(group_id) else { return ignored("this device is not in the group") };
+        let protocol = protocol_message(message)?;
+        if message.kind == MessageKind::Commit && protocol.epoch() < group.epoch() {
+            return ignored(&format!("its epoch {} is past", protocol.epoch()));
+        }
+        let processed = group.process_message(&self.store.provider(), protocol).map_err(|error| match error {
+            ProcessMessageError::StorageError(error) => Error::storage("read the message")(error),
+            error => Error::mls("read the message")(error.into()),
+        })?;
+        let sender = processed.sender().clone();
+        let by = credential_name(processed.credential());
+        if matches!(sender, Sender::Member(_)) {
+            *signer = Some(by.clone());
+        }
+        if matches!(sender, Sender::Member(_) | Sender::NewMemberCommit) {
+            check_sender(processed.credential(), &message.from, group.ciphersuite())?;
+        }
+        match processed.into_content() {
+            ProcessedMessageContent::ApplicationMessage(bytes) => {
+                Ok((self.process_content(&group, by, &bytes.into_bytes())?, Vec::new()))
+            }
+            ProcessedMessageContent::ProposalMessage(proposal) => {
+                self.process_proposal(&mut group, &sender, *proposal, message, standings)
+            }
+            ProcessedMessageContent::StagedCommitMessage(commit) => {
+                let (leaves, changes) = NewLeaves::of_commit(&group, &sender, &commit)?;
+                let notices = leaves.accept(self.store, standings, (message.sent_at, self.now()))?;
+                let removes_us = commit.self_removed();
+                group
+                    .merge_staged_commit(&self.store.provider(), *commit)
+                    .map_err(|error| Error::mls("merge another's Commit")(error.into()))?;
+                if removes_us {
+                    self.forget_within(&mut group)?;
+                    let notices = notices.into_iter().chain([Notice::RemovedBy { member: by }]).collect();
+                    return Ok((Event::Removed, notices));
+                }
+                self.epoch_proof(&group)?;
+                self.store.forget_refused_commit(group_id)?;
+                if changes.added.is_empty() && changes.removed.is_empty() {
+                    return Ok((Event::Changed, notices));
+                }
+                Ok((Event::Members { by, added: changes.added, removed: changes.removed }, notices))
+            }
+            ProcessedMessageContent::ExternalJoinProposalMessage(_) => {
+                ignored("it is a proposal to join from outside the group")
+            }
+            ProcessedMessageContent::OwnPendingCommit | ProcessedMessageContent::OwnPrivateMessage => {
+                ignored("this device sent it")
+            }
+        }
+    }
+
+    /// Stores a member's proposal for the next Commit.
+    fn process_proposal(
+        &self,
+        group: &mut MlsGroup,
+        sender: &Sender,
+        proposal: QueuedProposal,
+        message: &QueuedMessage,
+        standings: &Standings,
+    ) -> Result<Outcome> {
+        if !matches!(sender, Sender::Member(_)) {
+            return Ok((Event::Ignored { why: "it is a proposal from outside the group".to_owned() }, Vec::new()));
+        }
+        // If this group was replaced here, it may still be in use by other members, and they commit the proposal.
+        if matches!(self.state_of(&message.group_id.0)?, GroupState::Behind | GroupState::FellBehind) {
+            return Ok((Event::Ignored { why: "nobody can change the group any more".to_owned() }, Vec::new()));
+        }
+        let leaves = NewLeaves::of_proposal(group, sender, proposal.proposal())?;
+        let notices = leaves.accept(self.store, standings, (message.sent_at, self.now()))?;
+        group
+            .store_pending_proposal(self.store.provider().storage(), proposal)
+            .map_err(Error::storage("keep a proposal"))?;
+        Ok((Event::Changed, notices))
+    }
+
+    /// Processes the content of an application message.
+    fn process_content(&self, group: &MlsGroup, sender: String, bytes: &[u8]) -> Result<Event> {
+        let text = match serde_json::from_slice(bytes) {
+            Ok(Content::GroupName(name)) => {
+                info!(%sender, "the group has a name");
+                self.store.put_group(group.group_id().as_slice(), Some(&name), self.now())?;
+                return Ok(Event::Changed);
+            }
+            Ok(Content::Renews(old_group)) => return self.process_renewal(group, sender, &old_group),
+            Ok(Content::Text(text)) => text,
+            // A message of another client: show its text as far as it is readable.
+            Err(_) => String::from_utf8_lossy(bytes).into_owned(),
+        };
+        Ok(Event::Text { sender, text })
+    }
+}
+
+/// The notice that another device could not use a message of this device.
+fn unreadable(message: &QueuedMessage) -> Event {
+    let refused = message.refusal.map(|refusal| (refusal.about, refusal.reason));
+    let (about, reason) = refused.unwrap_or((MessageKind::Welcome, RefusalReason::KeysGone));
+    Event::Unreadable { device: message.from.clone(), about, reason }
+}
+
+fn protocol_message(message: &QueuedMessage) -> Result<ProtocolMessage> {
+    let refused = |error| Error::mls("read the message")(error);
+    decode(&message.message.0)
+        .map_err(|error| refused(error.into()))?
+        .try_into_protocol_message()
+        .map_err(|error| refused(error.into()))
+}

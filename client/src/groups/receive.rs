@@ -1,0 +1,104 @@
+//! Receives the messages in this device's queue on the server.
+
+use std::collections::BTreeSet;
+
+use keypool_openapi::{AckRequest, MessageKind, QueuedMessage, RefusedMessage};
+use tracing::warn;
+
+use super::{
+    incoming::{Event, Incoming},
+    membership::MlsMembership,
+};
+use crate::{
+    error::{Error, Result},
+    identity_check::Standings,
+};
+
+/// The number of messages in one page.
+const PAGE: u32 = 100;
+
+/// The largest number of pages that one call processes. The rest stays in the queue.
+const MAX_PAGES: usize = 1_000;
+
+impl MlsMembership<'_> {
+    /// Processes this device's queue, and returns everything that is not marked as done yet, oldest first. If there is
+    /// nothing, waits up to `wait` seconds.
+    ///
+    /// Returns the same items again until [`MlsMembership::done`] is called with them, so that a crash loses nothing.
+    pub async fn receive(&self, wait: u32) -> Result<Vec<Incoming>> {
+        self.settle().await?;
+        let wait = if self.store.inbox()?.is_empty() { wait } else { 0 };
+        self.fetch_queue(wait).await?;
+        if let Err(error) = self.commit_to_all_proposals().await {
+            // Another member may commit them. Return what arrived anyway.
+            warn!(error = error.with_causes(), "could not commit the proposals of other members");
+        }
+        let read = |json: String| {
+            serde_json::from_str(&json).map_err(|error| Error::Damaged(format!("the inbox cannot be read: {error}")))
+        };
+        self.store.inbox()?.into_iter().map(read).collect()
+    }
+
+    /// Marks received items as done, so that [`Self::receive`] does not return them again.
+    pub fn done(&self, incoming: &[Incoming]) -> Result<()> {
+        self.store.transaction(|| incoming.iter().try_for_each(|one| self.store.delete_from_inbox(one.id)))
+    }
+
+    /// Settles pending Commits and processes the queue. Other members ignore or cannot read what this device sends in a
+    /// past epoch.
+    pub(crate) async fn catch_up(&self) -> Result<()> {
+        self.settle().await?;
+        self.fetch_queue(0).await
+    }
+
+    /// Processes the queue, page by page, until it is empty. Fails if the server sends a message that was acknowledged.
+    ///
+    /// If the identity check has no answer, the message and the later ones stay in the queue.
+    pub(super) async fn fetch_queue(&self, wait: u32) -> Result<()> {
+        let (mut wait, mut acknowledged) = (wait, BTreeSet::new());
+        for _ in 0..MAX_PAGES {
+            let known = self.store.own_devices()?.map(|(version, _)| version);
+            let page = self.connection.api().messages(wait, PAGE, known).await?;
+            self.watch_own_devices(page.devices_version).await;
+            let page = page.messages;
+            if page.is_empty() {
+                return Ok(());
+            }
+            wait = 0;
+            if page.iter().any(|message| !acknowledged.insert(message.id)) {
+                return Err(self.connection.api().unexpected("a message that was acknowledged before"));
+            }
+            let mut done = AckRequest::default();
+            // All messages of the page were sent before the first check, so its answers are valid for the whole page.
+            let (mut standings, mut outcome) = (Standings::default(), Ok(()));
+            for message in &page {
+                match self.process_with_checks(message, &mut standings).await {
+                    Ok(Some(Event::KeysGone { .. })) => done.unreadable.push(message.id),
+                    Ok(Some(Event::Refused { kind: MessageKind::Welcome | MessageKind::Commit, reason, .. })) => {
+                        done.refused.push(RefusedMessage { id: message.id, reason });
+                    }
+                    Ok(_) => done.ids.push(message.id),
+                    Err(error) => {
+                        outcome = Err(error);
+                        break;
+                    }
+                }
+            }
+            if done != AckRequest::default() {
+                self.connection.api().acknowledge(&done).await?;
+            }
+            outcome?;
+        }
+        Ok(())
+    }
+
+    /// Processes one message, and asks the identity check about the leaves that it brings.
+    async fn process_with_checks(&self, message: &QueuedMessage, standings: &mut Standings) -> Result<Option<Event>> {
+        loop {
+            match self.process_once(message, standings) {
+                Err(Error::Unchecked { leaves }) => self.check_leaves(&leaves, standings).await?,
+                outcome => return outcome,
+            }
+        }
+    }
+}

@@ -1,0 +1,145 @@
+//! Joins groups from Welcomes.
+
+use std::collections::BTreeSet;
+
+use keypool_openapi::{KeyPackageRef, QueuedMessage};
+use openmls::{
+    group::WelcomeError,
+    prelude::{MlsGroup, MlsMessageBodyIn, StagedWelcome, Welcome},
+};
+use openmls_traits::OpenMlsProvider as _;
+
+use super::{
+    encoding::decode,
+    group::join_config,
+    incoming::{Event, Outcome},
+    membership::MlsMembership,
+};
+use crate::{
+    error::{Cause, Error, Result},
+    identity_check::{NewLeaves, Notice, Standings},
+    leaf_identity::LeafIdentity,
+};
+
+/// A group that was joined from a Welcome.
+pub(super) struct JoinedGroup {
+    pub(super) group: MlsGroup,
+    /// The member who signed the Welcome.
+    pub(super) inviter: LeafIdentity,
+    /// Notices for the user about its members.
+    pub(super) notices: Vec<Notice>,
+}
+
+impl MlsMembership<'_> {
+    /// Joins a group from the `MLSMessage` with a Welcome, if the identity check accepts its members. The same
+    /// transaction deletes the keys and metadata of the KeyPackage that the Welcome uses, unless it is a last resort.
+    /// On an error nothing changes.
+    pub async fn join(&self, welcome: &[u8]) -> Result<MlsGroup> {
+        let mut standings = Standings::default();
+        loop {
+            match self.store.transaction(|| self.join_within(welcome, None, &standings)) {
+                Err(Error::Unchecked { leaves }) => self.check_leaves(&leaves, &mut standings).await?,
+                outcome => return outcome.map(|joined| joined.group),
+            }
+        }
+    }
+
+    /// Joins a group, within the caller's transaction. If `inviters` are given, the Welcome must be signed by one of
+    /// these keys.
+    pub(super) fn join_within(
+        &self,
+        welcome: &[u8],
+        inviters: Option<&BTreeSet<Vec<u8>>>,
+        standings: &Standings,
+    ) -> Result<JoinedGroup> {
+        let welcome = read_welcome(welcome)?;
+        let refs = refs(&welcome);
+        let config = join_config();
+        let (provider, pool) = (self.store.provider(), self.connection.pool());
+        let failed = |cause: Cause| Error::mls("join the group from this Welcome")(cause);
+        let unusable = |error: WelcomeError<rusqlite::Error>| match error {
+            WelcomeError::StorageError(error) => Error::storage("join the group from this Welcome")(error),
+            error => failed(error.into()),
+        };
+        let staged = StagedWelcome::build_from_welcome(&provider, &config, welcome)
+            .map_err(unusable)?
+            // The leaves of members that joined long ago and never updated are past their lifetime.
+            .skip_lifetime_validation()
+            .build()
+            .map_err(unusable)?;
+        let inviter = staged.welcome_sender().map_err(|error| failed(error.into()))?;
+        let inviter = LeafIdentity {
+            credential: inviter.credential().clone(),
+            signature_key: inviter.signature_key().as_slice().to_vec(),
+            ciphersuite: staged.group_context().ciphersuite(),
+            reserved_for: None,
+        };
+        if inviters.is_some_and(|known| !known.contains(&inviter.signature_key)) {
+            return Err(failed(
+                "its signer was not a member of the group in the last epoch that this device knows".into(),
+            ));
+        }
+        // Leaves in a tree may have old keys, so the time does not matter here.
+        let now = self.now();
+        let notices = NewLeaves::of_welcome(&staged).accept(self.store, standings, (now, now))?;
+        let group = staged.into_group(&provider).map_err(unusable)?;
+        self.epoch_proof(&group)?;
+        for keypackage_ref in &refs {
+            // OpenMLS has deleted the keys of the KeyPackage that it used, unless it is a last resort.
+            if !pool.has_keys(keypackage_ref)? {
+                self.store.delete_pool_metadata(keypackage_ref)?;
+            }
+        }
+        Ok(JoinedGroup { group, inviter, notices })
+    }
+
+    /// Whether the local store has the private keys of a KeyPackage that a Welcome is for.
+    pub(super) fn has_keys_for(&self, welcome: &[u8]) -> bool {
+        let pool = self.connection.pool();
+        read_welcome(welcome).is_ok_and(|welcome| {
+            refs(&welcome).iter().any(|keypackage_ref| pool.has_keys(keypackage_ref).unwrap_or(true))
+        })
+    }
+
+    /// Processes a Welcome from the queue. The device may be in the group already: it fell behind, for example after a
+    /// restored backup, and was removed and invited again. The Welcome then replaces the stored group only if a member
+    /// of it signed the Welcome and its epoch is later, so that the server cannot replace a group by one that it made
+    /// up.
+    pub(super) fn process_welcome(&self, message: &QueuedMessage, standings: &Standings) -> Result<Outcome> {
+        let group_id = &message.group_id.0;
+        let known = match self.load_group(group_id) {
+            Ok(mut group) => {
+                let keys: BTreeSet<_> = group.members().map(|member| member.signature_key).collect();
+                // Keep its row, which has the name of the group.
+                group.delete(self.store.provider().storage()).map_err(Error::storage("delete old keys"))?;
+                self.store.delete_pending_commit(group_id)?;
+                Some((group.epoch(), keys))
+            }
+            Err(Error::UnknownGroup(_)) => None,
+            Err(error) => return Err(error),
+        };
+        let joined = self.join_within(&message.message.0, known.as_ref().map(|(_, keys)| keys), standings)?;
+        let is_later = known.is_none_or(|(known, _)| joined.group.epoch() > known);
+        if joined.group.group_id().as_slice() != group_id.as_slice() || !is_later {
+            let unfit = "it belongs to another group than the server says, or to a past epoch";
+            return Err(Error::mls("join the group from this Welcome")(unfit.into()));
+        }
+        self.store.put_group(group_id, None, self.now())?;
+        self.store.forget_refused_commit(group_id)?;
+        // Name the signer. Use the server's word only if the credential names no device.
+        let by = joined.inviter.device().unwrap_or_else(|| message.from.clone());
+        Ok((Event::Joined { by }, joined.notices))
+    }
+}
+
+fn refs(welcome: &Welcome) -> Vec<KeyPackageRef> {
+    welcome.secrets().iter().map(|secrets| secrets.new_member().as_slice().to_vec().into()).collect()
+}
+
+fn read_welcome(bytes: &[u8]) -> Result<Welcome> {
+    let refused = |cause: Cause| Error::mls("read the Welcome")(cause);
+    match decode(bytes).map_err(|error| refused(error.into()))?.extract() {
+        MlsMessageBodyIn::Welcome(welcome) => Ok(welcome),
+        _ => Err(refused("this MLSMessage is not a Welcome".into())),
+    }
+}

@@ -1,0 +1,323 @@
+//! The identity of this device: its server, its name and its signature keys.
+
+use std::{
+    cell::RefCell,
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+};
+
+use keypool_openapi::{DeviceName, UserName};
+use openmls::prelude::{BasicCredential, Ciphersuite, CredentialWithKey, MlsGroup};
+use openmls_basic_credential::SignatureKeyPair;
+use openmls_traits::OpenMlsProvider;
+use secrecy::SecretString;
+use uuid::Uuid;
+
+use crate::{
+    api::server_address,
+    device_name::device_name,
+    error::{Error, Result},
+    storage::{IdentityRow, LocalStore},
+};
+
+/// The default ciphersuite: number 1 of RFC 9420, which every MLS client supports.
+pub const CIPHERSUITE: Ciphersuite = Ciphersuite::MLS_128_DHKEMX25519_AES128GCM_SHA256_Ed25519;
+
+/// The identity of this device: its server, its credential `user/device`, and a signature key pair for each ciphersuite
+/// in which it keeps a pool.
+pub struct DeviceIdentity {
+    server: String,
+    user: UserName,
+    device: DeviceName,
+    token: Option<SecretString>,
+    registration_key: Option<String>,
+    signers: BTreeMap<u16, SignatureKeyPair>,
+    /// The key pairs that replace the signers. Each takes effect once the server has accepted it.
+    next: BTreeMap<u16, SignatureKeyPair>,
+    /// The ciphersuites whose next key pair was accepted since this was loaded.
+    changed: RefCell<BTreeSet<u16>>,
+}
+
+impl fmt::Debug for DeviceIdentity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("DeviceIdentity")
+            .field("server", &self.server)
+            .field("identity", &self.identity())
+            .finish_non_exhaustive()
+    }
+}
+
+impl DeviceIdentity {
+    /// Creates and stores the identity of a new device, with a new signature key pair for each ciphersuite. If the
+    /// store already holds this identity, loads it and adds the new ciphersuites. Fails if the store holds another
+    /// identity.
+    pub fn create(
+        store: &LocalStore,
+        server: &str,
+        (user, device): (&UserName, &DeviceName),
+        ciphersuites: &[Ciphersuite],
+    ) -> Result<Self> {
+        let server = server_address(server)?.to_string();
+        let mut made = match Self::find(store)? {
+            Some(found) if found.server == server && found.user == *user && found.device == *device => found,
+            Some(found) => {
+                return Err(Error::OtherDevice {
+                    found: format!("{} at {}", found.identity(), found.server),
+                    wanted: format!("{} at {server}", device_name(user, device)),
+                });
+            }
+            None => Self {
+                server,
+                user: user.clone(),
+                device: device.clone(),
+                token: None,
+                registration_key: None,
+                signers: BTreeMap::new(),
+                next: BTreeMap::new(),
+                changed: RefCell::default(),
+            },
+        };
+        store.transaction(|| {
+            if made.signers.is_empty() {
+                made.registration_key = Some(Uuid::new_v4().to_string());
+                store.insert_identity(&made.row())?;
+            }
+            let new: Vec<_> =
+                ciphersuites.iter().filter(|suite| !made.signers.contains_key(&u16::from(**suite))).copied().collect();
+            made.make_signers(store, &new)
+        })?;
+        Ok(made)
+    }
+
+    fn row(&self) -> IdentityRow {
+        IdentityRow {
+            server: self.server.clone(),
+            user: self.user.to_string(),
+            device: self.device.to_string(),
+            token: self.token.clone(),
+            registration_key: self.registration_key.clone(),
+            signature_keys: Vec::new(),
+            next_signature_keys: Vec::new(),
+        }
+    }
+
+    /// Makes a signature key pair for each of these ciphersuites. The device must not have one yet.
+    fn make_signers(&mut self, store: &LocalStore, ciphersuites: &[Ciphersuite]) -> Result<()> {
+        for &ciphersuite in ciphersuites {
+            let signer = new_signer(store, ciphersuite)?;
+            store.set_signature_key(ciphersuite.into(), signer.public())?;
+            self.signers.insert(ciphersuite.into(), signer);
+        }
+        Ok(())
+    }
+
+    /// Begins to change the signature key of each ciphersuite by making the next key pairs. They sign new KeyPackages
+    /// at once; new groups use the old key pairs until the server has accepted the change. The old key pairs stay in
+    /// OpenMLS's storage, because groups that the device joined with them keep using them.
+    ///
+    /// Returns false if an earlier change is not finished: that one has to end first.
+    pub(crate) fn begin_change(&mut self, store: &LocalStore) -> Result<bool> {
+        for number in std::mem::take(self.changed.get_mut()) {
+            if let Some(signer) = self.next.remove(&number) {
+                self.signers.insert(number, signer);
+            }
+        }
+        if !self.next.is_empty() {
+            return Ok(false);
+        }
+        for ciphersuite in self.ciphersuites() {
+            let signer = new_signer(store, ciphersuite)?;
+            store.set_next_signature_key(ciphersuite.into(), signer.public())?;
+            self.next.insert(ciphersuite.into(), signer);
+        }
+        Ok(true)
+    }
+
+    /// The old and the next key pair of a ciphersuite whose change the server has not accepted yet.
+    pub(crate) fn change(&self, ciphersuite: u16) -> Option<(&SignatureKeyPair, &SignatureKeyPair)> {
+        if self.changed.borrow().contains(&ciphersuite) {
+            return None;
+        }
+        Some((self.signers.get(&ciphersuite)?, self.next.get(&ciphersuite)?))
+    }
+
+    /// Records that the server has accepted the next key pair of a ciphersuite. Does nothing if no change is in
+    /// progress.
+    pub(crate) fn accept_change(&self, store: &LocalStore, ciphersuite: u16) -> Result<()> {
+        if self.change(ciphersuite).is_some() {
+            store.use_next_signature_key(ciphersuite)?;
+            self.changed.borrow_mut().insert(ciphersuite);
+        }
+        Ok(())
+    }
+
+    /// Loads the identity of the device in a store.
+    pub fn load(store: &LocalStore) -> Result<Self> {
+        Self::find(store)?.ok_or_else(|| Error::NotInitialised(store.directory().to_owned()))
+    }
+
+    fn find(store: &LocalStore) -> Result<Option<Self>> {
+        let Some(IdentityRow { server, user, device, token, registration_key, signature_keys, next_signature_keys }) =
+            store.identity()?
+        else {
+            return Ok(None);
+        };
+        let damaged = |error: keypool_openapi::InvalidId| Error::Damaged(error.to_string());
+        let (user, device) = (user.try_into().map_err(damaged)?, device.try_into().map_err(damaged)?);
+        let name = device_name(&user, &device);
+        let signer = |(number, key): (u16, Vec<u8>)| {
+            let ciphersuite = Ciphersuite::try_from(number)
+                .map_err(|_| Error::Damaged(format!("the device has the ciphersuite {number}")))?;
+            Ok((number, stored_signer(store, &key, ciphersuite, &name)?))
+        };
+        let signers = signature_keys.into_iter().map(signer).collect::<Result<_>>()?;
+        let next = next_signature_keys.into_iter().map(signer).collect::<Result<_>>()?;
+        let changed = RefCell::default();
+        Ok(Some(Self { server, user, device, token, registration_key, signers, next, changed }))
+    }
+
+    /// Stores the bearer token from the registration.
+    pub(crate) fn set_token(&mut self, store: &LocalStore, token: SecretString) -> Result<()> {
+        store.set_token(&token)?;
+        self.token = Some(token);
+        self.registration_key = None;
+        Ok(())
+    }
+
+    /// The server's address.
+    #[must_use]
+    pub fn server(&self) -> &str {
+        &self.server
+    }
+
+    /// The user.
+    #[must_use]
+    pub fn user(&self) -> &UserName {
+        &self.user
+    }
+
+    /// The device.
+    #[must_use]
+    pub fn device(&self) -> &DeviceName {
+        &self.device
+    }
+
+    /// The bearer token; `None` until the device is registered.
+    #[must_use]
+    pub fn token(&self) -> Option<&SecretString> {
+        self.token.as_ref()
+    }
+
+    /// The credential's identity, `user/device`.
+    #[must_use]
+    pub fn identity(&self) -> String {
+        device_name(&self.user, &self.device)
+    }
+
+    /// The Idempotency-Key of the registration; `None` once the token is stored.
+    pub(crate) fn registration_key(&self) -> Option<&str> {
+        self.registration_key.as_deref()
+    }
+
+    /// The ciphersuites in which the device keeps a pool.
+    #[must_use]
+    pub fn ciphersuites(&self) -> Vec<Ciphersuite> {
+        self.signers.keys().filter_map(|number| Ciphersuite::try_from(*number).ok()).collect()
+    }
+
+    /// The key pair that signs for a ciphersuite: the one in the server's directory.
+    pub fn signer(&self, ciphersuite: Ciphersuite) -> Result<&SignatureKeyPair> {
+        let is_changed = self.changed.borrow().contains(&u16::from(ciphersuite));
+        let signers = if is_changed { &self.next } else { &self.signers };
+        signers
+            .get(&u16::from(ciphersuite))
+            .ok_or_else(|| Error::MissingKeys(format!("{} in the ciphersuite {ciphersuite:?}", self.identity())))
+    }
+
+    /// The key pair that signs new KeyPackages of a ciphersuite: during a change of the signature key, the next one.
+    pub(crate) fn key_package_signer(&self, ciphersuite: Ciphersuite) -> Result<&SignatureKeyPair> {
+        self.next.get(&u16::from(ciphersuite)).map_or_else(|| self.signer(ciphersuite), Ok)
+    }
+
+    /// The key pair of this device's leaf in a group. It may be older than [`Self::signer`].
+    pub fn signer_in(&self, store: &LocalStore, group: &MlsGroup) -> Result<SignatureKeyPair> {
+        let leaf =
+            group.own_leaf_node().ok_or_else(|| Error::Damaged("a group has no leaf of this device".to_owned()))?;
+        stored_signer(store, leaf.signature_key().as_slice(), group.ciphersuite(), &self.identity())
+    }
+
+    /// The credential with the public signature key of a ciphersuite, in OpenMLS's type.
+    pub fn credential(&self, ciphersuite: Ciphersuite) -> Result<CredentialWithKey> {
+        Ok(self.credential_with(self.signer(ciphersuite)?))
+    }
+
+    /// The credential with the public key of a given key pair.
+    pub(crate) fn credential_with(&self, signer: &SignatureKeyPair) -> CredentialWithKey {
+        CredentialWithKey {
+            credential: BasicCredential::new(self.identity().into_bytes()).into(),
+            signature_key: signer.to_public_vec().into(),
+        }
+    }
+}
+
+fn new_signer(store: &LocalStore, ciphersuite: Ciphersuite) -> Result<SignatureKeyPair> {
+    let signer = SignatureKeyPair::new(ciphersuite.signature_algorithm())
+        .map_err(|error| Error::mls("generate a signature key pair")(error.into()))?;
+    signer.store(store.provider().storage()).map_err(Error::storage("write the signature key pair"))?;
+    Ok(signer)
+}
+
+fn stored_signer(store: &LocalStore, key: &[u8], ciphersuite: Ciphersuite, name: &str) -> Result<SignatureKeyPair> {
+    SignatureKeyPair::read(store.provider().storage(), key, ciphersuite.signature_algorithm())
+        .ok_or_else(|| Error::MissingKeys(name.to_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const P256: Ciphersuite = Ciphersuite::MLS_128_DHKEMP256_AES128GCM_SHA256_P256;
+
+    fn create(store: &LocalStore, server: &str, user: &str, device: &str) -> Result<DeviceIdentity> {
+        DeviceIdentity::create(store, server, (&user.parse().unwrap(), &device.parse().unwrap()), &[CIPHERSUITE])
+    }
+
+    #[test]
+    fn the_same_arguments_find_the_same_device_and_others_are_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = LocalStore::open(directory.path()).unwrap();
+        assert!(matches!(DeviceIdentity::load(&store), Err(Error::NotInitialised(_))));
+        let mut made = create(&store, "http://localhost:8080", "alice", "laptop").unwrap();
+        let again = create(&store, "http://localhost:8080", "alice", "laptop").unwrap();
+        assert!(made.registration_key().is_some_and(|key| key.len() >= 32));
+        assert_eq!(again.registration_key(), made.registration_key());
+        made.set_token(&store, "keypool_1".into()).unwrap();
+        let found = create(&store, "http://localhost:8080/", "alice", "laptop").unwrap();
+        assert_eq!(found.signer(CIPHERSUITE).unwrap().public(), made.signer(CIPHERSUITE).unwrap().public());
+        assert!(found.token().is_some() && found.registration_key().is_none());
+        for (server, user, device) in [
+            ("http://other", "alice", "laptop"),
+            ("http://localhost:8080", "bob", "laptop"),
+            ("http://localhost:8080", "alice", "phone"),
+        ] {
+            assert!(
+                matches!(create(&store, server, user, device), Err(Error::OtherDevice { .. })),
+                "{server} {user} {device}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_further_ciphersuite_gets_a_key_of_its_own_and_the_first_keeps_its_own() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = LocalStore::open(directory.path()).unwrap();
+        let first = create(&store, "http://localhost:8080", "alice", "laptop").unwrap();
+        assert!(matches!(first.signer(P256), Err(Error::MissingKeys(_))));
+        let names = (first.user(), first.device());
+        let both = DeviceIdentity::create(&store, first.server(), names, &[CIPHERSUITE, P256]).unwrap();
+        assert_eq!(both.ciphersuites(), [CIPHERSUITE, P256]);
+        assert_eq!(both.signer(CIPHERSUITE).unwrap().public(), first.signer(CIPHERSUITE).unwrap().public());
+        assert_eq!(both.signer(P256).unwrap().signature_scheme(), P256.signature_algorithm());
+        assert_eq!(DeviceIdentity::load(&store).unwrap().ciphersuites(), [CIPHERSUITE, P256]);
+    }
+}

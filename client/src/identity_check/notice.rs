@@ -1,0 +1,37 @@
+//! Notices for the user about the members of a group.
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+/// Something that the user should know about a member of a group.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "kebab-case")]
+pub enum Notice {
+    /// A known device has another signature key. Its owner changed it or registered the device again; ask the owner if
+    /// that is unexpected.
+    NewSignatureKey {
+        /// The device, as its credential says.
+        member: String,
+        /// The start of the new key's use, if the directory knows it.
+        since: Option<Timestamp>,
+    },
+    /// A member is in the group with a signature key that its device has replaced since.
+    PreviousSignatureKey {
+        /// The member, as its credential says.
+        member: String,
+        /// The time at which the device replaced the key.
+        until: Timestamp,
+    },
+    /// This member removed this device from the group.
+    RemovedBy {
+        /// The member, as its credential says.
+        member: String,
+    },
+    /// A member's device was removed from the server's directory.
+    RemovedDevice {
+        /// The member, as its credential says.
+        member: String,
+        /// When it was removed.
+        at: Timestamp,
+    },
+}

@@ -1,0 +1,20 @@
+//! The progress of a refresh, for a progress bar.
+
+/// The progress of a refresh.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Progress {
+    /// KeyPackages are being generated.
+    Generated {
+        /// The number generated so far.
+        done: usize,
+        /// The total number to generate.
+        total: usize,
+    },
+    /// KeyPackages are being uploaded.
+    Uploaded {
+        /// The number uploaded so far.
+        done: usize,
+        /// The total number to upload.
+        total: usize,
+    },
+}

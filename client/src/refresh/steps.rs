@@ -1,0 +1,193 @@
+//! The steps of a refresh.
+
+use jiff::{SignedDuration, Timestamp};
+use keypool_openapi::{KeyPackageRef, MAX_REVOCATIONS, RevokeRequest};
+
+use super::report::{RefreshReport, Warning};
+use crate::{
+    clock::{SKEW, skew},
+    connection::MlsConnection,
+    error::{Error, Result},
+    groups::MlsMembership,
+    identity::DeviceIdentity,
+    key_package_status::KeyPackageStatus,
+    pool::{GRACE, Progress, Reconciliation, give_up, reconcile},
+    storage::KeyPackageMetadata,
+};
+
+/// Foreign KeyPackages in the pool mean a restored backup at first; twice within this time, they mean another client.
+const RESTORE_SPAN: SignedDuration = SignedDuration::from_hours(30 * 24);
+
+impl MlsConnection<'_> {
+    /// Brings the pool up to date. Idempotent: if nothing has to change, it makes one request.
+    ///
+    /// 1. Fetches the status of the pool.
+    /// 2. Processes this device's queue, where a Welcome may need an old KeyPackage, and then deletes KeyPackages that
+    ///    ended a day ago.
+    /// 3. If the server was restored from a backup, gives up all KeyPackages that it may have handed out since.
+    /// 4. If the two sides differ, reconciles with the server's inventory, and revokes KeyPackages whose keys are
+    ///    missing here.
+    /// 5. Repeats uploads that the server has not confirmed.
+    /// 6. Fills the pool up to its target if it has fewer fresh KeyPackages than the low watermark, or always with
+    ///    `fill`. Replaces the last resort if it was used. What the server hands out for less than two more days counts
+    ///    as gone.
+    /// 7. Revokes the KeyPackages of a signature key that was rotated away.
+    ///
+    /// Keys are kept from the later of the two clocks, the server's and this machine's, until the earlier of the two:
+    /// neither a clock that jumps nor a server that lies about the time deletes keys too early. Lifetimes begin by the
+    /// server's clock.
+    pub async fn refresh_key_packages(
+        &self,
+        identity: &DeviceIdentity,
+        fill: bool,
+        progress: &dyn Fn(Progress),
+    ) -> Result<RefreshReport> {
+        let mut report = RefreshReport::new(self.api.get_key_package_status().await?);
+        let (here, there) = (self.now(), report.pool.at);
+        let skew = skew(here, there);
+        if skew.abs() > SKEW {
+            report.warnings.push(Warning::ClockSkew { seconds: skew.as_secs() });
+        }
+        let now = here.min(there);
+        if !self.pool().ended(now)?.is_empty() {
+            MlsMembership::new(*self, identity).catch_up().await?;
+        }
+        report.removed = self.pool().cleanup_expired(now)?;
+        self.give_up_after_restore(&mut report)?;
+        self.reconcile_pool(&mut report).await?;
+        self.accept_changes(identity)?;
+        self.upload_unconfirmed(identity, &mut report, &|_| {}).await?;
+        self.replenish(identity, fill, &mut report, progress).await?;
+        self.revoke_superseded(identity, &mut report).await?;
+        // A KeyPackage of a repeated upload may have been handed out since the first one.
+        self.reconcile_pool(&mut report).await?;
+        match report.rejected.first() {
+            Some(first) if report.uploaded == 0 => Err(Error::AllRejected(format!(
+                "{} were refused, the first as {}: {}",
+                report.rejected.len(),
+                first.reason,
+                first.detail
+            ))),
+            _ => Ok(report),
+        }
+    }
+
+    /// Gives up the pool after a restore of the server's database: the server does not know what it handed out since
+    /// the backup. The keys stay until no Welcome can arrive. The last resort stays, because it may be handed out
+    /// repeatedly anyway.
+    fn give_up_after_restore(&self, report: &mut RefreshReport) -> Result<()> {
+        let fenced_at = report.pool.fenced_at.map(Timestamp::as_second);
+        if self.store.last_restore()? == fenced_at {
+            return Ok(());
+        }
+        let given_up = self.store.transaction(|| {
+            let mut given_up = 0;
+            for row in self.store.metadata()?.into_iter().filter(|row| row.status.is_live() && !row.last_resort) {
+                let until = row.not_after.saturating_add(GRACE).unwrap_or(Timestamp::MAX);
+                self.store.mark_failed(&row.keypackage_ref, Some(until), report.pool.at)?;
+                given_up += 1;
+            }
+            self.store.record_restore(fenced_at)?;
+            Ok(given_up)
+        })?;
+        if given_up > 0 {
+            report.reconciled += given_up;
+            report.warnings.push(Warning::ServerRestored { given_up });
+        }
+        Ok(())
+    }
+
+    /// Reconciles both sides. The server decides about reservations and spends, this device about which keys exist.
+    pub(super) async fn reconcile_pool(&self, report: &mut RefreshReport) -> Result<()> {
+        let pool = self.pool();
+        if !pool.agrees_with(&report.pool)? {
+            let now = self.later(report.pool.at);
+            let inventory = self.api.get_inventory().await?;
+            let before = self.revoked_superseded()?;
+            let Reconciliation { changed, to_revoke, foreign } = reconcile(self.store, &pool, inventory, now)?;
+            // With a change of the signature key, the server itself revokes the KeyPackages of the old key.
+            let revoked = self.revoked_superseded()?.saturating_sub(before);
+            report.revoked += revoked;
+            report.reconciled += changed.saturating_sub(revoked);
+            let since = now.saturating_sub(RESTORE_SPAN).unwrap_or(Timestamp::MIN);
+            if foreign > 0 && self.store.foreign_since(since)? {
+                return Err(Error::TwoClients { foreign });
+            }
+            self.revoke(&to_revoke, report).await?;
+            if foreign > 0 {
+                // Record it last: an interrupted refresh that finds the same KeyPackages again is not a second client.
+                self.store.record_foreign(now)?;
+                report.warnings.push(Warning::ForeignKeyPackages { count: foreign });
+            }
+        }
+        if pool.agrees_with(&report.pool)? {
+            self.store.confirm_uploaded()?;
+        }
+        Ok(())
+    }
+
+    async fn revoke(&self, refs: &[KeyPackageRef], report: &mut RefreshReport) -> Result<()> {
+        for batch in refs.chunks(MAX_REVOCATIONS) {
+            let request = RevokeRequest { refs: Some(batch.to_vec()), all: None };
+            let answer = self.api.revoke_key_packages(&request).await?;
+            report.revoked += answer.revoked.len();
+            report.pool = answer.pool;
+        }
+        Ok(())
+    }
+
+    async fn replenish(
+        &self,
+        identity: &DeviceIdentity,
+        fill: bool,
+        report: &mut RefreshReport,
+        progress: &dyn Fn(Progress),
+    ) -> Result<()> {
+        let (pool, now) = (self.pool().as_offered_by(&report.pool), report.pool.at);
+        for ciphersuite in identity.ciphersuites() {
+            let of_suite = report.pool.ciphersuites.iter().find(|part| part.ciphersuite == u16::from(ciphersuite));
+            let uses = of_suite.map_or(0, |part| part.last_resort.uses);
+            let last_resort = pool.needs_last_resort(ciphersuite, uses, now)?;
+            let count = if fill || pool.should_replenish(ciphersuite, now)? {
+                pool.get_replenishment_needed(ciphersuite, now)?
+            } else {
+                0
+            };
+            if count > 0 || last_resort {
+                pool.check_lifetime()?;
+                pool.generate_and_update_pool(identity, ciphersuite, (count, last_resort), now, progress)?;
+                report.generated += count + usize::from(last_resort);
+            }
+        }
+        self.upload_unconfirmed(identity, report, progress).await
+    }
+
+    /// Revokes KeyPackages of an old signature key once the server has accepted the new key, except reserved ones.
+    async fn revoke_superseded(&self, identity: &DeviceIdentity, report: &mut RefreshReport) -> Result<()> {
+        let old = |row: &KeyPackageMetadata| {
+            let is_changed = identity.change(row.ciphersuite).is_none();
+            is_changed && row.superseded && row.status.is_live() && row.status != KeyPackageStatus::Reserved
+        };
+        let rows = self.store.metadata()?.into_iter().filter(old);
+        let refs: Vec<_> = rows.map(|row| row.keypackage_ref).collect();
+        if refs.is_empty() {
+            return Ok(());
+        }
+        self.revoke(&refs, report).await?;
+        let now = self.later(report.pool.at);
+        self.store.transaction(|| refs.iter().try_for_each(|old| give_up(self.store, old, now)))
+    }
+
+    /// The later of this machine's time and the server's. Keys are kept for a day from then on.
+    pub(super) fn later(&self, there: Timestamp) -> Timestamp {
+        self.now().max(there)
+    }
+}
+
+impl MlsMembership<'_> {
+    /// Brings the pool up to date, so that other users can add this device; see
+    /// [`MlsConnection::refresh_key_packages`].
+    pub async fn refresh_key_packages(&self, progress: &dyn Fn(Progress)) -> Result<RefreshReport> {
+        self.connection.refresh_key_packages(self.identity, false, progress).await
+    }
+}

@@ -1,0 +1,47 @@
+use rusqlite::params;
+
+use super::*;
+use crate::{key_package_status::KeyPackageStatus, storage::LocalStore};
+
+/// A file as each older version left it keeps its device and its KeyPackages.
+#[test]
+fn a_file_of_an_older_version_is_brought_up_to_date() {
+    for version in 1..=MIGRATIONS.len() {
+        let directory = tempfile::tempdir().unwrap();
+        let old = Connection::open(directory.path().join("keypool.db")).unwrap();
+        old.execute_batch(MIGRATIONS[0]).unwrap();
+        old.execute(
+            "INSERT INTO device_identity VALUES (1, 'http://localhost/', 'alice', 'laptop', 'token', x'01')",
+            [],
+        )
+        .unwrap();
+        old.execute("INSERT INTO keypackage_pool_metadata VALUES (?1, 'uploaded', 1, 2, 3, 1, 0)", params![[7_u8; 32]])
+            .unwrap();
+        for later in &MIGRATIONS[1..version] {
+            old.execute_batch(later).unwrap();
+        }
+        old.pragma_update(None, "user_version", i64::try_from(version).unwrap()).unwrap();
+        drop(old);
+        let store = LocalStore::open(directory.path()).unwrap();
+        let row = store.get_metadata_by_status(KeyPackageStatus::Uploaded).unwrap().remove(0);
+        assert_eq!((row.created_at.as_second(), row.not_after.as_second(), row.superseded), (1, 3, false));
+        let identity = store.identity().unwrap().unwrap();
+        assert_eq!((identity.user.as_str(), identity.signature_keys), ("alice", vec![(1, vec![1])]));
+        assert_eq!(store.commit_proof(b"friends", 1).unwrap(), None);
+        drop(store);
+        let new = Connection::open(directory.path().join("keypool.db")).unwrap();
+        let found: usize = new.pragma_query_value(None, "user_version", |row| row.get(0)).unwrap();
+        assert_eq!(found, MIGRATIONS.len(), "from version {version}");
+    }
+}
+
+#[test]
+fn a_file_of_a_newer_program_is_left_alone() {
+    let directory = tempfile::tempdir().unwrap();
+    drop(LocalStore::open(directory.path()).unwrap());
+    let newer = Connection::open(directory.path().join("keypool.db")).unwrap();
+    newer.pragma_update(None, "user_version", 99).unwrap();
+    drop(newer);
+    let refused = LocalStore::open(directory.path()).unwrap_err();
+    assert!(matches!(refused, Error::NewerStore { found: 99, .. }), "{refused}");
+}

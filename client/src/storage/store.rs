@@ -1,0 +1,163 @@
+//! The store itself: one SQLite file, opened, decrypted and brought up to date.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use rusqlite::Connection;
+use secrecy::{ExposeSecret, SecretString};
+
+use super::{
+    files::{Beginning, Lock, beginning, file_error, lock, make_directory, private_file},
+    provider::{Provider, SqliteStorage},
+    schema,
+};
+use crate::error::{Error, Result};
+
+/// The name of the database in the data directory.
+const FILE: &str = "keypool.db";
+
+/// One SQLite file, mode 0600, in a data directory: OpenMLS's tables, the metadata of the KeyPackage pool, and the
+/// device's identity. All use one connection, so that keys and metadata change in one transaction. SQLCipher encrypts
+/// the whole file if it was created with a passphrase.
+///
+/// Only one process at a time can open it.
+#[derive(Debug)]
+pub struct LocalStore {
+    pub(super) connection: Connection,
+    directory: PathBuf,
+    _lock: Lock,
+}
+
+impl LocalStore {
+    /// Opens the store in a data directory. Creates both if they do not exist.
+    pub fn open(directory: &Path) -> Result<Self> {
+        Self::open_with(directory, None)
+    }
+
+    /// Opens the store in a data directory. Creates both if they do not exist, encrypted if a passphrase is given. An
+    /// existing store must have been created with the same passphrase, or both without one.
+    pub fn open_with(directory: &Path, passphrase: Option<&SecretString>) -> Result<Self> {
+        make_directory(directory)?;
+        let lock = lock(directory)?;
+        let path = directory.join(FILE);
+        if matches!(beginning(&path)?, Beginning::Nothing) {
+            create(directory, &path, passphrase)?;
+        }
+        private_file(&path)?;
+        let mut connection = Connection::open(&path).map_err(Error::storage("open the database"))?;
+        unlock(&connection, &path, passphrase)?;
+        configure(&connection).map_err(Error::storage("set up the connection"))?;
+        migrate_openmls(&mut connection)?;
+        schema::migrate(&mut connection)?;
+        Ok(Self { connection, directory: directory.to_owned(), _lock: lock })
+    }
+
+    /// Whether the data directory holds an encrypted store.
+    pub fn is_encrypted(directory: &Path) -> Result<bool> {
+        let path = directory.join(FILE);
+        Ok(!matches!(beginning(&path)?, Beginning::Nothing | Beginning::Plain))
+    }
+
+    /// The data directory.
+    #[must_use]
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// OpenMLS's cryptography and storage, on this store's connection.
+    #[must_use]
+    pub fn provider(&self) -> Provider<'_> {
+        Provider::new(&self.connection)
+    }
+
+    /// Runs `write` in one transaction, which is rolled back on an error.
+    pub(crate) fn transaction<T>(&self, write: impl FnOnce() -> Result<T>) -> Result<T> {
+        let transaction = self.connection.unchecked_transaction().map_err(Error::storage("begin a transaction"))?;
+        let done = write()?;
+        transaction.commit().map_err(Error::storage("commit a transaction"))?;
+        Ok(done)
+    }
+
+    /// Runs `attempt` in a transaction that is always rolled back.
+    pub(crate) fn dry_run<T>(&self, attempt: impl FnOnce() -> Result<T>) -> Result<T> {
+        let transaction = self.connection.unchecked_transaction().map_err(Error::storage("begin a transaction"))?;
+        let outcome = attempt();
+        transaction.rollback().map_err(Error::storage("roll a transaction back"))?;
+        outcome
+    }
+
+    /// The damage that SQLite finds in the file, in SQLite's words; empty if there is none.
+    pub fn integrity(&self) -> Result<Vec<String>> {
+        let found: Vec<String> = self
+            .connection
+            .prepare("PRAGMA integrity_check")
+            .and_then(|mut check| check.query_map([], |row| row.get(0))?.collect())
+            .map_err(Error::storage("check the database"))?;
+        Ok(found.into_iter().filter(|line| line != "ok").collect())
+    }
+
+    /// The number of KeyPackages whose private keys are in OpenMLS's tables.
+    pub fn count_keys(&self) -> Result<usize> {
+        self.connection
+            .query_row("SELECT count(*) FROM openmls_key_packages", [], |row| row.get(0))
+            .map_err(Error::storage("count the private keys"))
+    }
+}
+
+/// Creates the database with OpenMLS's tables under another name, and renames it when it is complete. OpenMLS runs a
+/// migration and records it in two transactions, so a crash between them would leave a file that cannot be repaired.
+fn create(directory: &Path, path: &Path, passphrase: Option<&SecretString>) -> Result<()> {
+    let new = directory.join("keypool.db.new");
+    for left_over in [new.clone(), directory.join("keypool.db.new-journal")] {
+        match fs::remove_file(&left_over) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(file_error("remove", &left_over)(error));
+            }
+            _ => {}
+        }
+    }
+    private_file(&new)?;
+    let mut connection = Connection::open(&new).map_err(Error::storage("create the database"))?;
+    unlock(&connection, &new, passphrase)?;
+    migrate_openmls(&mut connection)?;
+    connection.close().map_err(|(_, error)| Error::storage("create the database")(error))?;
+    fs::rename(&new, path).map_err(file_error("put the database at", path))
+}
+
+fn migrate_openmls(connection: &mut Connection) -> Result<()> {
+    SqliteStorage::<&mut Connection>::new(connection)
+        .run_migrations()
+        .map_err(|error| Error::Migration(Box::new(error)))
+}
+
+/// Gives SQLCipher the passphrase, and checks that it is correct.
+fn unlock(connection: &Connection, path: &Path, passphrase: Option<&SecretString>) -> Result<()> {
+    match (beginning(path)?, passphrase) {
+        (Beginning::Plain, Some(_)) => return Err(Error::NotEncrypted(path.to_owned())),
+        (Beginning::Other, None) => return Err(Error::Encrypted(path.to_owned())),
+        (_, None) => return Ok(()),
+        (_, Some(passphrase)) => {
+            connection
+                .pragma_update(None, "key", passphrase.expose_secret())
+                // Silence SQLCipher's log: our errors say what is wrong. Setting the key enables the log, so do this
+                // after it.
+                .and_then(|()| connection.execute_batch("PRAGMA cipher_log_level = NONE"))
+                .map_err(Error::storage("set the passphrase"))?;
+        }
+    }
+    match connection.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get::<_, i64>(0)) {
+        Err(rusqlite::Error::SqliteFailure(failure, _)) if failure.code == rusqlite::ErrorCode::NotADatabase => {
+            Err(Error::WrongPassphrase(path.to_owned()))
+        }
+        other => other.map(drop).map_err(Error::storage("read the database")),
+    }
+}
+
+fn configure(connection: &Connection) -> rusqlite::Result<()> {
+    connection.pragma_update(None, "journal_mode", "WAL")?;
+    connection.pragma_update(None, "foreign_keys", true)?;
+    // Overwrite deleted private keys, instead of only unlinking them.
+    connection.pragma_update(None, "secure_delete", true)
+}

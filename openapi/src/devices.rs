@@ -1,0 +1,135 @@
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use utoipa::{IntoParams, ToSchema};
+
+use crate::{DeviceName, MAX_LOOKUP_USERS, PreviousSignatureKey, SignatureKey, UserName, list, or_default};
+
+/// A device to register.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RegisterRequest {
+    /// The user of the device. The first device of a new name creates the user.
+    #[schema(example = "alice")]
+    pub user: UserName,
+    /// The device's name, unique among the user's devices.
+    #[schema(example = "laptop")]
+    pub device: DeviceName,
+}
+
+/// A registered device with its bearer token.
+#[derive(Clone, Serialize, Deserialize, ToSchema)]
+pub struct RegisterResponse {
+    /// The user.
+    #[schema(example = "alice")]
+    pub user: UserName,
+    /// The device.
+    #[schema(example = "laptop")]
+    pub device: DeviceName,
+    /// The bearer token of the device. No other answer has it: the server stores only its hash.
+    #[schema(example = "keypool_tTnyVvyUjlJVyjUTbW0zQxzSnf6aEYpAfHyZxpQPnG0")]
+    pub token: String,
+}
+
+/// A device's new bearer token.
+#[derive(Clone, Serialize, Deserialize, ToSchema)]
+pub struct TokenResponse {
+    /// The device.
+    #[schema(example = "laptop")]
+    pub device: DeviceName,
+    /// The new bearer token. No other answer has it, and the previous token is no longer valid.
+    #[schema(example = "keypool_tTnyVvyUjlJVyjUTbW0zQxzSnf6aEYpAfHyZxpQPnG0")]
+    pub token: String,
+}
+
+/// A removed device.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct RemovedDevice {
+    /// The user.
+    #[schema(example = "alice")]
+    pub user: UserName,
+    /// The device.
+    #[schema(example = "laptop")]
+    pub device: DeviceName,
+    /// How many KeyPackages were revoked with the device.
+    #[schema(example = 33)]
+    pub revoked: u64,
+}
+
+/// Which of a user's devices to list.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize, IntoParams)]
+#[serde(default, deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub struct DevicesQuery {
+    /// If true, list removed devices, too.
+    #[param(nullable = false, default = false)]
+    pub removed: Option<bool>,
+}
+
+/// The devices of a user.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct DeviceList {
+    /// The user.
+    #[schema(example = "alice")]
+    pub user: UserName,
+    /// The devices, sorted by name.
+    pub devices: Vec<Device>,
+}
+
+/// One device of a user.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Device {
+    /// The device's name.
+    #[schema(example = "laptop")]
+    pub device: DeviceName,
+    /// When the device was last registered.
+    #[schema(value_type = String, format = DateTime)]
+    pub registered_at: Timestamp,
+    /// When the device was removed; `null` while it is registered.
+    #[serde(default)]
+    #[schema(value_type = Option<String>, format = DateTime)]
+    pub removed_at: Option<Timestamp>,
+    /// The device's signature keys, by ciphersuite: a new leaf node of the device has to carry its key. Empty if the
+    /// device has uploaded nothing yet or was removed, or if the operator has set `KEYPOOL_CREDENTIAL_BINDING=off`.
+    #[serde(default)]
+    pub signature_keys: Vec<SignatureKey>,
+    /// The device's previous signature keys, newest first, including those of earlier registrations: leaf nodes that
+    /// are already in a group may carry them.
+    #[serde(default)]
+    pub previous_signature_keys: Vec<PreviousSignatureKey>,
+}
+
+/// The users whose devices to look up.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct LookupRequest {
+    /// The users, 1 to 1000.
+    #[serde(deserialize_with = "list::<_, _, MAX_LOOKUP_USERS>")]
+    #[schema(min_items = 1, max_items = 1000)]
+    pub users: Vec<UserName>,
+    /// If true, the answer has removed devices, too.
+    #[serde(default, deserialize_with = "or_default")]
+    #[schema(value_type = Option<bool>)]
+    pub removed: bool,
+}
+
+/// The devices of several users.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct LookupResponse {
+    /// The known users with their devices, sorted by name.
+    pub users: Vec<DeviceList>,
+    /// The users that the server does not know.
+    pub unknown: Vec<UserName>,
+    /// The users who did not fit into this answer of about 4 MiB: ask for them in another call.
+    pub remaining: Vec<UserName>,
+}
+
+/// A device and its user.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, ToSchema)]
+pub struct DeviceOf {
+    /// The user.
+    #[schema(example = "bob")]
+    pub user: UserName,
+    /// The device's name.
+    #[schema(example = "phone")]
+    pub device: DeviceName,
+}

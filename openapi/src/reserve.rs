@@ -1,0 +1,134 @@
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use strum::{Display, EnumIter, EnumString, IntoStaticStr};
+use utoipa::ToSchema;
+
+use crate::{
+    Base64Bytes, DeviceName, KeyPackageRef, MAX_TARGETS, ReservationId, UserName, optional_list,
+    schemas::optional_group_id_schema, whole,
+};
+
+/// The users whose KeyPackages to reserve: `target_user`, `targets`, or both.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ReserveRequest {
+    /// A user to add to a group.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(example = "alice")]
+    pub target_user: Option<UserName>,
+    /// Up to 100 users to add to a group. Devices without a reservation are in `missing`.
+    #[serde(default, deserialize_with = "optional_list::<_, _, MAX_TARGETS>", skip_serializing_if = "Option::is_none")]
+    #[schema(min_items = 1, max_items = 100)]
+    pub targets: Option<Vec<UserName>>,
+    /// Reserve only for the device of this name; without it, for every device.
+    #[serde(default)]
+    #[schema(example = "laptop")]
+    pub device: Option<DeviceName>,
+    /// Reserve only KeyPackages of this ciphersuite; without it, of any.
+    #[serde(default, deserialize_with = "whole")]
+    #[schema(maximum = 65535, example = 1)]
+    pub ciphersuite: Option<u16>,
+    /// The group to which the users are added, for the owners' audit trails: an owner sees a digest of the id until the
+    /// spend.
+    #[serde(default)]
+    #[schema(schema_with = optional_group_id_schema)]
+    pub group_id: Option<Base64Bytes>,
+    /// How long the reservations hold, in seconds; without it, the server's default.
+    #[serde(default, deserialize_with = "whole")]
+    #[schema(minimum = 1, example = 60)]
+    pub ttl: Option<u64>,
+}
+
+impl ReserveRequest {
+    /// A request for a KeyPackage of each device of several users.
+    #[must_use]
+    pub fn of_all(users: Vec<UserName>) -> Self {
+        let (target_user, device, ciphersuite, group_id, ttl) = (None, None, None, None, None);
+        Self { target_user, targets: Some(users), device, ciphersuite, group_id, ttl }
+    }
+
+    /// A request for a KeyPackage of each of a user's devices.
+    #[must_use]
+    pub fn of(user: UserName) -> Self {
+        let (targets, device, ciphersuite, group_id, ttl) = (None, None, None, None, None);
+        Self { target_user: Some(user), targets, device, ciphersuite, group_id, ttl }
+    }
+}
+
+/// One reservation for each device that had a KeyPackage.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct ReserveResponse {
+    /// The reservations.
+    pub reservations: Vec<Reservation>,
+    /// The devices without a reservation, and the users without a device.
+    pub missing: Vec<MissingDevice>,
+}
+
+/// A KeyPackage that only the caller can spend until `expires_at`.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct Reservation {
+    /// Names the reservation in `spend` and `release`.
+    pub reservation_id: ReservationId,
+    /// The owner's user.
+    #[schema(example = "alice")]
+    pub user: UserName,
+    /// The owner's device.
+    #[schema(example = "laptop")]
+    pub device: DeviceName,
+    /// The KeyPackage's ref.
+    pub keypackage_ref: KeyPackageRef,
+    /// The KeyPackage: the `MLSMessage` with the bytes that its owner uploaded.
+    pub keypackage: Base64Bytes,
+    /// Its ciphersuite.
+    #[schema(example = 1)]
+    pub ciphersuite: u16,
+    /// When the KeyPackage expires.
+    #[schema(value_type = String, format = DateTime)]
+    pub not_after: Timestamp,
+    /// When the reservation lapses, if it is not spent.
+    #[schema(value_type = String, format = DateTime)]
+    pub expires_at: Timestamp,
+    /// Whether it is the last resort, which other adders may hold, too.
+    pub last_resort: bool,
+}
+
+/// A device without a KeyPackage to reserve, or a user without such a device.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct MissingDevice {
+    /// The user.
+    #[schema(example = "alice")]
+    pub user: UserName,
+    /// The device; `null` if the user has no device, or is unknown.
+    #[schema(example = "laptop")]
+    pub device: Option<DeviceName>,
+    /// The reason.
+    pub reason: MissingReason,
+    /// The ciphersuites of the device's KeyPackages.
+    #[schema(example = json!([2]))]
+    pub ciphersuites: Vec<u16>,
+}
+
+/// Why a device has no KeyPackage in an answer to `POST /keypackages/reserve`.
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, Display, EnumIter, EnumString, IntoStaticStr, ToSchema,
+)]
+#[serde(rename_all = "kebab-case")]
+#[strum(serialize_all = "kebab-case")]
+pub enum MissingReason {
+    /// There is no such user.
+    UnknownUser,
+    /// The user has no such device, or no device at all.
+    UnknownDevice,
+    /// The device's pool is empty, without a last resort.
+    PoolExhausted,
+    /// All KeyPackages of the device expire too soon to be handed out.
+    PoolExpired,
+    /// The device has KeyPackages, but of other ciphersuites.
+    NoMatchingCiphersuite,
+    /// The caller reserves this user's KeyPackages too often, or the answer has about 4 MiB already: send another
+    /// request.
+    TooManyRequests,
+    /// Only in the answer to a repetition: the first reservation no longer holds, since it lapsed, or its KeyPackage
+    /// was spent, released or revoked.
+    ReservationLapsed,
+}

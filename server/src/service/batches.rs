@@ -1,0 +1,132 @@
+//! Batchers for the frequent requests, which share statements: reserve, spend, status and upload.
+
+use std::sync::Arc;
+
+use jiff::{SignedDuration, Timestamp};
+use keypool_openapi::ReserveResponse;
+use keypool_validation::key_package::Rules;
+
+use super::{policy::Policy, times::whole_second, upload::Uploader};
+use crate::{
+    batching::{Batch, Batcher, Size},
+    config::Config,
+    problem::Failure,
+    store::{
+        DeviceId, PoolContents, ReservationError, Reserve, ReserveError, Spend, Spent, Store, StoreError, UploadLimits,
+    },
+    work::Work,
+};
+
+/// Workers per kind of request: one fills its batch while the other waits for the disk. SQLite has one writer.
+const WORKERS: usize = 2;
+
+/// The most requests in a batch. In a larger batch, the first requests would wait for the last.
+const MOST: usize = 64;
+
+/// The most uploads in a batch. Each has up to 100 KeyPackages.
+const MOST_UPLOADS: usize = 8;
+
+/// One batcher for each kind of request.
+#[derive(Clone)]
+pub(super) struct Batches {
+    pub reserve: Batcher<Reserves>,
+    pub spend: Batcher<Spends>,
+    pub status: Batcher<Contents>,
+    pub upload: Batcher<Uploader>,
+}
+
+impl Batches {
+    /// Starts the workers. They end when the last clone is dropped.
+    pub(super) fn start((store, work): (&Store, &Work), config: &Config, policy: &Arc<Policy>) -> anyhow::Result<Self> {
+        let rules = Rules {
+            ciphersuites: config.ciphersuites.clone(),
+            max_lifetime: SignedDuration::try_from(config.max_lifetime)?,
+            clock_tolerance: SignedDuration::try_from(config.clock_tolerance)?,
+            credential_binding: config.credential_binding,
+        };
+        let limits = UploadLimits { capacity: config.pool_capacity, binds_keys: policy.binds_keys };
+        let uploader = Uploader::new(store.clone(), rules, limits, Arc::clone(policy))?;
+        let room = config.max_waiting_requests as usize;
+        let size = Size { workers: if store.is_shared() { WORKERS } else { 1 }, room, most: MOST };
+        Ok(Self {
+            reserve: Batcher::start(Reserves { store: store.clone(), policy: Arc::clone(policy) }, size, work)?,
+            spend: Batcher::start(Spends { store: store.clone() }, size, work)?,
+            status: Batcher::start(Contents { store: store.clone() }, size, work)?,
+            // One worker validates while the other stores, on both databases.
+            upload: Batcher::start(uploader, Size { workers: WORKERS, room, most: MOST_UPLOADS }, work)?,
+        })
+    }
+}
+
+/// Reserve requests, which share a statement.
+pub(super) struct Reserves {
+    pub store: Store,
+    pub policy: Arc<Policy>,
+}
+
+impl Batch for Reserves {
+    const NAME: &'static str = "reserve";
+    type Request = Reserve;
+    type Answer = Result<ReserveResponse, ReserveError>;
+
+    fn together(&self, requests: &[Reserve], now: Timestamp) -> Result<Vec<Option<Self::Answer>>, StoreError> {
+        self.store.reserve_batch(requests, self.policy.as_of(now))
+    }
+
+    fn alone(&self, request: Reserve, now: Timestamp) -> Result<Self::Answer, Failure> {
+        Ok(self.store.reserve(&request, self.policy.as_of(now))?)
+    }
+}
+
+/// Spend requests, which share a statement.
+pub(super) struct Spends {
+    pub store: Store,
+}
+
+impl Batch for Spends {
+    const NAME: &'static str = "spend";
+    type Request = Spend;
+    type Answer = Result<Spent, ReservationError>;
+
+    fn together(&self, requests: &[Spend], now: Timestamp) -> Result<Vec<Option<Self::Answer>>, StoreError> {
+        self.store.spend_batch(requests, whole_second(now))
+    }
+
+    fn alone(&self, request: Spend, now: Timestamp) -> Result<Self::Answer, Failure> {
+        Ok(self.store.spend(&request, whole_second(now))?)
+    }
+}
+
+/// A user that has reserved half of a pool within this time is reported as draining it.
+const DRAIN_SPAN: SignedDuration = SignedDuration::from_hours(1);
+
+/// Returns the start of the period in which reservations count as draining.
+pub(super) fn draining_since(now: Timestamp) -> Timestamp {
+    now.saturating_sub(DRAIN_SPAN).unwrap_or(Timestamp::MIN)
+}
+
+/// Reads the contents of pools, several in one statement.
+pub(super) struct Contents {
+    pub store: Store,
+}
+
+impl Contents {
+    fn read(&self, owners: &[DeviceId], now: Timestamp) -> Result<Vec<Arc<PoolContents>>, StoreError> {
+        self.store.contents(owners, draining_since(now))
+    }
+}
+
+impl Batch for Contents {
+    const NAME: &'static str = "status";
+    type Request = DeviceId;
+    /// The contents, and the time at which they were read.
+    type Answer = (Arc<PoolContents>, Timestamp);
+
+    fn together(&self, owners: &[DeviceId], now: Timestamp) -> Result<Vec<Option<Self::Answer>>, StoreError> {
+        Ok(self.read(owners, now)?.into_iter().map(|contents| Some((contents, now))).collect())
+    }
+
+    fn alone(&self, owner: DeviceId, now: Timestamp) -> Result<Self::Answer, Failure> {
+        Ok((self.read(&[owner], now)?.pop().unwrap_or_default(), now))
+    }
+}

@@ -1,0 +1,64 @@
+//! A request for KeyPackages, and its answer.
+
+use std::collections::BTreeSet;
+
+use jiff::Timestamp;
+use keypool_openapi::{DeviceName, MissingDevice, ReserveResponse, UserName};
+use uuid::Uuid;
+
+use crate::store::{idempotency::IdempotencyKey, tokens::ShownToken};
+
+/// The most reservations that may be held at the same time, counted over all servers of the database.
+#[derive(Clone, Copy, Debug)]
+pub struct HoldLimits {
+    /// Limit for one device as the holder.
+    pub total: u32,
+    /// Limit for one user's reservations of one other device's KeyPackages.
+    pub per_device: u32,
+}
+
+/// A request for one KeyPackage of each device of the given users.
+#[derive(Clone, Debug)]
+pub struct Reserve {
+    /// The owners' users, each once.
+    pub users: BTreeSet<UserName>,
+    /// Requested users or devices that policy leaves out. They are part of the answer, also when it is repeated.
+    pub refused: Vec<MissingDevice>,
+    /// Restricts the request to this device.
+    pub device: Option<DeviceName>,
+    /// Restricts the request to this ciphersuite.
+    pub ciphersuite: Option<u16>,
+    /// The group that the KeyPackages are for.
+    pub group_id: Option<Vec<u8>>,
+    /// The adder's token.
+    pub by: ShownToken,
+    /// The adder's user.
+    pub by_user: UserName,
+    /// Random. It names the reservations and gives the position in the pool at which the search starts, so that adders
+    /// do not collide.
+    pub nonce: Uuid,
+    /// When the reservations lapse, at a whole second.
+    pub until: Timestamp,
+    /// The most that the caller may hold at the same time; `None` if there is no limit.
+    pub limits: Option<HoldLimits>,
+    /// Set if the request has an `Idempotency-Key`.
+    pub repeat: Option<IdempotencyKey>,
+}
+
+/// Why a request was refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ReserveError {
+    /// The caller's token has been revoked.
+    TokenRevoked,
+    /// The `Idempotency-Key` was used before, with another request.
+    IdempotencyMismatch,
+    /// The caller would hold more than its limit. At this time the first of its reservations lapses.
+    TooManyHeld(Timestamp),
+}
+
+/// Sorts an answer by user and device, so that a repeated answer has the same order.
+pub(crate) fn in_order(mut answer: ReserveResponse) -> ReserveResponse {
+    answer.reservations.sort_by(|one, other| (&one.user, &one.device).cmp(&(&other.user, &other.device)));
+    answer.missing.sort_by(|one, other| (&one.user, &one.device).cmp(&(&other.user, &other.device)));
+    answer
+}

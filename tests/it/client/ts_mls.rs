@@ -1,0 +1,60 @@
+//! The device of `examples/ts-mls` and devices on `keypool-client` in one group, in both directions.
+
+use keypool_client::Event;
+use rstest::rstest;
+use serde_json::json;
+
+use super::helpers::{bob_invited_carol, invite, members, names, start, user};
+use crate::support::{Anywhere, Foreigner, Owner};
+
+#[rstest]
+#[tokio::test(flavor = "multi_thread")]
+async fn a_device_on_ts_mls_joins_talks_commits_invites_and_leaves(
+    #[values(Anywhere::Postgres, Anywhere::Sqlite)] db: Anywhere,
+) {
+    let server = start(db).await;
+    let (alice, carol) = (Owner::of(&server, "alice").await, Owner::of(&server, "carol").await);
+    let mut bob = Foreigner::honest(&server.base, ("bob", "laptop"));
+    assert_eq!(bob.does("upload", &json!(4))["rejected"], json!([]), "what ts-mls makes is good for the server");
+    let group = alice.membership().create_named_group("friends").unwrap();
+    assert_eq!(invite(&alice, &group, &["bob"]).await, names(["bob"]));
+    assert_eq!(bob.does("receive", &json!(null)), json!([{ "joined": true }, { "changed": true }]));
+
+    bob.does("say", &json!("hello"));
+    assert_eq!(alice.texts().await, [("bob/laptop".to_owned(), "hello".to_owned())]);
+    bob.does("update", &json!(null));
+    assert_eq!(alice.hears().await, [Event::Changed]);
+    alice.membership().update_keys(&group.group_id).await.unwrap();
+    assert_eq!(bob.does("receive", &json!(null)), json!([{ "changed": true }]));
+    alice.membership().send(&group.group_id, "hello, Bob").await.unwrap();
+    assert_eq!(bob.does("receive", &json!(null)), json!([{ "text": "hello, Bob" }]));
+
+    bob.does("invite", &json!("carol"));
+    bob_invited_carol(&alice, &carol, &group).await;
+    assert_eq!(bob.does("receive", &json!(null)), json!([{ "text": "hello, all" }]));
+    alice.texts().await;
+
+    bob.does("leave", &json!(null));
+    alice.hears().await;
+    carol.hears().await;
+    for owner in [&alice, &carol] {
+        assert_eq!(members(owner, &group), names(["alice", "carol"]), "{}", owner.name());
+    }
+}
+
+#[rstest]
+#[tokio::test(flavor = "multi_thread")]
+async fn a_group_of_ts_mls_takes_keypool_devices_in(#[values(Anywhere::Postgres, Anywhere::Sqlite)] db: Anywhere) {
+    let server = start(db).await;
+    let alice = Owner::of(&server, "alice").await;
+    let mut bob = Foreigner::honest(&server.base, ("bob", "laptop"));
+    // Its first upload tells the server its signature key, which members compare.
+    bob.does("upload", &json!(1));
+    bob.does("found", &json!(null));
+    bob.does("invite", &json!("alice"));
+    let joined = alice.hears().await;
+    assert!(matches!(&joined[0], Event::Joined { by } if by.user == user("bob")), "{joined:?}");
+    let group = alice.membership().groups().unwrap().remove(0);
+    alice.membership().send(&group.group_id, "hello").await.unwrap();
+    assert_eq!(bob.does("receive", &json!(null)), json!([{ "text": "hello" }]));
+}
