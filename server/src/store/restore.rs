@@ -229,8 +229,8 @@ fn look(conn: &mut Conn<'_>, watch: &Watch) -> QueryResult<()> {
 
 impl Store {
     /// Connects to the configured database, and brings its schema up to date. Waits for a PostgreSQL that is not there
-    /// yet. Several servers may start at once. A database that was restored or promoted is fenced, here and at every later connection, unless the operator has it
-    /// trusted.
+    /// yet. Several servers may start at once. A database that was restored or promoted is fenced, here and at every later
+    /// connection, unless the operator has it trusted.
     ///
     /// # Errors
     /// When the database cannot be reached or opened, or a migration fails.

@@ -41,17 +41,29 @@ impl Loaded {
         }
     }
 
-    /// Empties the tables, and loads them as an operator does: the schema stays.
+    /// Empties the tables, and loads them as an operator does: the schema stays. Nobody sees them empty: a server that opens
+    /// a connection then writes a witness, and the backup's would be a second one.
     fn load(self, place: &Place, backup: &Path) {
         let tables = self.tables();
         let mut database = place.open();
         if let Raw::Postgres(_) = database {
-            database.run(&format!("TRUNCATE {}", tables.join(", ")));
             drop(database);
+            let script = NamedTempFile::new().unwrap();
             let mut restore = program("pg_restore");
-            restore.args(["--data-only", "--disable-triggers", "--exit-on-error", "--dbname", &place.url]);
+            restore.args(["--data-only", "--disable-triggers", "--exit-on-error", "--file"]).arg(script.path());
             restore.args(tables.iter().map(|table| format!("--table={table}")));
             output(restore.arg(backup));
+            let truncate = format!("TRUNCATE {}", tables.join(", "));
+            let mut load = program("psql");
+            load.args([
+                "--no-psqlrc",
+                "--quiet",
+                "--single-transaction",
+                "--set=ON_ERROR_STOP=1",
+                "--dbname",
+                &place.url,
+            ]);
+            output(load.args(["--command", &truncate, "--file"]).arg(script.path()));
             return;
         }
         database.run(&format!("PRAGMA foreign_keys = OFF; ATTACH '{}' AS backup", backup.display()));

@@ -234,6 +234,6 @@ fn programs() -> PathBuf {
         .chain(debian.into_iter().rev())
         // Behind a link, the others are where it leads to.
         .filter_map(|directory| Some(directory.join("initdb").canonicalize().ok()?.parent()?.to_owned()))
-        .find(|directory| ["pg_ctl", "pg_dump", "pg_restore"].iter().all(|name| directory.join(name).is_file()))
+        .find(|directory| ["pg_ctl", "pg_dump", "pg_restore", "psql"].iter().all(|name| directory.join(name).is_file()))
         .expect(REMEDY)
 }
