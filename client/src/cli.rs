@@ -270,8 +270,8 @@ async fn run(cli: Cli, output: &Output) -> Result<ExitCode> {
     match command {
         Command::Init(args) => init(args, &directory, settings, output).await?,
         command => {
-            let mut client = open_device(&directory, settings)?;
-            return with_device(command, &mut client, output).await;
+            let client = open_device(&directory, settings)?;
+            return with_device(command, &client, output).await;
         }
     }
     Ok(ExitCode::SUCCESS)
@@ -296,17 +296,15 @@ async fn init(args: InitArgs, directory: &Path, mut settings: Settings, output: 
     Ok(())
 }
 
-async fn with_device(command: Command, client: &mut MlsClient, output: &Output) -> Result<ExitCode> {
+async fn with_device(command: Command, client: &MlsClient, output: &Output) -> Result<ExitCode> {
     match command {
         Command::Init(_) | Command::Completions { .. } => {}
         Command::Refresh => {
-            let client = &*client;
             let report =
                 output.with_progress(|progress| async move { client.refresh_key_packages(&progress).await }).await?;
             output.refreshed(&report);
         }
         Command::Rotate => {
-            let client = &mut *client;
             let report = output.with_progress(|progress| async move { client.rotate(&progress).await }).await?;
             output.refreshed(&report);
         }

@@ -1,4 +1,4 @@
-use std::{collections::BTreeMap, fmt, path::Path, time::Duration};
+use std::{collections::BTreeMap, fmt, path::Path, sync::Arc, time::Duration};
 
 use jiff::Timestamp;
 use keypool_openapi::{
@@ -19,7 +19,7 @@ use crate::{
     identity::DeviceIdentity,
     identity_check::IdentityCheck,
     key_package_status::KeyPackageStatus,
-    pool::{KeyPackagePool, KeyPackagePoolConfig, Progress},
+    pool::{KeyPackagePool, KeyPackagePoolConfig, OnProgress},
     refresh::RefreshReport,
     storage::{LocalStore, Provider},
 };
@@ -42,7 +42,7 @@ pub struct NewDevice {
 /// The settings of a client.
 pub struct Settings {
     /// The clock.
-    pub clock: Box<dyn Clock>,
+    pub clock: Arc<dyn Clock>,
     /// The sizes of the KeyPackage pool, and the lifetime of a KeyPackage.
     pub pool: KeyPackagePoolConfig,
     /// The passphrase that encrypts the local store; see [`LocalStore::open_with`].
@@ -54,7 +54,7 @@ pub struct Settings {
 impl Default for Settings {
     fn default() -> Self {
         Self {
-            clock: Box::new(SystemClock),
+            clock: Arc::new(SystemClock),
             pool: KeyPackagePoolConfig::default(),
             passphrase: None,
             timeout: DEFAULT_TIMEOUT,
@@ -70,19 +70,28 @@ impl fmt::Debug for Settings {
 
 /// One device of a user. Applications call this type.
 ///
-/// Its futures hold the connection of the local store and are not `Send`: run them on one thread, for example on
-/// tokio's current-thread runtime.
+/// A clone is the same device. Tasks and threads may call it at the same time: calls that change the pool take turns, and
+/// so do calls that change groups or process the queue. The local store is held for one transaction and never while the
+/// server is asked. Nothing runs in the background.
+///
+/// A call that is dropped is as one that crashed: no key and no message is lost, and the next call goes on from there.
+#[derive(Clone)]
 pub struct MlsClient {
+    device: Arc<OpenDevice>,
+    identity_check: Option<Arc<dyn IdentityCheck>>,
+}
+
+/// What all clones of a client share.
+struct OpenDevice {
     store: LocalStore,
     identity: DeviceIdentity,
     api: ApiClient,
     settings: Settings,
-    identity_check: Option<Box<dyn IdentityCheck>>,
 }
 
 impl fmt::Debug for MlsClient {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { store, identity, api, .. } = self;
+        let OpenDevice { store, identity, api, .. } = &*self.device;
         f.debug_struct("MlsClient")
             .field("store", store)
             .field("identity", identity)
@@ -100,7 +109,7 @@ impl MlsClient {
         data_dir: &Path,
         new: &NewDevice,
         settings: Settings,
-        progress: &dyn Fn(Progress),
+        progress: OnProgress<'_>,
     ) -> Result<(Self, RefreshReport)> {
         settings.pool.validate()?;
         let store = LocalStore::open_with(data_dir, settings.passphrase.as_ref())?;
@@ -110,7 +119,7 @@ impl MlsClient {
             MlsConnection::new(&api, &store, &*settings.clock, &settings.pool).register(&mut identity).await?;
         }
         let client = Self::assemble(store, identity, settings)?;
-        let report = client.connection().refresh_key_packages(&client.identity, true, progress).await?;
+        let report = client.connection().refresh_key_packages(client.identity(), true, progress).await?;
         Ok((client, report))
     }
 
@@ -130,17 +139,18 @@ impl MlsClient {
     fn assemble(store: LocalStore, identity: DeviceIdentity, settings: Settings) -> Result<Self> {
         let token = identity.token().cloned().ok_or_else(|| Error::NotRegistered(identity.identity()))?;
         let api = ApiClient::new(identity.server(), Some(token))?.with_timeout(settings.timeout);
-        Ok(Self { store, identity, api, settings, identity_check: None })
+        Ok(Self { device: Arc::new(OpenDevice { store, identity, api, settings }), identity_check: None })
     }
 
     /// Replaces the server's directory by the application's own identity check.
     #[must_use]
-    pub fn with_identity_check(self, check: Box<dyn IdentityCheck>) -> Self {
+    pub fn with_identity_check(self, check: Arc<dyn IdentityCheck>) -> Self {
         Self { identity_check: Some(check), ..self }
     }
 
     fn connection(&self) -> MlsConnection<'_> {
-        let connection = MlsConnection::new(&self.api, &self.store, &*self.settings.clock, &self.settings.pool);
+        let OpenDevice { store, api, settings, .. } = &*self.device;
+        let connection = MlsConnection::new(api, store, &*settings.clock, &settings.pool);
         match &self.identity_check {
             Some(check) => connection.with_identity_check(&**check),
             None => connection,
@@ -150,51 +160,45 @@ impl MlsClient {
     /// The calls for this device's groups and their messages.
     #[must_use]
     pub fn membership(&self) -> MlsMembership<'_> {
-        MlsMembership::new(self.connection(), &self.identity)
+        MlsMembership::new(self.connection(), self.identity())
     }
 
     /// Brings the pool up to date; see [`MlsConnection::refresh_key_packages`].
-    pub async fn refresh_key_packages(&self, progress: &dyn Fn(Progress)) -> Result<RefreshReport> {
+    pub async fn refresh_key_packages(&self, progress: OnProgress<'_>) -> Result<RefreshReport> {
         self.membership().refresh_key_packages(progress).await
     }
 
     /// Makes a new signature key and a new pool; see [`MlsConnection::rotate`].
-    pub async fn rotate(&mut self, progress: &dyn Fn(Progress)) -> Result<RefreshReport> {
-        let Self { store, identity, api, settings, identity_check } = self;
-        let connection = MlsConnection::new(api, store, &*settings.clock, &settings.pool);
-        let connection = match identity_check {
-            Some(check) => connection.with_identity_check(&**check),
-            None => connection,
-        };
-        connection.rotate(identity, progress).await
+    pub async fn rotate(&self, progress: OnProgress<'_>) -> Result<RefreshReport> {
+        self.connection().rotate(self.identity(), progress).await
     }
 
     /// The device's pool on the server.
     pub async fn status(&self) -> Result<PoolStatus> {
-        self.api.get_key_package_status().await
+        self.api().get_key_package_status().await
     }
 
     /// The server's inventory of this device's KeyPackages, sorted by ref.
     pub async fn inventory(&self) -> Result<Vec<InventoryItem>> {
-        self.api.get_inventory().await
+        self.api().get_inventory().await
     }
 
     /// The audit trail of this device's KeyPackages, newest first: at most `limit` events, older than the event
     /// `before`.
     pub async fn audit(&self, before: Option<i64>, limit: u32) -> Result<AuditPage> {
-        self.api.get_audit_trail(before, limit).await
+        self.api().get_audit_trail(before, limit).await
     }
 
     /// Revokes this device's KeyPackages on the server: those with the given refs, or all with `None`. The next refresh
     /// updates the local store.
     pub async fn revoke(&self, refs: Option<Vec<KeyPackageRef>>) -> Result<RevokeResponse> {
         let all = refs.is_none().then_some(true);
-        self.api.revoke_key_packages(&RevokeRequest { refs, all }).await
+        self.api().revoke_key_packages(&RevokeRequest { refs, all }).await
     }
 
     /// The number of KeyPackages in the local store, by status.
     pub fn local_counts(&self) -> Result<BTreeMap<KeyPackageStatus, usize>> {
-        self.store.count_by_status()
+        self.store().count_by_status()
     }
 
     /// Reserves KeyPackages of another user's devices. Releases all of them and fails if one does not match the request
@@ -221,12 +225,12 @@ impl MlsClient {
 
     /// Spends a reservation: its KeyPackage is in a Commit of the group. Repeating the call changes nothing.
     pub async fn spend(&self, reservation_id: ReservationId, group_id: &[u8]) -> Result<SpendResponse> {
-        self.api.spend_key_package(&SpendRequest { reservation_id, group_id: Base64Bytes(group_id.to_vec()) }).await
+        self.api().spend_key_package(&SpendRequest { reservation_id, group_id: Base64Bytes(group_id.to_vec()) }).await
     }
 
     /// Releases a reservation.
     pub async fn release(&self, reservation_id: ReservationId) -> Result<ReleaseResponse> {
-        self.api.release_key_package(&ReleaseRequest { reservation_id }).await
+        self.api().release_key_package(&ReleaseRequest { reservation_id }).await
     }
 
     /// Creates a group with this device as its only member.
@@ -253,7 +257,7 @@ impl MlsClient {
     /// The identity of this device.
     #[must_use]
     pub fn identity(&self) -> &DeviceIdentity {
-        &self.identity
+        &self.device.identity
     }
 
     /// The device's own KeyPackages in the local store.
@@ -263,24 +267,69 @@ impl MlsClient {
     }
 
     pub(crate) fn now(&self) -> Timestamp {
-        self.settings.clock.now()
+        self.device.settings.clock.now()
     }
 
     /// The local store.
     #[must_use]
     pub fn store(&self) -> &LocalStore {
-        &self.store
+        &self.device.store
     }
 
     /// The server's API, called with this device's token.
     #[must_use]
     pub fn api(&self) -> &ApiClient {
-        &self.api
+        &self.device.api
     }
 
     /// OpenMLS's provider, for an application that uses an [`MlsGroup`] directly.
     #[must_use]
     pub fn provider(&self) -> Provider<'_> {
-        self.store.provider()
+        self.store().provider()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn can_be_spawned<T: Send>(_: T) {}
+
+    /// Compiles only if tasks on other threads can make every call.
+    #[test]
+    fn every_call_can_be_spawned() {
+        fn can_be_shared<T: Clone + Send + Sync + 'static>() {}
+
+        can_be_shared::<MlsClient>();
+        let _ = |data_dir: &Path, new: &NewDevice, settings| {
+            can_be_spawned(MlsClient::init(data_dir, new, settings, &|_| {}));
+        };
+        let _ = |client: &MlsClient, (user, id): (&UserName, ReservationId), group: &mut MlsGroup| {
+            can_be_spawned(client.refresh_key_packages(&|_| {}));
+            can_be_spawned(client.rotate(&|_| {}));
+            can_be_spawned(client.status());
+            can_be_spawned(client.inventory());
+            can_be_spawned(client.audit(None, 1));
+            can_be_spawned(client.revoke(None));
+            can_be_spawned(client.reserve(user, None, None, None));
+            can_be_spawned(client.spend(id, b""));
+            can_be_spawned(client.release(id));
+            can_be_spawned(client.join(b""));
+            can_be_spawned(client.prepare_invitation(group, user));
+        };
+        let _ = |groups: MlsMembership<'_>, user: &UserName| {
+            can_be_spawned(groups.invite(b"", &[]));
+            can_be_spawned(groups.remove(b"", user));
+            can_be_spawned(groups.leave(b""));
+            can_be_spawned(groups.renew(b"", &[]));
+            can_be_spawned(groups.update_keys(b""));
+            can_be_spawned(groups.send(b"", ""));
+            can_be_spawned(groups.receive(0));
+            can_be_spawned(groups.settle());
+            can_be_spawned(groups.safety_number(user));
+        };
+        let _ = |groups: MlsMembership<'_>, group: &MlsGroup, message: &openmls::prelude::ProcessedMessage| {
+            can_be_spawned(groups.check_message(group, message));
+        };
     }
 }

@@ -1,17 +1,11 @@
-use std::sync::{Arc, Mutex};
+use std::sync::Mutex;
 
 use jiff::{SignedDuration, Timestamp};
 
 /// The source of the current time.
-pub trait Clock {
+pub trait Clock: Send + Sync {
     /// The time now.
     fn now(&self) -> Timestamp;
-}
-
-impl<C: Clock + ?Sized> Clock for Arc<C> {
-    fn now(&self) -> Timestamp {
-        (**self).now()
-    }
 }
 
 /// The client warns if its clock and the server's differ by more than this: other devices may refuse its signatures.

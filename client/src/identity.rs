@@ -1,15 +1,12 @@
 //! The identity of this device: its server, its name and its signature keys.
 
-use std::{
-    cell::RefCell,
-    collections::{BTreeMap, BTreeSet},
-    fmt,
-};
+use std::{collections::BTreeMap, fmt, sync::Arc};
 
 use keypool_openapi::{DeviceName, UserName};
 use openmls::prelude::{BasicCredential, Ciphersuite, CredentialWithKey, MlsGroup};
 use openmls_basic_credential::SignatureKeyPair;
 use openmls_traits::OpenMlsProvider;
+use parking_lot::RwLock;
 use secrecy::SecretString;
 use uuid::Uuid;
 
@@ -23,6 +20,9 @@ use crate::{
 /// The default ciphersuite: number 1 of RFC 9420, which every MLS client supports.
 pub const CIPHERSUITE: Ciphersuite = Ciphersuite::MLS_128_DHKEMX25519_AES128GCM_SHA256_Ed25519;
 
+/// A signature key pair for each ciphersuite.
+pub(crate) type Signers = BTreeMap<u16, Arc<SignatureKeyPair>>;
+
 /// The identity of this device: its server, its credential `user/device`, and a signature key pair for each ciphersuite
 /// in which it keeps a pool.
 pub struct DeviceIdentity {
@@ -31,11 +31,14 @@ pub struct DeviceIdentity {
     device: DeviceName,
     token: Option<SecretString>,
     registration_key: Option<String>,
-    signers: BTreeMap<u16, SignatureKeyPair>,
+    keys: RwLock<Keys>,
+}
+
+#[derive(Default)]
+struct Keys {
+    signers: Signers,
     /// The key pairs that replace the signers. Each takes effect once the server has accepted it.
-    next: BTreeMap<u16, SignatureKeyPair>,
-    /// The ciphersuites whose next key pair was accepted since this was loaded.
-    changed: RefCell<BTreeSet<u16>>,
+    next: Signers,
 }
 
 impl fmt::Debug for DeviceIdentity {
@@ -72,19 +75,23 @@ impl DeviceIdentity {
                 device: device.clone(),
                 token: None,
                 registration_key: None,
-                signers: BTreeMap::new(),
-                next: BTreeMap::new(),
-                changed: RefCell::default(),
+                keys: RwLock::default(),
             },
         };
         store.transaction(|| {
-            if made.signers.is_empty() {
+            if made.keys.get_mut().signers.is_empty() {
                 made.registration_key = Some(Uuid::new_v4().to_string());
                 store.insert_identity(&made.row())?;
             }
-            let new: Vec<_> =
-                ciphersuites.iter().filter(|suite| !made.signers.contains_key(&u16::from(**suite))).copied().collect();
-            made.make_signers(store, &new)
+            let signers = &mut made.keys.get_mut().signers;
+            for &ciphersuite in ciphersuites {
+                if !signers.contains_key(&u16::from(ciphersuite)) {
+                    let signer = new_signer(store, ciphersuite)?;
+                    store.set_signature_key(ciphersuite.into(), signer.public())?;
+                    signers.insert(ciphersuite.into(), signer);
+                }
+            }
+            Ok(())
         })?;
         Ok(made)
     }
@@ -101,44 +108,33 @@ impl DeviceIdentity {
         }
     }
 
-    /// Makes a signature key pair for each of these ciphersuites. The device must not have one yet.
-    fn make_signers(&mut self, store: &LocalStore, ciphersuites: &[Ciphersuite]) -> Result<()> {
-        for &ciphersuite in ciphersuites {
-            let signer = new_signer(store, ciphersuite)?;
-            store.set_signature_key(ciphersuite.into(), signer.public())?;
-            self.signers.insert(ciphersuite.into(), signer);
-        }
-        Ok(())
-    }
-
-    /// Begins to change the signature key of each ciphersuite by making the next key pairs. They sign new KeyPackages
-    /// at once; new groups use the old key pairs until the server has accepted the change. The old key pairs stay in
-    /// OpenMLS's storage, because groups that the device joined with them keep using them.
+    /// Makes the key pairs that are to replace those of all ciphersuites, within the caller's transaction, for
+    /// [`Self::begin_change`]. The old key pairs stay in OpenMLS's storage, because groups that the device joined with them
+    /// keep using them.
     ///
-    /// Returns false if an earlier change is not finished: that one has to end first.
-    pub(crate) fn begin_change(&mut self, store: &LocalStore) -> Result<bool> {
-        for number in std::mem::take(self.changed.get_mut()) {
-            if let Some(signer) = self.next.remove(&number) {
-                self.signers.insert(number, signer);
-            }
+    /// `None` if an earlier change is not finished: that one has to end first.
+    pub(crate) fn make_next_signers(&self, store: &LocalStore) -> Result<Option<Signers>> {
+        if !self.keys.read().next.is_empty() {
+            return Ok(None);
         }
-        if !self.next.is_empty() {
-            return Ok(false);
-        }
-        for ciphersuite in self.ciphersuites() {
+        let next = |ciphersuite: Ciphersuite| {
             let signer = new_signer(store, ciphersuite)?;
             store.set_next_signature_key(ciphersuite.into(), signer.public())?;
-            self.next.insert(ciphersuite.into(), signer);
-        }
-        Ok(true)
+            Ok((ciphersuite.into(), signer))
+        };
+        self.ciphersuites().into_iter().map(next).collect::<Result<_>>().map(Some)
+    }
+
+    /// Begins to change the signature key of each ciphersuite. The next key pairs sign new KeyPackages at once; new
+    /// groups use the old key pairs until the server has accepted the change.
+    pub(crate) fn begin_change(&self, next: Signers) {
+        self.keys.write().next = next;
     }
 
     /// The old and the next key pair of a ciphersuite whose change the server has not accepted yet.
-    pub(crate) fn change(&self, ciphersuite: u16) -> Option<(&SignatureKeyPair, &SignatureKeyPair)> {
-        if self.changed.borrow().contains(&ciphersuite) {
-            return None;
-        }
-        Some((self.signers.get(&ciphersuite)?, self.next.get(&ciphersuite)?))
+    pub(crate) fn change(&self, ciphersuite: u16) -> Option<(Arc<SignatureKeyPair>, Arc<SignatureKeyPair>)> {
+        let keys = self.keys.read();
+        Some((Arc::clone(keys.signers.get(&ciphersuite)?), Arc::clone(keys.next.get(&ciphersuite)?)))
     }
 
     /// Records that the server has accepted the next key pair of a ciphersuite. Does nothing if no change is in
@@ -146,7 +142,10 @@ impl DeviceIdentity {
     pub(crate) fn accept_change(&self, store: &LocalStore, ciphersuite: u16) -> Result<()> {
         if self.change(ciphersuite).is_some() {
             store.use_next_signature_key(ciphersuite)?;
-            self.changed.borrow_mut().insert(ciphersuite);
+            let mut keys = self.keys.write();
+            if let Some(next) = keys.next.remove(&ciphersuite) {
+                keys.signers.insert(ciphersuite, next);
+            }
         }
         Ok(())
     }
@@ -168,12 +167,11 @@ impl DeviceIdentity {
         let signer = |(number, key): (u16, Vec<u8>)| {
             let ciphersuite = Ciphersuite::try_from(number)
                 .map_err(|_| Error::Damaged(format!("the device has the ciphersuite {number}")))?;
-            Ok((number, stored_signer(store, &key, ciphersuite, &name)?))
+            Ok((number, Arc::new(stored_signer(store, &key, ciphersuite, &name)?)))
         };
         let signers = signature_keys.into_iter().map(signer).collect::<Result<_>>()?;
         let next = next_signature_keys.into_iter().map(signer).collect::<Result<_>>()?;
-        let changed = RefCell::default();
-        Ok(Some(Self { server, user, device, token, registration_key, signers, next, changed }))
+        Ok(Some(Self { server, user, device, token, registration_key, keys: RwLock::new(Keys { signers, next }) }))
     }
 
     /// Stores the bearer token from the registration.
@@ -222,21 +220,22 @@ impl DeviceIdentity {
     /// The ciphersuites in which the device keeps a pool.
     #[must_use]
     pub fn ciphersuites(&self) -> Vec<Ciphersuite> {
-        self.signers.keys().filter_map(|number| Ciphersuite::try_from(*number).ok()).collect()
+        self.keys.read().signers.keys().filter_map(|number| Ciphersuite::try_from(*number).ok()).collect()
     }
 
     /// The key pair that signs for a ciphersuite: the one in the server's directory.
-    pub fn signer(&self, ciphersuite: Ciphersuite) -> Result<&SignatureKeyPair> {
-        let is_changed = self.changed.borrow().contains(&u16::from(ciphersuite));
-        let signers = if is_changed { &self.next } else { &self.signers };
-        signers
+    pub fn signer(&self, ciphersuite: Ciphersuite) -> Result<Arc<SignatureKeyPair>> {
+        let keys = self.keys.read();
+        keys.signers
             .get(&u16::from(ciphersuite))
+            .cloned()
             .ok_or_else(|| Error::MissingKeys(format!("{} in the ciphersuite {ciphersuite:?}", self.identity())))
     }
 
     /// The key pair that signs new KeyPackages of a ciphersuite: during a change of the signature key, the next one.
-    pub(crate) fn key_package_signer(&self, ciphersuite: Ciphersuite) -> Result<&SignatureKeyPair> {
-        self.next.get(&u16::from(ciphersuite)).map_or_else(|| self.signer(ciphersuite), Ok)
+    pub(crate) fn key_package_signer(&self, ciphersuite: Ciphersuite) -> Result<Arc<SignatureKeyPair>> {
+        let next = self.keys.read().next.get(&u16::from(ciphersuite)).cloned();
+        next.map_or_else(|| self.signer(ciphersuite), Ok)
     }
 
     /// The key pair of this device's leaf in a group. It may be older than [`Self::signer`].
@@ -248,7 +247,7 @@ impl DeviceIdentity {
 
     /// The credential with the public signature key of a ciphersuite, in OpenMLS's type.
     pub fn credential(&self, ciphersuite: Ciphersuite) -> Result<CredentialWithKey> {
-        Ok(self.credential_with(self.signer(ciphersuite)?))
+        Ok(self.credential_with(&*self.signer(ciphersuite)?))
     }
 
     /// The credential with the public key of a given key pair.
@@ -260,11 +259,11 @@ impl DeviceIdentity {
     }
 }
 
-fn new_signer(store: &LocalStore, ciphersuite: Ciphersuite) -> Result<SignatureKeyPair> {
+fn new_signer(store: &LocalStore, ciphersuite: Ciphersuite) -> Result<Arc<SignatureKeyPair>> {
     let signer = SignatureKeyPair::new(ciphersuite.signature_algorithm())
         .map_err(|error| Error::mls("generate a signature key pair")(error.into()))?;
     signer.store(store.provider().storage()).map_err(Error::storage("write the signature key pair"))?;
-    Ok(signer)
+    Ok(Arc::new(signer))
 }
 
 fn stored_signer(store: &LocalStore, key: &[u8], ciphersuite: Ciphersuite, name: &str) -> Result<SignatureKeyPair> {

@@ -91,11 +91,11 @@ pub use identity_check::{Checking, IdentityCheck, Notice, Standing};
 pub use key_package_status::KeyPackageStatus;
 pub use leaf_identity::LeafIdentity;
 pub use openmls;
-pub use pool::{KeyPackagePool, KeyPackagePoolConfig, Progress};
+pub use pool::{KeyPackagePool, KeyPackagePoolConfig, OnProgress, Progress};
 pub use refresh::{RefreshReport, Rejection, Warning};
 pub use safety_number::{KeyOfDevice, SafetyNumber};
 pub use storage::{
-    Cbor, CborError, KeyPackageMetadata, LocalStore, Provider, ReservationInfo, Spending, SqliteStorage,
+    Cbor, CborError, HeldConnection, KeyPackageMetadata, LocalStore, Provider, ReservationInfo, Spending, SqliteStorage,
 };
 
 /// Compiles the examples of the guide.

@@ -12,5 +12,5 @@ mod tests;
 pub use config::KeyPackagePoolConfig;
 pub use key_packages::KeyPackagePool;
 pub(crate) use key_packages::{GRACE, give_up};
-pub use progress::Progress;
+pub use progress::{OnProgress, Progress};
 pub(crate) use reconciliation::{Reconciliation, reconcile};

@@ -16,9 +16,10 @@ mod store;
 mod test_support;
 #[cfg(test)]
 mod tests;
+mod turns;
 
 pub(crate) use device::IdentityRow;
 pub(crate) use groups::{GroupRow, RefusedCommit};
 pub use key_packages::{KeyPackageMetadata, ReservationInfo, Spending};
-pub use provider::{Cbor, CborError, Provider, SqliteStorage};
+pub use provider::{Cbor, CborError, HeldConnection, Provider, SqliteStorage};
 pub use store::LocalStore;

@@ -7,6 +7,7 @@ mod calls;
 mod changed_keys;
 mod chat;
 mod command;
+mod concurrency;
 mod crash;
 mod delivery;
 mod first_come;

@@ -208,7 +208,7 @@ impl Output {
     }
 
     /// Runs a refresh with a progress bar on a terminal.
-    pub(super) async fn with_progress<F: Future>(&self, call: impl FnOnce(Box<dyn Fn(Progress)>) -> F) -> F::Output {
+    pub(super) async fn with_progress<F: Future>(&self, call: impl FnOnce(Box<dyn Fn(Progress) + Sync>) -> F) -> F::Output {
         let bar = if self.json { ProgressBar::hidden() } else { ProgressBar::new(0) };
         if let Ok(style) = ProgressStyle::with_template("{msg:>10} [{bar:32}] {pos}/{len}") {
             bar.set_style(style.progress_chars("=> "));

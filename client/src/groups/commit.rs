@@ -51,6 +51,12 @@ impl MlsMembership<'_> {
     /// Settles the Commits without an answer: sends each again, which changes nothing if the server accepted it before,
     /// and merges or clears it.
     pub async fn settle(&self) -> Result<()> {
+        let _turn = self.store.turns.groups().await;
+        self.settle_in_turn().await
+    }
+
+    /// Settles the Commits without an answer. The caller has the turn.
+    pub(super) async fn settle_in_turn(&self) -> Result<()> {
         for (group_id, request) in self.store.pending_commits()? {
             let request: CommitRequest = serde_json::from_str(&request)
                 .map_err(|error| Error::Damaged(format!("a pending Commit cannot be read: {error}")))?;
@@ -102,7 +108,7 @@ impl MlsMembership<'_> {
             (Some(ProblemType::StaleEpoch), _) => {
                 self.reject(group_id)?;
                 // The Commit that came first is in the queue.
-                self.fetch_queue(0).await?;
+                self.process_queue(None).await?;
                 self.check_writable(group_id)?;
                 match self.store.refused_commit(group_id)? {
                     Some(RefusedCommit { by, .. }) => {

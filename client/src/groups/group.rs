@@ -147,7 +147,7 @@ impl MlsMembership<'_> {
         self.store.transaction(|| {
             let group = MlsGroup::new_with_group_id(
                 &self.store.provider(),
-                self.identity.signer(ciphersuite)?,
+                &*self.identity.signer(ciphersuite)?,
                 &config,
                 GroupId::from_slice(group_id),
                 self.identity.credential(ciphersuite)?,

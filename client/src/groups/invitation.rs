@@ -36,6 +36,7 @@ impl MlsMembership<'_> {
     /// Merges the Commit once the KeyPackages are spent, so the application has to order the group's Commits. If the
     /// server delivers, use [`MlsMembership::invite`].
     pub async fn prepare_invitation(&self, group: &mut MlsGroup, user: &UserName) -> Result<Invitation> {
+        let _turn = self.store.turns.groups().await;
         let api = self.connection.api();
         let group_id = Base64Bytes(group.group_id().to_vec());
         let request = ReserveRequest {

@@ -39,17 +39,18 @@ impl MlsMembership<'_> {
     /// devices that are now members. Replaces a reservation that lapsed and went to another adder. If the answer does
     /// not arrive, keeps the Commit: the next call on any group finds out whether the server accepted it.
     pub async fn invite(&self, group_id: &[u8], users: &[UserName]) -> Result<Invited> {
+        let _turn = self.store.turns.groups().await;
         self.invite_only(group_id, users, None).await
     }
 
-    /// Like [`Self::invite`], but adds only the devices in `only`, if given.
+    /// Like [`Self::invite`], but adds only the devices in `only`, if given. The caller has the turn.
     pub(super) async fn invite_only(
         &self,
         group_id: &[u8],
         users: &[UserName],
         only: Option<&[DeviceOf]>,
     ) -> Result<Invited> {
-        self.settle().await?;
+        self.settle_in_turn().await?;
         self.check_writable(group_id)?;
         let request = ReserveRequest {
             ciphersuite: Some(self.load_group(group_id)?.ciphersuite().into()),

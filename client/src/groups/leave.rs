@@ -13,7 +13,8 @@ impl MlsMembership<'_> {
     ///
     /// Returns the devices for which the server could not queue the proposal.
     pub async fn leave(&self, group_id: &[u8]) -> Result<Vec<Undelivered>> {
-        self.catch_up().await?;
+        let _turn = self.store.turns.groups().await;
+        self.catch_up_in_turn().await?;
         let mut group = self.load_group(group_id)?;
         let recipients = self.others_in(&group);
         // In a group that cannot be changed, nobody could remove this device.

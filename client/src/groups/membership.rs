@@ -6,6 +6,10 @@ use keypool_openapi::DeviceOf;
 use crate::{connection::MlsConnection, identity::DeviceIdentity, storage::LocalStore};
 
 /// A device in its groups: creates and joins groups, changes their members, and sends and receives their messages.
+///
+/// Calls may run at the same time, and take turns where they change groups. A call that is dropped is as one that
+/// crashed: what the server has accepted stands, the next call finds out about a Commit without an answer, and
+/// reservations that no Commit needs any more lapse.
 #[derive(Clone, Copy, Debug)]
 pub struct MlsMembership<'a> {
     pub(crate) connection: MlsConnection<'a>,

@@ -28,7 +28,8 @@ impl MlsMembership<'_> {
     ///
     /// Returns the devices for which the server could not queue the message.
     pub async fn send(&self, group_id: &[u8], text: &str) -> Result<Vec<Undelivered>> {
-        self.catch_up().await?;
+        let _turn = self.store.turns.groups().await;
+        self.catch_up_in_turn().await?;
         self.check_writable(group_id)?;
         // No application message may be sent while proposals are pending (RFC 9420, section 12.4).
         self.commit_to_proposals(group_id).await?;

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use keypool_openapi::{AckRequest, MessageKind, QueuedMessage, RefusedMessage};
+use keypool_openapi::{AckRequest, MessageKind, MessagesPage, QueuedMessage, RefusedMessage};
 use tracing::warn;
 
 use super::{
@@ -25,10 +25,24 @@ impl MlsMembership<'_> {
     /// nothing, waits up to `wait` seconds.
     ///
     /// Returns the same items again until [`MlsMembership::done`] is called with them, so that a crash loses nothing.
+    /// While it waits, other calls go on; what one of them finds in the queue ends the wait.
     pub async fn receive(&self, wait: u32) -> Result<Vec<Incoming>> {
-        self.settle().await?;
-        let wait = if self.store.inbox()?.is_empty() { wait } else { 0 };
-        self.fetch_queue(wait).await?;
+        let mut turn = self.store.turns.groups().await;
+        self.settle_in_turn().await?;
+        let mut first = None;
+        if wait > 0 && self.store.inbox()?.is_empty() {
+            let mut fetches = self.store.turns.fetches();
+            drop(turn);
+            first = tokio::select! {
+                biased;
+                _ = fetches.changed() => None,
+                page = self.page(wait) => Some(page?),
+            };
+            turn = self.store.turns.groups().await;
+            // Another call may have processed the same messages meanwhile.
+            first = first.filter(|_| fetches.has_changed().is_ok_and(|changed| !changed));
+        }
+        self.process_queue(first).await?;
         if let Err(error) = self.commit_to_all_proposals().await {
             // Another member may commit them. Return what arrived anyway.
             warn!(error = error.with_causes(), "could not commit the proposals of other members");
@@ -36,7 +50,9 @@ impl MlsMembership<'_> {
         let read = |json: String| {
             serde_json::from_str(&json).map_err(|error| Error::Damaged(format!("the inbox cannot be read: {error}")))
         };
-        self.store.inbox()?.into_iter().map(read).collect()
+        let incoming = self.store.inbox()?.into_iter().map(read).collect();
+        drop(turn);
+        incoming
     }
 
     /// Marks received items as done, so that [`Self::receive`] does not return them again.
@@ -44,27 +60,42 @@ impl MlsMembership<'_> {
         self.store.transaction(|| incoming.iter().try_for_each(|one| self.store.delete_from_inbox(one.id)))
     }
 
-    /// Settles pending Commits and processes the queue. Other members ignore or cannot read what this device sends in a
-    /// past epoch.
+    /// Settles pending Commits and processes the queue.
     pub(crate) async fn catch_up(&self) -> Result<()> {
-        self.settle().await?;
-        self.fetch_queue(0).await
+        let _turn = self.store.turns.groups().await;
+        self.catch_up_in_turn().await
     }
 
-    /// Processes the queue, page by page, until it is empty. Fails if the server sends a message that was acknowledged.
+    /// Settles pending Commits and processes the queue. Other members ignore or cannot read what this device sends in a
+    /// past epoch. The caller has the turn.
+    pub(super) async fn catch_up_in_turn(&self) -> Result<()> {
+        self.settle_in_turn().await?;
+        self.process_queue(None).await
+    }
+
+    /// A page of the queue. Waits up to `wait` seconds for a message.
+    async fn page(&self, wait: u32) -> Result<MessagesPage> {
+        let known = self.store.own_devices()?.map(|(version, _)| version);
+        self.connection.api().messages(wait, PAGE, known).await
+    }
+
+    /// Processes the queue, page by page, until it is empty. Begins with the page `first` if it is given. Fails if the
+    /// server sends a message that was acknowledged. The caller has the turn.
     ///
     /// If the identity check has no answer, the message and the later ones stay in the queue.
-    pub(super) async fn fetch_queue(&self, wait: u32) -> Result<()> {
-        let (mut wait, mut acknowledged) = (wait, BTreeSet::new());
+    pub(super) async fn process_queue(&self, mut first: Option<MessagesPage>) -> Result<()> {
+        let mut acknowledged = BTreeSet::new();
         for _ in 0..MAX_PAGES {
-            let known = self.store.own_devices()?.map(|(version, _)| version);
-            let page = self.connection.api().messages(wait, PAGE, known).await?;
+            let page = match first.take() {
+                Some(page) => page,
+                None => self.page(0).await?,
+            };
             self.watch_own_devices(page.devices_version).await;
             let page = page.messages;
             if page.is_empty() {
                 return Ok(());
             }
-            wait = 0;
+            self.store.turns.fetched();
             if page.iter().any(|message| !acknowledged.insert(message.id)) {
                 return Err(self.connection.api().unexpected("a message that was acknowledged before"));
             }

@@ -18,7 +18,8 @@ pub struct Removed {
 impl MlsMembership<'_> {
     /// Removes all devices of a user from a group. Succeeds also if another member does so first.
     pub async fn remove(&self, group_id: &[u8], user: &UserName) -> Result<Removed> {
-        self.catch_up().await?;
+        let _turn = self.store.turns.groups().await;
+        self.catch_up_in_turn().await?;
         self.check_writable(group_id)?;
         let own = self.own_device();
         let of_user = |group: &MlsGroup| -> (Vec<_>, Vec<_>) {

@@ -39,7 +39,8 @@ impl MlsMembership<'_> {
     /// Use it after a refused Commit: the server accepted that Commit, so the members who refused it cannot change the
     /// old group any more.
     pub async fn renew(&self, group_id: &[u8], without: &[DeviceOf]) -> Result<Renewed> {
-        self.catch_up().await?;
+        let _turn = self.store.turns.groups().await;
+        self.catch_up_in_turn().await?;
         let old = self.load_group(group_id)?;
         self.check_in_use(group_id)?;
         let refused = self.store.refused_commit(group_id)?;

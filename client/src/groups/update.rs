@@ -10,7 +10,8 @@ impl MlsMembership<'_> {
     /// Replaces this device's keys in a group, and commits the pending proposals. Stolen old keys cannot decrypt the
     /// later messages (RFC 9420, section 16.6).
     pub async fn update_keys(&self, group_id: &[u8]) -> Result<Vec<Undelivered>> {
-        self.settle().await?;
+        let _turn = self.store.turns.groups().await;
+        self.settle_in_turn().await?;
         self.check_writable(group_id)?;
         self.commit(group_id, |_| Some(Change::Update)).await
     }

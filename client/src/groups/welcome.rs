@@ -35,6 +35,7 @@ impl MlsMembership<'_> {
     /// transaction deletes the keys and metadata of the KeyPackage that the Welcome uses, unless it is a last resort.
     /// On an error nothing changes.
     pub async fn join(&self, welcome: &[u8]) -> Result<MlsGroup> {
+        let _turn = self.store.turns.groups().await;
         let mut standings = Standings::default();
         loop {
             match self.store.transaction(|| self.join_within(welcome, None, &standings)) {

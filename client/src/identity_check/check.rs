@@ -36,14 +36,14 @@ pub enum Standing {
 }
 
 /// The answer of an [`IdentityCheck`]: a [`Standing`] for each leaf, in their order.
-pub type Checking<'a> = Pin<Box<dyn Future<Output = Result<Vec<Standing>>> + 'a>>;
+pub type Checking<'a> = Pin<Box<dyn Future<Output = Result<Vec<Standing>>> + Send + 'a>>;
 
 /// Checks that leaves belong to the devices that they name. The client asks about every leaf that is added to a group
 /// or changes its key, and about leaves in a Welcome whose key it has not accepted before.
 ///
 /// The default is the directory of the Keypool server. An application with X.509 credentials or its own directory
 /// passes its own check to [`crate::MlsClient::with_identity_check`].
-pub trait IdentityCheck {
+pub trait IdentityCheck: Send + Sync {
     /// Checks these leaves. An error means that there is no answer at the moment: the message that carries the leaves
     /// is neither accepted nor refused, and stays in the queue.
     fn check<'a>(&'a self, leaves: &'a [LeafIdentity]) -> Checking<'a>;

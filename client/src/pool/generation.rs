@@ -6,7 +6,11 @@ use jiff::Timestamp;
 use openmls::prelude::{Capabilities, Ciphersuite, ExtensionType, KeyPackageBuilder, Lifetime};
 use openmls_traits::OpenMlsProvider as _;
 
-use super::{key_packages::KeyPackagePool, progress::Progress, signer::PreparedSigner};
+use super::{
+    key_packages::KeyPackagePool,
+    progress::{OnProgress, Progress},
+    signer::PreparedSigner,
+};
 use crate::{
     error::{Error, Result},
     identity::DeviceIdentity,
@@ -28,7 +32,7 @@ impl KeyPackagePool<'_> {
         ciphersuite: Ciphersuite,
         (count, last_resort): (usize, bool),
         now: Timestamp,
-        progress: &dyn Fn(Progress),
+        progress: OnProgress<'_>,
     ) -> Result<()> {
         let available = self.room(ciphersuite, now)?;
         if count > available {
@@ -36,7 +40,8 @@ impl KeyPackagePool<'_> {
         }
         let total = count + usize::from(last_resort);
         let provider = self.store.provider();
-        let signer = PreparedSigner::new(identity.key_package_signer(ciphersuite)?)
+        let signer = identity.key_package_signer(ciphersuite)?;
+        let signer = PreparedSigner::new(&signer)
             .map_err(|error| Error::mls("read the signature key pair")(error.into()))?;
         self.store.transaction(|| {
             for index in 0..total {
@@ -62,7 +67,7 @@ impl KeyPackagePool<'_> {
         let builder = KeyPackageBuilder::new().key_package_lifetime(lifetime).leaf_node_capabilities(capabilities);
         let builder = if last_resort { builder.mark_as_last_resort() } else { builder };
         let bundle = builder
-            .build(ciphersuite, provider, signer, identity.credential_with(identity.key_package_signer(ciphersuite)?))
+            .build(ciphersuite, provider, signer, identity.credential_with(&*identity.key_package_signer(ciphersuite)?))
             .map_err(|error| Error::mls("generate a KeyPackage")(error.into()))?;
         let keypackage_ref = keypackage_ref(bundle.key_package(), provider.crypto())?;
         let row = KeyPackageMetadata::created(keypackage_ref, (now, not_after), ciphersuite.into(), last_resort);

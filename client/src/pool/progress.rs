@@ -18,3 +18,6 @@ pub enum Progress {
         total: usize,
     },
 }
+
+/// What is called with the progress.
+pub type OnProgress<'a> = &'a (dyn Fn(Progress) + Sync);

@@ -12,7 +12,7 @@ use crate::{
     error::{Error, Result},
     identity::DeviceIdentity,
     key_package_status::KeyPackageStatus,
-    pool::Progress,
+    pool::OnProgress,
     storage::KeyPackageMetadata,
 };
 
@@ -23,21 +23,21 @@ impl MlsConnection<'_> {
     /// that may still arrive. In its groups, the device keeps using the old key.
     ///
     /// If it fails half-way, the next refresh or rotation finishes it. Until then, the old key is valid.
-    pub async fn rotate(&self, identity: &mut DeviceIdentity, progress: &dyn Fn(Progress)) -> Result<RefreshReport> {
-        let begun = self.store.transaction(|| {
-            if identity.begin_change(self.store)? {
+    pub async fn rotate(&self, identity: &DeviceIdentity, progress: OnProgress<'_>) -> Result<RefreshReport> {
+        let _turn = self.store.turns.pool().await;
+        let next = self.store.transaction(|| {
+            let next = identity.make_next_signers(self.store)?;
+            if next.is_some() {
                 self.store.forget_foreign()?;
                 self.store.supersede_all()?;
             }
-            Ok(())
-        });
-        if let Err(error) = begun {
-            // Nothing was stored, so drop the new keys from memory, too.
-            *identity = DeviceIdentity::load(self.store)?;
-            return Err(error);
+            Ok(next)
+        })?;
+        if let Some(next) = next {
+            identity.begin_change(next);
         }
         info!(device = identity.identity(), "changing the signature key");
-        self.refresh_key_packages(identity, true, progress).await
+        self.refresh_in_turn(identity, true, progress).await
     }
 
     /// The unfinished changes of signature keys in the ciphersuites of these KeyPackages, signed by the old keys.

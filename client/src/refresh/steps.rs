@@ -11,7 +11,7 @@ use crate::{
     groups::MlsMembership,
     identity::DeviceIdentity,
     key_package_status::KeyPackageStatus,
-    pool::{GRACE, Progress, Reconciliation, give_up, reconcile},
+    pool::{GRACE, OnProgress, Reconciliation, give_up, reconcile},
     storage::KeyPackageMetadata,
 };
 
@@ -36,11 +36,24 @@ impl MlsConnection<'_> {
     /// Keys are kept from the later of the two clocks, the server's and this machine's, until the earlier of the two:
     /// neither a clock that jumps nor a server that lies about the time deletes keys too early. Lifetimes begin by the
     /// server's clock.
+    ///
+    /// Calls at the same time take turns, and the later ones find nothing to do. A call that is dropped leaves a pool that
+    /// the next one brings up to date.
     pub async fn refresh_key_packages(
         &self,
         identity: &DeviceIdentity,
         fill: bool,
-        progress: &dyn Fn(Progress),
+        progress: OnProgress<'_>,
+    ) -> Result<RefreshReport> {
+        let _turn = self.store.turns.pool().await;
+        self.refresh_in_turn(identity, fill, progress).await
+    }
+
+    pub(super) async fn refresh_in_turn(
+        &self,
+        identity: &DeviceIdentity,
+        fill: bool,
+        progress: OnProgress<'_>,
     ) -> Result<RefreshReport> {
         let mut report = RefreshReport::new(self.api.get_key_package_status().await?);
         let (here, there) = (self.now(), report.pool.at);
@@ -141,7 +154,7 @@ impl MlsConnection<'_> {
         identity: &DeviceIdentity,
         fill: bool,
         report: &mut RefreshReport,
-        progress: &dyn Fn(Progress),
+        progress: OnProgress<'_>,
     ) -> Result<()> {
         let (pool, now) = (self.pool().as_offered_by(&report.pool), report.pool.at);
         for ciphersuite in identity.ciphersuites() {
@@ -187,7 +200,7 @@ impl MlsConnection<'_> {
 impl MlsMembership<'_> {
     /// Brings the pool up to date, so that other users can add this device; see
     /// [`MlsConnection::refresh_key_packages`].
-    pub async fn refresh_key_packages(&self, progress: &dyn Fn(Progress)) -> Result<RefreshReport> {
+    pub async fn refresh_key_packages(&self, progress: OnProgress<'_>) -> Result<RefreshReport> {
         self.connection.refresh_key_packages(self.identity, false, progress).await
     }
 }

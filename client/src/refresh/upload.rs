@@ -10,7 +10,7 @@ use crate::{
     error::Result,
     identity::DeviceIdentity,
     key_package_status::KeyPackageStatus,
-    pool::{Progress, give_up},
+    pool::{OnProgress, Progress, give_up},
     storage::{KeyPackageMetadata, LocalStore},
 };
 
@@ -19,7 +19,7 @@ impl MlsConnection<'_> {
         &self,
         identity: &DeviceIdentity,
         report: &mut RefreshReport,
-        progress: &dyn Fn(Progress),
+        progress: OnProgress<'_>,
     ) -> Result<()> {
         let mut is_changed = false;
         let unconfirmed = self.pool().as_offered_by(&report.pool).unconfirmed(report.pool.at)?;

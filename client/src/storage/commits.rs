@@ -9,7 +9,7 @@ impl LocalStore {
     /// Stores the request with the pending Commit of a group before it is sent. Until the answer arrives, it is unknown
     /// whether the server accepted the Commit.
     pub(crate) fn put_pending_commit(&self, group_id: &[u8], request: &str) -> Result<()> {
-        self.connection
+        self.connection()
             .execute("INSERT INTO pending_commits (group_id, request) VALUES (?1, ?2)", params![group_id, request])
             .map_err(Error::storage("write a pending Commit"))?;
         Ok(())
@@ -17,14 +17,14 @@ impl LocalStore {
 
     /// The requests with Commits that the server has not answered, each with its group id.
     pub(crate) fn pending_commits(&self) -> Result<Vec<(Vec<u8>, String)>> {
-        self.connection
+        self.connection()
             .prepare_cached("SELECT group_id, request FROM pending_commits ORDER BY group_id")
             .and_then(|mut select| select.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?.collect())
             .map_err(Error::storage("read the pending Commits"))
     }
 
     pub(crate) fn delete_pending_commit(&self, group_id: &[u8]) -> Result<()> {
-        self.connection
+        self.connection()
             .execute("DELETE FROM pending_commits WHERE group_id = ?1", [group_id])
             .map_err(Error::storage("delete a pending Commit"))?;
         Ok(())
@@ -33,14 +33,14 @@ impl LocalStore {
     /// Stores the proof of an epoch, and deletes those before the last `kept` epochs.
     pub(crate) fn put_commit_proof(&self, group_id: &[u8], epoch: u64, proof: &[u8], kept: u64) -> Result<()> {
         let first = epoch.saturating_sub(kept - 1).cast_signed();
-        self.connection
+        self.connection()
             .execute(
                 "INSERT INTO commit_proofs (group_id, epoch, proof) VALUES (?1, ?2, ?3)
                  ON CONFLICT (group_id, epoch) DO UPDATE SET proof = excluded.proof",
                 params![group_id, epoch.cast_signed(), proof],
             )
             .and_then(|_| {
-                self.connection
+                self.connection()
                     .execute("DELETE FROM commit_proofs WHERE group_id = ?1 AND epoch < ?2", params![group_id, first])
             })
             .map_err(Error::storage("write the proof of an epoch"))?;
@@ -49,7 +49,7 @@ impl LocalStore {
 
     /// The proof of an epoch, if it is still stored.
     pub(crate) fn commit_proof(&self, group_id: &[u8], epoch: u64) -> Result<Option<Vec<u8>>> {
-        self.connection
+        self.connection()
             .query_row(
                 "SELECT proof FROM commit_proofs WHERE group_id = ?1 AND epoch = ?2",
                 params![group_id, epoch.cast_signed()],

@@ -25,7 +25,7 @@ pub(crate) struct IdentityRow {
 impl LocalStore {
     pub(crate) fn identity(&self) -> Result<Option<IdentityRow>> {
         let keys = |sql| {
-            self.connection
+            self.connection()
                 .prepare_cached(sql)
                 .and_then(|mut select| select.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?.collect())
                 .map_err(Error::storage("read the ciphersuites"))
@@ -35,7 +35,7 @@ impl LocalStore {
             "SELECT ciphersuite, next_signature_key FROM device_ciphersuites
              WHERE next_signature_key IS NOT NULL ORDER BY ciphersuite",
         )?;
-        self.connection
+        self.connection()
             .query_row("SELECT server, user, device, token, registration_key FROM device_identity", [], |row| {
                 Ok(IdentityRow {
                     server: row.get(0)?,
@@ -55,7 +55,7 @@ impl LocalStore {
     pub(crate) fn insert_identity(&self, identity: &IdentityRow) -> Result<()> {
         let IdentityRow { server, user, device, token, registration_key, .. } = identity;
         let token = token.as_ref().map(ExposeSecret::expose_secret);
-        self.connection
+        self.connection()
             .execute(
                 "INSERT INTO device_identity (id, server, user, device, token, registration_key)
                  VALUES (1, ?1, ?2, ?3, ?4, ?5)",
@@ -66,7 +66,7 @@ impl LocalStore {
     }
 
     pub(crate) fn set_token(&self, token: &SecretString) -> Result<()> {
-        self.connection
+        self.connection()
             .execute("UPDATE device_identity SET token = ?1, registration_key = NULL", [token.expose_secret()])
             .map_err(Error::storage("write the token"))?;
         Ok(())
@@ -74,7 +74,7 @@ impl LocalStore {
 
     /// Sets the current public signature key of a ciphersuite.
     pub(crate) fn set_signature_key(&self, ciphersuite: u16, signature_key: &[u8]) -> Result<()> {
-        self.connection
+        self.connection()
             .execute(
                 "INSERT INTO device_ciphersuites (ciphersuite, signature_key) VALUES (?1, ?2)
                  ON CONFLICT (ciphersuite) DO UPDATE SET signature_key = excluded.signature_key",
@@ -86,7 +86,7 @@ impl LocalStore {
 
     /// Sets the next public signature key of a ciphersuite.
     pub(crate) fn set_next_signature_key(&self, ciphersuite: u16, signature_key: &[u8]) -> Result<()> {
-        self.connection
+        self.connection()
             .execute(
                 "UPDATE device_ciphersuites SET next_signature_key = ?2 WHERE ciphersuite = ?1",
                 params![ciphersuite, signature_key],
@@ -97,7 +97,7 @@ impl LocalStore {
 
     /// Makes the next signature key of a ciphersuite the current one, because the server accepted it.
     pub(crate) fn use_next_signature_key(&self, ciphersuite: u16) -> Result<()> {
-        self.connection
+        self.connection()
             .execute(
                 "UPDATE device_ciphersuites SET signature_key = next_signature_key, next_signature_key = NULL
                  WHERE ciphersuite = ?1 AND next_signature_key IS NOT NULL",
@@ -110,7 +110,7 @@ impl LocalStore {
     /// The user's devices as the server last listed them, in JSON, with the version of the list.
     pub(crate) fn own_devices(&self) -> Result<Option<(u64, String)>> {
         let columns: Option<(Option<i64>, Option<String>)> = self
-            .connection
+            .connection()
             .query_row("SELECT own_devices_version, own_devices FROM device_identity", [], |row| {
                 Ok((row.get(0)?, row.get(1)?))
             })
@@ -121,7 +121,7 @@ impl LocalStore {
     }
 
     pub(crate) fn set_own_devices(&self, version: u64, devices: &str) -> Result<()> {
-        self.connection
+        self.connection()
             .execute(
                 "UPDATE device_identity SET own_devices_version = ?1, own_devices = ?2",
                 params![version.cast_signed(), devices],

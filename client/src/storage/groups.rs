@@ -39,7 +39,7 @@ fn refused_commit(row: &Row<'_>) -> rusqlite::Result<Option<RefusedCommit>> {
 impl LocalStore {
     /// Adds a group, or updates the name of a known one.
     pub(crate) fn put_group(&self, group_id: &[u8], name: Option<&str>, now: Timestamp) -> Result<()> {
-        self.connection
+        self.connection()
             .execute(
                 "INSERT INTO device_groups (group_id, name, joined_at) VALUES (?1, ?2, ?3)
                  ON CONFLICT (group_id) DO UPDATE SET name = coalesce(excluded.name, name)",
@@ -60,7 +60,7 @@ impl LocalStore {
                 replaced_by: row.get("replaced_by")?,
             })
         };
-        self.connection
+        self.connection()
             .prepare_cached("SELECT * FROM device_groups ORDER BY joined_at, group_id")
             .and_then(|mut select| select.query_map([], group)?.collect())
             .map_err(Error::storage("read the groups"))
@@ -68,17 +68,17 @@ impl LocalStore {
 
     /// Deletes a group with its pending Commit and its proofs.
     pub(crate) fn delete_group(&self, group_id: &[u8]) -> Result<()> {
-        self.connection
+        self.connection()
             .execute("DELETE FROM device_groups WHERE group_id = ?1", [group_id])
-            .and_then(|_| self.connection.execute("DELETE FROM pending_commits WHERE group_id = ?1", [group_id]))
-            .and_then(|_| self.connection.execute("DELETE FROM commit_proofs WHERE group_id = ?1", [group_id]))
+            .and_then(|_| self.connection().execute("DELETE FROM pending_commits WHERE group_id = ?1", [group_id]))
+            .and_then(|_| self.connection().execute("DELETE FROM commit_proofs WHERE group_id = ?1", [group_id]))
             .map_err(Error::storage("delete a group"))?;
         Ok(())
     }
 
     /// Records that this device refused a Commit that the server accepted: its sender, and the reason.
     pub(crate) fn record_refused_commit(&self, group_id: &[u8], (by, reason): (&str, RefusalReason)) -> Result<()> {
-        self.connection
+        self.connection()
             .execute(
                 "UPDATE device_groups SET refused_commit_by = ?2, refused_commit_reason = ?3 WHERE group_id = ?1",
                 params![group_id, by, Sql(&reason)],
@@ -89,7 +89,7 @@ impl LocalStore {
 
     /// Records that this device refused a proposal of an epoch because of a leaf in it.
     pub(crate) fn record_refused_proposal(&self, group_id: &[u8], epoch: u64) -> Result<()> {
-        self.connection
+        self.connection()
             .execute(
                 "UPDATE device_groups SET refused_proposal_epoch = ?2 WHERE group_id = ?1",
                 params![group_id, epoch.cast_signed()],
@@ -100,7 +100,7 @@ impl LocalStore {
 
     /// Whether this device refused a proposal of an epoch because of a leaf in it.
     pub(crate) fn has_refused_proposal(&self, group_id: &[u8], epoch: u64) -> Result<bool> {
-        self.connection
+        self.connection()
             .query_row(
                 "SELECT count(*) FROM device_groups WHERE group_id = ?1 AND refused_proposal_epoch = ?2",
                 params![group_id, epoch.cast_signed()],
@@ -111,7 +111,7 @@ impl LocalStore {
 
     /// Records that this device is in the group's newest epoch again.
     pub(crate) fn forget_refused_commit(&self, group_id: &[u8]) -> Result<()> {
-        self.connection
+        self.connection()
             .execute(
                 "UPDATE device_groups SET refused_commit_by = NULL, refused_commit_reason = NULL WHERE group_id = ?1",
                 [group_id],
@@ -122,7 +122,7 @@ impl LocalStore {
 
     /// The Commit that this device refused, if any.
     pub(crate) fn refused_commit(&self, group_id: &[u8]) -> Result<Option<RefusedCommit>> {
-        self.connection
+        self.connection()
             .query_row("SELECT * FROM device_groups WHERE group_id = ?1", [group_id], refused_commit)
             .optional()
             .map(Option::flatten)
@@ -131,7 +131,7 @@ impl LocalStore {
 
     /// Records that another group replaced this one.
     pub(crate) fn record_replacement(&self, group_id: &[u8], new_group: &[u8]) -> Result<()> {
-        self.connection
+        self.connection()
             .execute("UPDATE device_groups SET replaced_by = ?2 WHERE group_id = ?1", params![group_id, new_group])
             .map_err(Error::storage("record that a group was renewed"))?;
         Ok(())

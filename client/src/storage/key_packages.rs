@@ -161,7 +161,7 @@ impl LocalStore {
         let values: Vec<_> = (1..=COLUMNS.len()).map(|number| format!("?{number}")).collect();
         let sql =
             format!("INSERT INTO keypackage_pool_metadata ({}) VALUES ({})", COLUMNS.join(", "), values.join(", "));
-        self.connection
+        self.connection()
             .prepare_cached(&sql)
             .and_then(|mut statement| insert(&mut statement, row))
             .map_err(Error::storage("write a KeyPackage's metadata"))?;
@@ -186,7 +186,7 @@ impl LocalStore {
     /// The number of rows of each status, including statuses without rows.
     pub fn count_by_status(&self) -> Result<BTreeMap<KeyPackageStatus, usize>> {
         let rows: Vec<(Sql<KeyPackageStatus>, usize)> = self
-            .connection
+            .connection()
             .prepare_cached("SELECT status, count(*) FROM keypackage_pool_metadata GROUP BY status")
             .and_then(|mut select| select.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?.collect())
             .map_err(Error::storage("count the KeyPackages"))?;
@@ -197,7 +197,7 @@ impl LocalStore {
 
     /// The refs of KeyPackages that have expired at `now`.
     pub fn get_expired_refs(&self, now: Timestamp) -> Result<Vec<KeyPackageRef>> {
-        self.connection
+        self.connection()
             .prepare_cached("SELECT ref FROM keypackage_pool_metadata WHERE not_after <= ?1 ORDER BY not_after, ref")
             .and_then(|mut select| select.query_map([Sql(&now)], |row| Ok(row.get::<_, Sql<_>>(0)?.0))?.collect())
             .map_err(Error::storage("read the expired KeyPackages"))
@@ -212,7 +212,7 @@ impl LocalStore {
         now: Timestamp,
     ) -> Result<()> {
         let status: Option<Sql<KeyPackageStatus>> = self
-            .connection
+            .connection()
             .prepare_cached("SELECT status FROM keypackage_pool_metadata WHERE ref = ?1")
             .and_then(|mut select| select.query_row([Sql(keypackage_ref)], |row| row.get(0)).optional())
             .map_err(Error::storage("read a KeyPackage's status"))?;
@@ -263,7 +263,7 @@ impl LocalStore {
 
     /// Deletes a row. [`crate::KeyPackagePool`] deletes its keys.
     pub fn delete_pool_metadata(&self, keypackage_ref: &KeyPackageRef) -> Result<()> {
-        self.connection
+        self.connection()
             .prepare_cached("DELETE FROM keypackage_pool_metadata WHERE ref = ?1")
             .and_then(|mut delete| delete.execute([Sql(keypackage_ref)]))
             .map_err(Error::storage("delete a KeyPackage's metadata"))?;
@@ -283,7 +283,7 @@ impl LocalStore {
 
     /// Records that the server's inventory has every uploaded KeyPackage.
     pub(crate) fn confirm_uploaded(&self) -> Result<()> {
-        self.connection
+        self.connection()
             .prepare_cached("UPDATE keypackage_pool_metadata SET status = 'available' WHERE status = 'uploaded'")
             .and_then(|mut update| update.execute([]))
             .map_err(Error::storage("change the KeyPackages' status"))?;
@@ -293,14 +293,14 @@ impl LocalStore {
     /// Marks every KeyPackage as superseded, because its signature key is rotated away. This includes spent ones: they
     /// must not be mistaken for accepted KeyPackages of the next key.
     pub(crate) fn supersede_all(&self) -> Result<()> {
-        self.connection
+        self.connection()
             .execute("UPDATE keypackage_pool_metadata SET superseded = 1", [])
             .map_err(Error::storage("mark the KeyPackages of the old signature key"))?;
         Ok(())
     }
 
     fn update(&self, set: &str, params: impl rusqlite::Params) -> Result<()> {
-        self.connection
+        self.connection()
             .prepare_cached(&format!("UPDATE keypackage_pool_metadata SET {set} WHERE ref = ?1"))
             .and_then(|mut update| update.execute(params))
             .map_err(Error::storage("change a KeyPackage's metadata"))?;
@@ -309,7 +309,7 @@ impl LocalStore {
 
     fn select(&self, which: &str, params: impl rusqlite::Params) -> Result<Vec<KeyPackageMetadata>> {
         let columns = COLUMNS.join(", ");
-        self.connection
+        self.connection()
             .prepare_cached(&format!("SELECT {columns} FROM keypackage_pool_metadata {which}"))
             .and_then(|mut select| select.query_map(params, read)?.collect())
             .map_err(Error::storage("read the KeyPackages' metadata"))

@@ -9,7 +9,7 @@ use crate::error::{Error, Result};
 impl LocalStore {
     /// The signature keys with which an identity was accepted in a ciphersuite, newest first.
     pub(crate) fn signature_keys_of(&self, identity: &[u8], ciphersuite: u16) -> Result<Vec<Vec<u8>>> {
-        self.connection
+        self.connection()
             .prepare_cached(
                 "SELECT signature_key FROM seen_signature_keys WHERE identity = ?1 AND ciphersuite = ?2
                  ORDER BY seen_at DESC, signature_key",
@@ -24,7 +24,7 @@ impl LocalStore {
         (identity, ciphersuite, signature_key): (&[u8], u16, &[u8]),
         now: Timestamp,
     ) -> Result<()> {
-        self.connection
+        self.connection()
             .prepare_cached(
                 "INSERT INTO seen_signature_keys (identity, ciphersuite, signature_key, seen_at) VALUES (?1, ?2, ?3, ?4)
                  ON CONFLICT DO NOTHING",

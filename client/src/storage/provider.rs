@@ -1,8 +1,9 @@
-use std::fmt;
+use std::{borrow::Borrow, fmt};
 
 use openmls_rust_crypto::RustCrypto;
 use openmls_sqlite_storage::{Codec, SqliteStorageProvider};
 use openmls_traits::OpenMlsProvider;
+use parking_lot::ReentrantMutexGuard;
 use rusqlite::Connection;
 use serde::{Serialize, de::DeserializeOwned};
 
@@ -38,16 +39,26 @@ impl Codec for Cbor {
     }
 }
 
+/// The connection of the local store, which no other thread has meanwhile.
+#[derive(Debug)]
+pub struct HeldConnection<'a>(ReentrantMutexGuard<'a, Connection>);
+
+impl Borrow<Connection> for HeldConnection<'_> {
+    fn borrow(&self) -> &Connection {
+        &self.0
+    }
+}
+
 /// OpenMLS's provider: `RustCrypto`, and storage on the connection of the local store, so that the store's transactions
 /// cover OpenMLS's writes.
 pub struct Provider<'a> {
     crypto: RustCrypto,
-    storage: SqliteStorage<&'a Connection>,
+    storage: SqliteStorage<HeldConnection<'a>>,
 }
 
 impl<'a> Provider<'a> {
-    pub(crate) fn new(connection: &'a Connection) -> Self {
-        Self { crypto: RustCrypto::default(), storage: SqliteStorageProvider::new(connection) }
+    pub(super) fn new(connection: ReentrantMutexGuard<'a, Connection>) -> Self {
+        Self { crypto: RustCrypto::default(), storage: SqliteStorageProvider::new(HeldConnection(connection)) }
     }
 }
 
@@ -60,7 +71,7 @@ impl fmt::Debug for Provider<'_> {
 impl<'a> OpenMlsProvider for Provider<'a> {
     type CryptoProvider = RustCrypto;
     type RandProvider = RustCrypto;
-    type StorageProvider = SqliteStorage<&'a Connection>;
+    type StorageProvider = SqliteStorage<HeldConnection<'a>>;
 
     fn storage(&self) -> &Self::StorageProvider {
         &self.storage

@@ -5,6 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use parking_lot::{ReentrantMutex, ReentrantMutexGuard};
 use rusqlite::Connection;
 use secrecy::{ExposeSecret, SecretString};
 
@@ -12,6 +13,7 @@ use super::{
     files::{Beginning, Lock, beginning, file_error, lock, make_directory, private_file},
     provider::{Provider, SqliteStorage},
     schema,
+    turns::Turns,
 };
 use crate::error::{Error, Result};
 
@@ -22,10 +24,13 @@ const FILE: &str = "keypool.db";
 /// device's identity. All use one connection, so that keys and metadata change in one transaction. SQLCipher encrypts
 /// the whole file if it was created with a passphrase.
 ///
-/// Only one process at a time can open it.
+/// Only one process at a time can open it. Its threads take turns: one has the connection for the length of a
+/// transaction.
 #[derive(Debug)]
 pub struct LocalStore {
-    pub(super) connection: Connection,
+    /// Reentrant, since a transaction calls methods that use the connection.
+    connection: ReentrantMutex<Connection>,
+    pub(crate) turns: Turns,
     directory: PathBuf,
     _lock: Lock,
 }
@@ -51,7 +56,13 @@ impl LocalStore {
         configure(&connection).map_err(Error::storage("set up the connection"))?;
         migrate_openmls(&mut connection)?;
         schema::migrate(&mut connection)?;
-        Ok(Self { connection, directory: directory.to_owned(), _lock: lock })
+        let connection = ReentrantMutex::new(connection);
+        Ok(Self { connection, turns: Turns::default(), directory: directory.to_owned(), _lock: lock })
+    }
+
+    /// The connection, which no other thread has meanwhile. Nobody may hold it while waiting for something else.
+    pub(super) fn connection(&self) -> ReentrantMutexGuard<'_, Connection> {
+        self.connection.lock()
     }
 
     /// Whether the data directory holds an encrypted store.
@@ -66,15 +77,17 @@ impl LocalStore {
         &self.directory
     }
 
-    /// OpenMLS's cryptography and storage, on this store's connection.
+    /// OpenMLS's cryptography and storage, on this store's connection. Other threads wait for the store until the
+    /// provider is dropped, so drop it before you wait for anything.
     #[must_use]
     pub fn provider(&self) -> Provider<'_> {
-        Provider::new(&self.connection)
+        Provider::new(self.connection())
     }
 
     /// Runs `write` in one transaction, which is rolled back on an error.
     pub(crate) fn transaction<T>(&self, write: impl FnOnce() -> Result<T>) -> Result<T> {
-        let transaction = self.connection.unchecked_transaction().map_err(Error::storage("begin a transaction"))?;
+        let connection = self.connection();
+        let transaction = connection.unchecked_transaction().map_err(Error::storage("begin a transaction"))?;
         let done = write()?;
         transaction.commit().map_err(Error::storage("commit a transaction"))?;
         Ok(done)
@@ -82,7 +95,8 @@ impl LocalStore {
 
     /// Runs `attempt` in a transaction that is always rolled back.
     pub(crate) fn dry_run<T>(&self, attempt: impl FnOnce() -> Result<T>) -> Result<T> {
-        let transaction = self.connection.unchecked_transaction().map_err(Error::storage("begin a transaction"))?;
+        let connection = self.connection();
+        let transaction = connection.unchecked_transaction().map_err(Error::storage("begin a transaction"))?;
         let outcome = attempt();
         transaction.rollback().map_err(Error::storage("roll a transaction back"))?;
         outcome
@@ -91,7 +105,7 @@ impl LocalStore {
     /// The damage that SQLite finds in the file, in SQLite's words; empty if there is none.
     pub fn integrity(&self) -> Result<Vec<String>> {
         let found: Vec<String> = self
-            .connection
+            .connection()
             .prepare("PRAGMA integrity_check")
             .and_then(|mut check| check.query_map([], |row| row.get(0))?.collect())
             .map_err(Error::storage("check the database"))?;
@@ -100,7 +114,7 @@ impl LocalStore {
 
     /// The number of KeyPackages whose private keys are in OpenMLS's tables.
     pub fn count_keys(&self) -> Result<usize> {
-        self.connection
+        self.connection()
             .query_row("SELECT count(*) FROM openmls_key_packages", [], |row| row.get(0))
             .map_err(Error::storage("count the private keys"))
     }

@@ -6,7 +6,7 @@ use crate::key_package_ref::hash_reference;
 impl LocalStore {
     /// How many rows a table has.
     pub(crate) fn count(&self, table: &str) -> i64 {
-        self.connection.query_row(&format!("SELECT count(*) FROM {table}"), [], |row| row.get(0)).unwrap()
+        self.connection().query_row(&format!("SELECT count(*) FROM {table}"), [], |row| row.get(0)).unwrap()
     }
 
     /// Makes every metadata row past the first `limit` fail.
@@ -16,18 +16,18 @@ impl LocalStore {
              WHEN (SELECT count(*) FROM keypackage_pool_metadata) >= {limit}
              BEGIN SELECT RAISE(ABORT, 'full'); END"
         );
-        self.connection.execute_batch(&trigger).unwrap();
+        self.connection().execute_batch(&trigger).unwrap();
     }
 
     /// How many bytes the metadata table has in the file, without its indexes.
     pub(crate) fn metadata_size(&self) -> usize {
         let sql = "SELECT sum(pgsize - unused) FROM dbstat WHERE name = 'keypackage_pool_metadata'";
-        self.connection.query_row(sql, [], |row| row.get(0)).unwrap()
+        self.connection().query_row(sql, [], |row| row.get(0)).unwrap()
     }
 
     /// How SQLite would run a query.
     pub(crate) fn plan(&self, query: &str) -> String {
-        self.connection.query_row(&format!("EXPLAIN QUERY PLAN {query}"), [], |row| row.get("detail")).unwrap()
+        self.connection().query_row(&format!("EXPLAIN QUERY PLAN {query}"), [], |row| row.get("detail")).unwrap()
     }
 
     /// Takes the private keys of a KeyPackage away, and leaves its row.
@@ -42,7 +42,8 @@ impl LocalStore {
     pub(crate) fn metadata_bytes(&self) -> Vec<u8> {
         use rusqlite::types::ValueRef;
 
-        let mut select = self.connection.prepare("SELECT * FROM keypackage_pool_metadata").unwrap();
+        let connection = self.connection();
+        let mut select = connection.prepare("SELECT * FROM keypackage_pool_metadata").unwrap();
         let columns = select.column_count();
         let mut rows = select.query([]).unwrap();
         let mut bytes = Vec::new();

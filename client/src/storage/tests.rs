@@ -90,7 +90,7 @@ fn a_passphrase_for_a_file_without_one_is_refused() {
 fn foreign_keys_and_the_write_ahead_log_are_on() {
     let directory = tempfile::tempdir().unwrap();
     let store = LocalStore::open(directory.path()).unwrap();
-    let pragma = |name| store.connection.pragma_query_value(None, name, |row| row.get::<_, rusqlite::types::Value>(0));
+    let pragma = |name| store.connection().pragma_query_value(None, name, |row| row.get::<_, rusqlite::types::Value>(0));
     assert_eq!(pragma("journal_mode").unwrap(), "wal".to_owned().into());
     assert_eq!(pragma("foreign_keys").unwrap(), 1.into());
     assert_eq!(pragma("secure_delete").unwrap(), 1.into());

@@ -1,5 +1,7 @@
 //! Applications that process messages, or decide about identities, by themselves.
 
+use std::sync::Arc;
+
 use keypool_client::{Checking, Error, Event, IdentityCheck, LeafIdentity, Notice, Standing};
 use keypool_openapi::MessageKind;
 use keypool_server::config::Limits;
@@ -83,7 +85,7 @@ async fn an_application_decides_by_a_directory_of_its_own(
 ) {
     let server = start(db).await;
     let (alice, bob) = (Owner::of(&server, "alice").await, Owner::of(&server, "bob").await);
-    let bob = bob.with_identity_check(Box::new(Nobody));
+    let bob = bob.with_identity_check(Arc::new(Nobody));
     let group = alice.membership().create_named_group("friends").unwrap();
     invite(&alice, &group, &["bob"]).await;
     let heard = bob.hears().await;
@@ -130,7 +132,7 @@ async fn an_application_decides_which_credential_a_device_has(
     upload("eve", "bob@example.org").await;
     let foreign = alice.reserve(&user("bob"), None, None, None).await.unwrap_err();
     assert!(matches!(foreign, Error::ForeignKeyPackage { .. }), "{foreign}");
-    let alice = alice.with_identity_check(Box::new(Addresses));
+    let alice = alice.with_identity_check(Arc::new(Addresses));
     let mut group = alice.create_group(b"friends").unwrap();
     let invitation = alice.prepare_invitation(&mut group, &user("bob")).await.unwrap();
     assert_eq!(invitation.added.len(), 1);

@@ -41,7 +41,7 @@ async fn one_adds_the_other_to_a_group(#[values(Anywhere::Postgres, Anywhere::Sq
 
     // What Alice says in the group, Bob can read: both are in the same epoch with the same secrets.
     let signer = alice.identity().signer(group.ciphersuite()).unwrap();
-    let said = group.create_message(&alice.provider(), signer, b"hello").unwrap();
+    let said = group.create_message(&alice.provider(), &*signer, b"hello").unwrap();
     let message = <MlsMessageIn as Deserialize>::tls_deserialize(&mut said.to_bytes().unwrap().as_slice()).unwrap();
     let heard = bobs.process_message(&bob.provider(), message.try_into_protocol_message().unwrap()).unwrap();
     let ProcessedMessageContent::ApplicationMessage(heard) = heard.into_content() else { panic!("not a message") };

@@ -130,7 +130,7 @@ async fn what_the_server_offers_without_keys_here_is_withdrawn(
     let package = package.validate(bob.provider().crypto(), ProtocolVersion::Mls10).unwrap();
     let mut group = bob.create_group(b"friends").unwrap();
     let signer = bob.identity().signer(CIPHERSUITE).unwrap();
-    let (_, welcome, _) = group.add_members(&bob.provider(), signer, &[package]).unwrap();
+    let (_, welcome, _) = group.add_members(&bob.provider(), &*signer, &[package]).unwrap();
     alice.join(&welcome.to_bytes().unwrap()).await.unwrap();
     let lost = held.keypackage_ref;
     let report = alice.refresh().await.unwrap();

@@ -1,8 +1,4 @@
-use std::{
-    ops::{Deref, DerefMut},
-    path::Path,
-    sync::Arc,
-};
+use std::{ops::Deref, path::Path, sync::Arc};
 
 use jiff::{SignedDuration, Timestamp};
 use keypool_client::{
@@ -29,12 +25,6 @@ impl Deref for Owner {
     }
 }
 
-impl DerefMut for Owner {
-    fn deref_mut(&mut self) -> &mut MlsClient {
-        &mut self.client
-    }
-}
-
 /// A user's first device.
 pub fn new_device(base: &str, user: &str) -> NewDevice {
     NewDevice {
@@ -48,7 +38,7 @@ pub fn new_device(base: &str, user: &str) -> NewDevice {
 
 impl Owner {
     /// The same device with an identity check of its own.
-    pub fn with_identity_check(self, check: Box<dyn IdentityCheck>) -> Self {
+    pub fn with_identity_check(self, check: Arc<dyn IdentityCheck>) -> Self {
         let Self { client, clock, directory } = self;
         Self { client: client.with_identity_check(check), clock, directory }
     }
@@ -145,7 +135,7 @@ impl Owner {
 }
 
 fn settings(clock: &Arc<ManualClock>, pool: KeyPackagePoolConfig) -> Settings {
-    Settings { clock: Box::new(Arc::clone(clock)), pool, ..Settings::default() }
+    Settings { clock: Arc::<ManualClock>::clone(clock), pool, ..Settings::default() }
 }
 
 /// Copies a data directory as a backup does: all its files.
