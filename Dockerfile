@@ -12,6 +12,7 @@ ENV CARGO_PROFILE_RELEASE_STRIP=symbols CARGO_TARGET_DIR=/target OPENSSL_NO_VEND
 # is built by itself, else the server would get the client's SQLCipher in place of SQLite.
 COPY Cargo.toml Cargo.lock ./
 COPY bench/Cargo.toml bench/
+COPY cli/Cargo.toml cli/
 COPY client/Cargo.toml client/
 COPY examples/mls-rs/Cargo.toml examples/mls-rs/
 COPY openapi/Cargo.toml openapi/
@@ -19,13 +20,13 @@ COPY server/Cargo.toml server/
 COPY tests/Cargo.toml tests/
 COPY validation/Cargo.toml validation/
 COPY workspace-hack workspace-hack
-RUN mkdir -p bench/src bench/benches client/src examples/mls-rs/src openapi/src server/src tests/src tests/it validation/src \
+RUN mkdir -p bench/src bench/benches cli/src client/src examples/mls-rs/src openapi/src server/src tests/src tests/it validation/src \
  && touch bench/benches/key_package.rs bench/benches/local_store.rs bench/src/lib.rs \
       client/src/lib.rs examples/mls-rs/src/lib.rs openapi/src/lib.rs server/src/lib.rs tests/src/lib.rs tests/it/main.rs validation/src/lib.rs \
- && for member in bench client examples/mls-rs server tests; do echo 'fn main() {}' >$member/src/main.rs; done \
+ && for member in bench cli examples/mls-rs server tests; do echo 'fn main() {}' >$member/src/main.rs; done \
  && cargo build --locked --release --package keypool-server \
- && cargo build --locked --release --package keypool-client \
- && cargo clean --release --package keypool-server --package keypool-client \
+ && cargo build --locked --release --package keypool-cli \
+ && cargo clean --release --package keypool-server --package keypool-cli --package keypool-client \
       --package keypool-openapi --package keypool-validation
 
 COPY migrations migrations
@@ -34,7 +35,8 @@ COPY validation validation
 COPY server server
 RUN cargo build --locked --release --package keypool-server
 COPY client client
-RUN cargo build --locked --release --package keypool-client
+COPY cli cli
+RUN cargo build --locked --release --package keypool-cli
 
 FROM debian:bookworm-slim AS root
 RUN apt-get update \

@@ -1,17 +1,19 @@
 use std::{
-    fmt,
+    error, fmt, io, iter,
     net::IpAddr,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 use backon::{ExponentialBuilder, Retryable};
 use keypool_openapi::{
-    AckRequest, AckResponse, AuditPage, AuditQuery, CommitRequest, CommitResponse, DeviceList, DevicesQuery, GroupId,
-    InventoryItem, InventoryPage, InventoryQuery, LookupRequest, LookupResponse, MessageRequest, MessageResponse,
-    MessagesPage, MessagesQuery, PoolStatus, Problem, RegisterRequest, RegisterResponse, ReleaseRequest,
-    ReleaseResponse, ReserveRequest, ReserveResponse, RevokeRequest, RevokeResponse, SpendRequest, SpendResponse,
-    UploadRequest, UploadResponse, UserName,
+    AckRequest, AckResponse, AuditPage, AuditQuery, CommitRequest, CommitResponse, DeviceList, DeviceName,
+    DevicesQuery, GroupId, InventoryItem, InventoryPage, InventoryQuery, LookupRequest, LookupResponse, MessageRequest,
+    MessageResponse, MessagesPage, MessagesQuery, PoolStatus, Problem, RegisterRequest, RegisterResponse,
+    ReleaseRequest, ReleaseResponse, RemovedDevice, ReserveRequest, ReserveResponse, RevokeRequest, RevokeResponse,
+    SpendRequest, SpendResponse, TokenResponse, UploadRequest, UploadResponse, UserName,
 };
+use parking_lot::RwLock;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use reqwest::{Method, RequestBuilder, Response, Url, header::RETRY_AFTER};
 use secrecy::{ExposeSecret, SecretString};
@@ -22,6 +24,9 @@ use uuid::Uuid;
 use crate::error::{Error, Result};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long a call asks again while nothing listens at the server's address. A server that starts anew is there by then.
+const REFUSED_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The timeout of one attempt.
 const TRY_TIMEOUT: Duration = Duration::from_secs(30);
@@ -53,9 +58,14 @@ const IDEMPOTENCY_KEY: &str = "Idempotency-Key";
 pub struct ApiClient {
     http: reqwest::Client,
     server: Url,
-    token: Option<SecretString>,
+    /// Clones share it.
+    token: Arc<RwLock<Option<SecretString>>>,
     timeout: Duration,
+    on_retry: Option<OnRetry>,
 }
+
+/// What is called before a call is repeated: with the error, and the time since the call began.
+pub type OnRetry = Arc<dyn Fn(&Error, Duration) + Send + Sync>;
 
 impl fmt::Debug for ApiClient {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -78,7 +88,16 @@ impl ApiClient {
             .redirect(reqwest::redirect::Policy::none())
             .build()
             .map_err(|source| Error::Unreachable { server: server.to_string(), source })?;
-        Ok(Self { http, server, token, timeout: DEFAULT_TIMEOUT })
+        Ok(Self { http, server, token: Arc::new(RwLock::new(token)), timeout: DEFAULT_TIMEOUT, on_retry: None })
+    }
+
+    pub(crate) fn has_token(&self) -> bool {
+        self.token.read().is_some()
+    }
+
+    /// Uses another token from now on.
+    pub(crate) fn set_token(&self, token: SecretString) {
+        *self.token.write() = Some(token);
     }
 
     /// Sets the timeout of a call with all its attempts. A call that waits on the server for a message may take as long
@@ -86,6 +105,12 @@ impl ApiClient {
     #[must_use]
     pub fn with_timeout(self, timeout: Duration) -> Self {
         Self { timeout, ..self }
+    }
+
+    /// Has a function called before each repetition, so that people see why they wait.
+    #[must_use]
+    pub fn with_on_retry(self, on_retry: Option<OnRetry>) -> Self {
+        Self { on_retry, ..self }
     }
 
     /// The server's address, normalised.
@@ -113,6 +138,17 @@ impl ApiClient {
     pub async fn devices_with_removed(&self, user: &UserName) -> Result<DeviceList> {
         let query = DevicesQuery { removed: Some(true) };
         self.call(|| Ok(self.request(Method::GET, &devices_path(user))?.query(&query))).await
+    }
+
+    /// Removes one of the user's own devices.
+    pub async fn remove_device(&self, device: &DeviceName) -> Result<RemovedDevice> {
+        self.call(|| self.request(Method::DELETE, &format!("devices/{device}"))).await
+    }
+
+    /// Gives one of the user's own devices a new bearer token. The call is not repeated after a lost answer: the token
+    /// that it made would end again.
+    pub async fn new_token(&self, device: &DeviceName) -> Result<TokenResponse> {
+        self.send(self.request(Method::POST, &format!("devices/{device}/token"))?).await
     }
 
     /// The devices of up to [`keypool_openapi::MAX_LOOKUP_USERS`] users, with their signature keys.
@@ -212,11 +248,17 @@ impl ApiClient {
     /// an earlier page contained.
     pub async fn messages(&self, wait: u32, limit: u32, devices_version: Option<u64>) -> Result<MessagesPage> {
         let query = MessagesQuery { wait: Some(wait), limit: Some(limit), devices_version };
-        let page: MessagesPage = self
-            .call_that_waits(Duration::from_secs(wait.into()), || {
-                Ok(self.request(Method::GET, "messages")?.query(&query))
-            })
-            .await?;
+        let asked = self.call_that_waits(Duration::from_secs(wait.into()), || {
+            Ok(self.request(Method::GET, "messages")?.query(&query))
+        });
+        let page: MessagesPage = match asked.await {
+            // A proxy waits for a shorter time than the server does: nothing came until then.
+            Err(Error::Answer { status: 504, .. }) if wait > 0 => {
+                let devices_version = devices_version.unwrap_or_default();
+                return Ok(MessagesPage { messages: Vec::new(), devices_version });
+            }
+            page => page?,
+        };
         self.check_page(page.messages.len(), limit)?;
         Ok(page)
     }
@@ -235,7 +277,7 @@ impl ApiClient {
     fn request(&self, method: Method, path: &str) -> Result<RequestBuilder> {
         let url = self.server.join(path).map_err(|_| Error::ServerAddress(self.server.to_string()))?;
         let request = self.http.request(method, url);
-        Ok(match &self.token {
+        Ok(match &*self.token.read() {
             Some(token) => request.bearer_auth(token.expose_secret()),
             None => request,
         })
@@ -255,6 +297,13 @@ impl ApiClient {
         let started = Instant::now();
         let deadline = self.timeout.max(wait + TRY_TIMEOUT.min(self.timeout));
         let left = || deadline.saturating_sub(started.elapsed());
+        let may_pass = |error: &Error| match error {
+            Error::Unreachable { source, .. } if source.is_connect() => started.elapsed() < REFUSED_TIMEOUT,
+            // No attempt within this call helps.
+            Error::UnknownHost { .. } => false,
+            Error::Answer { status: 504, .. } if !wait.is_zero() => false,
+            error => error.is_retryable(),
+        };
         let waits = ExponentialBuilder::new()
             .with_min_delay(Duration::from_millis(100))
             .with_max_delay(Duration::from_secs(5))
@@ -262,20 +311,22 @@ impl ApiClient {
             .with_jitter();
         (async || self.send(build()?.timeout((wait + TRY_TIMEOUT).min(left()))).await)
             .retry(waits)
-            .when(|error: &Error| error.is_retryable() && error.retry_after().unwrap_or_default() < left())
+            .when(|error: &Error| may_pass(error) && error.retry_after().unwrap_or_default() < left())
             .adjust(|error, wait| {
                 let wait = wait?.max(error.retry_after().unwrap_or_default());
                 (wait < left()).then_some(wait)
             })
-            .notify(|error, wait| info!(%error, ?wait, "trying again"))
+            .notify(|error, wait| {
+                info!(%error, ?wait, "trying again");
+                if let Some(on_retry) = &self.on_retry {
+                    on_retry(error, started.elapsed());
+                }
+            })
             .await
     }
 
     async fn send<T: DeserializeOwned>(&self, request: RequestBuilder) -> Result<T> {
-        let unreachable = |source: reqwest::Error| Error::Unreachable {
-            server: self.server.to_string(),
-            source: source.without_url(),
-        };
+        let unreachable = |error| unreachable(self.server.to_string(), error);
         let mut response: Response = request.send().await.map_err(unreachable)?;
         let status = response.status().as_u16();
         let retry_after = retry_after(&response);
@@ -300,6 +351,28 @@ impl ApiClient {
     fn misunderstood(&self, status: u16, found: String, retry_after: Option<Duration>) -> Error {
         Error::Answer { server: self.server.to_string(), status, found, retry_after }
     }
+}
+
+/// Whether rustls refused the server's certificate. Each layer above it may wrap its error into one of `std::io`.
+fn is_certificate(cause: &(dyn error::Error + 'static)) -> bool {
+    match cause.downcast_ref::<io::Error>().and_then(io::Error::get_ref) {
+        Some(inner) => is_certificate(inner),
+        None => matches!(cause.downcast_ref(), Some(rustls::Error::InvalidCertificate(_))),
+    }
+}
+
+/// Tells errors that time heals from those that somebody has to.
+fn unreachable(server: String, source: reqwest::Error) -> Error {
+    let source = source.without_url();
+    let causes = || iter::successors(Some(&source as &(dyn error::Error + 'static)), |cause| cause.source());
+    if causes().any(is_certificate) {
+        return Error::Untrusted { server, source };
+    }
+    // The connector of hyper-util names the step that failed.
+    if source.is_connect() && causes().any(|cause| cause.to_string() == "dns error") {
+        return Error::UnknownHost { server, source };
+    }
+    Error::Unreachable { server, source }
 }
 
 /// `Retry-After` in seconds. The form with a date is ignored, because servers do not send it to programs.
@@ -339,7 +412,8 @@ fn devices_path(user: &UserName) -> String {
 }
 
 /// Whether traffic to this address is unencrypted and leaves this machine, so that others could read the bearer token.
-pub(crate) fn is_in_the_clear(server: &str) -> bool {
+#[must_use]
+pub fn is_in_the_clear(server: &str) -> bool {
     Url::parse(server).is_ok_and(|url| {
         let host = url.host_str().unwrap_or_default().trim_matches(['[', ']']);
         let is_loopback = host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback());

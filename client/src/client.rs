@@ -1,19 +1,17 @@
 use std::{collections::BTreeMap, fmt, path::Path, sync::Arc, time::Duration};
 
-use jiff::Timestamp;
 use keypool_openapi::{
-    AuditPage, Base64Bytes, DeviceName, InventoryItem, KeyPackageRef, PoolStatus, ReleaseRequest, ReleaseResponse,
-    ReservationId, ReserveRequest, ReserveResponse, RevokeRequest, RevokeResponse, SpendRequest, SpendResponse,
-    UserName,
+    AuditPage, Base64Bytes, Device, DeviceName, InventoryItem, KeyPackageRef, PoolStatus, ProblemType, ReleaseRequest,
+    ReleaseResponse, RemovedDevice, ReservationId, ReserveRequest, ReserveResponse, RevokeRequest, RevokeResponse,
+    SpendRequest, SpendResponse, UserName, device_name,
 };
 use openmls::prelude::{Ciphersuite, MlsGroup};
 use secrecy::SecretString;
 
 use crate::{
-    api::{ApiClient, DEFAULT_TIMEOUT},
+    api::{ApiClient, DEFAULT_TIMEOUT, OnRetry},
     clock::{Clock, SystemClock},
     connection::MlsConnection,
-    device_name::name_of,
     error::{Error, Result},
     groups::{Invitation, MlsMembership, Reserved},
     identity::DeviceIdentity,
@@ -49,6 +47,8 @@ pub struct Settings {
     pub passphrase: Option<SecretString>,
     /// The longest time that a call may take, retries included, while the server is unreachable or busy.
     pub timeout: Duration,
+    /// What is called before a call to the server is repeated.
+    pub on_retry: Option<OnRetry>,
 }
 
 impl Default for Settings {
@@ -58,7 +58,15 @@ impl Default for Settings {
             pool: KeyPackagePoolConfig::default(),
             passphrase: None,
             timeout: DEFAULT_TIMEOUT,
+            on_retry: None,
         }
+    }
+}
+
+impl Settings {
+    fn api(&self, server: &str, token: Option<SecretString>) -> Result<ApiClient> {
+        let api = ApiClient::new(server, token)?;
+        Ok(api.with_timeout(self.timeout).with_on_retry(self.on_retry.clone()))
     }
 }
 
@@ -104,7 +112,9 @@ impl MlsClient {
     /// Creates a device in `data_dir`: makes its identity, registers it, and fills its KeyPackage pool, with a last
     /// resort.
     ///
-    /// A call with the same arguments finishes an earlier call that was interrupted.
+    /// A call with the same arguments finishes an earlier call that was interrupted. It also registers a device anew that
+    /// the server does not know any more, with new signature keys; its groups are kept, and their members have to invite
+    /// it again. As long as there is no token, other arguments replace those of an earlier call.
     pub async fn init(
         data_dir: &Path,
         new: &NewDevice,
@@ -114,8 +124,15 @@ impl MlsClient {
         settings.pool.validate()?;
         let store = LocalStore::open_with(data_dir, settings.passphrase.as_ref())?;
         let mut identity = DeviceIdentity::create(&store, &new.server, (&new.user, &new.device), &new.ciphersuites)?;
-        if identity.token().is_none() {
-            let api = ApiClient::new(identity.server(), new.user_token.clone())?.with_timeout(settings.timeout);
+        let is_known = match identity.token() {
+            None => false,
+            Some(token) => match settings.api(identity.server(), Some(token))?.get_key_package_status().await {
+                Err(error) if error.problem() == Some(ProblemType::Unauthenticated) => false,
+                known => known.map(|_| true)?,
+            },
+        };
+        if !is_known {
+            let api = settings.api(identity.server(), new.user_token.clone())?;
             MlsConnection::new(&api, &store, &*settings.clock, &settings.pool).register(&mut identity).await?;
         }
         let client = Self::assemble(store, identity, settings)?;
@@ -137,9 +154,22 @@ impl MlsClient {
     }
 
     fn assemble(store: LocalStore, identity: DeviceIdentity, settings: Settings) -> Result<Self> {
-        let token = identity.token().cloned().ok_or_else(|| Error::NotRegistered(identity.identity()))?;
-        let api = ApiClient::new(identity.server(), Some(token))?.with_timeout(settings.timeout);
+        let token = identity.token().ok_or_else(|| Error::NotRegistered(identity.identity()))?;
+        let api = settings.api(identity.server(), Some(token))?;
         Ok(Self { device: Arc::new(OpenDevice { store, identity, api, settings }), identity_check: None })
+    }
+
+    /// Stores another token of the device in `data_dir`, for one that was replaced. Fails if it is not valid, or belongs
+    /// to another device. Then the old token stays.
+    pub async fn set_token(data_dir: &Path, token: SecretString, settings: Settings) -> Result<()> {
+        let store = LocalStore::open_with(data_dir, settings.passphrase.as_ref())?;
+        let mut identity = DeviceIdentity::load(&store)?;
+        let status = settings.api(identity.server(), Some(token.clone()))?.get_key_package_status().await?;
+        let found = device_name(&status.user, &status.device);
+        if found != identity.identity() {
+            return Err(Error::TokenOfOther { found, wanted: identity.identity() });
+        }
+        identity.set_token(&store, token)
     }
 
     /// Replaces the server's directory by the application's own identity check.
@@ -173,6 +203,28 @@ impl MlsClient {
         self.connection().rotate(self.identity(), progress).await
     }
 
+    /// The devices of this device's user, and their signature keys.
+    pub async fn devices(&self) -> Result<Vec<Device>> {
+        Ok(self.api().devices(self.identity().user()).await?.devices)
+    }
+
+    /// Removes one of the user's devices from the server: its token ends, and its KeyPackages are revoked. It stays in its
+    /// groups until a member removes it there.
+    pub async fn remove_device(&self, device: &DeviceName) -> Result<RemovedDevice> {
+        self.api().remove_device(device).await
+    }
+
+    /// Gives one of the user's devices a new bearer token; the old one ends. This device uses its own new token from then
+    /// on. If the answer is lost, so is the token: another device of the user asks for a new one.
+    pub async fn new_token(&self, device: &DeviceName) -> Result<SecretString> {
+        let token = SecretString::from(self.api().new_token(device).await?.token);
+        if device == self.identity().device() {
+            self.identity().replace_token(self.store(), token.clone())?;
+            self.api().set_token(token.clone());
+        }
+        Ok(token)
+    }
+
     /// The device's pool on the server.
     pub async fn status(&self) -> Result<PoolStatus> {
         self.api().get_key_package_status().await
@@ -201,6 +253,17 @@ impl MlsClient {
         self.store().count_by_status()
     }
 
+    /// The number of rows of KeyPackages, of sets of private keys, and of rows without keys.
+    pub fn rows_and_keys(&self) -> Result<(usize, usize, usize)> {
+        let (store, pool) = (self.store(), self.pool());
+        let rows = store.metadata()?;
+        let mut without = 0;
+        for row in &rows {
+            without += usize::from(!pool.has_keys(&row.keypackage_ref)?);
+        }
+        Ok((rows.len(), store.count_keys()?, without))
+    }
+
     /// Reserves KeyPackages of another user's devices. Releases all of them and fails if one does not match the request
     /// or does not carry the current signature key of its device.
     pub async fn reserve(
@@ -218,7 +281,7 @@ impl MlsClient {
         };
         let Reserved { reservations, missing, unfit, .. } = self.membership().reserve(&request).await?;
         if let (true, Some(one)) = (reservations.is_empty(), unfit.first()) {
-            return Err(Error::UnfitKeyPackage { device: name_of(&one.device), source: one.why.clone().into() });
+            return Err(Error::UnfitKeyPackage { device: one.device.to_string(), source: one.why.clone().into() });
         }
         Ok(ReserveResponse { reservations, missing })
     }
@@ -264,10 +327,6 @@ impl MlsClient {
     #[must_use]
     pub fn pool(&self) -> KeyPackagePool<'_> {
         self.connection().pool()
-    }
-
-    pub(crate) fn now(&self) -> Timestamp {
-        self.device.settings.clock.now()
     }
 
     /// The local store.

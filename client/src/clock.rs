@@ -9,7 +9,7 @@ pub trait Clock: Send + Sync {
 }
 
 /// The client warns if its clock and the server's differ by more than this: other devices may refuse its signatures.
-pub(crate) const SKEW: SignedDuration = SignedDuration::from_mins(1);
+pub const MAX_SKEW: SignedDuration = SignedDuration::from_mins(1);
 
 /// How far this machine's clock is ahead of the server's. The server sends whole seconds.
 pub(crate) fn skew(here: Timestamp, there: Timestamp) -> SignedDuration {

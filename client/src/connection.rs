@@ -78,13 +78,26 @@ impl<'a> MlsConnection<'a> {
 
     /// Registers the device and stores its token at once, because the server shows the token only once. The call may be
     /// repeated until the token is used.
+    ///
+    /// A device that has a token already is registered anew, with new signature keys: the server had removed it. On an
+    /// error it stays as it was.
     pub async fn register(&self, identity: &mut DeviceIdentity) -> Result<()> {
+        let key = identity.begin_registration(self.store)?;
         let request = RegisterRequest { user: identity.user().clone(), device: identity.device().clone() };
-        let answer = self.api.register(&request, identity.registration_key()).await.map_err(|error| {
+        let answer = self.api.register(&request, Some(&key)).await.map_err(|error| {
             let lacks_token = matches!(error.problem(), Some(ProblemType::Unauthenticated | ProblemType::Forbidden));
-            if lacks_token { Error::NotEnrolled(Box::new(error)) } else { error }
+            if lacks_token {
+                Error::NotEnrolled { has_token: self.api.has_token(), source: Box::new(error) }
+            } else {
+                error
+            }
         })?;
-        identity.set_token(self.store, SecretString::from(answer.token))?;
+        let token = SecretString::from(answer.token);
+        if identity.token().is_some() {
+            identity.begin_anew(self.store, token)?;
+        } else {
+            identity.set_token(self.store, token)?;
+        }
         info!(device = identity.identity(), "registered");
         Ok(())
     }

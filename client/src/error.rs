@@ -1,7 +1,7 @@
 use std::{io, path::PathBuf, time::Duration};
 
 use jiff::SignedDuration;
-use keypool_openapi::{KeyPackageRef, ProblemType, ReservationId};
+use keypool_openapi::{KeyPackageRef, ProblemType, ReservationId, UserName};
 
 use crate::{key_package_status::KeyPackageStatus, leaf_identity::LeafIdentity};
 
@@ -11,7 +11,7 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 /// An error of another library, kept as the cause.
 pub type Cause = Box<dyn std::error::Error + Send + Sync>;
 
-/// An error of this crate. Its message says what is wrong; [`Error::hint`] says what to do.
+/// An error of this crate. Its message says what is wrong, and the description of its variant says what it means.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -70,6 +70,12 @@ pub enum Error {
     /// A passphrase was given, but the local store is not encrypted.
     #[error("a passphrase was given, but {} is not encrypted", .0.display())]
     NotEncrypted(PathBuf),
+    /// The passphrase cannot be used, because this program was built without the feature `sqlcipher`.
+    #[error("{} cannot be encrypted or decrypted: this program was built without encryption", .0.display())]
+    NoEncryption(PathBuf),
+    /// The database in the data directory belongs to another program, for example to a Keypool server.
+    #[error("{} is the database of another program, such as a Keypool server", .0.display())]
+    OtherProgram(PathBuf),
     /// The passphrase does not decrypt the local store.
     #[error("the passphrase does not open {}", .0.display())]
     WrongPassphrase(PathBuf),
@@ -171,22 +177,23 @@ pub enum Error {
     /// A KeyPackage pool's configuration breaks a rule.
     #[error("invalid KeyPackage pool configuration: {0}")]
     Config(String),
-    /// The arguments of the command cannot be used.
-    #[error("{0}")]
-    Usage(String),
-    /// The received items could not be printed.
-    #[error("could not print what was received: none of it is lost")]
-    Unprinted {
-        /// Why not.
-        source: io::Error,
+    /// A device cannot renew a group without itself. It leaves the group instead.
+    #[error("this device cannot renew a group without itself: leave the group instead")]
+    OwnDevice,
+    /// The server keeps no signature keys of a user, so there is nothing to compare.
+    #[error("the server keeps no signature keys of {user}, so there is nothing to compare")]
+    NoSignatureKeys {
+        /// The user.
+        user: UserName,
     },
-    /// A chat ended before all that was typed was sent.
-    #[error("not sent: {}", texts.join(", "))]
-    Unsent {
-        /// The texts, each quoted and with its group.
-        texts: Vec<String>,
-        /// Why not.
-        source: Box<Error>,
+    /// The server's directory has another signature key of this device than the device signs with. A refresh finishes a
+    /// change of the key; if the keys differ after it, the server is wrong.
+    #[error(
+        "the server's directory has another signature key of this device in ciphersuite {ciphersuite} than it signs with"
+    )]
+    WrongOwnKey {
+        /// The ciphersuite.
+        ciphersuite: u16,
     },
     /// The address of a server cannot be read.
     #[error("{0:?} is not the address of a server")]
@@ -194,6 +201,23 @@ pub enum Error {
     /// The server cannot be reached.
     #[error("cannot reach {server}")]
     Unreachable {
+        /// The server's address.
+        server: String,
+        /// Why not.
+        source: reqwest::Error,
+    },
+    /// The host in the server's address has no address in the network.
+    #[error("there is no host of {server}")]
+    UnknownHost {
+        /// The server's address.
+        server: String,
+        /// Why not.
+        source: reqwest::Error,
+    },
+    /// The server's certificate is not valid for its address, or no certificate authority that this machine trusts has
+    /// signed it.
+    #[error("the certificate of {server} is not trusted")]
+    Untrusted {
         /// The server's address.
         server: String,
         /// Why not.
@@ -232,8 +256,21 @@ pub enum Error {
         epoch: Option<u64>,
     },
     /// The server refused the registration for want of the right token.
-    #[error(transparent)]
-    NotEnrolled(Box<Error>),
+    #[error("{source}")]
+    NotEnrolled {
+        /// Whether a token was shown.
+        has_token: bool,
+        /// The server's answer.
+        source: Box<Error>,
+    },
+    /// A token belongs to another device.
+    #[error("this is the token of {found}, and not of {wanted}")]
+    TokenOfOther {
+        /// The device of the token.
+        found: String,
+        /// The device in the data directory.
+        wanted: String,
+    },
     /// The server refused this device's proof of membership, because the last Commit of the group asks for another one.
     #[error(
         "the group {group:?} cannot be changed any more: its last Commit asks for a proof that this device does not have"
@@ -289,8 +326,11 @@ impl Error {
     #[must_use]
     pub fn is_retryable(&self) -> bool {
         match self {
-            Self::Unreachable { .. } | Self::InUse(_) | Self::Unsent { .. } => true,
-            Self::Refused { status, .. } | Self::Answer { status, .. } => matches!(status, 429 | 500 | 502..=504),
+            Self::Unreachable { .. } | Self::UnknownHost { .. } | Self::InUse(_) => true,
+            // 520 to 527 are Cloudflare's, for a server behind it that cannot be reached.
+            Self::Refused { status, .. } | Self::Answer { status, .. } => {
+                matches!(status, 408 | 425 | 429 | 500 | 502..=504 | 520..=527)
+            }
             _ => false,
         }
     }
@@ -334,78 +374,12 @@ impl Error {
         }
     }
 
-    /// What to do, if the message does not say it.
-    #[must_use]
-    pub fn hint(&self) -> Option<&'static str> {
-        Some(match self {
-            Self::NotInitialised(_) => "run `keypool init --server URL --user NAME` first",
-            Self::NotRegistered(_) => "run the same `keypool init` again: it finishes the registration",
-            Self::OtherDevice { .. } => {
-                "choose another --data-dir for another device, or give the same server, user and device"
-            }
-            Self::InUse(_) => "wait until the other process has ended, or choose another --data-dir",
-            Self::File { .. } => "check that the directory exists and is yours, and that the disk has room",
-            Self::NewerStore { .. } => "use the version of keypool that wrote it, or a newer one",
-            Self::UnknownGroup(_) => "`keypool group list` lists those that this device is in",
-            Self::WrongIdentity { .. } => "ask the owner of the named device; the message was refused",
-            Self::GroupBehind { .. } => {
-                "run `keypool group renew GROUP --without USER/DEVICE`: it makes a new group with everybody else"
-            }
-            Self::FellBehind { .. } => {
-                "ask another member to remove this device's user from the group and to invite it again, or make a new group \
-                 with `keypool group renew GROUP`"
-            }
-            Self::ReadOnlyGroup { .. } => "use the new group of the same name",
-            Self::AmbiguousGroup { .. } => "give its whole id; `keypool group list` prints the ids",
-            Self::Encrypted(_) => "give its passphrase in KEYPOOL_PASSPHRASE or by --passphrase-file",
-            Self::NotEncrypted(_) => {
-                "omit the passphrase, or make a new device in another --data-dir: only `keypool init` can encrypt"
-            }
-            Self::WrongPassphrase(_) => {
-                "give the passphrase that `keypool init` used; if the file is damaged, restore a backup"
-            }
-            Self::TwoClients { .. } => {
-                "stop the other client, which uses a copy of this data directory; then run `keypool rotate` on the client \
-                 that you keep"
-            }
-            Self::Damaged(_) | Self::MissingKeys(_) => {
-                "restore the data directory from a backup, or make a new device in another --data-dir"
-            }
-            Self::Unprinted { .. } => {
-                "run `keypool receive` again with an output that works: it prints everything again"
-            }
-            Self::Unsent { .. } => "send it again, in a chat or with `keypool send`, when the server can be reached",
-            Self::ServerAddress(_) => "give it as http://HOST:PORT or https://HOST",
-            Self::Unreachable { .. } => "check that the server runs and that the address is right, then try again",
-            Self::Answer { .. } => {
-                "check that the address is that of a Keypool server, and that no proxy in front of it answers"
-            }
-            Self::LifetimeTooShort { .. } => "ask the server's operator to lower KEYPOOL_MIN_REMAINING",
-            Self::UnfitKeyPackage { .. } => {
-                "check this device's clock; otherwise the other device needs a program that makes other KeyPackages"
-            }
-            Self::InvalidKeyPackage { .. } | Self::ForeignKeyPackage { .. } => {
-                "do not add this device; tell its owner and the server's operator"
-            }
-            Self::Refused { kind: Some(ProblemType::AlreadyRegistered), .. } => {
-                "choose another --device, or use the data directory of the existing device"
-            }
-            Self::NotEnrolled(_) => {
-                "another device of a user needs --user-token: `keypool token` prints it on one of the user's devices"
-            }
-            Self::ProofRefused { .. } => "run `keypool group renew GROUP`: it makes a new group with all members",
-            Self::Refused { kind: Some(ProblemType::Unauthenticated), .. } => {
-                "the device was removed, or its token was replaced: make a new device in another --data-dir"
-            }
-            _ => return None,
-        })
-    }
-
     /// The type of the server's problem, as received.
-    pub(crate) fn code(&self) -> Option<&str> {
+    #[must_use]
+    pub fn code(&self) -> Option<&str> {
         match self {
             Self::Refused { code, .. } => Some(code),
-            Self::NotEnrolled(error) | Self::ProofRefused { source: error, .. } => error.code(),
+            Self::NotEnrolled { source, .. } | Self::ProofRefused { source, .. } => source.code(),
             _ => None,
         }
     }
@@ -415,7 +389,7 @@ impl Error {
     pub fn problem(&self) -> Option<ProblemType> {
         match self {
             Self::Refused { kind, .. } => *kind,
-            Self::NotEnrolled(error) => error.problem(),
+            Self::NotEnrolled { source, .. } => source.problem(),
             _ => None,
         }
     }
@@ -451,8 +425,12 @@ mod tests {
             epoch: None,
         };
         assert!(refused(503).is_retryable());
-        assert!(refused(429).is_retryable());
-        assert!(!refused(409).is_retryable());
+        for status in [408, 425, 429, 500, 502, 504, 520, 527] {
+            assert!(refused(status).is_retryable(), "{status}");
+        }
+        for status in [400, 401, 404, 409, 501, 505, 519, 528] {
+            assert!(!refused(status).is_retryable(), "{status}");
+        }
         assert!(!Error::Config(String::new()).is_retryable());
     }
 }

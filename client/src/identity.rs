@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, fmt, sync::Arc};
 
-use keypool_openapi::{DeviceName, UserName};
+use keypool_openapi::{DeviceName, UserName, device_name};
 use openmls::prelude::{BasicCredential, Ciphersuite, CredentialWithKey, MlsGroup};
 use openmls_basic_credential::SignatureKeyPair;
 use openmls_traits::OpenMlsProvider;
@@ -12,7 +12,6 @@ use uuid::Uuid;
 
 use crate::{
     api::server_address,
-    device_name::device_name,
     error::{Error, Result},
     storage::{IdentityRow, LocalStore},
 };
@@ -29,13 +28,13 @@ pub struct DeviceIdentity {
     server: String,
     user: UserName,
     device: DeviceName,
-    token: Option<SecretString>,
     registration_key: Option<String>,
-    keys: RwLock<Keys>,
+    secrets: RwLock<Secrets>,
 }
 
 #[derive(Default)]
-struct Keys {
+struct Secrets {
+    token: Option<SecretString>,
     signers: Signers,
     /// The key pairs that replace the signers. Each takes effect once the server has accepted it.
     next: Signers,
@@ -52,8 +51,8 @@ impl fmt::Debug for DeviceIdentity {
 
 impl DeviceIdentity {
     /// Creates and stores the identity of a new device, with a new signature key pair for each ciphersuite. If the
-    /// store already holds this identity, loads it and adds the new ciphersuites. Fails if the store holds another
-    /// identity.
+    /// store already holds this identity, loads it and adds the new ciphersuites. Replaces another identity that was
+    /// never registered. Fails if the store holds another identity that was.
     pub fn create(
         store: &LocalStore,
         server: &str,
@@ -63,27 +62,27 @@ impl DeviceIdentity {
         let server = server_address(server)?.to_string();
         let mut made = match Self::find(store)? {
             Some(found) if found.server == server && found.user == *user && found.device == *device => found,
-            Some(found) => {
+            Some(found) if found.token().is_some() => {
                 return Err(Error::OtherDevice {
                     found: format!("{} at {}", found.identity(), found.server),
                     wanted: format!("{} at {server}", device_name(user, device)),
                 });
             }
-            None => Self {
+            _ => Self {
                 server,
                 user: user.clone(),
                 device: device.clone(),
-                token: None,
                 registration_key: None,
-                keys: RwLock::default(),
+                secrets: RwLock::default(),
             },
         };
         store.transaction(|| {
-            if made.keys.get_mut().signers.is_empty() {
+            if made.secrets.get_mut().signers.is_empty() {
+                store.delete_identity()?;
                 made.registration_key = Some(Uuid::new_v4().to_string());
                 store.insert_identity(&made.row())?;
             }
-            let signers = &mut made.keys.get_mut().signers;
+            let signers = &mut made.secrets.get_mut().signers;
             for &ciphersuite in ciphersuites {
                 if !signers.contains_key(&u16::from(ciphersuite)) {
                     let signer = new_signer(store, ciphersuite)?;
@@ -101,7 +100,7 @@ impl DeviceIdentity {
             server: self.server.clone(),
             user: self.user.to_string(),
             device: self.device.to_string(),
-            token: self.token.clone(),
+            token: self.token(),
             registration_key: self.registration_key.clone(),
             signature_keys: Vec::new(),
             next_signature_keys: Vec::new(),
@@ -114,7 +113,7 @@ impl DeviceIdentity {
     ///
     /// `None` if an earlier change is not finished: that one has to end first.
     pub(crate) fn make_next_signers(&self, store: &LocalStore) -> Result<Option<Signers>> {
-        if !self.keys.read().next.is_empty() {
+        if !self.secrets.read().next.is_empty() {
             return Ok(None);
         }
         let next = |ciphersuite: Ciphersuite| {
@@ -128,13 +127,13 @@ impl DeviceIdentity {
     /// Begins to change the signature key of each ciphersuite. The next key pairs sign new KeyPackages at once; new
     /// groups use the old key pairs until the server has accepted the change.
     pub(crate) fn begin_change(&self, next: Signers) {
-        self.keys.write().next = next;
+        self.secrets.write().next = next;
     }
 
     /// The old and the next key pair of a ciphersuite whose change the server has not accepted yet.
     pub(crate) fn change(&self, ciphersuite: u16) -> Option<(Arc<SignatureKeyPair>, Arc<SignatureKeyPair>)> {
-        let keys = self.keys.read();
-        Some((Arc::clone(keys.signers.get(&ciphersuite)?), Arc::clone(keys.next.get(&ciphersuite)?)))
+        let secrets = self.secrets.read();
+        Some((Arc::clone(secrets.signers.get(&ciphersuite)?), Arc::clone(secrets.next.get(&ciphersuite)?)))
     }
 
     /// Records that the server has accepted the next key pair of a ciphersuite. Does nothing if no change is in
@@ -142,11 +141,43 @@ impl DeviceIdentity {
     pub(crate) fn accept_change(&self, store: &LocalStore, ciphersuite: u16) -> Result<()> {
         if self.change(ciphersuite).is_some() {
             store.use_next_signature_key(ciphersuite)?;
-            let mut keys = self.keys.write();
-            if let Some(next) = keys.next.remove(&ciphersuite) {
-                keys.signers.insert(ciphersuite, next);
+            let mut secrets = self.secrets.write();
+            if let Some(next) = secrets.next.remove(&ciphersuite) {
+                secrets.signers.insert(ciphersuite, next);
             }
         }
+        Ok(())
+    }
+
+    /// The Idempotency-Key with which this device registers once more, after the server has removed it. The token and the
+    /// keys stay until the server has accepted that.
+    pub(crate) fn begin_registration(&mut self, store: &LocalStore) -> Result<String> {
+        if let Some(key) = &self.registration_key {
+            return Ok(key.clone());
+        }
+        let key = Uuid::new_v4().to_string();
+        store.set_registration_key(&key)?;
+        self.registration_key = Some(key.clone());
+        Ok(key)
+    }
+
+    /// Begins anew with the token of another registration, and with new signature keys: the directory lists the old ones
+    /// as those of the device that was removed. The device's groups keep using the old key pairs.
+    pub(crate) fn begin_anew(&mut self, store: &LocalStore, token: SecretString) -> Result<()> {
+        let ciphersuites = self.ciphersuites();
+        let signers: Signers = store.transaction(|| {
+            store.set_token(&token)?;
+            let signer = |ciphersuite: Ciphersuite| {
+                let signer = new_signer(store, ciphersuite)?;
+                store.set_signature_key(ciphersuite.into(), signer.public())?;
+                Ok((ciphersuite.into(), signer))
+            };
+            store.forget_next_signature_keys()?;
+            store.supersede_all()?;
+            ciphersuites.into_iter().map(signer).collect::<Result<_>>()
+        })?;
+        *self.secrets.get_mut() = Secrets { token: Some(token), signers, next: Signers::new() };
+        self.registration_key = None;
         Ok(())
     }
 
@@ -171,13 +202,14 @@ impl DeviceIdentity {
         };
         let signers = signature_keys.into_iter().map(signer).collect::<Result<_>>()?;
         let next = next_signature_keys.into_iter().map(signer).collect::<Result<_>>()?;
-        Ok(Some(Self { server, user, device, token, registration_key, keys: RwLock::new(Keys { signers, next }) }))
+        let secrets = RwLock::new(Secrets { token, signers, next });
+        Ok(Some(Self { server, user, device, registration_key, secrets }))
     }
 
     /// Stores the bearer token from the registration.
     pub(crate) fn set_token(&mut self, store: &LocalStore, token: SecretString) -> Result<()> {
         store.set_token(&token)?;
-        self.token = Some(token);
+        self.secrets.get_mut().token = Some(token);
         self.registration_key = None;
         Ok(())
     }
@@ -202,8 +234,15 @@ impl DeviceIdentity {
 
     /// The bearer token; `None` until the device is registered.
     #[must_use]
-    pub fn token(&self) -> Option<&SecretString> {
-        self.token.as_ref()
+    pub fn token(&self) -> Option<SecretString> {
+        self.secrets.read().token.clone()
+    }
+
+    /// Stores a bearer token that replaces the present one.
+    pub(crate) fn replace_token(&self, store: &LocalStore, token: SecretString) -> Result<()> {
+        store.set_token(&token)?;
+        self.secrets.write().token = Some(token);
+        Ok(())
     }
 
     /// The credential's identity, `user/device`.
@@ -212,21 +251,17 @@ impl DeviceIdentity {
         device_name(&self.user, &self.device)
     }
 
-    /// The Idempotency-Key of the registration; `None` once the token is stored.
-    pub(crate) fn registration_key(&self) -> Option<&str> {
-        self.registration_key.as_deref()
-    }
-
     /// The ciphersuites in which the device keeps a pool.
     #[must_use]
     pub fn ciphersuites(&self) -> Vec<Ciphersuite> {
-        self.keys.read().signers.keys().filter_map(|number| Ciphersuite::try_from(*number).ok()).collect()
+        self.secrets.read().signers.keys().filter_map(|number| Ciphersuite::try_from(*number).ok()).collect()
     }
 
     /// The key pair that signs for a ciphersuite: the one in the server's directory.
     pub fn signer(&self, ciphersuite: Ciphersuite) -> Result<Arc<SignatureKeyPair>> {
-        let keys = self.keys.read();
-        keys.signers
+        let secrets = self.secrets.read();
+        secrets
+            .signers
             .get(&u16::from(ciphersuite))
             .cloned()
             .ok_or_else(|| Error::MissingKeys(format!("{} in the ciphersuite {ciphersuite:?}", self.identity())))
@@ -234,7 +269,7 @@ impl DeviceIdentity {
 
     /// The key pair that signs new KeyPackages of a ciphersuite: during a change of the signature key, the next one.
     pub(crate) fn key_package_signer(&self, ciphersuite: Ciphersuite) -> Result<Arc<SignatureKeyPair>> {
-        let next = self.keys.read().next.get(&u16::from(ciphersuite)).cloned();
+        let next = self.secrets.read().next.get(&u16::from(ciphersuite)).cloned();
         next.map_or_else(|| self.signer(ciphersuite), Ok)
     }
 
@@ -288,12 +323,18 @@ mod tests {
         assert!(matches!(DeviceIdentity::load(&store), Err(Error::NotInitialised(_))));
         let mut made = create(&store, "http://localhost:8080", "alice", "laptop").unwrap();
         let again = create(&store, "http://localhost:8080", "alice", "laptop").unwrap();
-        assert!(made.registration_key().is_some_and(|key| key.len() >= 32));
-        assert_eq!(again.registration_key(), made.registration_key());
+        assert!(made.registration_key.as_ref().is_some_and(|key| key.len() >= 32));
+        assert_eq!(again.registration_key, made.registration_key);
+        // As long as there is no token, any other device may be made instead.
+        let other = create(&store, "http://localhost:8081", "bob", "phone").unwrap();
+        assert_eq!((other.identity().as_str(), other.ciphersuites()), ("bob/phone", vec![CIPHERSUITE]));
+        assert_ne!(other.registration_key, made.registration_key);
+        assert_eq!(store.count("openmls_signature_keys"), 1, "the keys of the other one are deleted");
+        made = create(&store, "http://localhost:8080", "alice", "laptop").unwrap();
         made.set_token(&store, "keypool_1".into()).unwrap();
         let found = create(&store, "http://localhost:8080/", "alice", "laptop").unwrap();
         assert_eq!(found.signer(CIPHERSUITE).unwrap().public(), made.signer(CIPHERSUITE).unwrap().public());
-        assert!(found.token().is_some() && found.registration_key().is_none());
+        assert!(found.token().is_some() && found.registration_key.is_none());
         for (server, user, device) in [
             ("http://other", "alice", "laptop"),
             ("http://localhost:8080", "bob", "laptop"),

@@ -3,8 +3,6 @@
 use keypool_openapi::DeviceOf;
 use openmls::prelude::{Ciphersuite, Credential, CredentialType};
 
-use crate::device_name::parse_device;
-
 /// The identity that a leaf claims: its credential and its signature key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LeafIdentity {
@@ -23,7 +21,7 @@ impl LeafIdentity {
     #[must_use]
     pub fn device(&self) -> Option<DeviceOf> {
         let is_basic = self.credential.credential_type() == CredentialType::Basic;
-        is_basic.then(|| parse_device(str::from_utf8(self.credential.serialized_content()).ok()?)).flatten()
+        is_basic.then(|| str::from_utf8(self.credential.serialized_content()).ok()?.parse().ok()).flatten()
     }
 
     /// The identity of the credential as text.

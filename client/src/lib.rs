@@ -5,7 +5,7 @@
 //! ([`MlsMembership::invite`]), and joins groups from a Welcome ([`MlsClient::join`]). It stores everything in one
 //! SQLite file, the [`LocalStore`]: private keys in OpenMLS's own tables, and only metadata in ours.
 //!
-//! The `keypool` command is this library with a command line.
+//! The `keypool` command, the crate `keypool-cli`, is this library with a command line.
 //!
 //! # Example
 //!
@@ -58,12 +58,9 @@
 //! ```
 
 mod api;
-pub mod cli;
 mod client;
 mod clock;
 mod connection;
-mod device_name;
-mod doctor;
 mod error;
 mod groups;
 mod identity;
@@ -77,11 +74,10 @@ mod safety_number;
 mod storage;
 mod text;
 
-pub use api::{ApiClient, DEFAULT_TIMEOUT};
+pub use api::{ApiClient, DEFAULT_TIMEOUT, OnRetry, is_in_the_clear};
 pub use client::{MlsClient, NewDevice, Settings};
-pub use clock::{Clock, ManualClock, SystemClock};
+pub use clock::{Clock, MAX_SKEW, ManualClock, SystemClock};
 pub use connection::MlsConnection;
-pub use doctor::{Check, Verdict};
 pub use error::{Cause, Error, Result};
 pub use groups::{
     DeviceChange, Event, Group, GroupState, Incoming, Invitation, Invited, MlsMembership, Removed, Renewed, UnfitDevice,
@@ -89,6 +85,8 @@ pub use groups::{
 pub use identity::{CIPHERSUITE, DeviceIdentity};
 pub use identity_check::{Checking, IdentityCheck, Notice, Standing};
 pub use key_package_status::KeyPackageStatus;
+/// The types of the server's API.
+pub use keypool_openapi as wire;
 pub use leaf_identity::LeafIdentity;
 pub use openmls;
 pub use pool::{KeyPackagePool, KeyPackagePoolConfig, OnProgress, Progress};

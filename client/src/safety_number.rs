@@ -1,12 +1,11 @@
 //! Safety numbers: two people compare them to know that the server gave both the right keys.
 
-use keypool_openapi::{Device, SignatureKey, UserName, signature_key_fingerprint};
+use keypool_openapi::{Device, SignatureKey, UserName, device_name, signature_key_fingerprint};
 use openmls::prelude::Ciphersuite;
 use serde::Serialize;
 use sha2::{Digest, Sha512};
 
 use crate::{
-    device_name::device_name,
     error::{Error, Result},
     groups::MlsMembership,
 };
@@ -49,9 +48,7 @@ impl MlsMembership<'_> {
         let theirs = api.devices(user).await?.devices;
         let keys = keys_of(user, &theirs);
         if keys.is_empty() {
-            return Err(Error::Usage(format!(
-                "the server keeps no signature keys of {user}, so there is nothing to compare"
-            )));
+            return Err(Error::NoSignatureKeys { user: user.clone() });
         }
         let mut halves = [digits(own_user, &own), digits(user, &theirs)];
         halves.sort_unstable();
@@ -63,9 +60,7 @@ impl MlsMembership<'_> {
         for key in device.into_iter().flat_map(|device| &device.signature_keys) {
             let signer = Ciphersuite::try_from(key.ciphersuite).ok().and_then(|suite| self.identity.signer(suite).ok());
             if signer.is_some_and(|signer| signer.public() != key.signature_key.0) {
-                let found = "the server's directory has another signature key of this device than it signs with; run \
-                             `keypool refresh`, and if that does not help, tell the server's operator";
-                return Err(Error::Usage(found.to_owned()));
+                return Err(Error::WrongOwnKey { ciphersuite: key.ciphersuite });
             }
         }
         Ok(())

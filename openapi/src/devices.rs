@@ -1,8 +1,13 @@
+use std::{fmt, str::FromStr};
+
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
-use crate::{DeviceName, MAX_LOOKUP_USERS, PreviousSignatureKey, SignatureKey, UserName, list, or_default};
+use crate::{
+    DeviceName, InvalidId, MAX_LOOKUP_USERS, PreviousSignatureKey, SignatureKey, UserName, device_name, list,
+    or_default,
+};
 
 /// A device to register.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
@@ -132,4 +137,21 @@ pub struct DeviceOf {
     /// The device's name.
     #[schema(example = "phone")]
     pub device: DeviceName,
+}
+
+impl fmt::Display for DeviceOf {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&device_name(&self.user, &self.device))
+    }
+}
+
+impl FromStr for DeviceOf {
+    type Err = InvalidId;
+
+    /// Reads `user/device`. A user's name may have slashes, a device's name has none.
+    fn from_str(text: &str) -> Result<Self, InvalidId> {
+        let invalid = || InvalidId { what: "invalid device", why: "it has to be USER/DEVICE" };
+        let (user, device) = text.rsplit_once('/').ok_or_else(invalid)?;
+        Ok(Self { user: user.parse()?, device: device.parse()? })
+    }
 }

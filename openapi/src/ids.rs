@@ -18,8 +18,8 @@ use crate::{MAX_GROUP_ID_SIZE, parsed};
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{what}: {why}")]
 pub struct InvalidId {
-    what: &'static str,
-    why: &'static str,
+    pub(crate) what: &'static str,
+    pub(crate) why: &'static str,
 }
 
 /// Makes a type a string in JSON: written by its `Display`, read by its `FromStr`.
@@ -129,6 +129,12 @@ name!(
     "invalid device name",
     check_device_name
 );
+
+/// The identity in a device's credential, `user/device`.
+#[must_use]
+pub fn device_name(user: &UserName, device: &DeviceName) -> String {
+    format!("{user}/{device}")
+}
 
 /// The hash that names a KeyPackage (RFC 9420, section 5.2), lower-case hex on the wire.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, ToSchema)]

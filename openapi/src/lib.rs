@@ -31,6 +31,7 @@ pub use devices::{
 };
 pub use ids::{
     Base64Bytes, DeviceName, GroupId, InvalidId, KeyPackageRef, MAX_USER_NAME_SIZE, ReservationId, UserName,
+    device_name,
 };
 pub use inventory::{InventoryItem, InventoryPage, InventoryQuery, inventory_digest};
 pub use messages::{

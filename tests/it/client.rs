@@ -10,6 +10,7 @@ mod command;
 mod concurrency;
 mod crash;
 mod delivery;
+mod everyday;
 mod first_come;
 mod foreign;
 mod groups;

@@ -202,10 +202,11 @@ fn warnings(source: &str) -> Vec<String> {
     source.split("tracing::warn!(").skip(1).map(text).collect()
 }
 
-/// Of the crates that the two programs are made of, which does not include what runs in the compiler alone, all are in the text that goes with the image, and no others.
+/// The text that goes with the image lists the crates that the two programs are made of, and no others. It leaves out what
+/// runs in the compiler alone.
 #[test]
 fn the_licenses_of_the_image_are_current() {
-    let packages = ["--package", "keypool-server", "--package", "keypool-client"];
+    let packages = ["--package", "keypool-server", "--package", "keypool-cli"];
     let tree = cargo()
         .args(["tree", "--locked", "--edges", "normal,no-proc-macro", "--prefix", "none", "--target", TARGET])
         .args(packages)
@@ -277,7 +278,7 @@ fn a_program_alone_is_built_from_the_dependencies_of_the_whole_workspace() {
     let workspace = compiled(&["--workspace", "--edges", "normal,build,dev"]);
     assert!(workspace.len() > 300, "{}", workspace.len());
     // The server has SQLite where the client has SQLCipher; a test has more of chrono than the client.
-    for (package, own) in [("keypool-server", "libsqlite3-sys "), ("keypool-client", "chrono ")] {
+    for (package, own) in [("keypool-server", "libsqlite3-sys "), ("keypool-cli", "chrono ")] {
         let alone = compiled(&["--package", package, "--edges", "normal,build"]);
         let again: Vec<_> = alone.difference(&workspace).filter(|line| !line.starts_with(own)).collect();
         assert!(again.is_empty(), "{package} alone builds these again: run `cargo hakari generate`: {again:?}");

@@ -34,7 +34,8 @@ fn is_there(name: &str, sources: &[(String, String)]) -> bool {
 #[test]
 fn every_test_that_the_threat_model_names_is_there() {
     let page = fs::read_to_string(repository().join("docs/threat-model.md")).unwrap();
-    let sources = ["tests/it", "server/src", "client/src"].map(|name| texts(&repository().join(name), &["rs"]));
+    let sources =
+        ["tests/it", "server/src", "client/src", "cli/src"].map(|name| texts(&repository().join(name), &["rs"]));
     let all = sources.concat();
     let is_known = |name: &&str| {
         if is_file(name) {

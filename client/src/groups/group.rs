@@ -9,7 +9,6 @@ use openmls_traits::OpenMlsProvider as _;
 
 use super::membership::MlsMembership;
 use crate::{
-    device_name::parse_device,
     error::{Error, Result},
     identity::CIPHERSUITE,
     storage::{GroupRow, RefusedCommit},
@@ -245,7 +244,7 @@ pub(super) fn join_config() -> MlsGroupJoinConfig {
 pub(super) fn members_of(group: &MlsGroup) -> Vec<(LeafNodeIndex, DeviceOf)> {
     let member = |member: Member| {
         let name = String::from_utf8(member.credential.serialized_content().to_vec()).ok()?;
-        Some((member.index, parse_device(&name)?))
+        Some((member.index, name.parse().ok()?))
     };
     group.members().filter_map(member).collect()
 }

@@ -2,7 +2,10 @@
 
 use std::collections::BTreeSet;
 
-use keypool_openapi::{Base64Bytes, DeviceOf, MissingDevice, Reservation, ReserveRequest, Undelivered, UserName};
+use keypool_openapi::{
+    Base64Bytes, DeviceOf, MAX_TARGETS, MissingDevice, MissingReason, ProblemType, Reservation, ReserveRequest,
+    Undelivered, UserName,
+};
 use tracing::info;
 
 use super::{
@@ -31,9 +34,36 @@ pub struct Invited {
     pub notices: Vec<Notice>,
 }
 
+impl Invited {
+    fn extend(&mut self, other: Self) {
+        self.added.extend(other.added);
+        self.missing.extend(other.missing);
+        self.unfit.extend(other.unfit);
+        self.undelivered.extend(other.undelivered);
+        self.notices.extend(other.notices);
+    }
+}
+
+/// The reason in `missing` for a problem that says that nothing could be reserved.
+fn missing_reason(problem: ProblemType) -> Option<MissingReason> {
+    Some(match problem {
+        ProblemType::UnknownUser => MissingReason::UnknownUser,
+        ProblemType::UnknownDevice => MissingReason::UnknownDevice,
+        ProblemType::PoolExhausted => MissingReason::PoolExhausted,
+        ProblemType::PoolExpired => MissingReason::PoolExpired,
+        ProblemType::NoMatchingCiphersuite => MissingReason::NoMatchingCiphersuite,
+        _ => return None,
+    })
+}
+
+fn missing(user: &UserName, reason: MissingReason) -> MissingDevice {
+    MissingDevice { user: user.clone(), device: None, reason, ciphersuites: Vec::new() }
+}
+
 impl MlsMembership<'_> {
     /// Adds all devices of some users to a group: reserves a KeyPackage of each, and commits. The server accepts the
-    /// Commit, the spends and the Welcome together, or none of them.
+    /// Commit, the spends and the Welcome together, or none of them. More users than one call to the server takes are
+    /// added by several Commits; after an error, repeat the call: members are spared.
     ///
     /// If another Commit came first, merges that one and commits again, with the same reservations except those of
     /// devices that are now members. Replaces a reservation that lapsed and went to another adder. If the answer does
@@ -50,6 +80,26 @@ impl MlsMembership<'_> {
         users: &[UserName],
         only: Option<&[DeviceOf]>,
     ) -> Result<Invited> {
+        let (mut all, mut refused) = (Invited::default(), None);
+        for users in users.chunks(MAX_TARGETS) {
+            match self.invite_at_once(group_id, users, only).await {
+                Ok(invited) => all.extend(invited),
+                Err(error) => {
+                    // The server reserves for the other users although it has nothing of these.
+                    let Some(reason) = error.problem().and_then(missing_reason) else { return Err(error) };
+                    all.missing.extend(users.iter().map(|user| missing(user, reason)));
+                    refused.get_or_insert(error);
+                }
+            }
+        }
+        match refused {
+            Some(error) if all.added.is_empty() => Err(error),
+            _ => Ok(all),
+        }
+    }
+
+    /// Adds as many users as one call to the server takes.
+    async fn invite_at_once(&self, group_id: &[u8], users: &[UserName], only: Option<&[DeviceOf]>) -> Result<Invited> {
         self.settle_in_turn().await?;
         self.check_writable(group_id)?;
         let request = ReserveRequest {

@@ -17,7 +17,6 @@ use super::{
     refusal::{lacks_proposal, reason_of},
 };
 use crate::{
-    device_name::name_of,
     error::{Error, Result},
     identity_check::{NewLeaves, Notice, Standings, check_sender},
     leaf_identity::credential_name,
@@ -87,7 +86,7 @@ impl MlsMembership<'_> {
             MessageKind::Commit => self.is_next(message),
             MessageKind::Message | MessageKind::Unreadable => false,
         };
-        let by = signer.unwrap_or_else(|| name_of(&message.from));
+        let by = signer.unwrap_or_else(|| message.from.to_string());
         Ok(if is_refused { Event::Refused { kind, by, reason, why } } else { Event::Ignored { why } })
     }
 

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use keypool_openapi::{DeviceOf, MAX_TARGETS, UserName};
+use keypool_openapi::{DeviceOf, UserName};
 use openmls::prelude::MlsGroup;
 use tracing::warn;
 
@@ -14,7 +14,6 @@ use super::{
     messages::{Content, log_undelivered},
 };
 use crate::{
-    device_name::{name_of, parse_device},
     error::{Error, Result},
     leaf_identity::credential_name,
     storage::RefusedCommit,
@@ -48,11 +47,9 @@ impl MlsMembership<'_> {
         let own = self.own_device();
         for device in without {
             if *device == own {
-                return Err(Error::Usage(
-                    "this device cannot renew a group without itself: leave the group instead".to_owned(),
-                ));
+                return Err(Error::OwnDevice);
             }
-            let member = name_of(device);
+            let member = device.to_string();
             // The sender of a refused external Commit is not a member, but may be named here.
             if !members.contains(device) && refused.as_ref().is_none_or(|refused| refused.by != member) {
                 return Err(Error::NotAMember { member, group: self.group_name(group_id)? });
@@ -60,7 +57,10 @@ impl MlsMembership<'_> {
         }
         let others: Vec<_> = members.into_iter().filter(|one| *one != own && !without.contains(one)).collect();
         let new = self.create_group_of(old.ciphersuite(), &self.group_name(group_id)?)?;
-        let invited = match self.invite_all(&new.group_id, &others).await {
+        let users: BTreeSet<UserName> = others.iter().map(|device| device.user.clone()).collect();
+        let users: Vec<_> = users.into_iter().collect();
+        // With no other devices of these users.
+        let invited = match self.invite_only(&new.group_id, &users, Some(&others)).await {
             Ok(invited) => invited,
             Err(error) => {
                 // No other device is in the new group.
@@ -77,22 +77,6 @@ impl MlsMembership<'_> {
             Err(error) => warn!(%error, "could not tell the other members which group this one replaces"),
         }
         Ok(Renewed { group: self.find_group(&new.id)?, invited })
-    }
-
-    /// Invites these devices, but no other devices of their users.
-    async fn invite_all(&self, group_id: &[u8], devices: &[DeviceOf]) -> Result<Invited> {
-        let users: BTreeSet<UserName> = devices.iter().map(|device| device.user.clone()).collect();
-        let users: Vec<_> = users.into_iter().collect();
-        let mut all = Invited::default();
-        for users in users.chunks(MAX_TARGETS) {
-            let invited = self.invite_only(group_id, users, Some(devices)).await?;
-            all.added.extend(invited.added);
-            all.missing.extend(invited.missing);
-            all.unfit.extend(invited.unfit);
-            all.undelivered.extend(invited.undelivered);
-            all.notices.extend(invited.notices);
-        }
-        Ok(all)
     }
 
     /// Processes a member's claim that the group `new` replaces another one. Accepts it only if this device refused a
@@ -129,8 +113,8 @@ impl MlsMembership<'_> {
 
 /// Whether two members are devices of the same user.
 fn is_same_user(one: &str, other: &str) -> bool {
-    match (parse_device(one), parse_device(other)) {
-        (Some(one), Some(other)) => one.user == other.user,
+    match (one.parse::<DeviceOf>(), other.parse::<DeviceOf>()) {
+        (Ok(one), Ok(other)) => one.user == other.user,
         _ => one == other,
     }
 }

@@ -1,7 +1,7 @@
 //! Reserves KeyPackages and checks them: the server is not trusted to hand out the right ones.
 
 use keypool_openapi::{
-    DeviceOf, MissingDevice, ReleaseRequest, Reservation, ReserveRequest, ReserveResponse, UserName,
+    DeviceOf, MissingDevice, ReleaseRequest, Reservation, ReserveRequest, ReserveResponse, UserName, device_name,
 };
 use openmls::prelude::{BasicCredential, KeyPackage, KeyPackageVerifyError, MlsMessageBodyIn, ProtocolVersion};
 use openmls_traits::OpenMlsProvider;
@@ -10,7 +10,6 @@ use tracing::warn;
 use super::{encoding::decode, membership::MlsMembership};
 use crate::{
     api::ApiClient,
-    device_name::device_name,
     error::{Cause, Error, Result},
     identity_check::{NewLeaves, Notice, Standings},
     key_package_ref::keypackage_ref,

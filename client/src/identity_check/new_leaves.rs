@@ -11,7 +11,6 @@ use openmls::prelude::{
 
 use super::{Notice, Standing};
 use crate::{
-    device_name::name_of,
     error::{Error, Result},
     leaf_identity::{LeafIdentity, credential_name},
     storage::LocalStore,
@@ -289,7 +288,7 @@ pub(crate) fn check_sender(credential: &Credential, from: &DeviceOf, ciphersuite
         LeafIdentity { credential: credential.clone(), signature_key: Vec::new(), ciphersuite, reserved_for: None };
     match leaf.device() {
         Some(device) if device != *from => {
-            Err(Error::WrongIdentity { member: leaf.name(), why: format!("it was sent by {}", name_of(from)) })
+            Err(Error::WrongIdentity { member: leaf.name(), why: format!("it was sent by {}", from.to_string()) })
         }
         _ => Ok(()),
     }

@@ -41,8 +41,8 @@ impl KeyPackagePool<'_> {
         let total = count + usize::from(last_resort);
         let provider = self.store.provider();
         let signer = identity.key_package_signer(ciphersuite)?;
-        let signer = PreparedSigner::new(&signer)
-            .map_err(|error| Error::mls("read the signature key pair")(error.into()))?;
+        let signer =
+            PreparedSigner::new(&signer).map_err(|error| Error::mls("read the signature key pair")(error.into()))?;
         self.store.transaction(|| {
             for index in 0..total {
                 self.generate_one((&provider, &signer), (identity, ciphersuite), index == count, now)?;

@@ -96,7 +96,8 @@ pub struct RefreshReport {
 
 impl RefreshReport {
     /// A report of a refresh that has done nothing yet.
-    pub(crate) fn new(pool: PoolStatus) -> Self {
+    #[must_use]
+    pub fn new(pool: PoolStatus) -> Self {
         let warnings = pool
             .draining
             .iter()

@@ -5,7 +5,7 @@ use keypool_openapi::{KeyPackageRef, MAX_REVOCATIONS, RevokeRequest};
 
 use super::report::{RefreshReport, Warning};
 use crate::{
-    clock::{SKEW, skew},
+    clock::{MAX_SKEW, skew},
     connection::MlsConnection,
     error::{Error, Result},
     groups::MlsMembership,
@@ -58,7 +58,7 @@ impl MlsConnection<'_> {
         let mut report = RefreshReport::new(self.api.get_key_package_status().await?);
         let (here, there) = (self.now(), report.pool.at);
         let skew = skew(here, there);
-        if skew.abs() > SKEW {
+        if skew.abs() > MAX_SKEW {
             report.warnings.push(Warning::ClockSkew { seconds: skew.as_secs() });
         }
         let now = here.min(there);

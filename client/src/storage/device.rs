@@ -51,6 +51,16 @@ impl LocalStore {
             .map_err(Error::storage("read the identity"))
     }
 
+    /// Deletes the identity of a device that was never registered, with its keys and KeyPackages: nobody has seen them.
+    pub(crate) fn delete_identity(&self) -> Result<()> {
+        self.connection()
+            .execute_batch(
+                "DELETE FROM device_identity; DELETE FROM device_ciphersuites; DELETE FROM openmls_signature_keys;
+                 DELETE FROM keypackage_pool_metadata; DELETE FROM openmls_key_packages",
+            )
+            .map_err(Error::storage("delete an identity that was never registered"))
+    }
+
     /// Writes the identity of a new device, without its ciphersuites.
     pub(crate) fn insert_identity(&self, identity: &IdentityRow) -> Result<()> {
         let IdentityRow { server, user, device, token, registration_key, .. } = identity;
@@ -69,6 +79,22 @@ impl LocalStore {
         self.connection()
             .execute("UPDATE device_identity SET token = ?1, registration_key = NULL", [token.expose_secret()])
             .map_err(Error::storage("write the token"))?;
+        Ok(())
+    }
+
+    /// Sets the Idempotency-Key of a further registration, until its token is stored.
+    pub(crate) fn set_registration_key(&self, key: &str) -> Result<()> {
+        self.connection()
+            .execute("UPDATE device_identity SET registration_key = ?1", [key])
+            .map_err(Error::storage("write the key of the registration"))?;
+        Ok(())
+    }
+
+    /// Drops changes of signature keys that the server has not accepted.
+    pub(crate) fn forget_next_signature_keys(&self) -> Result<()> {
+        self.connection()
+            .execute("UPDATE device_ciphersuites SET next_signature_key = NULL", [])
+            .map_err(Error::storage("drop the next signature keys"))?;
         Ok(())
     }
 

@@ -8,6 +8,9 @@ use std::{
 
 use crate::error::{Error, Result};
 
+/// The name of the database in the data directory.
+pub(super) const FILE: &str = "device.db";
+
 /// The lock on a data directory. Dropping it unlocks the directory.
 #[derive(Debug)]
 pub(super) struct Lock(File);
@@ -52,6 +55,18 @@ pub(super) fn private_file(path: &Path) -> Result<File> {
     file.set_permissions(std::os::unix::fs::PermissionsExt::from_mode(0o600))
         .map_err(file_error("restrict the permissions of", path))?;
     Ok(file)
+}
+
+/// Takes the side files of a database away from other users: one that somebody else's backup put back may have any mode.
+pub(super) fn private_side_files(database: &Path) -> Result<()> {
+    for suffix in ["-wal", "-shm"] {
+        let mut path = database.as_os_str().to_owned();
+        path.push(suffix);
+        if Path::new(&path).exists() {
+            private_file(path.as_ref())?;
+        }
+    }
+    Ok(())
 }
 
 /// The beginning of a file: what kind of database it is.

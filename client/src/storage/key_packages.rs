@@ -9,7 +9,6 @@ use strum::IntoEnumIterator as _;
 
 use super::{column::Sql, store::LocalStore};
 use crate::{
-    device_name::name_of,
     error::{Error, Result},
     key_package_status::KeyPackageStatus,
 };
@@ -241,7 +240,7 @@ impl LocalStore {
             params![
                 Sql(keypackage_ref),
                 Sql(&info.reservation_id),
-                info.reserved_by.as_ref().map(name_of),
+                info.reserved_by.as_ref().map(ToString::to_string),
                 Sql(&info.expires_at),
                 Sql(&now),
             ],
@@ -255,7 +254,7 @@ impl LocalStore {
             "spent_by = ?2, spent_group_id = ?3",
             params![
                 Sql(keypackage_ref),
-                spending.by.as_ref().map(name_of),
+                spending.by.as_ref().map(ToString::to_string),
                 spending.group_id.as_ref().map(|group_id| &group_id.0),
             ],
         )

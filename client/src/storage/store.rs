@@ -7,22 +7,21 @@ use std::{
 
 use parking_lot::{ReentrantMutex, ReentrantMutexGuard};
 use rusqlite::Connection;
-use secrecy::{ExposeSecret, SecretString};
+use secrecy::SecretString;
 
 use super::{
-    files::{Beginning, Lock, beginning, file_error, lock, make_directory, private_file},
+    files::{Beginning, FILE, Lock, beginning, file_error, lock, make_directory, private_file, private_side_files},
+    former_name::{FORMER_FILE, rename_former},
+    open::{check_application, open},
     provider::{Provider, SqliteStorage},
     schema,
     turns::Turns,
 };
 use crate::error::{Error, Result};
 
-/// The name of the database in the data directory.
-const FILE: &str = "keypool.db";
-
 /// One SQLite file, mode 0600, in a data directory: OpenMLS's tables, the metadata of the KeyPackage pool, and the
 /// device's identity. All use one connection, so that keys and metadata change in one transaction. SQLCipher encrypts
-/// the whole file if it was created with a passphrase.
+/// the whole file if it was created with a passphrase, which takes the feature `sqlcipher` of this crate.
 ///
 /// Only one process at a time can open it. Its threads take turns: one has the connection for the length of a
 /// transaction.
@@ -48,11 +47,15 @@ impl LocalStore {
         let lock = lock(directory)?;
         let path = directory.join(FILE);
         if matches!(beginning(&path)?, Beginning::Nothing) {
+            rename_former(directory, passphrase)?;
+        }
+        if matches!(beginning(&path)?, Beginning::Nothing) {
             create(directory, &path, passphrase)?;
         }
         private_file(&path)?;
-        let mut connection = Connection::open(&path).map_err(Error::storage("open the database"))?;
-        unlock(&connection, &path, passphrase)?;
+        private_side_files(&path)?;
+        let mut connection = open(&path, passphrase)?;
+        check_application(&connection, &path)?;
         configure(&connection).map_err(Error::storage("set up the connection"))?;
         migrate_openmls(&mut connection)?;
         schema::migrate(&mut connection)?;
@@ -67,8 +70,11 @@ impl LocalStore {
 
     /// Whether the data directory holds an encrypted store.
     pub fn is_encrypted(directory: &Path) -> Result<bool> {
-        let path = directory.join(FILE);
-        Ok(!matches!(beginning(&path)?, Beginning::Nothing | Beginning::Plain))
+        let database = match beginning(&directory.join(FILE))? {
+            Beginning::Nothing => beginning(&directory.join(FORMER_FILE))?,
+            found => found,
+        };
+        Ok(matches!(database, Beginning::Other))
     }
 
     /// The data directory.
@@ -123,8 +129,8 @@ impl LocalStore {
 /// Creates the database with OpenMLS's tables under another name, and renames it when it is complete. OpenMLS runs a
 /// migration and records it in two transactions, so a crash between them would leave a file that cannot be repaired.
 fn create(directory: &Path, path: &Path, passphrase: Option<&SecretString>) -> Result<()> {
-    let new = directory.join("keypool.db.new");
-    for left_over in [new.clone(), directory.join("keypool.db.new-journal")] {
+    let new = directory.join("device.db.new");
+    for left_over in [new.clone(), directory.join("device.db.new-journal")] {
         match fs::remove_file(&left_over) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
                 return Err(file_error("remove", &left_over)(error));
@@ -133,8 +139,7 @@ fn create(directory: &Path, path: &Path, passphrase: Option<&SecretString>) -> R
         }
     }
     private_file(&new)?;
-    let mut connection = Connection::open(&new).map_err(Error::storage("create the database"))?;
-    unlock(&connection, &new, passphrase)?;
+    let mut connection = open(&new, passphrase)?;
     migrate_openmls(&mut connection)?;
     connection.close().map_err(|(_, error)| Error::storage("create the database")(error))?;
     fs::rename(&new, path).map_err(file_error("put the database at", path))
@@ -144,29 +149,6 @@ fn migrate_openmls(connection: &mut Connection) -> Result<()> {
     SqliteStorage::<&mut Connection>::new(connection)
         .run_migrations()
         .map_err(|error| Error::Migration(Box::new(error)))
-}
-
-/// Gives SQLCipher the passphrase, and checks that it is correct.
-fn unlock(connection: &Connection, path: &Path, passphrase: Option<&SecretString>) -> Result<()> {
-    match (beginning(path)?, passphrase) {
-        (Beginning::Plain, Some(_)) => return Err(Error::NotEncrypted(path.to_owned())),
-        (Beginning::Other, None) => return Err(Error::Encrypted(path.to_owned())),
-        (_, None) => return Ok(()),
-        (_, Some(passphrase)) => {
-            connection
-                .pragma_update(None, "key", passphrase.expose_secret())
-                // Silence SQLCipher's log: our errors say what is wrong. Setting the key enables the log, so do this
-                // after it.
-                .and_then(|()| connection.execute_batch("PRAGMA cipher_log_level = NONE"))
-                .map_err(Error::storage("set the passphrase"))?;
-        }
-    }
-    match connection.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get::<_, i64>(0)) {
-        Err(rusqlite::Error::SqliteFailure(failure, _)) if failure.code == rusqlite::ErrorCode::NotADatabase => {
-            Err(Error::WrongPassphrase(path.to_owned()))
-        }
-        other => other.map(drop).map_err(Error::storage("read the database")),
-    }
 }
 
 fn configure(connection: &Connection) -> rusqlite::Result<()> {

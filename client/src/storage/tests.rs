@@ -25,8 +25,10 @@ fn only_the_owner_can_read_the_files() {
     let parent = tempfile::tempdir().unwrap();
     let directory = parent.path().join("new/er");
     fs::create_dir_all(&directory).unwrap();
-    fs::write(directory.join("keypool.db"), b"").unwrap();
-    fs::set_permissions(directory.join("keypool.db"), fs::Permissions::from_mode(0o644)).unwrap();
+    for name in ["device.db", "device.db-wal", "device.db-shm"] {
+        fs::write(directory.join(name), b"").unwrap();
+        fs::set_permissions(directory.join(name), fs::Permissions::from_mode(0o644)).unwrap();
+    }
     let store = LocalStore::open(&directory).unwrap();
     store.transaction(|| store.set_token(&"keypool_x".into())).unwrap();
     for entry in fs::read_dir(&directory).unwrap() {
@@ -39,10 +41,10 @@ fn only_the_owner_can_read_the_files() {
 #[test]
 fn a_database_that_was_not_finished_is_made_anew() {
     let directory = tempfile::tempdir().unwrap();
-    let half = Connection::open(directory.path().join("keypool.db.new")).unwrap();
+    let half = Connection::open(directory.path().join("device.db.new")).unwrap();
     half.execute_batch("CREATE TABLE openmls_key_packages (half INTEGER)").unwrap();
     drop(half);
-    fs::write(directory.path().join("keypool.db.new-journal"), b"left over").unwrap();
+    fs::write(directory.path().join("device.db.new-journal"), b"left over").unwrap();
     let store = LocalStore::open(directory.path()).unwrap();
     assert_eq!(store.count_keys().unwrap(), 0);
     let files: Vec<_> = fs::read_dir(directory.path()).unwrap().map(|file| file.unwrap().file_name()).collect();
@@ -90,7 +92,8 @@ fn a_passphrase_for_a_file_without_one_is_refused() {
 fn foreign_keys_and_the_write_ahead_log_are_on() {
     let directory = tempfile::tempdir().unwrap();
     let store = LocalStore::open(directory.path()).unwrap();
-    let pragma = |name| store.connection().pragma_query_value(None, name, |row| row.get::<_, rusqlite::types::Value>(0));
+    let pragma =
+        |name| store.connection().pragma_query_value(None, name, |row| row.get::<_, rusqlite::types::Value>(0));
     assert_eq!(pragma("journal_mode").unwrap(), "wal".to_owned().into());
     assert_eq!(pragma("foreign_keys").unwrap(), 1.into());
     assert_eq!(pragma("secure_delete").unwrap(), 1.into());

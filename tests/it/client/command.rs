@@ -20,7 +20,7 @@ pub struct Shell {
 }
 
 impl Shell {
-    fn new() -> Self {
+    pub fn new() -> Self {
         Self { directory: tempfile::tempdir().unwrap() }
     }
 
@@ -31,11 +31,11 @@ impl Shell {
         shell
     }
 
-    fn data(&self) -> std::path::PathBuf {
+    pub fn data(&self) -> std::path::PathBuf {
         self.directory.path().join("data")
     }
 
-    fn command(&self, args: &[&str]) -> Command {
+    pub fn command(&self, args: &[&str]) -> Command {
         let mut keypool = command("keypool");
         keypool.stdin(Stdio::null()).arg("--data-dir").arg(self.data()).args(args);
         keypool
@@ -222,7 +222,7 @@ async fn an_encrypted_device_needs_its_passphrase(#[values(Anywhere::Postgres, A
     fs::write(&file, "correct horse\n").unwrap();
     let file = file.to_str().unwrap();
     shell.text(&["init", "--server", &server.base, "--user", "alice", "--passphrase-file", file]);
-    assert!(!fs::read(shell.data().join("keypool.db")).unwrap().starts_with(b"SQLite format 3"));
+    assert!(!fs::read(shell.data().join("device.db")).unwrap().starts_with(b"SQLite format 3"));
     assert_eq!(shell.json(&["status", "--passphrase-file", file])["fresh"], 32);
     let given = shell.command(&["status"]).env("KEYPOOL_PASSPHRASE", "correct horse").output().unwrap();
     assert!(given.status.success(), "{given:?}");
@@ -234,7 +234,7 @@ async fn an_encrypted_device_needs_its_passphrase(#[values(Anywhere::Postgres, A
     // Without a terminal to ask on, `--encrypt` makes nothing.
     let other = Shell::new();
     let (_, said) = other.failure(&["init", "--server", &server.base, "--user", "bob", "--encrypt"]);
-    assert!(said.contains("passphrase") && !other.data().join("keypool.db").exists(), "{said}");
+    assert!(said.contains("passphrase") && !other.data().join("device.db").exists(), "{said}");
 }
 
 #[rstest]

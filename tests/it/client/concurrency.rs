@@ -3,24 +3,31 @@
 use std::{
     collections::BTreeMap,
     future::poll_fn,
+    io::{BufRead as _, BufReader},
     pin::pin,
+    process::{Command, Stdio},
     sync::{Arc, Mutex},
     task::Poll,
 };
 
 use keypool_client::{Event, MlsClient, Result};
-use keypool_openapi::{DeviceOf, Reservation};
+use keypool_openapi::{DeviceOf, PoolStatus, Reservation};
 use rstest::rstest;
 use tokio::task::JoinHandle;
 
-use super::helpers::{epoch, group_of, invite, members, user};
-use crate::support::{Database, Owner, TestServer};
+use super::{
+    command::Shell,
+    helpers::{epoch, group_of, invite, members, start, user},
+};
+use crate::support::{Database, Owner, example};
 
 /// How often all calls run at once.
 const ROUNDS: usize = 100;
 
 /// How many texts Alice sends at once.
 const TEXTS: usize = 4;
+
+const RECEIVE: &str = "receive";
 
 /// What is called at the same time, each by its name.
 type Calls = Vec<(&'static str, JoinHandle<Result<()>>)>;
@@ -54,7 +61,7 @@ fn of_the_group(alice: &MlsClient, (group, round): (&[u8], usize), inbox: &Inbox
         };
         at_once("invite or remove", tokio::spawn(change));
     }
-    for wait in [0, 5] {
+    for wait in [0, 30] {
         let (alice, inbox) = (alice.clone(), Arc::clone(inbox));
         let receive = async move {
             let incoming = alice.membership().receive(wait).await?;
@@ -62,7 +69,7 @@ fn of_the_group(alice: &MlsClient, (group, round): (&[u8], usize), inbox: &Inbox
             inbox.lock().unwrap().extend(incoming.into_iter().map(|one| (one.id, one.event)));
             Ok(())
         };
-        at_once("receive", tokio::spawn(receive));
+        at_once(RECEIVE, tokio::spawn(receive));
     }
     let (client, id) = (alice.clone(), group.to_vec());
     at_once("update", tokio::spawn(async move { client.membership().update_keys(&id).await.map(drop) }));
@@ -86,7 +93,8 @@ fn of_the_rest(alice: &MlsClient, round: usize, welcome: Vec<u8>) -> Calls {
             let groups = alice.membership();
             let mut group = groups.create_named_group(name)?;
             if name == "renewed" {
-                groups.leave(&std::mem::replace(&mut group, groups.renew(&group.group_id, &[]).await?.group).group_id).await?;
+                let renewed = groups.renew(&group.group_id, &[]).await?.group;
+                groups.leave(&std::mem::replace(&mut group, renewed).group_id).await?;
             }
             groups.leave(&group.group_id).await.map(drop)
         };
@@ -137,10 +145,16 @@ fn of_the_rest(alice: &MlsClient, round: usize, welcome: Vec<u8>) -> Calls {
     calls
 }
 
+async fn all_succeed(calls: Calls, round: usize) {
+    for (name, call) in calls {
+        call.await.unwrap().unwrap_or_else(|error| panic!("{name} in round {round}: {}", error.with_causes()));
+    }
+}
+
 #[rstest]
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn tasks_call_one_client_at_the_same_time(#[values(Database::Postgres, Database::Sqlite)] db: Database) {
-    let server = TestServer::start_with(db, |config| config.limits = keypool_server::config::Limits::Off).await;
+    let server = start(db).await;
     let (group, owners) = group_of(&server, &["alice", "bob"]).await;
     let [alice, bob] = owners.as_slice() else { unreachable!() };
     let (carol, dave) = (Owner::of(&server, "carol").await, Owner::of(&server, "dave").await);
@@ -152,14 +166,16 @@ async fn tasks_call_one_client_at_the_same_time(#[values(Database::Postgres, Dat
         calls.extend(of_the_rest(alice, round, welcome));
         assert!(calls.len() >= 20, "{}", calls.len());
         bob.membership().send(&group.group_id, &format!("bob {round}")).await.unwrap();
-        for (name, call) in calls {
-            call.await.unwrap().unwrap_or_else(|error| panic!("{name} in round {round}: {}", error.with_causes()));
-        }
+        let (receives, others): (Calls, Calls) = calls.into_iter().partition(|(name, _)| *name == RECEIVE);
+        all_succeed(others, round).await;
+        // One of them may wait for a message.
+        bob.membership().send(&group.group_id, &format!("end of {round}")).await.unwrap();
+        all_succeed(receives, round).await;
 
         let late = alice.membership().receive(0).await.unwrap();
         alice.membership().done(&late).unwrap();
         inbox.lock().unwrap().extend(late.into_iter().map(|one| (one.id, one.event)));
-        assert_eq!(texts(&inbox.lock().unwrap()), [format!("bob {round}")]);
+        assert_eq!(texts(&inbox.lock().unwrap()), [format!("bob {round}"), format!("end of {round}")]);
         let mut heard: Vec<_> = bob.texts().await.into_iter().map(|(_, text)| text).collect();
         heard.sort();
         assert_eq!(heard, (0..TEXTS).map(|number| format!("{round} {number}")).collect::<Vec<_>>());
@@ -194,7 +210,7 @@ async fn dropped_after<T>(polls: usize, call: impl Future<Output = T>) -> Option
 #[rstest]
 #[tokio::test]
 async fn a_call_that_is_dropped_anywhere_loses_nothing(#[values(Database::Postgres, Database::Sqlite)] db: Database) {
-    let server = super::helpers::start(db).await;
+    let server = start(db).await;
     let (group, owners) = group_of(&server, &["alice", "bob"]).await;
     let [alice, bob] = owners.as_slice() else { unreachable!() };
     let carol = Owner::of(&server, "carol").await;
@@ -229,4 +245,41 @@ async fn a_call_that_is_dropped_anywhere_loses_nothing(#[values(Database::Postgr
     }
     let devices: Vec<DeviceOf> = alice.membership().members(id).unwrap();
     assert_eq!(devices.len(), 2);
+}
+
+/// The example of the guide, as an application would write it.
+#[rstest]
+#[tokio::test(flavor = "multi_thread")]
+async fn a_web_server_and_threads_use_one_client(#[values(Database::Postgres, Database::Sqlite)] db: Database) {
+    let server = start(db).await;
+    let (alice, bob) = (Shell::of(&server.base, "alice", &[]), Shell::of(&server.base, "bob", &[]));
+    alice.text(&["group", "create", "friends"]);
+    alice.text(&["group", "invite", "friends", "bob"]);
+    bob.text(&["receive"]);
+    let mut shared = Command::new(example("shared"));
+    let mut shared = shared.arg(alice.data()).stdout(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(shared.stdout.take().unwrap()).lines().map(Result::unwrap);
+    let seen: Vec<_> = lines.by_ref().take(4).collect();
+    assert!(seen.iter().all(|line| line.ends_with("sees 1 groups")), "{seen:?}");
+    let base = lines.next().unwrap().strip_prefix("listening on ").unwrap().to_owned();
+
+    let http = reqwest::Client::new();
+    let calls = (0..20).map(|number| {
+        let (http, base) = (http.clone(), base.clone());
+        tokio::spawn(async move {
+            let status = http.get(format!("{base}/")).send().await.unwrap().json::<PoolStatus>().await.unwrap();
+            assert_eq!(status.fresh, 32);
+            let sent = http.post(format!("{base}/friends")).body(format!("text {number:02}")).send().await.unwrap();
+            assert!(sent.status().is_success(), "{}", sent.text().await.unwrap());
+        })
+    });
+    for call in calls.collect::<Vec<_>>() {
+        call.await.unwrap();
+    }
+    shared.kill().unwrap();
+    shared.wait().unwrap();
+    let received = bob.json(&["receive"]);
+    let mut texts: Vec<_> = received.as_array().unwrap().iter().map(|one| one["text"].as_str().unwrap()).collect();
+    texts.sort_unstable();
+    assert_eq!(texts, (0..20).map(|number| format!("text {number:02}")).collect::<Vec<_>>());
 }

@@ -140,7 +140,7 @@ async fn a_package_that_went_to_another_is_replaced_and_nobody_is_harmed(
     let gate = proxy.held().await;
     server.advance(SignedDuration::from_secs(60));
     let taken = carol.reserve(&user("bob"), None, None, None).await.unwrap().reservations.remove(0);
-    let laptop = Device::new("bob", "laptop").with_key_of(bob.identity().signer(CIPHERSUITE).unwrap());
+    let laptop = Device::new("bob", "laptop").with_key_of(&bob.identity().signer(CIPHERSUITE).unwrap());
     bob.http().uploaded(&[laptop.key_package()]).await;
     drop(gate);
     let invited = held.await.unwrap();

@@ -21,7 +21,7 @@ async fn a_rotation_replaces_the_pool_and_keeps_invitations_under_way(
     #[values(Database::Postgres, Database::Sqlite)] db: Database,
 ) {
     let server = TestServer::start(db).await;
-    let (mut alice, bob) = (Owner::of(&server, "alice").await, Owner::of(&server, "bob").await);
+    let (alice, bob) = (Owner::of(&server, "alice").await, Owner::of(&server, "bob").await);
     let before: Vec<_> = alice.inventory().await.unwrap().into_iter().map(|item| item.keypackage_ref).collect();
     let old_key = alice.identity().signer(CIPHERSUITE).unwrap().to_public_vec();
     let user = "alice".parse().unwrap();
@@ -77,7 +77,7 @@ async fn a_device_of_several_ciphersuites_rotates_while_it_is_away(
         ciphersuites: ciphersuites.to_vec(),
         ..new_device(&server.base, name)
     };
-    let (mut alice, _) = Owner::with(&server, &with("alice", &suites), KeyPackagePoolConfig::default()).await;
+    let (alice, _) = Owner::with(&server, &with("alice", &suites), KeyPackagePoolConfig::default()).await;
     let mut others = Vec::new();
     for (n, suite) in suites.into_iter().enumerate() {
         let new = with(&format!("friend-{n}"), &[suite]);
@@ -121,7 +121,7 @@ async fn a_device_of_several_ciphersuites_rotates_while_it_is_away(
 #[tokio::test]
 async fn a_device_whose_packages_were_spent_rotates(#[values(Anywhere::Postgres, Anywhere::Sqlite)] db: Anywhere) {
     let server = TestServer::start(db).await;
-    let (mut alice, bob) = (Owner::of(&server, "alice").await, Owner::of(&server, "bob").await);
+    let (alice, bob) = (Owner::of(&server, "alice").await, Owner::of(&server, "bob").await);
     let user = "alice".parse().unwrap();
     for turn in 1..=2 {
         let held = bob.reserve(&user, None, None, None).await.unwrap().reservations.remove(0);
@@ -142,7 +142,7 @@ async fn what_was_held_at_the_rotation_is_withdrawn_when_it_lapses(
     #[values(Database::Postgres, Database::Sqlite)] db: Database,
 ) {
     let server = TestServer::start(db).await;
-    let (mut alice, bob) = (Owner::of(&server, "alice").await, Owner::of(&server, "bob").await);
+    let (alice, bob) = (Owner::of(&server, "alice").await, Owner::of(&server, "bob").await);
     let held = bob.reserve(&"alice".parse().unwrap(), None, None, None).await.unwrap().reservations.remove(0);
     alice.rotate(&|_| ()).await.unwrap();
     server.advance(SignedDuration::from_secs(60));
@@ -160,7 +160,7 @@ async fn a_rotation_that_is_cut_off_is_finished_by_the_next_refresh(
     #[values(Anywhere::Postgres, Anywhere::Sqlite)] db: Anywhere,
 ) {
     let server = TestServer::start(db).await;
-    let mut alice = Owner::of(&server, "alice").await;
+    let alice = Owner::of(&server, "alice").await;
     let before: Vec<_> = alice.inventory().await.unwrap().into_iter().map(|item| item.keypackage_ref).collect();
     // A future that is dropped at its first wait has made the new key, and nothing more.
     {

@@ -68,7 +68,7 @@ impl Owner {
 
     /// A further device of the same user.
     pub async fn further(&self, server: &TestServer, device: &str) -> Self {
-        let user_token = self.client.identity().token().cloned();
+        let user_token = self.client.identity().token();
         let user = self.client.identity().user().as_str();
         let new = NewDevice { device: device.parse().unwrap(), user_token, ..new_device(&server.base, user) };
         Self::with(server, &new, KeyPackagePoolConfig::default()).await.0
@@ -129,8 +129,8 @@ impl Owner {
     pub fn http(&self) -> Http {
         use secrecy::ExposeSecret as _;
 
-        let token = self.client.identity().token().unwrap().expose_secret();
-        Http::new(self.client.identity().server().trim_end_matches('/')).with_token(token)
+        let token = self.client.identity().token().unwrap();
+        Http::new(self.client.identity().server().trim_end_matches('/')).with_token(token.expose_secret())
     }
 }
 

@@ -19,6 +19,8 @@ pub enum Fault {
     Lost,
     /// Something in front of the server answers 503, and says how many seconds to wait.
     Busy(u64),
+    /// Something in front of the server answers with this status, and a page of its own.
+    Gateway(u16),
     /// It arrives with the second of these in place of the first, which are as long as each other.
     Altered(&'static str, &'static str),
 }
@@ -123,11 +125,12 @@ impl Proxy {
         match fault {
             Some(Fault::Lost) => self.seen.lock().unwrap().push(head),
             Some(Fault::Busy(seconds)) => {
-                let answer = format!(
-                    "HTTP/1.1 503 Service Unavailable\r\nRetry-After: {seconds}\r\nContent-Length: 4\r\nConnection: close\r\n\r\nbusy"
-                );
                 self.seen.lock().unwrap().push(head);
-                let _ = client.write_all(answer.as_bytes()).await;
+                answer_instead(&mut client, 503, &format!("Retry-After: {seconds}\r\n")).await;
+            }
+            Some(Fault::Gateway(status)) => {
+                self.seen.lock().unwrap().push(head);
+                answer_instead(&mut client, status, "").await;
             }
             None | Some(Fault::LostAnswer | Fault::Altered(..)) => {
                 if let Some(Fault::Altered(before, after)) = fault {
@@ -149,6 +152,12 @@ impl Proxy {
             }
         }
     }
+}
+
+/// Answers in place of the server.
+async fn answer_instead(client: &mut TcpStream, status: u16, headers: &str) {
+    let answer = format!("HTTP/1.1 {status} No\r\n{headers}Content-Length: 4\r\nConnection: close\r\n\r\nbusy");
+    let _ = client.write_all(answer.as_bytes()).await;
 }
 
 /// A whole HTTP message whose length its head says; `None` where the connection ends before.

@@ -8,7 +8,7 @@ use crate::{key_package_status::KeyPackageStatus, storage::LocalStore};
 fn a_file_of_an_older_version_is_brought_up_to_date() {
     for version in 1..=MIGRATIONS.len() {
         let directory = tempfile::tempdir().unwrap();
-        let old = Connection::open(directory.path().join("keypool.db")).unwrap();
+        let old = Connection::open(directory.path().join("device.db")).unwrap();
         old.execute_batch(MIGRATIONS[0]).unwrap();
         old.execute(
             "INSERT INTO device_identity VALUES (1, 'http://localhost/', 'alice', 'laptop', 'token', x'01')",
@@ -29,7 +29,7 @@ fn a_file_of_an_older_version_is_brought_up_to_date() {
         assert_eq!((identity.user.as_str(), identity.signature_keys), ("alice", vec![(1, vec![1])]));
         assert_eq!(store.commit_proof(b"friends", 1).unwrap(), None);
         drop(store);
-        let new = Connection::open(directory.path().join("keypool.db")).unwrap();
+        let new = Connection::open(directory.path().join("device.db")).unwrap();
         let found: usize = new.pragma_query_value(None, "user_version", |row| row.get(0)).unwrap();
         assert_eq!(found, MIGRATIONS.len(), "from version {version}");
     }
@@ -39,7 +39,7 @@ fn a_file_of_an_older_version_is_brought_up_to_date() {
 fn a_file_of_a_newer_program_is_left_alone() {
     let directory = tempfile::tempdir().unwrap();
     drop(LocalStore::open(directory.path()).unwrap());
-    let newer = Connection::open(directory.path().join("keypool.db")).unwrap();
+    let newer = Connection::open(directory.path().join("device.db")).unwrap();
     newer.pragma_update(None, "user_version", 99).unwrap();
     drop(newer);
     let refused = LocalStore::open(directory.path()).unwrap_err();

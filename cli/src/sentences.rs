@@ -3,30 +3,26 @@
 use std::fmt::Write as _;
 
 use clap::builder::styling::AnsiColor;
-use keypool_openapi::{DeviceOf, Health, MissingDevice, MissingReason, PoolStatus, Undelivered, UndeliveredReason};
-
-use super::{
-    colour::{painted, warning},
-    incoming, tables,
+use keypool_client::{Group, Invited, RefreshReport, Renewed, SafetyNumber, UnfitDevice};
+use keypool_openapi::{
+    DeviceOf, Health, MissingDevice, MissingReason, PoolStatus, Undelivered, UndeliveredReason, device_name,
 };
+
 use crate::{
-    device_name::{device_name, name_of, target_name},
+    colour::{painted, warning},
     doctor::{Check, Verdict},
-    error::Error,
-    groups::{Group, Invited, Renewed, UnfitDevice},
-    refresh::RefreshReport,
-    safety_number::SafetyNumber,
-    text::clean,
+    incoming, tables,
+    text::{clean, target_name},
 };
 
 const BAR_WIDTH: usize = 32;
 
 /// An error in one line.
-pub(super) fn error_line(what: &str, error: &Error) -> String {
-    format!("{}: {what}: {}", painted("error", AnsiColor::Red), clean(&error.with_causes()))
+pub fn error_line(what: &str, error: &str) -> String {
+    format!("{}: {what}: {}", painted("error", AnsiColor::Red), clean(error))
 }
 
-pub(super) fn invited_text(group: &Group, invited: &Invited) -> String {
+pub fn invited_text(group: &Group, invited: &Invited) -> String {
     let mut text = match invited.added.as_slice() {
         [] => format!("Nobody was added to {}.", group.name),
         added => format!("{} added to {}.", names(added), group.name),
@@ -35,7 +31,7 @@ pub(super) fn invited_text(group: &Group, invited: &Invited) -> String {
         let _ = write!(text, "\n{}", warning(&not_added_text(missing)));
     }
     for UnfitDevice { device, why } in &invited.unfit {
-        let not_added = format!("{} was not added: {}.", name_of(device), clean(why));
+        let not_added = format!("{} was not added: {}.", device, clean(why));
         let _ = write!(text, "\n{}", warning(&not_added));
     }
     for notice in &invited.notices {
@@ -66,11 +62,11 @@ fn not_added_text(missing: &MissingDevice) -> String {
     format!("{device} was not added: {}. {help}.", missing.reason)
 }
 
-pub(super) fn renewed_text(renewed: &Renewed) -> String {
+pub fn renewed_text(renewed: &Renewed) -> String {
     format!("{}\nThe old group of this name is read-only now.", invited_text(&renewed.group, &renewed.invited))
 }
 
-pub(super) fn safety_number_text(number: &SafetyNumber) -> String {
+pub fn safety_number_text(number: &SafetyNumber) -> String {
     let keys = number.keys.iter().map(|one| {
         let (suite, since) = (one.key.ciphersuite, one.key.since);
         format!("{}: ciphersuite {suite}, since {since}, {}", one.device, one.fingerprint)
@@ -79,7 +75,7 @@ pub(super) fn safety_number_text(number: &SafetyNumber) -> String {
 }
 
 /// A warning for each device that a message did not reach.
-pub(super) fn undelivered_text(undelivered: &[Undelivered]) -> String {
+pub fn undelivered_text(undelivered: &[Undelivered]) -> String {
     let line = |Undelivered { user, device, reason }: &Undelivered| {
         let why = match reason {
             UndeliveredReason::UnknownDevice => "the server knows no such device any more",
@@ -90,11 +86,11 @@ pub(super) fn undelivered_text(undelivered: &[Undelivered]) -> String {
     undelivered.iter().map(line).collect()
 }
 
-pub(super) fn names(devices: &[DeviceOf]) -> String {
-    devices.iter().map(name_of).collect::<Vec<_>>().join(", ")
+pub fn names(devices: &[DeviceOf]) -> String {
+    devices.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
 }
 
-pub(super) fn refresh_text(report: &RefreshReport) -> String {
+pub fn refresh_text(report: &RefreshReport) -> String {
     let mut text = if report.changed_nothing() {
         "Nothing to do.".to_owned()
     } else {
@@ -121,7 +117,7 @@ pub(super) fn refresh_text(report: &RefreshReport) -> String {
     text
 }
 
-pub(super) fn check_text(check: &Check) -> String {
+pub fn check_text(check: &Check) -> String {
     let (mark, colour) = match check.verdict {
         Verdict::Ok => ("ok     ", AnsiColor::Green),
         Verdict::Warning => ("warning", AnsiColor::Yellow),
@@ -131,7 +127,7 @@ pub(super) fn check_text(check: &Check) -> String {
     format!("{}  {}: {}{advice}", painted(mark, colour), check.name, clean(&check.found))
 }
 
-pub(super) fn status_text(status: &PoolStatus) -> String {
+pub fn status_text(status: &PoolStatus) -> String {
     let name = device_name(&status.user, &status.device);
     let mut text = format!("{name}\n{}\n{}\n{}", tables::status(status), bar(status), health_text(status));
     for drain in &status.draining {
@@ -142,7 +138,7 @@ pub(super) fn status_text(status: &PoolStatus) -> String {
 }
 
 /// A bar that shows the fresh KeyPackages of a full pool.
-pub(super) fn bar(status: &PoolStatus) -> String {
+pub fn bar(status: &PoolStatus) -> String {
     let full = status.fresh.saturating_add(status.recommended_upload).max(1);
     let width = u64::try_from(BAR_WIDTH).unwrap_or(u64::MAX);
     let filled = usize::try_from(status.fresh.saturating_mul(width) / full).unwrap_or(BAR_WIDTH).min(BAR_WIDTH);
@@ -158,7 +154,7 @@ fn colour(health: Health) -> AnsiColor {
     }
 }
 
-pub(super) fn health_text(status: &PoolStatus) -> String {
+pub fn health_text(status: &PoolStatus) -> String {
     let fresh = status.fresh;
     let text = match status.health {
         Health::Good => format!("The pool is in good health: {fresh} fresh KeyPackages."),
@@ -178,7 +174,7 @@ mod tests {
     use strum::IntoEnumIterator;
 
     use super::*;
-    use crate::refresh::Rejection;
+    use keypool_client::Rejection;
 
     const HOSTILE: &str = "\u{7}\u{1b}]0;owned\r";
 

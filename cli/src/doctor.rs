@@ -3,16 +3,11 @@
 use std::path::Path;
 
 use jiff::{SignedDuration, Timestamp};
+use keypool_client::{Clock as _, Error, KeyPackageStatus, MAX_SKEW, MlsClient, SystemClock, is_in_the_clear};
 use keypool_openapi::{Health, PoolStatus};
 use serde::Serialize;
 
-use crate::{
-    api::is_in_the_clear,
-    client::MlsClient,
-    clock::{SKEW, skew},
-    error::{Error, Result},
-    key_package_status::KeyPackageStatus,
-};
+use crate::error::hint;
 
 /// The result of a check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -53,87 +48,74 @@ impl Check {
     }
 
     fn of_error(name: &'static str, error: &Error) -> Self {
-        let advice = error.hint().unwrap_or("see the error");
+        let advice = hint(error).unwrap_or("see the error");
         Self::failure(name, error.with_causes(), advice)
     }
 }
 
-impl MlsClient {
-    /// Checks this device's files, keys, server and clock, and whether the device and the server agree. Changes
-    /// nothing.
-    pub async fn doctor(&self) -> Vec<Check> {
-        let mut checks = vec![permissions(self.store().directory()), self.integrity(), self.keys()];
-        checks.push(match self.api().server_version().await {
-            Ok(_) if is_in_the_clear(self.api().server()) => Check::warning(
-                "server",
-                format!("anyone on the network path to {} can read the token of this device", self.api().server()),
-                "use https:// if the server has it",
-            ),
-            Ok(version) => versions(&version),
-            Err(error) => Check::of_error("server", &error),
-        });
-        match self.status().await {
-            Ok(status) => {
-                checks.push(Check::ok(
-                    "token",
-                    format!("{} is known to {}", self.identity().identity(), self.api().server()),
-                ));
-                checks.push(clocks(self.now(), status.at));
-                checks.push(self.agreement(&status));
-                checks.push(health(&status));
-            }
-            Err(error) => checks.push(Check::of_error("token", &error)),
+/// Checks this device's files, keys, server and clock, and whether the device and the server agree. Changes
+/// nothing.
+pub async fn check(client: &MlsClient) -> Vec<Check> {
+    let mut checks = vec![permissions(client.store().directory()), integrity(client), keys(client)];
+    checks.push(match client.api().server_version().await {
+        Ok(_) if is_in_the_clear(client.api().server()) => Check::warning(
+            "server",
+            format!("anyone on the network path to {} can read the token of this device", client.api().server()),
+            "use https:// if the server has it",
+        ),
+        Ok(version) => versions(&version),
+        Err(error) => Check::of_error("server", &error),
+    });
+    match client.status().await {
+        Ok(status) => {
+            checks.push(Check::ok(
+                "token",
+                format!("{} is known to {}", client.identity().identity(), client.api().server()),
+            ));
+            checks.push(clocks(SystemClock.now(), status.at));
+            checks.push(agreement(client, &status));
+            checks.push(health(&status));
         }
-        checks
+        Err(error) => checks.push(Check::of_error("token", &error)),
     }
+    checks
+}
 
-    fn integrity(&self) -> Check {
-        match self.store().integrity() {
-            Ok(wrong) if wrong.is_empty() => Check::ok("local store", "SQLite finds no damage"),
-            Ok(wrong) => Check::failure("local store", wrong.join("; "), "restore the data directory from a backup"),
-            Err(error) => Check::of_error("local store", &error),
-        }
+fn integrity(client: &MlsClient) -> Check {
+    match client.store().integrity() {
+        Ok(wrong) if wrong.is_empty() => Check::ok("local store", "SQLite finds no damage"),
+        Ok(wrong) => Check::failure("local store", wrong.join("; "), "restore the data directory from a backup"),
+        Err(error) => Check::of_error("local store", &error),
     }
+}
 
-    fn keys(&self) -> Check {
-        match self.rows_and_keys() {
-            Ok((rows, keys, 0)) if rows == keys => {
-                Check::ok("private keys", format!("all {rows} KeyPackages have their private keys"))
-            }
-            Ok((rows, keys, without)) => Check::failure(
-                "private keys",
-                format!("{rows} KeyPackages and {keys} sets of private keys; {without} KeyPackages have no keys"),
-                "run `keypool refresh`: it revokes those without keys and makes new ones",
-            ),
-            Err(error) => Check::of_error("private keys", &error),
+fn keys(client: &MlsClient) -> Check {
+    match client.rows_and_keys() {
+        Ok((rows, keys, 0)) if rows == keys => {
+            Check::ok("private keys", format!("all {rows} KeyPackages have their private keys"))
         }
+        Ok((rows, keys, without)) => Check::failure(
+            "private keys",
+            format!("{rows} KeyPackages and {keys} sets of private keys; {without} KeyPackages have no keys"),
+            "run `keypool refresh`: it revokes those without keys and makes new ones",
+        ),
+        Err(error) => Check::of_error("private keys", &error),
     }
+}
 
-    /// The number of rows of KeyPackages, of sets of private keys, and of rows without keys.
-    pub fn rows_and_keys(&self) -> Result<(usize, usize, usize)> {
-        let (store, pool) = (self.store(), self.pool());
-        let rows = store.metadata()?;
-        let mut without = 0;
-        for row in &rows {
-            without += usize::from(!pool.has_keys(&row.keypackage_ref)?);
+fn agreement(client: &MlsClient, status: &PoolStatus) -> Check {
+    let unsent = client.local_counts().map(|counts| counts.get(&KeyPackageStatus::Created).copied().unwrap_or(0));
+    match (client.pool().agrees_with(status), unsent) {
+        (Ok(true), Ok(0)) => Check::ok("agreement", "this device and the server have the same KeyPackages"),
+        (Ok(agrees), Ok(unsent)) => {
+            let found = if agrees {
+                format!("{unsent} KeyPackages are not uploaded yet")
+            } else {
+                "the server's pool has changed since the last refresh".to_owned()
+            };
+            Check::warning("agreement", found, "run `keypool refresh`")
         }
-        Ok((rows.len(), store.count_keys()?, without))
-    }
-
-    fn agreement(&self, status: &PoolStatus) -> Check {
-        let unsent = self.local_counts().map(|counts| counts.get(&KeyPackageStatus::Created).copied().unwrap_or(0));
-        match (self.pool().agrees_with(status), unsent) {
-            (Ok(true), Ok(0)) => Check::ok("agreement", "this device and the server have the same KeyPackages"),
-            (Ok(agrees), Ok(unsent)) => {
-                let found = if agrees {
-                    format!("{unsent} KeyPackages are not uploaded yet")
-                } else {
-                    "the server's pool has changed since the last refresh".to_owned()
-                };
-                Check::warning("agreement", found, "run `keypool refresh`")
-            }
-            (Err(error), _) | (_, Err(error)) => Check::of_error("agreement", &error),
-        }
+        (Err(error), _) | (_, Err(error)) => Check::of_error("agreement", &error),
     }
 }
 
@@ -184,9 +166,10 @@ fn versions(server: &str) -> Check {
 }
 
 fn clocks(here: Timestamp, there: Timestamp) -> Check {
-    let skew = skew(here, there);
+    // The server sends whole seconds.
+    let skew = SignedDuration::from_secs(here.as_second().saturating_sub(there.as_second()));
     let found = format!("this machine's clock is {} s {} the server's", skew.as_secs().unsigned_abs(), side(skew));
-    if skew.abs() <= SKEW {
+    if skew.abs() <= MAX_SKEW {
         Check::ok("clock", found)
     } else {
         Check::warning("clock", found, "set the clock that is wrong")
@@ -236,12 +219,12 @@ mod tests {
 
         let directory = tempfile::tempdir().unwrap();
         std::fs::set_permissions(directory.path(), std::fs::Permissions::from_mode(0o700)).unwrap();
-        let file = directory.path().join("keypool.db");
+        let file = directory.path().join("device.db");
         std::fs::write(&file, b"").unwrap();
         std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o600)).unwrap();
         assert_eq!(permissions(directory.path()).verdict, Verdict::Ok);
         std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o640)).unwrap();
         let told = permissions(directory.path());
-        assert!(told.verdict == Verdict::Warning && told.found.contains("keypool.db"), "{told:?}");
+        assert!(told.verdict == Verdict::Warning && told.found.contains("device.db"), "{told:?}");
     }
 }

@@ -1,25 +1,23 @@
 //! Received items as text for people.
 
 use clap::builder::styling::AnsiColor;
+use keypool_client::{DeviceChange, Event, Group, Incoming, Notice};
 use keypool_openapi::{DeviceOf, MessageKind, RefusalReason};
 
-use super::colour::{painted, warning};
 use crate::{
-    device_name::name_of,
-    groups::{DeviceChange, Event, Group, Incoming},
-    identity_check::Notice,
-    text::clean,
+    colour::{painted, warning},
+    text::{clean, clean_lines},
 };
 
 /// The name of the group that an item concerns.
-pub(super) fn group_name(groups: &[Group], one: &Incoming) -> String {
+pub fn group_name(groups: &[Group], one: &Incoming) -> String {
     groups.iter().find(|group| group.id == one.group).map_or(&one.group, |group| &group.name).clone()
 }
 
 /// Where the text is shown, which decides which command it suggests. During a chat, no other command can open the data
 /// directory.
 #[derive(Clone, Copy)]
-pub(super) enum Place<'g> {
+pub enum Place<'g> {
     /// In a shell; the group's name is for the command.
     Shell { group: &'g str },
     /// In a chat.
@@ -27,15 +25,15 @@ pub(super) enum Place<'g> {
 }
 
 /// The text of an item, and a line for each notice.
-pub(super) fn lines(one: &Incoming, place: Place<'_>) -> Vec<String> {
+pub fn lines(one: &Incoming, place: Place<'_>) -> Vec<String> {
     let notices = one.notices.iter().map(notice_line);
     [event_text(&one.event, place)].into_iter().chain(notices).collect()
 }
 
 fn event_text(event: &Event, place: Place<'_>) -> String {
     match event {
-        Event::Text { sender, text } => format!("{}: {}", painted(&clean(sender), AnsiColor::Cyan), clean(text)),
-        Event::Joined { by } => format!("{} added this device", name_of(by)),
+        Event::Text { sender, text } => format!("{}: {}", painted(&clean(sender), AnsiColor::Cyan), clean_lines(text)),
+        Event::Joined { by } => format!("{} added this device", by),
         Event::Members { by, added, removed } => members_text(by, added, removed),
         Event::Changed => "the group changed".to_owned(),
         Event::Removed => "this device is no longer in the group".to_owned(),
@@ -45,7 +43,7 @@ fn event_text(event: &Event, place: Place<'_>) -> String {
         Event::Device { device, change } => warning(&device_text(device, *change)),
         Event::Unreadable { device, about, reason } => unreadable_text(device, *about, *reason),
         Event::KeysGone { by } => {
-            format!("{} sent an invitation for keys that are gone; the sender was notified", name_of(by))
+            format!("{} sent an invitation for keys that are gone; the sender was notified", by)
         }
         Event::Ignored { why } => format!("ignored: {}", clean(why)),
     }
@@ -60,7 +58,7 @@ fn device_text(device: &DeviceOf, change: DeviceChange) -> String {
     format!(
         "your device {} {change}. If that was not you, somebody has a token of one of your devices: remove the devices that \
          are not yours, and tell the server's operator",
-        name_of(device)
+        device
     )
 }
 
@@ -98,7 +96,7 @@ fn members_text(by: &str, added: &[String], removed: &[String]) -> String {
 }
 
 fn unreadable_text(device: &DeviceOf, about: MessageKind, reason: RefusalReason) -> String {
-    let (name, user) = (name_of(device), &device.user);
+    let (name, user) = (device, &device.user);
     let what = if about == MessageKind::Commit { "this device's change of the group" } else { "the invitation" };
     let why = match reason {
         RefusalReason::KeysGone => "its keys for that are gone. Have it refresh its pool",
@@ -144,7 +142,7 @@ fn refused_text(kind: MessageKind, by: &str, (reason, why): (RefusalReason, &str
 }
 
 /// A notice about a member, as a warning.
-pub(super) fn notice_line(notice: &Notice) -> String {
+pub fn notice_line(notice: &Notice) -> String {
     warning(&notice_text(notice))
 }
 

@@ -2,39 +2,34 @@
 
 use std::{
     ffi::OsString,
-    fs,
     io::{self, IsTerminal as _},
     path::{Path, PathBuf},
     process::ExitCode,
     time::Duration,
 };
 
-use clap::{Args, CommandFactory as _, Parser, Subcommand};
+use clap::{ArgAction, Args, CommandFactory as _, Parser, Subcommand};
 use clap_complete::Shell;
 use etcetera::BaseStrategy as _;
+use keypool_client::{
+    CIPHERSUITE, DEFAULT_TIMEOUT, LocalStore, MlsClient, NewDevice, Settings, is_in_the_clear,
+    openmls::prelude::Ciphersuite,
+};
 use keypool_openapi::{DeviceName, KeyPackageRef, ReservationId, UserName};
-use openmls::prelude::Ciphersuite;
 use secrecy::{ExposeSecret, SecretString};
+use tracing::Level;
+use tracing_subscriber::{filter::Targets, layer::SubscriberExt as _, util::SubscriberInitExt as _};
 
 use crate::{
-    api::{DEFAULT_TIMEOUT, is_in_the_clear},
-    client::{MlsClient, NewDevice, Settings},
-    doctor::Verdict,
+    chat::{self, ChatArgs},
+    devices::{self, DeviceCommand},
+    doctor::{self, Verdict},
     error::{Error, Result},
-    identity::CIPHERSUITE,
-    storage::LocalStore,
+    groups::{self, GroupCommand, ReceiveArgs, SendArgs},
+    output::{Output, print_raw},
+    retries::Retries,
+    secrets,
 };
-use chat::ChatArgs;
-use groups::{GroupCommand, ReceiveArgs, SendArgs};
-use output::Output;
-
-mod chat;
-mod colour;
-mod groups;
-mod incoming;
-mod output;
-mod sentences;
-mod tables;
 
 const EXAMPLES: &str = "\
 Example: alice makes a device; bob reserves one of her KeyPackages and spends it.
@@ -54,6 +49,9 @@ Example: alice makes a group and invites bob; bob receives her message.
 
 Exit codes: 0 success, 1 failure, 2 wrong usage, 3 temporary failure: the same command may succeed later.
 Output on a terminal is coloured, unless NO_COLOR is set.";
+
+/// The exit code for arguments that cannot be used.
+const USAGE: u8 = 2;
 
 /// The exit code for a failure after which the same command may succeed later.
 const LATER: u8 = 3;
@@ -76,6 +74,9 @@ struct Cli {
     /// Print JSON for programs, also for errors
     #[arg(long, global = true)]
     json: bool,
+    /// Log what the program does, to the standard error; -vv logs more
+    #[arg(short, long, global = true, action = ArgAction::Count)]
+    verbose: u8,
     #[command(subcommand)]
     command: Command,
 }
@@ -177,7 +178,14 @@ enum Command {
     #[command(
         after_help = "Example: curl -H \"Authorization: Bearer $(keypool token)\" http://localhost:8080/keypackages/status"
     )]
-    Token,
+    Token {
+        /// Read another token of this device from the standard input, and use that one from now on
+        #[arg(long)]
+        set: bool,
+    },
+    /// List your devices, remove one, or give one a new token
+    #[command(subcommand)]
+    Device(DeviceCommand),
     /// Check this device and give advice
     ///
     /// Checks the files, the keys, the server, the clocks, and whether this device and the server agree. Changes
@@ -237,20 +245,25 @@ pub async fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     match Cli::try_parse_from(&args) {
         Ok(cli) => {
             let output = Output::new(cli.json);
+            log(cli.verbose);
             match run(cli, &output).await {
                 Ok(code) => code,
                 Err(error) => {
                     output.error(&error);
-                    if error.is_retryable() { ExitCode::from(LATER) } else { ExitCode::FAILURE }
+                    match error {
+                        Error::Usage(_) => ExitCode::from(USAGE),
+                        error if error.is_retryable() => ExitCode::from(LATER),
+                        _ => ExitCode::FAILURE,
+                    }
                 }
             }
         }
         Err(usage) if usage.use_stderr() && args.iter().any(|arg| arg == "--json") => {
             Output::new(true).usage(&usage);
-            ExitCode::from(2)
+            ExitCode::from(USAGE)
         }
         Err(usage) => {
-            let code = if usage.use_stderr() { ExitCode::from(2) } else { ExitCode::SUCCESS };
+            let code = if usage.use_stderr() { ExitCode::from(USAGE) } else { ExitCode::SUCCESS };
             // If the terminal is closed, there is nowhere to report the error.
             let _ = usage.print();
             code
@@ -258,17 +271,41 @@ pub async fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     }
 }
 
+/// Shows the library's log on the standard error.
+fn log(verbose: u8) {
+    let level = match verbose {
+        0 => return,
+        1 => Level::INFO,
+        _ => Level::DEBUG,
+    };
+    let targets = Targets::new().with_target("keypool_client", level).with_target("keypool", level);
+    let lines = tracing_subscriber::fmt::layer().with_writer(io::stderr).with_ansi(io::stderr().is_terminal());
+    tracing_subscriber::registry().with(lines).with(targets).init();
+}
+
 async fn run(cli: Cli, output: &Output) -> Result<ExitCode> {
     let Cli { data_dir, passphrase_file, timeout, command, .. } = cli;
     if let Command::Completions { shell } = command {
-        clap_complete::generate(shell, &mut Cli::command(), "keypool", &mut io::stdout());
-        return Ok(ExitCode::SUCCESS);
+        let mut script = Vec::new();
+        clap_complete::generate(shell, &mut Cli::command(), "keypool", &mut script);
+        return print_raw(&script).map(|()| ExitCode::SUCCESS);
     }
     let directory = data_dir.map_or_else(default_data_dir, Ok)?;
-    let passphrase = read_passphrase(passphrase_file.as_deref())?;
-    let settings = Settings { passphrase, timeout: Duration::from_secs(timeout), ..Settings::default() };
+    let passphrase = secrets::read_passphrase(passphrase_file.as_deref())?;
+    let retries = Retries::new();
+    let settings = Settings {
+        passphrase,
+        timeout: Duration::from_secs(timeout),
+        on_retry: Some(retries.hook()),
+        ..Settings::default()
+    };
     match command {
         Command::Init(args) => init(args, &directory, settings, output).await?,
+        Command::Token { set: true } => set_token(&directory, settings, output).await?,
+        Command::Chat(args) => {
+            let client = open_device(&directory, settings)?;
+            chat::run_client_loop(args, &client, &retries, output).await?;
+        }
         command => {
             let client = open_device(&directory, settings)?;
             return with_device(command, &client, output).await;
@@ -280,8 +317,8 @@ async fn run(cli: Cli, output: &Output) -> Result<ExitCode> {
 async fn init(args: InitArgs, directory: &Path, mut settings: Settings, output: &Output) -> Result<()> {
     let InitArgs { server, user, device, user_token, ciphersuite, encrypt } = args;
     settings.passphrase = match settings.passphrase {
-        None if LocalStore::is_encrypted(directory)? => Some(ask_passphrase(directory, false)?),
-        None if encrypt => Some(ask_passphrase(directory, true)?),
+        None if LocalStore::is_encrypted(directory)? => Some(secrets::ask_passphrase(directory, false)?),
+        None if encrypt => Some(secrets::ask_passphrase(directory, true)?),
         given => given,
     };
     if is_in_the_clear(&server) {
@@ -292,47 +329,46 @@ async fn init(args: InitArgs, directory: &Path, mut settings: Settings, output: 
     let (client, report) = output
         .with_progress(|progress| async move { MlsClient::init(directory, &new, settings, &progress).await })
         .await?;
-    output.initialised(client.identity(), &report);
-    Ok(())
+    output.initialised(client.identity(), &report)
 }
 
 async fn with_device(command: Command, client: &MlsClient, output: &Output) -> Result<ExitCode> {
     match command {
-        Command::Init(_) | Command::Completions { .. } => {}
+        Command::Init(_) | Command::Chat(_) | Command::Completions { .. } => {}
         Command::Refresh => {
             let report =
                 output.with_progress(|progress| async move { client.refresh_key_packages(&progress).await }).await?;
-            output.refreshed(&report);
+            output.refreshed(&report)?;
         }
         Command::Rotate => {
             let report = output.with_progress(|progress| async move { client.rotate(&progress).await }).await?;
-            output.refreshed(&report);
+            output.refreshed(&report)?;
         }
-        Command::Status => output.status(&client.status().await?),
-        Command::Inventory => output.inventory(&client.inventory().await?),
-        Command::Audit { limit, before } => output.audit(&client.audit(before, limit).await?),
+        Command::Status => output.status(&client.status().await?)?,
+        Command::Inventory => output.inventory(&client.inventory().await?)?,
+        Command::Audit { limit, before } => output.audit(&client.audit(before, limit).await?)?,
         Command::Reserve(ReserveArgs { user, device, ciphersuite, ttl }) => {
             let ttl = ttl.map(Duration::from_secs);
-            output.reserved(&client.reserve(&user, device.as_ref(), ciphersuite, ttl).await?);
+            output.reserved(&client.reserve(&user, device.as_ref(), ciphersuite, ttl).await?)?;
         }
         Command::Spend { reservation_id, group } => {
-            output.spent(&client.spend(reservation_id, group.as_bytes()).await?);
+            output.spent(&client.spend(reservation_id, group.as_bytes()).await?)?;
         }
+        Command::Device(command) => devices::device(command, client, output).await?,
         Command::Group(command) => groups::group(command, client, output).await?,
-        Command::Chat(args) => chat::run_client_loop(args, client, output).await?,
         Command::Send(args) => groups::send(args, client, output).await?,
         Command::Receive(args) => groups::receive(&args, client, output).await?,
-        Command::Verify { user } => output.safety_number(&client.membership().safety_number(&user).await?),
-        Command::Release { reservation_id } => output.released(&client.release(reservation_id).await?),
-        Command::Revoke { refs, all } => output.revoked(&client.revoke((!all).then_some(refs)).await?),
-        Command::Token => {
+        Command::Verify { user } => output.safety_number(&client.membership().safety_number(&user).await?)?,
+        Command::Release { reservation_id } => output.released(&client.release(reservation_id).await?)?,
+        Command::Revoke { refs, all } => output.revoked(&client.revoke((!all).then_some(refs)).await?)?,
+        Command::Token { .. } => {
             if let Some(token) = client.identity().token() {
-                output.token(token.expose_secret());
+                output.token(token.expose_secret())?;
             }
         }
         Command::Doctor => {
-            let checks = client.doctor().await;
-            output.doctor(&checks);
+            let checks = doctor::check(client).await;
+            output.doctor(&checks)?;
             if checks.iter().any(|check| check.verdict == Verdict::Failure) {
                 return Ok(ExitCode::FAILURE);
             }
@@ -341,54 +377,16 @@ async fn with_device(command: Command, client: &MlsClient, output: &Output) -> R
     Ok(ExitCode::SUCCESS)
 }
 
+/// Stores another token of this device.
+async fn set_token(directory: &Path, settings: Settings, output: &Output) -> Result<()> {
+    let settings = secrets::with_passphrase(directory, settings)?;
+    MlsClient::set_token(directory, secrets::read_token()?, settings).await?;
+    output.token_set()
+}
+
 /// Opens the device in a directory. Does not create the directory.
-fn open_device(directory: &Path, mut settings: Settings) -> Result<MlsClient> {
-    if !directory.is_dir() {
-        return Err(Error::NotInitialised(directory.to_owned()));
-    }
-    settings.passphrase = match settings.passphrase {
-        None if LocalStore::is_encrypted(directory)? => Some(ask_passphrase(directory, false)?),
-        given => given,
-    };
-    MlsClient::open_with(directory, settings)
-}
-
-/// The passphrase from the file, without the end of the line, or from the environment.
-fn read_passphrase(file: Option<&Path>) -> Result<Option<SecretString>> {
-    let Some(path) = file else {
-        let passphrase = std::env::var("KEYPOOL_PASSPHRASE").ok().filter(|passphrase| !passphrase.is_empty());
-        return Ok(passphrase.map(SecretString::from));
-    };
-    let text =
-        fs::read_to_string(path).map_err(|source| Error::File { doing: "read", path: path.to_owned(), source })?;
-    match text.trim_end_matches(['\r', '\n']) {
-        "" => Err(Error::Usage(format!("{} holds no passphrase", path.display()))),
-        passphrase => Ok(Some(passphrase.into())),
-    }
-}
-
-/// Asks for the passphrase on a terminal, twice if it is new.
-fn ask_passphrase(directory: &Path, is_new: bool) -> Result<SecretString> {
-    if !io::stdin().is_terminal() {
-        return Err(if is_new {
-            let how = "give the passphrase in KEYPOOL_PASSPHRASE or by --passphrase-file";
-            Error::Usage(format!("there is no terminal on which to ask for a passphrase: {how}"))
-        } else {
-            Error::Encrypted(directory.to_owned())
-        });
-    }
-    let ask = |prompt: &str| {
-        rpassword::prompt_password(prompt).map_err(|source| Error::File {
-            doing: "ask for the passphrase of",
-            path: directory.to_owned(),
-            source,
-        })
-    };
-    let passphrase = ask("Passphrase: ")?;
-    if passphrase.is_empty() || is_new && ask("Repeat the passphrase: ")? != passphrase {
-        return Err(Error::Usage("the passphrase is empty, or the two inputs differ: nothing was created".to_owned()));
-    }
-    Ok(passphrase.into())
+fn open_device(directory: &Path, settings: Settings) -> Result<MlsClient> {
+    Ok(MlsClient::open_with(directory, secrets::with_passphrase(directory, settings)?)?)
 }
 
 /// Parses a ciphersuite for which this client can generate KeyPackages.

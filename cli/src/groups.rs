@@ -1,23 +1,26 @@
 //! Groups and messages on the command line.
 
-use clap::{Args, Subcommand};
-use keypool_openapi::{DeviceOf, InvalidId, UserName};
+use std::io::{self, Read as _};
 
-use super::output::Output;
+use clap::{Args, Subcommand, builder::NonEmptyStringValueParser};
+use keypool_client::{Group, GroupState, MlsClient, MlsMembership};
+use keypool_openapi::{DeviceOf, UserName};
+
 use crate::{
-    client::MlsClient,
     error::{Error, Result},
+    output::Output,
 };
 
 /// The subcommands of `keypool group`.
 #[derive(Debug, Subcommand)]
-pub(super) enum GroupCommand {
+pub enum GroupCommand {
     /// Make a group with this device as its only member
     #[command(
         after_help = "Example: keypool group create friends\n\nThe name travels encrypted: the server never sees it."
     )]
     Create {
         /// The name of the group
+        #[arg(value_parser = NonEmptyStringValueParser::new())]
         name: String,
     },
     /// List the groups that this device is in
@@ -47,7 +50,7 @@ pub(super) enum GroupCommand {
         /// The group, by its name or the beginning of its id
         group: String,
         /// A device to leave out of the new group; may be given several times
-        #[arg(long, value_name = "USER/DEVICE", value_parser = device)]
+        #[arg(long, value_name = "USER/DEVICE")]
         without: Vec<DeviceOf>,
     },
     /// List the devices in a group
@@ -72,75 +75,96 @@ pub(super) enum GroupCommand {
 
 /// The arguments of `keypool send`.
 #[derive(Debug, Args)]
-pub(super) struct SendArgs {
+pub struct SendArgs {
     /// The group, by its name or the beginning of its id
     group: String,
-    /// The text of the message
+    /// The text of the message; `-` reads it from the standard input
+    #[arg(value_parser = NonEmptyStringValueParser::new())]
     text: String,
 }
 
 /// The arguments of `keypool receive`.
 #[derive(Debug, Args)]
-pub(super) struct ReceiveArgs {
+pub struct ReceiveArgs {
     /// The number of seconds to wait if there is nothing to receive
     #[arg(long, value_name = "SECONDS", default_value_t = 0, value_parser = clap::value_parser!(u32).range(..=60))]
     wait: u32,
 }
 
-pub(super) async fn group(command: GroupCommand, client: &MlsClient, output: &Output) -> Result<()> {
+pub async fn group(command: GroupCommand, client: &MlsClient, output: &Output) -> Result<()> {
     let membership = client.membership();
     match command {
-        GroupCommand::Create { name } => output.group_created(&membership.create_named_group(&name)?),
-        GroupCommand::List => output.groups(&membership.groups()?),
+        GroupCommand::Create { name } => output.group_created(&create(&membership, &name)?)?,
+        GroupCommand::List => output.groups(&membership.groups()?)?,
         GroupCommand::Invite { group, users } => {
             let group = membership.find_group(&group)?;
-            output.invited(&group, &membership.invite(&group.group_id, &users).await?);
+            output.invited(&group, &membership.invite(&group.group_id, &users).await?)?;
         }
         GroupCommand::Remove { group, user } => {
             let group = membership.find_group(&group)?;
-            output.removed(&group, &membership.remove(&group.group_id, &user).await?);
+            output.removed(&group, &membership.remove(&group.group_id, &user).await?)?;
         }
         GroupCommand::Renew { group, without } => {
             let group = membership.find_group(&group)?;
-            output.renewed(&membership.renew(&group.group_id, &without).await?);
+            output.renewed(&membership.renew(&group.group_id, &without).await?)?;
         }
         GroupCommand::Members { group } => {
-            output.members(&membership.members(&membership.find_group(&group)?.group_id)?);
+            output.members(&membership.members(&membership.find_group(&group)?.group_id)?)?;
         }
         GroupCommand::Update { group } => {
             let group = membership.find_group(&group)?;
             let undelivered = membership.update_keys(&group.group_id).await?;
-            output.delivered(&format!("This device has new keys in {}.", group.name), &undelivered);
+            output.delivered(&format!("This device has new keys in {}.", group.name), &undelivered)?;
         }
         GroupCommand::Leave { group } => {
             let group = membership.find_group(&group)?;
             let undelivered = membership.leave(&group.group_id).await?;
-            output.delivered(&format!("The members of {} are asked to let this device go.", group.name), &undelivered);
+            output
+                .delivered(&format!("The members of {} are asked to let this device go.", group.name), &undelivered)?;
         }
     }
     Ok(())
 }
 
-/// Reads `USER/DEVICE`.
-pub(super) fn device(text: &str) -> std::result::Result<DeviceOf, String> {
-    let (user, device) = text.rsplit_once('/').ok_or("it must be USER/DEVICE, as `keypool group members` prints it")?;
-    let user = user.parse().map_err(|error: InvalidId| error.to_string())?;
-    let device = device.parse().map_err(|error: InvalidId| error.to_string())?;
-    Ok(DeviceOf { user, device })
+/// Creates a group, unless this device is in one of that name: nobody could tell them apart.
+fn create(membership: &MlsMembership<'_>, name: &str) -> Result<Group> {
+    let is_taken = |group: &Group| group.name == name && group.state != GroupState::ReadOnly;
+    if let Some(other) = membership.groups()?.iter().find(|group| is_taken(group)) {
+        return Err(Error::Usage(format!(
+            "this device is in a group named {name:?} already, with the id {}: choose another name",
+            other.id
+        )));
+    }
+    Ok(membership.create_named_group(name)?)
 }
 
-pub(super) async fn send(args: SendArgs, client: &MlsClient, output: &Output) -> Result<()> {
+pub async fn send(args: SendArgs, client: &MlsClient, output: &Output) -> Result<()> {
     let membership = client.membership();
     let group = membership.find_group(&args.group)?;
-    let undelivered = membership.send(&group.group_id, &args.text).await?;
-    output.delivered(&format!("Sent to {}.", group.name), &undelivered);
+    let text = if args.text == "-" { read_input()? } else { args.text };
+    let undelivered = membership.send(&group.group_id, &text).await?;
+    output.delivered(&format!("Sent to {}.", group.name), &undelivered)?;
     Ok(())
 }
 
+/// Reads a message from the standard input, without the end of its last line.
+fn read_input() -> Result<String> {
+    let mut text = String::new();
+    io::stdin().read_to_string(&mut text).map_err(|source| Error::File {
+        doing: "read the message from",
+        path: "the standard input".into(),
+        source,
+    })?;
+    match text.trim_end_matches(['\r', '\n']) {
+        "" => Err(Error::Usage("the standard input holds no message".to_owned())),
+        text => Ok(text.to_owned()),
+    }
+}
+
 /// Prints what was received, and marks it as done only after that, because the server does not have it any more.
-pub(super) async fn receive(args: &ReceiveArgs, client: &MlsClient, output: &Output) -> Result<()> {
+pub async fn receive(args: &ReceiveArgs, client: &MlsClient, output: &Output) -> Result<()> {
     let membership = client.membership();
     let incoming = membership.receive(args.wait).await?;
     output.received(&membership.groups()?, &incoming).map_err(|source| Error::Unprinted { source })?;
-    membership.done(&incoming)
+    Ok(membership.done(&incoming)?)
 }

@@ -4,6 +4,7 @@ use std::{
     borrow::Cow,
     collections::VecDeque,
     io::{self, IsTerminal as _, Write as _},
+    str::FromStr,
     sync::mpsc::SyncSender,
     time::Duration,
 };
@@ -11,23 +12,20 @@ use std::{
 use anstream::adapter::strip_str;
 use clap::Args;
 use jiff::tz::TimeZone;
-use keypool_openapi::{Undelivered, UserName};
+use keypool_client::{Error as ClientError, Event, Group, Incoming, MlsClient};
+use keypool_openapi::{InvalidId, Undelivered};
 use reedline::{ExternalPrinter, Prompt, PromptEditMode, PromptHistorySearch, Reedline, Signal};
 use tokio::{
     sync::mpsc,
-    time::{Instant, Interval, MissedTickBehavior, interval_at},
+    time::{Instant, Interval, MissedTickBehavior, interval_at, timeout},
 };
 
-use super::{
-    groups::device,
+use crate::{
+    error::{Error, Result},
     incoming::{self, Place},
     output::Output,
+    retries::Retries,
     sentences,
-};
-use crate::{
-    client::MlsClient,
-    error::{Error, Result},
-    groups::{Event, Group, Incoming},
 };
 
 /// The number of seconds that a request waits on the server for a message.
@@ -37,6 +35,9 @@ const WAIT: u32 = 30;
 const MAX_LINES: usize = 1_000;
 
 const QUIT: &str = "/quit";
+
+/// How long the end of a chat tries to send what is not sent yet.
+const LAST_TRY: Duration = Duration::from_secs(10);
 
 /// The pause after an error, before the loop calls the server again.
 const PAUSE: Duration = Duration::from_secs(2);
@@ -58,7 +59,7 @@ Anything else is said to the group.";
 
 /// The arguments of `keypool chat`.
 #[derive(Debug, Args)]
-pub(super) struct ChatArgs {
+pub struct ChatArgs {
     /// The group, by its name or the beginning of its id
     group: String,
     /// Refresh the pool after this number of messages
@@ -108,12 +109,17 @@ impl Terminal {
     }
 
     fn show(&self, text: &str) {
-        let text = if has_colours() { text.to_owned() } else { strip_str(text).to_string() };
-        let is_shown = self.shown.as_ref().is_some_and(|shown| shown.try_send(text.clone()).is_ok());
-        if !is_shown {
-            // If the terminal is closed, there is nowhere to report the error.
-            let _ = writeln!(anstream::stdout(), "{text}");
-        }
+        show(self.shown.as_ref(), text);
+    }
+}
+
+/// Shows a text above the line that is being typed, or on the standard output.
+fn show(shown: Option<&SyncSender<String>>, text: &str) {
+    let text = if has_colours() { text.to_owned() } else { strip_str(text).to_string() };
+    let is_shown = shown.is_some_and(|shown| shown.try_send(text.clone()).is_ok());
+    if !is_shown {
+        // If the terminal is closed, there is nowhere to report the error.
+        let _ = writeln!(anstream::stdout(), "{text}");
     }
 }
 
@@ -149,6 +155,7 @@ impl Prompt for ChatPrompt {
 /// A chat in a group.
 struct Chat<'c> {
     client: &'c MlsClient,
+    retries: &'c Retries,
     group: Group,
     terminal: Terminal,
     /// The texts that could not be sent yet, each with its group.
@@ -160,7 +167,7 @@ struct Chat<'c> {
 
 /// Runs a chat until the user ends it. Shows errors in one line and continues. Fails if texts are left unsent at the
 /// end.
-pub(super) async fn run_client_loop(args: ChatArgs, client: &MlsClient, output: &Output) -> Result<()> {
+pub async fn run_client_loop(args: ChatArgs, client: &MlsClient, retries: &Retries, output: &Output) -> Result<()> {
     if output.is_json() {
         return Err(Error::Usage(
             "`keypool chat` has no JSON output: use `keypool send` and `keypool receive`".to_owned(),
@@ -171,8 +178,10 @@ pub(super) async fn run_client_loop(args: ChatArgs, client: &MlsClient, output: 
     let mut timer = interval_at(Instant::now(), every);
     timer.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let terminal = Terminal::open();
+    let shown = terminal.shown.clone();
+    retries.show_in(Box::new(move |text| show(shown.as_ref(), text)));
     let (unsent, messages_since_refresh) = (VecDeque::new(), 0);
-    let mut chat = Chat { client, group, terminal, unsent, messages_since_refresh, args, timer };
+    let mut chat = Chat { client, retries, group, terminal, unsent, messages_since_refresh, args, timer };
     chat.terminal.show(&format!("This is {}. Type /help for the commands.", chat.group.name));
     chat.run().await;
     chat.end().await
@@ -181,7 +190,7 @@ pub(super) async fn run_client_loop(args: ChatArgs, client: &MlsClient, output: 
 /// The reason why the loop woke up.
 enum Wake {
     Line(Option<String>),
-    Received(Result<Vec<Incoming>>),
+    Received(Result<Vec<Incoming>, ClientError>),
     Timer,
 }
 
@@ -207,9 +216,18 @@ impl Chat<'_> {
                     self.flush().await;
                     self.refresh().await;
                 }
-                Wake::Received(Ok(incoming)) => self.show_incoming(&incoming).await,
+                Wake::Received(Ok(incoming)) => {
+                    if self.retries.forget() {
+                        self.terminal.show("The server is there again.");
+                    }
+                    self.show_incoming(&incoming).await;
+                }
+                Wake::Received(Err(error)) if error.is_retryable() => {
+                    self.retries.tell(&error);
+                    self.pause().await;
+                }
                 Wake::Received(Err(error)) => {
-                    self.show_error("cannot receive", &error);
+                    self.show_error("cannot receive", &error.with_causes());
                     self.pause().await;
                 }
             }
@@ -260,7 +278,7 @@ impl Chat<'_> {
             }
         };
         if let Err(error) = outcome {
-            self.show_error("that did not work", &error);
+            self.show_error("that did not work", &error.with_causes());
         }
         false
     }
@@ -269,7 +287,7 @@ impl Chat<'_> {
     async fn flush(&mut self) {
         if let Err(error) = self.send_unsent().await {
             let waiting = self.unsent.len();
-            self.show_error(&format!("{waiting} not sent yet, and will be"), &error);
+            self.show_error(&format!("{waiting} not sent yet, and will be"), &error.with_causes());
         }
     }
 
@@ -280,14 +298,18 @@ impl Chat<'_> {
         if !self.unsent.is_empty() {
             self.terminal.show(&format!("Trying once more to send what is not sent yet: {}.", self.unsent.len()));
         }
-        self.send_unsent().await.map_err(|source| {
-            let texts = self.unsent.iter().map(|(group, text)| format!("{text:?} to {}", group.name)).collect();
-            Error::Unsent { texts, source: source.into() }
-        })
+        let outcome = timeout(LAST_TRY, self.send_unsent()).await;
+        let source = match outcome {
+            Ok(Ok(())) => return Ok(()),
+            Ok(Err(source)) => Some(source),
+            Err(_) => None,
+        };
+        let texts = self.unsent.iter().map(|(group, text)| format!("{text:?} to {}", group.name)).collect();
+        Err(Error::Unsent { texts, source })
     }
 
     /// Sends the typed texts in order. Fails if the rest has to wait.
-    async fn send_unsent(&mut self) -> Result<()> {
+    async fn send_unsent(&mut self) -> Result<(), ClientError> {
         while let Some((group, text)) = self.unsent.front() {
             match self.client.membership().send(&group.group_id, text).await {
                 Ok(undelivered) => {
@@ -298,7 +320,7 @@ impl Chat<'_> {
                 Err(error) if error.is_retryable() => return Err(error),
                 Err(error) => {
                     self.unsent.pop_front();
-                    self.show_error("not sent", &error);
+                    self.show_error("not sent", &error.with_causes());
                 }
             }
         }
@@ -332,7 +354,7 @@ impl Chat<'_> {
             }
         }
         if let Err(error) = self.client.membership().done(incoming) {
-            self.show_error("received items may be shown again", &error);
+            self.show_error("received items may be shown again", &error.with_causes());
         }
         if !incoming.is_empty() {
             self.flush().await;
@@ -364,29 +386,28 @@ impl Chat<'_> {
     }
 
     async fn invite(&mut self, users: &[&str]) -> Result<()> {
-        let users = users.iter().map(|name| user(name)).collect::<Result<Vec<_>>>()?;
+        let users = users.iter().map(|name| parsed(name)).collect::<Result<Vec<_>>>()?;
         let invited = self.client.membership().invite(&self.group.group_id, &users).await?;
         self.terminal.show(&sentences::invited_text(&self.group, &invited));
         Ok(())
     }
 
     async fn remove(&mut self, name: &str) -> Result<()> {
-        let removed = self.client.membership().remove(&self.group.group_id, &user(name)?).await?;
+        let removed = self.client.membership().remove(&self.group.group_id, &parsed(name)?).await?;
         let warnings = sentences::undelivered_text(&removed.undelivered);
         self.terminal.show(&format!("{} removed.{warnings}", sentences::names(&removed.removed)));
         Ok(())
     }
 
     async fn verify(&mut self, name: &str) -> Result<()> {
-        let number = self.client.membership().safety_number(&user(name)?).await?;
+        let number = self.client.membership().safety_number(&parsed(name)?).await?;
         self.terminal.show(&sentences::safety_number_text(&number));
         Ok(())
     }
 
     /// Renews this group, and continues in the new one.
     async fn renew(&mut self, without: &[&str]) -> Result<()> {
-        let read = |name: &&str| device(name).map_err(Error::Usage);
-        let without = without.iter().map(read).collect::<Result<Vec<_>>>()?;
+        let without = without.iter().map(|name| parsed(name)).collect::<Result<Vec<_>>>()?;
         let renewed = self.client.membership().renew(&self.group.group_id, &without).await?;
         self.terminal.show(&sentences::renewed_text(&renewed));
         self.switch_to(renewed.group);
@@ -413,7 +434,7 @@ impl Chat<'_> {
         match self.client.refresh_key_packages(&|_| {}).await {
             Ok(report) if report.changed_nothing() => {}
             Ok(report) => tracing::info!(?report, "refreshed the pool"),
-            Err(error) => self.show_error("the pool could not be refreshed", &error),
+            Err(error) => self.show_error("the pool could not be refreshed", &error.with_causes()),
         }
     }
 
@@ -422,7 +443,7 @@ impl Chat<'_> {
         self.timer.reset();
         match self.client.refresh_key_packages(&|_| {}).await {
             Ok(report) => self.terminal.show(&sentences::refresh_text(&report)),
-            Err(error) => self.show_error("the pool could not be refreshed", &error),
+            Err(error) => self.show_error("the pool could not be refreshed", &error.with_causes()),
         }
     }
 
@@ -433,12 +454,13 @@ impl Chat<'_> {
     }
 
     /// Shows an error in one line.
-    fn show_error(&mut self, what: &str, error: &Error) {
-        tracing::warn!(%error, what);
+    fn show_error(&mut self, what: &str, error: &str) {
+        tracing::warn!(error, what);
         self.terminal.show(&sentences::error_line(what, error));
     }
 }
 
-fn user(name: &str) -> Result<UserName> {
-    name.parse().map_err(|error: keypool_openapi::InvalidId| Error::Usage(error.to_string()))
+/// Reads a user's or a device's name.
+fn parsed<T: FromStr<Err = InvalidId>>(name: &str) -> Result<T> {
+    name.parse().map_err(|error: InvalidId| Error::Usage(error.to_string()))
 }

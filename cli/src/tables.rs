@@ -7,12 +7,12 @@ use comfy_table::{
     presets::{NOTHING, UTF8_FULL_CONDENSED},
 };
 use jiff::Timestamp;
-use keypool_openapi::{AuditEvent, DeviceOf, InventoryItem, PoolStatus, ReserveResponse};
-
-use crate::{
-    device_name::{device_name, name_of, target_name},
-    groups::{Group, GroupState},
+use keypool_client::{Group, GroupState};
+use keypool_openapi::{
+    AuditEvent, Device, DeviceName, DeviceOf, InventoryItem, PoolStatus, ReserveResponse, SignatureKey, device_name,
 };
+
+use crate::text::target_name;
 
 fn table<const N: usize>(header: [&str; N]) -> Table {
     let mut table = Table::new();
@@ -21,7 +21,7 @@ fn table<const N: usize>(header: [&str; N]) -> Table {
     table
 }
 
-pub(super) fn reservations(answer: &ReserveResponse) -> String {
+pub fn reservations(answer: &ReserveResponse) -> String {
     let mut table = table(["Device", "Reservation id", "Suite", "Held until", "Note"]);
     for held in &answer.reservations {
         table.add_row([
@@ -39,7 +39,7 @@ pub(super) fn reservations(answer: &ReserveResponse) -> String {
     table.trim_fmt()
 }
 
-pub(super) fn status(status: &PoolStatus) -> String {
+pub fn status(status: &PoolStatus) -> String {
     let mut table = table(["KeyPackages", "Count"]);
     let counts = [
         ("available", status.available),
@@ -73,7 +73,7 @@ pub(super) fn status(status: &PoolStatus) -> String {
     table.trim_fmt()
 }
 
-pub(super) fn inventory(items: &[InventoryItem]) -> String {
+pub fn inventory(items: &[InventoryItem]) -> String {
     let mut table = table(["KeyPackage", "State", "Suite", "Expires", "Reserved by", "Until"]);
     for item in items {
         let state = if item.last_resort { format!("{}, last resort", item.state) } else { item.state.to_string() };
@@ -89,23 +89,41 @@ pub(super) fn inventory(items: &[InventoryItem]) -> String {
     table.trim_fmt()
 }
 
-pub(super) fn events(events: &[AuditEvent]) -> String {
+pub fn events(events: &[AuditEvent]) -> String {
     let mut table = table(["When", "What", "By", "KeyPackage", "Group"]);
     for event in events {
-        let group = event.group_id.as_ref().map(|group_id| String::from_utf8_lossy(&group_id.0).into_owned());
+        let group = event.group_id.as_ref().map(|group_id| hex::encode(&group_id.0));
         table.add_row([
             event.at.to_string(),
             event.action.to_string(),
             device(event.actor.as_ref()),
             event.keypackage_ref.to_string(),
-            // A group id may be any bytes, so escape them for the terminal.
-            group.unwrap_or_default().escape_debug().to_string(),
+            group.unwrap_or_default(),
         ]);
     }
     table.trim_fmt()
 }
 
-pub(super) fn groups(groups: &[Group]) -> String {
+pub fn devices(own: &DeviceName, devices: &[Device]) -> String {
+    let mut table = table(["Device", "Registered", "Signature keys"]);
+    for one in devices {
+        let keys = one.signature_keys.iter().map(|key| format!("{}: {}", key.ciphersuite, fingerprint(key)));
+        let note = if one.device == *own { " (this one)" } else { "" };
+        table.add_row([
+            format!("{}{note}", one.device),
+            one.registered_at.to_string(),
+            keys.collect::<Vec<_>>().join("\n"),
+        ]);
+    }
+    table.trim_fmt()
+}
+
+/// The beginning of a key, by which a person tells keys apart. `keypool verify` compares whole keys.
+fn fingerprint(key: &SignatureKey) -> String {
+    hex::encode(key.signature_key.0.iter().take(8).copied().collect::<Vec<_>>())
+}
+
+pub fn groups(groups: &[Group]) -> String {
     let mut table = table(["Group", "Devices", "Epoch", "Id"]);
     for group in groups {
         let (members, epoch) = (group.members.to_string(), group.epoch.to_string());
@@ -121,7 +139,7 @@ pub(super) fn groups(groups: &[Group]) -> String {
 }
 
 fn device(device: Option<&DeviceOf>) -> String {
-    device.map_or_else(String::new, name_of)
+    device.map_or_else(String::new, ToString::to_string)
 }
 
 fn time(time: Option<Timestamp>) -> String {

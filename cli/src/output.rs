@@ -7,57 +7,52 @@ use std::{
 
 use clap::builder::styling::AnsiColor;
 use indicatif::{ProgressBar, ProgressStyle};
+use keypool_client::{
+    DeviceIdentity, Group, Incoming, Invited, Progress, RefreshReport, Removed, Renewed, SafetyNumber,
+};
 use keypool_openapi::{
-    AuditPage, DeviceOf, InventoryItem, PoolStatus, ReleaseResponse, ReserveResponse, RevokeResponse, SpendResponse,
-    Undelivered,
+    AuditPage, Device, DeviceName, DeviceOf, InventoryItem, PoolStatus, ReleaseResponse, RemovedDevice,
+    ReserveResponse, RevokeResponse, SpendResponse, Undelivered,
 };
 use serde::Serialize;
 use serde_json::json;
 
-use super::{
+use crate::{
     colour::{painted, warning},
+    doctor::Check,
+    error::{Error, Result},
     incoming::{self, Place},
     sentences::{
         check_text, health_text, invited_text, names, refresh_text, renewed_text, safety_number_text, status_text,
         undelivered_text,
     },
     tables,
-};
-use crate::{
-    device_name::name_of,
-    doctor::Check,
-    error::Error,
-    groups::{Group, Incoming, Invited, Removed, Renewed},
-    identity::DeviceIdentity,
-    pool::Progress,
-    refresh::RefreshReport,
-    safety_number::SafetyNumber,
     text::clean,
 };
 
 /// The output of the command: text for people, or JSON for programs.
-pub(super) struct Output {
+pub struct Output {
     json: bool,
 }
 
 impl Output {
-    pub(super) fn new(json: bool) -> Self {
+    pub fn new(json: bool) -> Self {
         Self { json }
     }
 
     /// Whether the output is JSON.
-    pub(super) fn is_json(&self) -> bool {
+    pub fn is_json(&self) -> bool {
         self.json
     }
 
-    pub(super) fn initialised(&self, identity: &DeviceIdentity, report: &RefreshReport) {
+    pub fn initialised(&self, identity: &DeviceIdentity, report: &RefreshReport) -> Result<()> {
         self.answer(report, || {
             format!("{} is registered at {}.\n{}", identity.identity(), identity.server(), refresh_text(report))
-        });
+        })
     }
 
     /// Warns that others can listen on the way to the server.
-    pub(super) fn warn_of_clear_text(server: &str) {
+    pub fn warn_of_clear_text(server: &str) {
         let found = format!(
             "anyone on the network path to {} can read this device's token and act as the device. Use https:// if the \
              server has it.",
@@ -66,36 +61,36 @@ impl Output {
         let _ = writeln!(anstream::stderr(), "{}", warning(&found));
     }
 
-    pub(super) fn refreshed(&self, report: &RefreshReport) {
-        self.answer(report, || refresh_text(report));
+    pub fn refreshed(&self, report: &RefreshReport) -> Result<()> {
+        self.answer(report, || refresh_text(report))
     }
 
-    pub(super) fn status(&self, status: &PoolStatus) {
-        self.answer(status, || status_text(status));
+    pub fn status(&self, status: &PoolStatus) -> Result<()> {
+        self.answer(status, || status_text(status))
     }
 
-    pub(super) fn reserved(&self, answer: &ReserveResponse) {
-        self.answer(answer, || tables::reservations(answer));
+    pub fn reserved(&self, answer: &ReserveResponse) -> Result<()> {
+        self.answer(answer, || tables::reservations(answer))
     }
 
-    pub(super) fn inventory(&self, items: &[InventoryItem]) {
+    pub fn inventory(&self, items: &[InventoryItem]) -> Result<()> {
         self.answer(&items, || match items {
             [] => "The server has no KeyPackages of this device; `keypool refresh` uploads some.".to_owned(),
             items => tables::inventory(items),
-        });
+        })
     }
 
-    pub(super) fn audit(&self, page: &AuditPage) {
+    pub fn audit(&self, page: &AuditPage) -> Result<()> {
         self.answer(page, || {
             let more = page.next.map(|next| format!("\nThere is more: keypool audit --before {next}"));
             match page.events.as_slice() {
                 [] => "There are no events yet.".to_owned(),
                 events => tables::events(events) + &more.unwrap_or_default(),
             }
-        });
+        })
     }
 
-    pub(super) fn revoked(&self, answer: &RevokeResponse) {
+    pub fn revoked(&self, answer: &RevokeResponse) -> Result<()> {
         self.answer(answer, || {
             let mut text = format!("{} KeyPackages are revoked.", answer.revoked.len());
             for ended in &answer.ended {
@@ -105,50 +100,50 @@ impl Output {
                 let _ = write!(text, "\n{unknown} is not a KeyPackage of this device.");
             }
             text + "\n" + &health_text(&answer.pool)
-        });
+        })
     }
 
     /// The result of a call that sends something to a group: a sentence, and the devices that it did not reach.
-    pub(super) fn delivered(&self, sentence: &str, undelivered: &[Undelivered]) {
+    pub fn delivered(&self, sentence: &str, undelivered: &[Undelivered]) -> Result<()> {
         self.answer(&json!({ "done": true, "undelivered": undelivered }), || {
             sentence.to_owned() + &undelivered_text(undelivered)
-        });
+        })
     }
 
-    pub(super) fn group_created(&self, group: &Group) {
+    pub fn group_created(&self, group: &Group) -> Result<()> {
         self.answer(group, || {
             format!("The group {} is created; `keypool group invite {0:?} USER` adds a user.", group.name)
-        });
+        })
     }
 
-    pub(super) fn groups(&self, groups: &[Group]) {
+    pub fn groups(&self, groups: &[Group]) -> Result<()> {
         self.answer(&groups, || match groups {
             [] => "This device is in no group; `keypool group create NAME` creates one.".to_owned(),
             groups => tables::groups(groups),
-        });
+        })
     }
 
-    pub(super) fn invited(&self, group: &Group, invited: &Invited) {
-        self.answer(invited, || invited_text(group, invited));
+    pub fn invited(&self, group: &Group, invited: &Invited) -> Result<()> {
+        self.answer(invited, || invited_text(group, invited))
     }
 
-    pub(super) fn renewed(&self, renewed: &Renewed) {
-        self.answer(renewed, || renewed_text(renewed));
+    pub fn renewed(&self, renewed: &Renewed) -> Result<()> {
+        self.answer(renewed, || renewed_text(renewed))
     }
 
-    pub(super) fn removed(&self, group: &Group, removed: &Removed) {
+    pub fn removed(&self, group: &Group, removed: &Removed) -> Result<()> {
         self.answer(removed, || {
             let warnings = undelivered_text(&removed.undelivered);
             format!("{} removed from {}.{warnings}", names(&removed.removed), group.name)
-        });
+        })
     }
 
-    pub(super) fn members(&self, members: &[DeviceOf]) {
-        self.answer(&members, || members.iter().map(name_of).collect::<Vec<_>>().join("\n"));
+    pub fn members(&self, members: &[DeviceOf]) -> Result<()> {
+        self.answer(&members, || members.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))
     }
 
     /// Fails if it could not be printed, so that the caller keeps the items.
-    pub(super) fn received(&self, groups: &[Group], incoming: &[Incoming]) -> io::Result<()> {
+    pub fn received(&self, groups: &[Group], incoming: &[Incoming]) -> io::Result<()> {
         let lines = |one: &Incoming| {
             let group = incoming::group_name(groups, one);
             let lines = incoming::lines(one, Place::Shell { group: &group }).into_iter();
@@ -161,37 +156,56 @@ impl Output {
         })
     }
 
-    pub(super) fn doctor(&self, checks: &[Check]) {
-        self.answer(&checks, || checks.iter().map(check_text).collect::<Vec<_>>().join("\n"));
+    pub fn doctor(&self, checks: &[Check]) -> Result<()> {
+        self.answer(&checks, || checks.iter().map(check_text).collect::<Vec<_>>().join("\n"))
     }
 
-    pub(super) fn spent(&self, answer: &SpendResponse) {
+    pub fn spent(&self, answer: &SpendResponse) -> Result<()> {
         self.answer(answer, || {
             format!("KeyPackage {} was {} at {}.", answer.keypackage_ref, answer.state, answer.spent_at)
-        });
+        })
     }
 
-    pub(super) fn safety_number(&self, number: &SafetyNumber) {
-        self.answer(number, || safety_number_text(number));
+    pub fn safety_number(&self, number: &SafetyNumber) -> Result<()> {
+        self.answer(number, || safety_number_text(number))
     }
 
-    pub(super) fn released(&self, answer: &ReleaseResponse) {
-        self.answer(answer, || format!("KeyPackage {} is {} now.", answer.keypackage_ref, answer.state));
+    pub fn released(&self, answer: &ReleaseResponse) -> Result<()> {
+        self.answer(answer, || format!("KeyPackage {} is {} now.", answer.keypackage_ref, answer.state))
     }
 
-    pub(super) fn token(&self, token: &str) {
-        self.answer(&json!({ "token": token }), || token.to_owned());
+    pub fn devices(&self, own: &DeviceName, devices: &[Device]) -> Result<()> {
+        self.answer(&devices, || tables::devices(own, devices))
     }
 
-    pub(super) fn error(&self, error: &Error) {
+    pub fn device_removed(&self, removed: &RemovedDevice) -> Result<()> {
+        self.answer(removed, || {
+            format!(
+                "{}/{} is removed, and {} of its KeyPackages are revoked. Other members still have to remove it from its \
+                 groups.",
+                removed.user, removed.device, removed.revoked
+            )
+        })
+    }
+
+    pub fn token_set(&self) -> Result<()> {
+        self.answer(&json!({ "done": true }), || "This device uses the new token.".to_owned())
+    }
+
+    pub fn token(&self, token: &str) -> Result<()> {
+        self.answer(&json!({ "token": token }), || token.to_owned())
+    }
+
+    pub fn error(&self, error: &Error) {
         let message = error.with_causes();
         self.failure(&message, error.code(), error.hint());
     }
 
-    pub(super) fn usage(&self, usage: &clap::Error) {
+    pub fn usage(&self, usage: &clap::Error) {
         let text = usage.to_string();
-        let message = text.lines().next().unwrap_or_default().trim_start_matches("error: ");
-        self.failure(message, Some("usage"), Some("see `keypool --help`"));
+        // The first paragraph: it may list arguments, one in a line.
+        let message = text.lines().map(str::trim).take_while(|line| !line.is_empty()).collect::<Vec<_>>().join(" ");
+        self.failure(message.trim_start_matches("error: "), Some("usage"), Some("see `keypool --help`"));
     }
 
     fn failure(&self, message: &str, code: Option<&str>, hint: Option<&str>) {
@@ -208,7 +222,7 @@ impl Output {
     }
 
     /// Runs a refresh with a progress bar on a terminal.
-    pub(super) async fn with_progress<F: Future>(&self, call: impl FnOnce(Box<dyn Fn(Progress) + Sync>) -> F) -> F::Output {
+    pub async fn with_progress<F: Future>(&self, call: impl FnOnce(Box<dyn Fn(Progress) + Sync>) -> F) -> F::Output {
         let bar = if self.json { ProgressBar::hidden() } else { ProgressBar::new(0) };
         if let Ok(style) = ProgressStyle::with_template("{msg:>10} [{bar:32}] {pos}/{len}") {
             bar.set_style(style.progress_chars("=> "));
@@ -228,9 +242,8 @@ impl Output {
         output
     }
 
-    fn answer(&self, answer: &impl Serialize, text: impl FnOnce() -> String) {
-        // If the reader closed the pipe, it needs no more output.
-        let _ = self.print(answer, text);
+    fn answer(&self, answer: &impl Serialize, text: impl FnOnce() -> String) -> Result<()> {
+        self.print(answer, text).or_else(unless_closed)
     }
 
     fn print(&self, answer: &impl Serialize, text: impl FnOnce() -> String) -> io::Result<()> {
@@ -244,4 +257,15 @@ impl Output {
         writeln!(stdout, "{text}")?;
         stdout.flush()
     }
+}
+
+/// Prints text that is the same for people and for programs.
+pub fn print_raw(text: &[u8]) -> Result<()> {
+    let mut stdout = io::stdout();
+    stdout.write_all(text).and_then(|()| stdout.flush()).or_else(unless_closed)
+}
+
+/// If the reader closed the pipe, it needs no more output. Any other error, such as a full disk, is one of the command.
+fn unless_closed(source: io::Error) -> Result<()> {
+    if source.kind() == io::ErrorKind::BrokenPipe { Ok(()) } else { Err(Error::Unwritten { source }) }
 }

@@ -1,0 +1,47 @@
+//! The user's devices on the command line.
+
+use clap::Subcommand;
+use keypool_client::MlsClient;
+use keypool_openapi::DeviceName;
+use secrecy::ExposeSecret as _;
+
+use crate::{error::Result, output::Output};
+
+/// The subcommands of `keypool device`.
+#[derive(Debug, Subcommand)]
+pub enum DeviceCommand {
+    /// List your devices, with their signature keys
+    List,
+    /// Remove one of your devices from the server
+    ///
+    /// Its token ends, and nobody can add it to groups any more. It stays in its groups: remove it there with `keypool group
+    /// remove`, which removes your other devices as well, and have them invited again.
+    #[command(after_help = "Example: keypool device remove phone")]
+    Remove {
+        /// The device's name
+        device: DeviceName,
+    },
+    /// Give one of your devices a new bearer token, and end the old one
+    ///
+    /// This device uses its new token from then on. The token of another device is printed, which is a secret: give it to
+    /// `keypool token --set` there.
+    #[command(after_help = "Example: keypool device rotate-token phone")]
+    RotateToken {
+        /// The device's name
+        device: DeviceName,
+    },
+}
+
+pub async fn device(command: DeviceCommand, client: &MlsClient, output: &Output) -> Result<()> {
+    match command {
+        DeviceCommand::List => output.devices(client.identity().device(), &client.devices().await?),
+        DeviceCommand::Remove { device } => output.device_removed(&client.remove_device(&device).await?),
+        DeviceCommand::RotateToken { device } => {
+            let token = client.new_token(&device).await?;
+            if device == *client.identity().device() {
+                return output.token_set();
+            }
+            output.token(token.expose_secret())
+        }
+    }
+}
