@@ -1,5 +1,8 @@
 //! A server that may not write its database, or change the schema, says what an operator has to do.
 
+use diesel::{Connection as _, RunQueryDsl as _, SqliteConnection};
+use keypool_client::LocalStore;
+
 use crate::{
     process::{run, said},
     support::Database,
@@ -31,6 +34,41 @@ async fn a_server_needs_no_right_to_change_a_schema_that_is_up_to_date() {
     let said_so = said(&output);
     assert!(!output.status.success() && said_so.contains("a migration failed"), "{said_so}");
     assert!(said_so.contains("GRANT USAGE, CREATE ON SCHEMA public TO serves"), "{said_so}");
+}
+
+/// Private keys and the server's data never share a file, whichever of the two programs comes first.
+#[tokio::test]
+async fn a_database_of_a_device_is_no_servers_and_the_reverse() {
+    let directory = tempfile::tempdir().unwrap();
+    let serve = |file: &str| {
+        let url = format!("sqlite://{}/{file}", directory.path().display());
+        run("migrate", move |command| {
+            command.env("KEYPOOL_DATABASE_URL", url);
+        })
+    };
+    drop(LocalStore::open(directory.path()).unwrap());
+    let device = directory.path().join("device.db");
+    let bytes = std::fs::read(&device).unwrap();
+    let output = serve("device.db").await;
+    assert!(output.status.code() == Some(1) && said(&output).contains("name another file"), "{}", said(&output));
+    // As versions before 0.2 left it.
+    let mut old = SqliteConnection::establish(&device.to_string_lossy()).unwrap();
+    diesel::sql_query("PRAGMA application_id = 0").execute(&mut old).unwrap();
+    drop(old);
+    let output = serve("device.db").await;
+    assert!(output.status.code() == Some(1) && said(&output).contains("name another file"), "{}", said(&output));
+    drop(LocalStore::open(directory.path()).unwrap());
+    assert_eq!(std::fs::read(&device).unwrap().len(), bytes.len());
+
+    let directory = tempfile::tempdir().unwrap();
+    let url = format!("sqlite://{}/keypool.db", directory.path().display());
+    let output = run("migrate", move |command| {
+        command.env("KEYPOOL_DATABASE_URL", url);
+    });
+    assert!(output.await.status.success());
+    let refused = LocalStore::open(directory.path()).unwrap_err();
+    assert!(refused.to_string().contains("keypool.db is the database of another program"), "{refused}");
+    assert!(!directory.path().join("device.db").exists());
 }
 
 /// What an operator has to change stands in the error, once.

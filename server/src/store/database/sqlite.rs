@@ -7,7 +7,12 @@ use std::{
     time::Duration,
 };
 
-use diesel::{Connection, QueryResult, SqliteConnection, connection::SimpleConnection, r2d2::Pool};
+use diesel::{
+    Connection, QueryResult, QueryableByName, RunQueryDsl as _, SqliteConnection,
+    connection::SimpleConnection,
+    r2d2::Pool,
+    sql_types::{BigInt, Integer},
+};
 
 use super::{
     conn::Conn,
@@ -24,6 +29,9 @@ const SESSION: &str = "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; \
 
 /// The longest that a statement waits for the lock of another process.
 const BUSY: Duration = Duration::from_secs(5);
+
+/// SQLite's application id of a server's database, `KPSV`: a client that finds the file sees that it is none of its own.
+const APPLICATION: i32 = 0x4b50_5356;
 
 /// File mode: only the owner may read and write.
 #[cfg(unix)]
@@ -161,7 +169,37 @@ pub(super) fn migrate(path: &str, wait: Duration) -> Result<(), StoreError> {
         .map_err(StoreError::from)
         .map_err(|error| if error.refuses_writes { error.explained(rights(path)) } else { error })?;
     // The first process migrates. The others wait for its transaction and then have nothing to do.
-    conn.exclusive_transaction(|conn| migrations::migrate(conn, SQLITE_MIGRATIONS))
+    conn.exclusive_transaction(|conn| {
+        check_application(conn, path)?;
+        migrations::migrate(conn, SQLITE_MIGRATIONS)
+    })
+}
+
+#[derive(QueryableByName)]
+struct Application {
+    #[diesel(sql_type = Integer)]
+    application_id: i32,
+    /// Tables of the program `keypool`, whose early versions set no application id.
+    #[diesel(sql_type = BigInt)]
+    device_tables: i64,
+}
+
+/// Fails if the file is another program's database, such as that of a device. Marks a server's database as such.
+fn check_application(conn: &mut SqliteConnection, path: &str) -> Result<(), StoreError> {
+    let found = diesel::sql_query(
+        "SELECT application_id, (SELECT count(*) FROM sqlite_schema WHERE name = 'device_identity') AS device_tables \
+         FROM pragma_application_id",
+    );
+    match found.get_result(conn).map_err(StoreError::from)? {
+        Application { application_id: APPLICATION, .. } => Ok(()),
+        Application { application_id: 0, device_tables: 0 } => {
+            Ok(conn.batch_execute(&format!("PRAGMA application_id = {APPLICATION}"))?)
+        }
+        _ => Err(StoreError::fatal(anyhow::anyhow!(
+            "{path} is the database of another program, such as the keys of a device: name another file in \
+             KEYPOOL_DATABASE_URL"
+        ))),
+    }
 }
 
 /// Query plans of SQLite, for the tests of statements that must not read whole tables.
