@@ -21,6 +21,7 @@ use tokio::{
 };
 
 use crate::{
+    colour::warning,
     error::{Error, Result},
     incoming::{self, Place},
     output::Output,
@@ -217,9 +218,7 @@ impl Chat<'_> {
                     self.refresh().await;
                 }
                 Wake::Received(Ok(incoming)) => {
-                    if self.retries.forget() {
-                        self.terminal.show("The server is there again.");
-                    }
+                    self.server_answered();
                     self.show_incoming(&incoming).await;
                 }
                 Wake::Received(Err(error)) if error.is_retryable() => {
@@ -234,6 +233,13 @@ impl Chat<'_> {
             if self.messages_since_refresh >= self.args.refresh_messages {
                 self.refresh().await;
             }
+        }
+    }
+
+    /// Says that the server is there again, if it was said to be away.
+    fn server_answered(&mut self) {
+        if self.retries.forget() {
+            self.terminal.show("The server is there again.");
         }
     }
 
@@ -273,7 +279,9 @@ impl Chat<'_> {
             }
             _ => {
                 self.unsent.push_back((self.group.clone(), line.to_owned()));
-                self.flush().await;
+                if !self.flush().await {
+                    self.terminal.show(&warning(&format!("{} not sent yet, and will be", self.unsent.len())));
+                }
                 Ok(())
             }
         };
@@ -283,12 +291,13 @@ impl Chat<'_> {
         false
     }
 
-    /// Sends the typed texts in order. After a temporary error, the rest is sent later.
-    async fn flush(&mut self) {
-        if let Err(error) = self.send_unsent().await {
-            let waiting = self.unsent.len();
-            self.show_error(&format!("{waiting} not sent yet, and will be"), &error.with_causes());
+    /// Sends the typed texts in order. After a temporary error, the rest is sent later. Returns whether all are sent.
+    async fn flush(&mut self) -> bool {
+        let sent = self.send_unsent().await;
+        if let Err(error) = &sent {
+            self.retries.tell(error);
         }
+        sent.is_ok()
     }
 
     /// Tries a last time to send the remaining texts.
@@ -301,7 +310,7 @@ impl Chat<'_> {
         let outcome = timeout(LAST_TRY, self.send_unsent()).await;
         let source = match outcome {
             Ok(Ok(())) => return Ok(()),
-            Ok(Err(source)) => Some(source),
+            Ok(Err(source)) => Some(Box::new(source)),
             Err(_) => None,
         };
         let texts = self.unsent.iter().map(|(group, text)| format!("{text:?} to {}", group.name)).collect();
@@ -313,6 +322,7 @@ impl Chat<'_> {
         while let Some((group, text)) = self.unsent.front() {
             match self.client.membership().send(&group.group_id, text).await {
                 Ok(undelivered) => {
+                    self.server_answered();
                     self.show_undelivered(&undelivered);
                     self.unsent.pop_front();
                     self.messages_since_refresh += 1;
@@ -432,8 +442,11 @@ impl Chat<'_> {
         self.messages_since_refresh = 0;
         self.timer.reset();
         match self.client.refresh_key_packages(&|_| {}).await {
-            Ok(report) if report.changed_nothing() => {}
-            Ok(report) => tracing::info!(?report, "refreshed the pool"),
+            Ok(report) => {
+                self.server_answered();
+                tracing::info!(?report, "refreshed the pool");
+            }
+            Err(error) if error.is_retryable() => self.retries.tell(&error),
             Err(error) => self.show_error("the pool could not be refreshed", &error.with_causes()),
         }
     }

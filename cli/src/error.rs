@@ -10,7 +10,7 @@ use keypool_openapi::ProblemType;
 pub enum Error {
     /// An error of the library.
     #[error(transparent)]
-    Client(#[from] ClientError),
+    Client(Box<ClientError>),
     /// The arguments cannot be used.
     #[error("{0}")]
     Usage(String),
@@ -42,12 +42,18 @@ pub enum Error {
         /// The texts, each quoted and with its group.
         texts: Vec<String>,
         /// Why not; `None` if the server did not answer in time.
-        source: Option<ClientError>,
+        source: Option<Box<ClientError>>,
     },
 }
 
 /// The result of a command.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+impl From<ClientError> for Error {
+    fn from(error: ClientError) -> Self {
+        Self::Client(Box::new(error))
+    }
+}
 
 impl Error {
     /// Whether the same command may succeed later.
@@ -156,8 +162,7 @@ pub fn hint(error: &ClientError) -> Option<&'static str> {
         E::Refused { kind: Some(ProblemType::AlreadyRegistered), .. } => {
             "choose another --device, or use the data directory of the existing device"
         }
-        // The server's answer says what is wrong with the token that was shown.
-        E::NotEnrolled { has_token: true, .. } => return None,
+        // Of a token that was shown, the server's answer says what is wrong with it.
         E::NotEnrolled { has_token: false, .. } => {
             "give --user-token: for another device of a user, what `keypool token` prints on one of the user's devices; for \
              a first device, what the operator handed out"

@@ -33,7 +33,7 @@ pub fn lines(one: &Incoming, place: Place<'_>) -> Vec<String> {
 fn event_text(event: &Event, place: Place<'_>) -> String {
     match event {
         Event::Text { sender, text } => format!("{}: {}", painted(&clean(sender), AnsiColor::Cyan), clean_lines(text)),
-        Event::Joined { by } => format!("{} added this device", by),
+        Event::Joined { by } => format!("{by} added this device"),
         Event::Members { by, added, removed } => members_text(by, added, removed),
         Event::Changed => "the group changed".to_owned(),
         Event::Removed => "this device is no longer in the group".to_owned(),
@@ -43,7 +43,7 @@ fn event_text(event: &Event, place: Place<'_>) -> String {
         Event::Device { device, change } => warning(&device_text(device, *change)),
         Event::Unreadable { device, about, reason } => unreadable_text(device, *about, *reason),
         Event::KeysGone { by } => {
-            format!("{} sent an invitation for keys that are gone; the sender was notified", by)
+            format!("{by} sent an invitation for keys that are gone; the sender was notified")
         }
         Event::Ignored { why } => format!("ignored: {}", clean(why)),
     }
@@ -56,9 +56,8 @@ fn device_text(device: &DeviceOf, change: DeviceChange) -> String {
         DeviceChange::NewSignatureKey => "has a new signature key",
     };
     format!(
-        "your device {} {change}. If that was not you, somebody has a token of one of your devices: remove the devices that \
-         are not yours, and tell the server's operator",
-        device
+        "your device {device} {change}. If that was not you, somebody has a token of one of your devices: remove the devices that \
+         are not yours, and tell the server's operator"
     )
 }
 

@@ -1,5 +1,9 @@
+//! The server's HTTP API.
+
+mod failures;
+
 use std::{
-    error, fmt, io, iter,
+    fmt,
     net::IpAddr,
     sync::Arc,
     time::{Duration, Instant},
@@ -9,18 +13,19 @@ use backon::{ExponentialBuilder, Retryable};
 use keypool_openapi::{
     AckRequest, AckResponse, AuditPage, AuditQuery, CommitRequest, CommitResponse, DeviceList, DeviceName,
     DevicesQuery, GroupId, InventoryItem, InventoryPage, InventoryQuery, LookupRequest, LookupResponse, MessageRequest,
-    MessageResponse, MessagesPage, MessagesQuery, PoolStatus, Problem, RegisterRequest, RegisterResponse,
-    ReleaseRequest, ReleaseResponse, RemovedDevice, ReserveRequest, ReserveResponse, RevokeRequest, RevokeResponse,
-    SpendRequest, SpendResponse, TokenResponse, UploadRequest, UploadResponse, UserName,
+    MessageResponse, MessagesPage, MessagesQuery, PoolStatus, RegisterRequest, RegisterResponse, ReleaseRequest,
+    ReleaseResponse, RemovedDevice, ReserveRequest, ReserveResponse, RevokeRequest, RevokeResponse, SpendRequest,
+    SpendResponse, TokenResponse, UploadRequest, UploadResponse, UserName,
 };
 use parking_lot::RwLock;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
-use reqwest::{Method, RequestBuilder, Response, Url, header::RETRY_AFTER};
+use reqwest::{Method, RequestBuilder, Response, Url};
 use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, de::DeserializeOwned};
 use tracing::info;
 use uuid::Uuid;
 
+use self::failures::{refusal, retry_after, unreachable};
 use crate::error::{Error, Result};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -105,6 +110,13 @@ impl ApiClient {
     #[must_use]
     pub fn with_timeout(self, timeout: Duration) -> Self {
         Self { timeout, ..self }
+    }
+
+    /// Sends requests by another HTTP client, for example one with a proxy or with certificates of its own. It should follow
+    /// no redirects: they would send the bearer token to another path.
+    #[must_use]
+    pub fn with_http(self, http: reqwest::Client) -> Self {
+        Self { http, ..self }
     }
 
     /// Has a function called before each repetition, so that people see why they wait.
@@ -353,34 +365,6 @@ impl ApiClient {
     }
 }
 
-/// Whether rustls refused the server's certificate. Each layer above it may wrap its error into one of `std::io`.
-fn is_certificate(cause: &(dyn error::Error + 'static)) -> bool {
-    match cause.downcast_ref::<io::Error>().and_then(io::Error::get_ref) {
-        Some(inner) => is_certificate(inner),
-        None => matches!(cause.downcast_ref(), Some(rustls::Error::InvalidCertificate(_))),
-    }
-}
-
-/// Tells errors that time heals from those that somebody has to.
-fn unreachable(server: String, source: reqwest::Error) -> Error {
-    let source = source.without_url();
-    let causes = || iter::successors(Some(&source as &(dyn error::Error + 'static)), |cause| cause.source());
-    if causes().any(is_certificate) {
-        return Error::Untrusted { server, source };
-    }
-    // The connector of hyper-util names the step that failed.
-    if source.is_connect() && causes().any(|cause| cause.to_string() == "dns error") {
-        return Error::UnknownHost { server, source };
-    }
-    Error::Unreachable { server, source }
-}
-
-/// `Retry-After` in seconds. The form with a date is ignored, because servers do not send it to programs.
-fn retry_after(response: &Response) -> Option<Duration> {
-    let seconds = response.headers().get(RETRY_AFTER)?.to_str().ok()?.parse().ok()?;
-    Some(Duration::from_secs(seconds))
-}
-
 /// The part of the OpenAPI document that is used.
 #[derive(Deserialize)]
 struct Document {
@@ -422,58 +406,9 @@ pub fn is_in_the_clear(server: &str) -> bool {
     })
 }
 
-/// A problem whose `type` may be newer than this program.
-#[derive(Deserialize)]
-struct AnyProblem {
-    #[serde(rename = "type")]
-    code: String,
-    #[serde(default)]
-    title: String,
-    #[serde(default)]
-    detail: String,
-}
-
-fn refusal(status: u16, body: &[u8], retry_after: Option<Duration>) -> Option<Error> {
-    let (kind, reservation_id, epoch, problem) = match serde_json::from_slice::<Problem>(body) {
-        Ok(Problem { kind, title, detail, reservation_id, epoch, .. }) => {
-            (Some(kind), reservation_id, epoch, AnyProblem { code: kind.to_string(), title, detail })
-        }
-        Err(_) => (None, None, None, serde_json::from_slice::<AnyProblem>(body).ok()?),
-    };
-    let AnyProblem { code, title, detail } = problem;
-    let title = if title.is_empty() { code.clone() } else { title };
-    let detail = if detail.is_empty() { format!("the server answered {status} and no more") } else { detail };
-    let (title, detail) = (title.into(), detail.into());
-    Some(Error::Refused { kind, code, status, title, detail, retry_after, reservation_id, epoch })
-}
-
 #[cfg(test)]
 mod tests {
-    use keypool_openapi::ProblemType;
-
     use super::*;
-
-    #[test]
-    fn a_known_problem_keeps_its_type() {
-        let body = br#"{"type":"pool-exhausted","title":"No KeyPackage is left","status":404,"detail":"ask bob"}"#;
-        let error = refusal(404, body, None).unwrap();
-        assert_eq!(error.problem(), Some(ProblemType::PoolExhausted));
-        assert_eq!(error.to_string(), "No KeyPackage is left: ask bob");
-    }
-
-    #[test]
-    fn an_unknown_problem_is_still_told() {
-        let body = br#"{"type":"moon-phase","title":"Wrong moon","status":409,"detail":"wait a week"}"#;
-        let error = refusal(409, body, None).unwrap();
-        assert_eq!(error.problem(), None);
-        assert_eq!(error.to_string(), "Wrong moon: wait a week");
-        assert!(matches!(error, Error::Refused { status: 409, code, .. } if code == "moon-phase"));
-    }
-
-    #[test]
-    fn a_page_of_something_else_is_no_problem() {
-        assert!(refusal(502, b"<html>Bad gateway</html>", None).is_none());
-    }
 
     #[test]
     fn addresses_keep_their_path_and_must_be_http() {

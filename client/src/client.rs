@@ -1,9 +1,9 @@
 use std::{collections::BTreeMap, fmt, path::Path, sync::Arc, time::Duration};
 
 use keypool_openapi::{
-    AuditPage, Base64Bytes, Device, DeviceName, InventoryItem, KeyPackageRef, PoolStatus, ProblemType, ReleaseRequest,
-    ReleaseResponse, RemovedDevice, ReservationId, ReserveRequest, ReserveResponse, RevokeRequest, RevokeResponse,
-    SpendRequest, SpendResponse, UserName, device_name,
+    AuditPage, Base64Bytes, Device, DeviceName, DeviceOf, InventoryItem, KeyPackageRef, PoolStatus, ProblemType,
+    ReleaseRequest, ReleaseResponse, RemovedDevice, ReservationId, ReserveRequest, ReserveResponse, RevokeRequest,
+    RevokeResponse, SpendRequest, SpendResponse, UserName, device_name,
 };
 use openmls::prelude::{Ciphersuite, MlsGroup};
 use secrecy::SecretString;
@@ -47,6 +47,8 @@ pub struct Settings {
     pub passphrase: Option<SecretString>,
     /// The longest time that a call may take, retries included, while the server is unreachable or busy.
     pub timeout: Duration,
+    /// The application's own HTTP client, in place of the usual one; see [`ApiClient::with_http`].
+    pub http: Option<reqwest::Client>,
     /// What is called before a call to the server is repeated.
     pub on_retry: Option<OnRetry>,
 }
@@ -58,6 +60,7 @@ impl Default for Settings {
             pool: KeyPackagePoolConfig::default(),
             passphrase: None,
             timeout: DEFAULT_TIMEOUT,
+            http: None,
             on_retry: None,
         }
     }
@@ -66,7 +69,11 @@ impl Default for Settings {
 impl Settings {
     fn api(&self, server: &str, token: Option<SecretString>) -> Result<ApiClient> {
         let api = ApiClient::new(server, token)?;
-        Ok(api.with_timeout(self.timeout).with_on_retry(self.on_retry.clone()))
+        let api = api.with_timeout(self.timeout).with_on_retry(self.on_retry.clone());
+        Ok(match &self.http {
+            Some(http) => api.with_http(http.clone()),
+            None => api,
+        })
     }
 }
 
@@ -306,10 +313,21 @@ impl MlsClient {
         self.membership().load_group(group_id)
     }
 
-    /// Adds all devices of a user to a group whose messages the application delivers; see
+    /// Makes the messages that add a user to a group whose messages the application delivers; see
     /// [`MlsMembership::prepare_invitation`].
     pub async fn prepare_invitation(&self, group: &mut MlsGroup, user: &UserName) -> Result<Invitation> {
         self.membership().prepare_invitation(group, user).await
+    }
+
+    /// Merges and spends an invitation that the delivery service has accepted; see
+    /// [`MlsMembership::confirm_invitation`].
+    pub async fn confirm_invitation(&self, group: &mut MlsGroup, invitation: &Invitation) -> Result<Vec<DeviceOf>> {
+        self.membership().confirm_invitation(group, invitation).await
+    }
+
+    /// Gives an invitation up that the delivery service has refused; see [`MlsMembership::withdraw_invitation`].
+    pub async fn withdraw_invitation(&self, group: &mut MlsGroup, invitation: &Invitation) -> Result<()> {
+        self.membership().withdraw_invitation(group, invitation).await
     }
 
     /// Joins a group from a Welcome; see [`MlsMembership::join`].
@@ -375,6 +393,10 @@ mod tests {
             can_be_spawned(client.release(id));
             can_be_spawned(client.join(b""));
             can_be_spawned(client.prepare_invitation(group, user));
+        };
+        let _ = |client: &MlsClient, group: &mut MlsGroup, other: &mut MlsGroup, invitation: &Invitation| {
+            can_be_spawned(client.confirm_invitation(group, invitation));
+            can_be_spawned(client.withdraw_invitation(other, invitation));
         };
         let _ = |groups: MlsMembership<'_>, user: &UserName| {
             can_be_spawned(groups.invite(b"", &[]));

@@ -52,6 +52,8 @@
 //! let (client, _) = MlsClient::init(Path::new("alice"), &alice, Settings::default(), &|_| {}).await?;
 //! let mut group = client.create_group(b"friends")?;
 //! let invitation = client.prepare_invitation(&mut group, &"bob".parse()?).await?;
+//! // Here, the application's delivery service accepts `invitation.commit`.
+//! client.confirm_invitation(&mut group, &invitation).await?;
 //! std::fs::write("welcome-for-bob", invitation.welcome)?;
 //! # Ok(())
 //! # }
@@ -91,6 +93,7 @@ pub use leaf_identity::LeafIdentity;
 pub use openmls;
 pub use pool::{KeyPackagePool, KeyPackagePoolConfig, OnProgress, Progress};
 pub use refresh::{RefreshReport, Rejection, Warning};
+pub use reqwest;
 pub use safety_number::{KeyOfDevice, SafetyNumber};
 pub use storage::{
     Cbor, CborError, HeldConnection, KeyPackageMetadata, LocalStore, Provider, ReservationInfo, Spending, SqliteStorage,

@@ -16,7 +16,10 @@ use keypool_openapi::ProblemType;
 use rstest::rstest;
 use serde_json::{Value, json};
 
-use crate::support::{Database, Device, Http, Owner, PATIENCE, Party, Place, Postgres, ServerProcess, command, encode};
+use crate::{
+    client::helpers::invited,
+    support::{Database, Device, Http, Owner, PATIENCE, Party, Place, Postgres, ServerProcess, command, encode},
+};
 
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
     tokio::task::spawn_blocking(work).await.unwrap()
@@ -110,7 +113,7 @@ async fn after_a_restore_nothing_spent_is_reserved_and_a_refresh_makes_each_clie
     }
     assert_eq!(gone.len(), 120);
     let mut group = adder.create_group(b"before").unwrap();
-    let invitation = adder.prepare_invitation(&mut group, &"alice".parse().unwrap()).await.unwrap();
+    let invitation = invited(&adder, &mut group, &"alice".parse().unwrap()).await.unwrap();
     let (server, place) = restored(server, place, backup).await;
 
     for user in users {

@@ -1,65 +1,89 @@
 //! Adds a user to a group whose messages the application delivers.
 
-use keypool_openapi::{Base64Bytes, MissingDevice, Reservation, ReserveRequest, SpendRequest, UserName};
+use keypool_openapi::{
+    Base64Bytes, DeviceOf, MissingDevice, ProblemType, Reservation, ReserveRequest, SpendRequest, UserName,
+};
 use openmls::prelude::MlsGroup;
 
 use super::{
     encoding::encode,
     membership::MlsMembership,
-    reserve::{Reserved, UnfitDevice, release},
+    reserve::{Reserved, UnfitDevice, device_of, release},
 };
-use crate::{
-    api::ApiClient,
-    error::{Error, Result},
-};
+use crate::error::{Error, Result};
 
-/// The messages that add a user to a group.
+/// The messages that add a user to a group, and what the Commit uses.
 #[derive(Clone, Debug)]
 pub struct Invitation {
-    /// The `MLSMessage` with the Welcome, for every device that was added.
-    pub welcome: Vec<u8>,
     /// The `MLSMessage` with the Commit, for every member of the group before it.
     pub commit: Vec<u8>,
-    /// The spent reservations: one for each device that was added.
+    /// The `MLSMessage` with the Welcome, for every device that the Commit adds.
+    pub welcome: Vec<u8>,
+    /// The reservations: one for each device that the Commit adds.
     pub added: Vec<Reservation>,
-    /// The user's devices that were not added, because no KeyPackage of theirs was left.
+    /// The user's devices that are not added, because no KeyPackage of theirs was left.
     pub missing: Vec<MissingDevice>,
-    /// The user's devices that were not added, because OpenMLS cannot read their KeyPackages.
+    /// The user's devices that are not added, because OpenMLS cannot read their KeyPackages.
     pub unfit: Vec<UnfitDevice>,
 }
 
 impl MlsMembership<'_> {
-    /// Adds all devices of a user to a group whose messages the application delivers: reserves a KeyPackage of each,
-    /// commits, and spends them. On an error, the group is unchanged, and the reservations that were not spent are
-    /// released.
+    /// Makes the Commit that adds all devices of a user to a group whose messages the application delivers, with a
+    /// reserved KeyPackage of each. The Commit is pending in the group, and nothing is spent.
     ///
-    /// Merges the Commit once the KeyPackages are spent, so the application has to order the group's Commits. If the
-    /// server delivers, use [`MlsMembership::invite`].
+    /// The application sends the Commit to its delivery service, which orders the group's Commits. If it accepts this
+    /// one, call [`Self::confirm_invitation`] and send the Welcome; if another came first, call
+    /// [`Self::withdraw_invitation`]. Do so before the reservations lapse. On an error, the group is unchanged and nothing
+    /// stays reserved.
+    ///
+    /// If the server delivers, use [`MlsMembership::invite`].
     pub async fn prepare_invitation(&self, group: &mut MlsGroup, user: &UserName) -> Result<Invitation> {
         let _turn = self.store.turns.groups().await;
-        let api = self.connection.api();
-        let group_id = Base64Bytes(group.group_id().to_vec());
         let request = ReserveRequest {
             ciphersuite: Some(group.ciphersuite().into()),
-            group_id: Some(group_id.clone()),
+            group_id: Some(Base64Bytes(group.group_id().to_vec())),
             ..ReserveRequest::of(user.clone())
         };
         let Reserved { reservations, missing, unfit, .. } = self.reserve(&request).await?;
-        let outcome = match self.stage(group, &reservations) {
-            Ok(messages) => spend(api, &reservations, &group_id).await.map(|()| messages),
-            Err(error) => Err(error),
-        };
-        match outcome {
-            Ok((commit, welcome)) => {
-                self.merge(group)?;
-                Ok(Invitation { welcome, commit, added: reservations, missing, unfit })
-            }
+        match self.stage(group, &reservations) {
+            Ok((commit, welcome)) => Ok(Invitation { commit, welcome, added: reservations, missing, unfit }),
             Err(error) => {
-                release(api, &reservations).await;
-                self.clear_pending(group)?;
+                release(self.connection.api(), &reservations).await;
                 Err(error)
             }
         }
+    }
+
+    /// Merges the Commit of an invitation that the delivery service has accepted, and spends its KeyPackages. May be
+    /// repeated after an error.
+    ///
+    /// Returns the devices whose reservations had lapsed and gone to another adder. Two groups use their KeyPackages:
+    /// remove these devices from the group, and invite them again.
+    pub async fn confirm_invitation(&self, group: &mut MlsGroup, invitation: &Invitation) -> Result<Vec<DeviceOf>> {
+        let _turn = self.store.turns.groups().await;
+        if group.pending_commit().is_some() {
+            self.merge(group)?;
+        }
+        let (api, group_id) = (self.connection.api(), Base64Bytes(group.group_id().to_vec()));
+        let mut lapsed = Vec::new();
+        for reservation in &invitation.added {
+            let request = SpendRequest { reservation_id: reservation.reservation_id, group_id: group_id.clone() };
+            match api.spend_key_package(&request).await {
+                Err(error) if error.problem() == Some(ProblemType::ReservationLapsed) => {
+                    lapsed.push(device_of(reservation));
+                }
+                spent => drop(spent?),
+            }
+        }
+        Ok(lapsed)
+    }
+
+    /// Clears the Commit of an invitation that the delivery service has refused, and releases its reservations.
+    pub async fn withdraw_invitation(&self, group: &mut MlsGroup, invitation: &Invitation) -> Result<()> {
+        let _turn = self.store.turns.groups().await;
+        self.clear_pending(group)?;
+        release(self.connection.api(), &invitation.added).await;
+        Ok(())
     }
 
     /// Creates the Commit that adds the devices, and leaves it pending. Returns the encoded Commit and Welcome.
@@ -83,12 +107,4 @@ impl MlsMembership<'_> {
                 .map_err(|error| Error::mls("merge the Commit")(error.into()))
         })
     }
-}
-
-async fn spend(api: &ApiClient, reservations: &[Reservation], group_id: &Base64Bytes) -> Result<()> {
-    for reservation in reservations {
-        let request = SpendRequest { reservation_id: reservation.reservation_id, group_id: group_id.clone() };
-        api.spend_key_package(&request).await?;
-    }
-    Ok(())
 }

@@ -116,7 +116,7 @@ impl MlsMembership<'_> {
     }
 }
 
-fn device_of(reservation: &Reservation) -> DeviceOf {
+pub(super) fn device_of(reservation: &Reservation) -> DeviceOf {
     DeviceOf { user: reservation.user.clone(), device: reservation.device.clone() }
 }
 

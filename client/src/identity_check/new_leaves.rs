@@ -288,7 +288,7 @@ pub(crate) fn check_sender(credential: &Credential, from: &DeviceOf, ciphersuite
         LeafIdentity { credential: credential.clone(), signature_key: Vec::new(), ciphersuite, reserved_for: None };
     match leaf.device() {
         Some(device) if device != *from => {
-            Err(Error::WrongIdentity { member: leaf.name(), why: format!("it was sent by {}", from.to_string()) })
+            Err(Error::WrongIdentity { member: leaf.name(), why: format!("it was sent by {from}") })
         }
         _ => Ok(()),
     }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use keypool_client::{Checking, Error, Event, IdentityCheck, LeafIdentity, Notice, Standing};
+use keypool_client::{Checking, Error, Event, IdentityCheck, LeafIdentity, MlsClient, Notice, Settings, Standing};
 use keypool_openapi::MessageKind;
 use keypool_server::config::Limits;
 use keypool_validation::key_package::CredentialBinding;
@@ -15,7 +15,7 @@ use super::{
     helpers::{invite, start, user},
     impostors::{HONEST, with_mallory},
 };
-use crate::support::{Anywhere, Database, Device, Owner, TestServer, decode};
+use crate::support::{Anywhere, Database, Device, Owner, Proxy, TestServer, data_directory, decode, new_device};
 
 /// What waits in the queue, as an application that processes messages by itself reads it.
 async fn queued(owner: &Owner) -> Vec<MlsMessageIn> {
@@ -139,4 +139,19 @@ async fn an_application_decides_which_credential_a_device_has(
     // The server hands out a KeyPackage with Bob's credential for Eve.
     let refused = alice.reserve(&user("eve"), None, None, None).await.unwrap_err();
     assert!(refused.with_causes().contains("it is not eve@example.org"), "{}", refused.with_causes());
+}
+
+#[rstest]
+#[tokio::test]
+async fn an_application_brings_its_own_http_client(#[values(Database::Postgres, Database::Sqlite)] db: Database) {
+    let server = start(db).await;
+    let proxy = Proxy::before(&server.base).await;
+    let http = reqwest::Client::builder().user_agent("a-messenger/1.0").build().unwrap();
+    let settings = Settings { http: Some(http), ..Settings::default() };
+    let directory = data_directory();
+    let new = new_device(&proxy.base, "alice");
+    let (_, report) = MlsClient::init(directory.path(), &new, settings, &|_| ()).await.unwrap();
+    assert_eq!(report.pool.fresh, 32);
+    let seen = proxy.seen();
+    assert!(seen.len() > 2 && seen.iter().all(|head| head.contains("user-agent: a-messenger/1.0")), "{seen:?}");
 }

@@ -3,6 +3,7 @@
 use keypool_client::{Error, KeyPackageStatus, Warning};
 use rstest::rstest;
 
+use super::helpers::invited;
 use super::refresh::is_settled;
 use crate::support::{Anywhere, Owner, TestServer, copy};
 
@@ -26,7 +27,7 @@ async fn a_restored_backup_is_whole_after_one_refresh(#[values(Anywhere::Postgre
     assert_eq!(alice.local_counts().unwrap()[&KeyPackageStatus::Spent], 10);
     is_settled(&server, &alice).await;
     let mut group = bob.create_group(b"others").unwrap();
-    let invitation = bob.prepare_invitation(&mut group, &"alice".parse().unwrap()).await.unwrap();
+    let invitation = invited(&bob, &mut group, &"alice".parse().unwrap()).await.unwrap();
     assert_eq!(alice.join(&invitation.welcome).await.unwrap().members().count(), 2);
 }
 
@@ -47,7 +48,7 @@ async fn what_was_uploaded_after_the_backup_is_withdrawn(#[values(Anywhere::Post
     is_settled(&server, &alice).await;
     let bob = Owner::of(&server, "bob").await;
     let mut group = bob.create_group(b"friends").unwrap();
-    let invitation = bob.prepare_invitation(&mut group, &"alice".parse().unwrap()).await.unwrap();
+    let invitation = invited(&bob, &mut group, &"alice".parse().unwrap()).await.unwrap();
     alice.join(&invitation.welcome).await.unwrap();
 }
 

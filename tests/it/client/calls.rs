@@ -9,6 +9,7 @@ use keypool_openapi::{
 };
 use rstest::rstest;
 
+use super::helpers::invited;
 use super::refresh::is_settled;
 use crate::support::{Database, Device, Fault, Owner, PATIENCE, Proxy, TestServer, encode, new_device};
 
@@ -166,7 +167,7 @@ async fn an_upload_whose_answer_never_came_is_found_by_the_next_refresh(
     }
     let bob = Owner::of(&server, "bob").await;
     let mut group = bob.create_group(b"friends").unwrap();
-    let invitation = bob.prepare_invitation(&mut group, &"alice".parse().unwrap()).await.unwrap();
+    let invitation = invited(&bob, &mut group, &"alice".parse().unwrap()).await.unwrap();
     let report = alice.refresh().await.unwrap();
     assert_eq!((report.uploaded, report.pool.fresh), (0, 31), "nothing is uploaded twice");
     is_settled(&server, &alice).await;

@@ -257,7 +257,7 @@ async fn a_pool_of_one_is_filled_while_its_owner_chats(#[values(Anywhere::Postgr
 
 #[rstest]
 #[tokio::test(flavor = "multi_thread")]
-async fn aserver_that_is_away_ends_no_chat_and_loses_no_message(
+async fn a_server_that_is_away_ends_no_chat_and_loses_no_message(
     #[values(Database::Postgres, Database::Sqlite)] db: Database,
 ) {
     let place = db.fresh();
@@ -275,12 +275,17 @@ async fn aserver_that_is_away_ends_no_chat_and_loses_no_message(
         alices.types("are you there?");
         // The call is given up: the message waits in the chat.
         alices.sees("1 not sent yet, and will be");
+        alices.sees("offline: cannot reach");
+        // What needs no server is answered.
+        alices.types("/members");
+        alices.sees("alice/laptop, bob/laptop");
         alices
     });
     let alices = alices.await.unwrap();
     let _server = ServerProcess::start_at(&place, &address).await;
     blocking(move || {
         bobs.sees("alice/laptop: are you there?");
+        alices.sees("The server is there again.");
         bobs.types("always");
         alices.sees("bob/laptop: always");
         alices.quits();

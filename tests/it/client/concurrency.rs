@@ -17,7 +17,7 @@ use tokio::task::JoinHandle;
 
 use super::{
     command::Shell,
-    helpers::{epoch, group_of, invite, members, start, user},
+    helpers::{epoch, group_of, invite, invited, members, start, user},
 };
 use crate::support::{Database, Owner, example};
 
@@ -103,7 +103,7 @@ fn of_the_rest(alice: &MlsClient, round: usize, welcome: Vec<u8>) -> Calls {
     let client = alice.clone();
     let prepare = async move {
         let mut group = client.create_group(format!("prepared {round}").as_bytes())?;
-        let invitation = client.prepare_invitation(&mut group, &user("bob")).await?;
+        let invitation = invited(&client, &mut group, &user("bob")).await?;
         assert_eq!(invitation.added.len(), 1);
         Ok(())
     };
@@ -160,7 +160,7 @@ async fn tasks_call_one_client_at_the_same_time(#[values(Database::Postgres, Dat
     let (carol, dave) = (Owner::of(&server, "carol").await, Owner::of(&server, "dave").await);
     for round in 0..ROUNDS {
         let mut carols = carol.create_group(format!("carols {round}").as_bytes()).unwrap();
-        let welcome = carol.prepare_invitation(&mut carols, &user("alice")).await.unwrap().welcome;
+        let welcome = invited(&carol, &mut carols, &user("alice")).await.unwrap().welcome;
         let inbox = Inbox::default();
         let mut calls = of_the_group(alice, (&group.group_id, round), &inbox);
         calls.extend(of_the_rest(alice, round, welcome));

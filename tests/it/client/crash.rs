@@ -14,6 +14,7 @@ use keypool_server::config::Limits;
 use rand::RngExt as _;
 use rstest::rstest;
 
+use super::helpers::invited;
 use crate::support::{Database, Device, Owner, TestServer, command, example};
 
 /// On each of the two databases.
@@ -118,7 +119,7 @@ async fn a_client_that_is_killed_at_any_moment_loses_nothing(
             _ => {
                 let name = format!("group-{round}");
                 let mut group = bob.create_group(name.as_bytes()).unwrap();
-                let invitation = bob.prepare_invitation(&mut group, &"whole".parse().unwrap()).await.unwrap();
+                let invitation = invited(&bob, &mut group, &"whole".parse().unwrap()).await.unwrap();
                 let welcome = place.path().join("welcome");
                 fs::write(&welcome, &invitation.welcome).unwrap();
                 let mut join = Command::new(example("join"));

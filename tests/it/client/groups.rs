@@ -1,11 +1,13 @@
 //! Two people with the client library: KeyPackages through the server, a Welcome by file, a group that works.
 
+use jiff::SignedDuration;
 use keypool_client::{Error, MlsClient, openmls::prelude::*};
 use openmls_traits::storage::StorageProvider as _;
 use rstest::rstest;
 use tls_codec::{Deserialize, Serialize, VLBytes};
 
-use crate::support::{Anywhere, Owner, TestServer};
+use super::helpers::{device, invited, start};
+use crate::support::{Anywhere, Database, Owner, TestServer};
 
 /// A ref as OpenMLS has it.
 fn hash_ref(bytes: &[u8]) -> KeyPackageRef {
@@ -20,7 +22,7 @@ async fn one_adds_the_other_to_a_group(#[values(Anywhere::Postgres, Anywhere::Sq
     let (alice, bob) = (Owner::of(&server, "alice").await, Owner::of(&server, "bob").await);
 
     let mut group = alice.create_group(b"friends").unwrap();
-    let invitation = alice.prepare_invitation(&mut group, &"bob".parse().unwrap()).await.unwrap();
+    let invitation = invited(&alice, &mut group, &"bob".parse().unwrap()).await.unwrap();
     let used = &invitation.added[0].keypackage_ref;
     let hash = hash_ref(used.as_bytes());
     let total = |bob: &MlsClient| bob.local_counts().unwrap().into_values().sum::<usize>();
@@ -56,15 +58,67 @@ async fn who_cannot_be_invited_is_named_and_the_group_stays_as_it_was(
     let server = TestServer::start(db).await;
     let (alice, bob) = (Owner::of(&server, "alice").await, Owner::of(&server, "bob").await);
     let mut group = alice.create_group(b"friends").unwrap();
-    let error: Error = alice.prepare_invitation(&mut group, &"nobody".parse().unwrap()).await.unwrap_err();
+    let error: Error = invited(&alice, &mut group, &"nobody".parse().unwrap()).await.unwrap_err();
     assert!(error.to_string().contains("nobody"), "{error}");
 
     let user = "bob".parse().unwrap();
-    alice.prepare_invitation(&mut group, &user).await.unwrap();
+    invited(&alice, &mut group, &user).await.unwrap();
     // A member cannot be added again: what was reserved for it goes back.
-    alice.prepare_invitation(&mut group, &user).await.unwrap_err();
+    invited(&alice, &mut group, &user).await.unwrap_err();
     let status = bob.status().await.unwrap();
     assert_eq!((status.reserved, status.spent, status.lapsed), (0, 1, 1));
     assert!(group.pending_commit().is_none());
     assert_eq!(group.members().count(), 2);
+}
+
+#[rstest]
+#[tokio::test]
+async fn nothing_is_spent_before_the_delivery_service_has_accepted_the_commit(
+    #[values(Anywhere::Postgres, Anywhere::Sqlite)] db: Anywhere,
+) {
+    let server = TestServer::start(db).await;
+    let (alice, bob) = (Owner::of(&server, "alice").await, Owner::of(&server, "bob").await);
+    let mut group = alice.create_group(b"friends").unwrap();
+    let pool = async || {
+        let status = bob.status().await.unwrap();
+        (status.reserved, status.spent, status.lapsed)
+    };
+    let user = "bob".parse().unwrap();
+    let refused = alice.prepare_invitation(&mut group, &user).await.unwrap();
+    assert_eq!((pool().await, group.epoch().as_u64()), ((1, 0, 0), 0));
+    // Another Commit came first.
+    alice.withdraw_invitation(&mut group, &refused).await.unwrap();
+    assert!(group.pending_commit().is_none());
+    assert_eq!((pool().await, group.epoch().as_u64()), ((0, 0, 1), 0));
+
+    let invitation = alice.prepare_invitation(&mut group, &user).await.unwrap();
+    // Twice is as once, also for a group that is loaded again.
+    for _ in 0..2 {
+        assert_eq!(alice.confirm_invitation(&mut group, &invitation).await.unwrap(), []);
+        assert_eq!((pool().await, group.epoch().as_u64()), ((0, 1, 1), 1));
+        group = alice.load_group(b"friends").unwrap();
+    }
+    assert_eq!(bob.join(&invitation.welcome).await.unwrap().members().count(), 2);
+}
+
+#[rstest]
+#[tokio::test]
+async fn what_went_to_another_adder_before_it_was_confirmed_is_named(
+    #[values(Database::Postgres, Database::Sqlite)] db: Database,
+) {
+    let server = start(db).await;
+    let (alice, bob) = (Owner::of(&server, "alice").await, Owner::of(&server, "bob").await);
+    let carol = server.anyone().registered("carol", "phone").await;
+    let mut group = alice.create_group(b"friends").unwrap();
+    let invitation = alice.prepare_invitation(&mut group, &"bob".parse().unwrap()).await.unwrap();
+    server.advance(SignedDuration::from_secs(61));
+    // Fresh ones go first: Carol gets the lapsed one when there is no other.
+    for _ in 0..32 {
+        let reservation = carol.reserved("bob").await;
+        carol.spend(&reservation, "carols").await.ok();
+    }
+    let lapsed = alice.confirm_invitation(&mut group, &invitation).await.unwrap();
+    assert_eq!(lapsed, [device("bob")]);
+    assert_eq!(group.members().count(), 2, "the Commit was accepted all the same");
+    assert_eq!(bob.status().await.unwrap().spent, 32);
 }

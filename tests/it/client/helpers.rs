@@ -2,7 +2,9 @@
 
 use std::collections::BTreeSet;
 
-use keypool_client::{Event, Group, Incoming, KeyPackagePoolConfig};
+use keypool_client::{
+    Event, Group, Incoming, Invitation, KeyPackagePoolConfig, MlsClient, Result, openmls::prelude::MlsGroup,
+};
 use keypool_openapi::{DeviceOf, UserName};
 use keypool_server::config::Limits;
 
@@ -80,4 +82,11 @@ pub async fn bob_invited_carol(alice: &Owner, carol: &Owner, group: &Group) {
     let joined = carol.hears().await;
     assert!(matches!(&joined[0], Event::Joined { by } if by.user == user("bob")), "{joined:?}");
     carol.membership().send(&group.group_id, "hello, all").await.unwrap();
+}
+
+/// Adds a user to a group whose messages an application delivers: its delivery service accepts each Commit.
+pub async fn invited(client: &MlsClient, group: &mut MlsGroup, whom: &UserName) -> Result<Invitation> {
+    let invitation = client.prepare_invitation(group, whom).await?;
+    assert_eq!(client.confirm_invitation(group, &invitation).await?, []);
+    Ok(invitation)
 }

@@ -13,6 +13,7 @@ use rstest::rstest;
 use strum::IntoEnumIterator as _;
 use tempfile::TempDir;
 
+use super::helpers::invited;
 use crate::support::{Database, Owner, TestServer, copy, new_device, now};
 
 const HISTORIES: u32 = 24;
@@ -114,7 +115,7 @@ impl History<'_> {
         self.groups += 1;
         let user = self.alice().identity().user().clone();
         let mut group = self.bob.create_group(format!("{user} {}", self.groups).as_bytes()).unwrap();
-        let Ok(invitation) = self.bob.prepare_invitation(&mut group, &user).await else { return };
+        let Ok(invitation) = invited(self.bob, &mut group, &user).await else { return };
         // A restored backup that has not been refreshed may lack the keys of what the server offers.
         let known = self.alice().pool().has_keys(&invitation.added[0].keypackage_ref).unwrap();
         assert_eq!(self.alice().join(&invitation.welcome).await.is_ok(), known);

@@ -13,6 +13,7 @@ use rstest::rstest;
 use serde_json::json;
 use tls_codec::Deserialize;
 
+use super::helpers::invited;
 use crate::support::{Anywhere, Database, Owner, TestServer, data_directory, new_device};
 
 const P256: Ciphersuite = Ciphersuite::MLS_128_DHKEMP256_AES128GCM_SHA256_P256;
@@ -265,7 +266,7 @@ async fn a_last_resort_that_was_used_is_replaced_and_the_old_one_can_still_be_jo
     let (alice, bob) = (Owner::of(&server, "alice").await, Owner::of(&server, "bob").await);
     reserved(&bob, "alice", 32).await;
     let mut group = bob.create_group(b"friends").unwrap();
-    let invitation = bob.prepare_invitation(&mut group, &"alice".parse().unwrap()).await.unwrap();
+    let invitation = invited(&bob, &mut group, &"alice".parse().unwrap()).await.unwrap();
     assert!(invitation.added[0].last_resort);
     let report = alice.refresh().await.unwrap();
     assert_eq!((report.generated, report.uploaded), (33, 33));

@@ -7,7 +7,7 @@ use openmls::prelude::Ciphersuite;
 use rstest::rstest;
 
 use super::{
-    helpers::{invite, start, user},
+    helpers::{invite, invited, start, user},
     refresh::is_settled,
 };
 use crate::support::{Anywhere, Database, Owner, TestServer, new_device};
@@ -27,7 +27,7 @@ async fn a_rotation_replaces_the_pool_and_keeps_invitations_under_way(
     let user = "alice".parse().unwrap();
     // One invitation is out, and another begins: its KeyPackage is reserved.
     let mut group = bob.create_group(b"out").unwrap();
-    let out = bob.prepare_invitation(&mut group, &user).await.unwrap();
+    let out = invited(&bob, &mut group, &user).await.unwrap();
     let held = bob.reserve(&user, None, None, None).await.unwrap().reservations.remove(0);
 
     let report = alice.rotate(&|_| ()).await.unwrap();
@@ -50,7 +50,7 @@ async fn a_rotation_replaces_the_pool_and_keeps_invitations_under_way(
     assert_eq!(signer.signature_scheme(), CIPHERSUITE.signature_algorithm());
     // A new invitation is of the new key.
     let mut group = bob.create_group(b"new").unwrap();
-    let new = bob.prepare_invitation(&mut group, &user).await.unwrap();
+    let new = invited(&bob, &mut group, &user).await.unwrap();
     let joined = alice.join(&new.welcome).await.unwrap();
     let leaf = joined.own_leaf_node().unwrap().signature_key().as_slice().to_vec();
     assert_eq!(leaf, alice.identity().signer(CIPHERSUITE).unwrap().to_public_vec());
