@@ -85,7 +85,7 @@ struct Cli {
 enum Command {
     /// Make this device: identity, registration, 32 KeyPackages and a last resort
     ///
-    /// Run it again with the same arguments to finish an interrupted run.
+    /// Run it again with the same arguments to finish an interrupted run, or to register a device anew that was removed.
     #[command(after_help = "Example: keypool init --server http://localhost:8080 --user alice --device laptop")]
     Init(InitArgs),
     /// Bring the pool up to date: reconcile with the server, delete expired KeyPackages, upload new ones

@@ -87,7 +87,7 @@ impl<'a> MlsConnection<'a> {
         let answer = self.api.register(&request, Some(&key)).await.map_err(|error| {
             let lacks_token = matches!(error.problem(), Some(ProblemType::Unauthenticated | ProblemType::Forbidden));
             if lacks_token {
-                Error::NotEnrolled { has_token: self.api.has_token(), source: Box::new(error) }
+                Error::NotEnrolled { has_token: self.api.has_token(), answer: Box::new(error) }
             } else {
                 error
             }

@@ -256,12 +256,12 @@ pub enum Error {
         epoch: Option<u64>,
     },
     /// The server refused the registration for want of the right token.
-    #[error("{source}")]
+    #[error("{answer}")]
     NotEnrolled {
         /// Whether a token was shown.
         has_token: bool,
         /// The server's answer.
-        source: Box<Error>,
+        answer: Box<Error>,
     },
     /// A token belongs to another device.
     #[error("this is the token of {found}, and not of {wanted}")]
@@ -379,7 +379,7 @@ impl Error {
     pub fn code(&self) -> Option<&str> {
         match self {
             Self::Refused { code, .. } => Some(code),
-            Self::NotEnrolled { source, .. } | Self::ProofRefused { source, .. } => source.code(),
+            Self::NotEnrolled { answer: error, .. } | Self::ProofRefused { source: error, .. } => error.code(),
             _ => None,
         }
     }
@@ -389,7 +389,7 @@ impl Error {
     pub fn problem(&self) -> Option<ProblemType> {
         match self {
             Self::Refused { kind, .. } => *kind,
-            Self::NotEnrolled { source, .. } => source.problem(),
+            Self::NotEnrolled { answer, .. } => answer.problem(),
             _ => None,
         }
     }
