@@ -3,7 +3,9 @@
 use keypool_openapi::{
     Base64Bytes, DeviceOf, MissingDevice, ProblemType, Reservation, ReserveRequest, SpendRequest, UserName,
 };
-use openmls::prelude::MlsGroup;
+use openmls::prelude::{GroupEpoch, MlsGroup, StagedCommit};
+use openmls_traits::OpenMlsProvider as _;
+use sha2::{Digest, Sha256};
 
 use super::{
     encoding::encode,
@@ -25,6 +27,10 @@ pub struct Invitation {
     pub missing: Vec<MissingDevice>,
     /// The user's devices that are not added, because OpenMLS cannot read their KeyPackages.
     pub unfit: Vec<UnfitDevice>,
+    /// The epoch in which the Commit was made.
+    epoch: GroupEpoch,
+    /// A digest of a secret of the epoch after the Commit, by which the Commit is known while it is pending.
+    next_epoch: [u8; 32],
 }
 
 impl MlsMembership<'_> {
@@ -45,8 +51,11 @@ impl MlsMembership<'_> {
             ..ReserveRequest::of(user.clone())
         };
         let Reserved { reservations, missing, unfit, .. } = self.reserve(&request).await?;
+        let epoch = group.epoch();
         match self.stage(group, &reservations) {
-            Ok((commit, welcome)) => Ok(Invitation { commit, welcome, added: reservations, missing, unfit }),
+            Ok((commit, welcome, next_epoch)) => {
+                Ok(Invitation { commit, welcome, added: reservations, missing, unfit, epoch, next_epoch })
+            }
             Err(error) => {
                 release(self.connection.api(), &reservations).await;
                 Err(error)
@@ -55,14 +64,16 @@ impl MlsMembership<'_> {
     }
 
     /// Merges the Commit of an invitation that the delivery service has accepted, and spends its KeyPackages. May be
-    /// repeated after an error.
+    /// repeated after an error. Fails if the Commit was withdrawn.
     ///
     /// Returns the devices whose reservations had lapsed and gone to another adder. Two groups use their KeyPackages:
     /// remove these devices from the group, and invite them again.
     pub async fn confirm_invitation(&self, group: &mut MlsGroup, invitation: &Invitation) -> Result<Vec<DeviceOf>> {
         let _turn = self.store.turns.groups().await;
-        if group.pending_commit().is_some() {
+        if self.is_pending(group, invitation)? {
             self.merge(group)?;
+        } else if group.epoch() == invitation.epoch {
+            return Err(Error::mls("confirm the invitation")("its Commit is not pending any more".into()));
         }
         let (api, group_id) = (self.connection.api(), Base64Bytes(group.group_id().to_vec()));
         let mut lapsed = Vec::new();
@@ -81,13 +92,33 @@ impl MlsMembership<'_> {
     /// Clears the Commit of an invitation that the delivery service has refused, and releases its reservations.
     pub async fn withdraw_invitation(&self, group: &mut MlsGroup, invitation: &Invitation) -> Result<()> {
         let _turn = self.store.turns.groups().await;
-        self.clear_pending(group)?;
+        if self.is_pending(group, invitation)? {
+            self.clear_pending(group)?;
+        }
         release(self.connection.api(), &invitation.added).await;
         Ok(())
     }
 
-    /// Creates the Commit that adds the devices, and leaves it pending. Returns the encoded Commit and Welcome.
-    pub(super) fn stage(&self, group: &mut MlsGroup, reservations: &[Reservation]) -> Result<(Vec<u8>, Vec<u8>)> {
+    /// Whether the group's pending Commit is that of the invitation, and not of a later one.
+    fn is_pending(&self, group: &MlsGroup, invitation: &Invitation) -> Result<bool> {
+        let pending = group.pending_commit();
+        Ok(pending.map(|commit| self.next_epoch(commit)).transpose()? == Some(invitation.next_epoch))
+    }
+
+    fn next_epoch(&self, commit: &StagedCommit) -> Result<[u8; 32]> {
+        let secret = commit
+            .export_secret(self.store.provider().crypto(), "keypool invitation", &[], 32)
+            .map_err(|error| Error::mls("identify the Commit")(error.into()))?;
+        Ok(Sha256::digest(secret).into())
+    }
+
+    /// Creates the Commit that adds the devices, and leaves it pending. Returns the encoded Commit and Welcome, and what the
+    /// Commit is known by.
+    pub(super) fn stage(
+        &self,
+        group: &mut MlsGroup,
+        reservations: &[Reservation],
+    ) -> Result<(Vec<u8>, Vec<u8>, [u8; 32])> {
         let provider = self.store.provider();
         let key_packages =
             reservations.iter().map(|reservation| self.read_reserved(reservation)).collect::<Result<Vec<_>>>()?;
@@ -96,7 +127,8 @@ impl MlsMembership<'_> {
             let (commit, welcome, _) = group
                 .add_members(&provider, &signer, &key_packages)
                 .map_err(|error| Error::mls("add the devices to the group")(error.into()))?;
-            Ok((encode(&commit)?, encode(&welcome)?))
+            let pending = group.pending_commit().ok_or_else(|| Error::Damaged("a Commit is not pending".to_owned()))?;
+            Ok((encode(&commit)?, encode(&welcome)?, self.next_epoch(pending)?))
         })
     }
 

@@ -87,7 +87,7 @@ impl Device {
 
 fn group_and_welcome(adder: &Device, reservation: &Reservation) -> (MlsGroup, Vec<u8>) {
     let mut group = adder.membership().create_group(b"friends").unwrap();
-    let (_, welcome) = adder.membership().stage(&mut group, std::slice::from_ref(reservation)).unwrap();
+    let (_, welcome, _) = adder.membership().stage(&mut group, std::slice::from_ref(reservation)).unwrap();
     adder.membership().merge(&mut group).unwrap();
     (group, welcome)
 }
@@ -256,7 +256,7 @@ fn a_group_is_in_the_place_of_one_that_there_is_only_by_a_member_of_that() {
     assert!(matches!(comes(1, &welcome), Event::Joined { .. }));
     // A group of the same id, in a later epoch.
     let (mut made_up, _) = group_and_welcome(&mallory, &carol.reservation(1, false));
-    let (_, welcome) = mallory.membership().stage(&mut made_up, std::slice::from_ref(&reservation)).unwrap();
+    let (_, welcome, _) = mallory.membership().stage(&mut made_up, std::slice::from_ref(&reservation)).unwrap();
     assert!(matches!(comes(2, &welcome), Event::Ignored { .. }));
     let group = bob.membership().load_group(b"friends").unwrap();
     let names: Vec<_> = group.members().map(|member| member.credential.serialized_content().to_vec()).collect();

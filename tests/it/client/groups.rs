@@ -92,6 +92,11 @@ async fn nothing_is_spent_before_the_delivery_service_has_accepted_the_commit(
     assert_eq!((pool().await, group.epoch().as_u64()), ((0, 0, 1), 0));
 
     let invitation = alice.prepare_invitation(&mut group, &user).await.unwrap();
+    // The Commit that was withdrawn is not confused with the one that is pending now.
+    alice.confirm_invitation(&mut group, &refused).await.unwrap_err();
+    alice.withdraw_invitation(&mut group, &refused).await.unwrap();
+    assert_eq!((pool().await, group.epoch().as_u64()), ((1, 0, 1), 0));
+    assert!(group.pending_commit().is_some());
     // Twice is as once, also for a group that is loaded again.
     for _ in 0..2 {
         assert_eq!(alice.confirm_invitation(&mut group, &invitation).await.unwrap(), []);
