@@ -131,20 +131,39 @@ impl MlsClient {
         settings.pool.validate()?;
         let store = LocalStore::open_with(data_dir, settings.passphrase.as_ref())?;
         let mut identity = DeviceIdentity::create(&store, &new.server, (&new.user, &new.device), &new.ciphersuites)?;
-        let is_known = match identity.token() {
-            None => false,
-            Some(token) => match settings.api(identity.server(), Some(token))?.get_key_package_status().await {
-                Err(error) if error.problem() == Some(ProblemType::Unauthenticated) => false,
-                known => known.map(|_| true)?,
-            },
-        };
-        if !is_known {
-            let api = settings.api(identity.server(), new.user_token.clone())?;
-            MlsConnection::new(&api, &store, &*settings.clock, &settings.pool).register(&mut identity).await?;
+        let was_registered = identity.token().is_some();
+        if !was_registered {
+            Self::register(&store, &mut identity, new, &settings).await?;
         }
-        let client = Self::assemble(store, identity, settings)?;
-        let report = client.connection().refresh_key_packages(client.identity(), true, progress).await?;
-        Ok((client, report))
+        let report = match Self::fill(&store, &identity, &settings, progress).await {
+            Err(error) if was_registered && error.problem() == Some(ProblemType::Unauthenticated) => {
+                Self::register(&store, &mut identity, new, &settings).await?;
+                Self::fill(&store, &identity, &settings, progress).await?
+            }
+            report => report?,
+        };
+        Ok((Self::assemble(store, identity, settings)?, report))
+    }
+
+    async fn register(
+        store: &LocalStore,
+        identity: &mut DeviceIdentity,
+        new: &NewDevice,
+        settings: &Settings,
+    ) -> Result<()> {
+        let api = settings.api(identity.server(), new.user_token.clone())?;
+        MlsConnection::new(&api, store, &*settings.clock, &settings.pool).register(identity).await
+    }
+
+    async fn fill(
+        store: &LocalStore,
+        identity: &DeviceIdentity,
+        settings: &Settings,
+        progress: OnProgress<'_>,
+    ) -> Result<RefreshReport> {
+        let api = settings.api(identity.server(), identity.token())?;
+        let connection = MlsConnection::new(&api, store, &*settings.clock, &settings.pool);
+        connection.refresh_key_packages(identity, true, progress).await
     }
 
     /// Opens the device in `data_dir`.

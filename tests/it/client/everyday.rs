@@ -193,7 +193,7 @@ async fn more_people_than_one_call_takes_are_invited(#[values(Database::Postgres
     }
 }
 
-/// Somebody with two devices, in a group with Bob.
+/// Somebody with two devices, in a group with Bob. On one server: others know only after a few seconds that a token has ended.
 struct Two {
     _server: TestServer,
     laptop: Shell,
@@ -203,7 +203,7 @@ struct Two {
 }
 
 impl Two {
-    async fn devices(db: Anywhere) -> Self {
+    async fn devices(db: Database) -> Self {
         let server = TestServer::start(db).await;
         let (laptop, bob) = (Shell::of(&server.base, "alice", &[]), Shell::of(&server.base, "bob", &[]));
         let phone = Shell::new();
@@ -226,7 +226,7 @@ impl Two {
 
 #[rstest]
 #[tokio::test(flavor = "multi_thread")]
-async fn a_device_that_was_removed_comes_back(#[values(Anywhere::Postgres, Anywhere::Sqlite)] db: Anywhere) {
+async fn a_device_that_was_removed_comes_back(#[values(Database::Postgres, Database::Sqlite)] db: Database) {
     let two = Two::devices(db).await;
     let Two { laptop, phone, bob, .. } = &two;
     let before = phone.json(&["device", "list"]);
@@ -260,7 +260,7 @@ async fn a_device_that_was_removed_comes_back(#[values(Anywhere::Postgres, Anywh
 
 #[rstest]
 #[tokio::test(flavor = "multi_thread")]
-async fn a_token_that_was_replaced_is_set(#[values(Anywhere::Postgres, Anywhere::Sqlite)] db: Anywhere) {
+async fn a_token_that_was_replaced_is_set(#[values(Database::Postgres, Database::Sqlite)] db: Database) {
     let two = Two::devices(db).await;
     let Two { laptop, phone, .. } = &two;
     let set = |shell: &Shell, token: &str| {
