@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use jiff::{SignedDuration, Timestamp};
-use keypool_client::{Clock as _, Error, KeyPackageStatus, MAX_SKEW, MlsClient, SystemClock, is_in_the_clear};
+use keypool_client::{Clock as _, Error, KeyPackageStatus, MAX_SKEW, MlsClient, SystemClock, is_in_the_clear, skew};
 use keypool_openapi::{Health, PoolStatus};
 use serde::Serialize;
 
@@ -166,8 +166,7 @@ fn versions(server: &str) -> Check {
 }
 
 fn clocks(here: Timestamp, there: Timestamp) -> Check {
-    // The server sends whole seconds.
-    let skew = SignedDuration::from_secs(here.as_second().saturating_sub(there.as_second()));
+    let skew = skew(here, there);
     let found = format!("this machine's clock is {} s {} the server's", skew.as_secs().unsigned_abs(), side(skew));
     if skew.abs() <= MAX_SKEW {
         Check::ok("clock", found)

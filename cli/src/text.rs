@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 
+use keypool_client::turns_text;
 use keypool_openapi::{DeviceName, UserName, device_name};
 
 /// Removes control characters, so that text from other people cannot control a terminal, and shows those that turn the
@@ -15,13 +16,9 @@ pub fn clean_lines(text: &str) -> String {
     text.lines().map(|line| clean(&line.replace('\t', "    "))).collect::<Vec<_>>().join("\n    ")
 }
 
-/// A character, or the number of one that turns the direction of text around (Unicode Standard Annex 9).
+/// A character, or the number of one that turns the direction of text around.
 fn visible(c: char) -> Cow<'static, str> {
-    if matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}') {
-        format!("<U+{:04X}>", u32::from(c)).into()
-    } else {
-        c.to_string().into()
-    }
+    if turns_text(c) { format!("<U+{:04X}>", u32::from(c)).into() } else { c.to_string().into() }
 }
 
 /// The `user/device` of a device, or the user's name for all devices of a user.

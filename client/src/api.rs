@@ -101,8 +101,8 @@ impl ApiClient {
     }
 
     /// Uses another token from now on.
-    pub(crate) fn set_token(&self, token: SecretString) {
-        *self.token.write() = Some(token);
+    pub(crate) fn set_token(&self, token: Option<SecretString>) {
+        *self.token.write() = token;
     }
 
     /// Sets the timeout of a call with all its attempts. A call that waits on the server for a message may take as long

@@ -132,38 +132,19 @@ impl MlsClient {
         let store = LocalStore::open_with(data_dir, settings.passphrase.as_ref())?;
         let mut identity = DeviceIdentity::create(&store, &new.server, (&new.user, &new.device), &new.ciphersuites)?;
         let was_registered = identity.token().is_some();
+        let api = settings.api(identity.server(), identity.token())?;
+        let connection = MlsConnection::new(&api, &store, &*settings.clock, &settings.pool);
         if !was_registered {
-            Self::register(&store, &mut identity, new, &settings).await?;
+            register(&connection, &mut identity, new).await?;
         }
-        let report = match Self::fill(&store, &identity, &settings, progress).await {
+        let report = match connection.refresh_key_packages(&identity, true, progress).await {
             Err(error) if was_registered && error.problem() == Some(ProblemType::Unauthenticated) => {
-                Self::register(&store, &mut identity, new, &settings).await?;
-                Self::fill(&store, &identity, &settings, progress).await?
+                register(&connection, &mut identity, new).await?;
+                connection.refresh_key_packages(&identity, true, progress).await?
             }
             report => report?,
         };
-        Ok((Self::assemble(store, identity, settings)?, report))
-    }
-
-    async fn register(
-        store: &LocalStore,
-        identity: &mut DeviceIdentity,
-        new: &NewDevice,
-        settings: &Settings,
-    ) -> Result<()> {
-        let api = settings.api(identity.server(), new.user_token.clone())?;
-        MlsConnection::new(&api, store, &*settings.clock, &settings.pool).register(identity).await
-    }
-
-    async fn fill(
-        store: &LocalStore,
-        identity: &DeviceIdentity,
-        settings: &Settings,
-        progress: OnProgress<'_>,
-    ) -> Result<RefreshReport> {
-        let api = settings.api(identity.server(), identity.token())?;
-        let connection = MlsConnection::new(&api, store, &*settings.clock, &settings.pool);
-        connection.refresh_key_packages(identity, true, progress).await
+        Ok((Self::assemble(store, identity, api, settings), report))
     }
 
     /// Opens the device in `data_dir`.
@@ -176,13 +157,13 @@ impl MlsClient {
         settings.pool.validate()?;
         let store = LocalStore::open_with(data_dir, settings.passphrase.as_ref())?;
         let identity = DeviceIdentity::load(&store)?;
-        Self::assemble(store, identity, settings)
-    }
-
-    fn assemble(store: LocalStore, identity: DeviceIdentity, settings: Settings) -> Result<Self> {
         let token = identity.token().ok_or_else(|| Error::NotRegistered(identity.identity()))?;
         let api = settings.api(identity.server(), Some(token))?;
-        Ok(Self { device: Arc::new(OpenDevice { store, identity, api, settings }), identity_check: None })
+        Ok(Self::assemble(store, identity, api, settings))
+    }
+
+    fn assemble(store: LocalStore, identity: DeviceIdentity, api: ApiClient, settings: Settings) -> Self {
+        Self { device: Arc::new(OpenDevice { store, identity, api, settings }), identity_check: None }
     }
 
     /// Stores another token of the device in `data_dir`, for one that was replaced. Fails if it is not valid, or belongs
@@ -246,7 +227,7 @@ impl MlsClient {
         let token = SecretString::from(self.api().new_token(device).await?.token);
         if device == self.identity().device() {
             self.identity().replace_token(self.store(), token.clone())?;
-            self.api().set_token(token.clone());
+            self.api().set_token(Some(token.clone()));
         }
         Ok(token)
     }
@@ -383,6 +364,14 @@ impl MlsClient {
     pub fn provider(&self) -> Provider<'_> {
         self.store().provider()
     }
+}
+
+/// Registers a device with the token that its user gave, and has the connection use the device's own from then on.
+async fn register(connection: &MlsConnection<'_>, identity: &mut DeviceIdentity, new: &NewDevice) -> Result<()> {
+    connection.api().set_token(new.user_token.clone());
+    connection.register(identity).await?;
+    connection.api().set_token(identity.token());
+    Ok(())
 }
 
 #[cfg(test)]

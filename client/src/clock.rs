@@ -12,7 +12,8 @@ pub trait Clock: Send + Sync {
 pub const MAX_SKEW: SignedDuration = SignedDuration::from_mins(1);
 
 /// How far this machine's clock is ahead of the server's. The server sends whole seconds.
-pub(crate) fn skew(here: Timestamp, there: Timestamp) -> SignedDuration {
+#[must_use]
+pub fn skew(here: Timestamp, there: Timestamp) -> SignedDuration {
     SignedDuration::from_secs(here.as_second().saturating_sub(there.as_second()))
 }
 

@@ -208,8 +208,7 @@ impl DeviceIdentity {
 
     /// Stores the bearer token from the registration.
     pub(crate) fn set_token(&mut self, store: &LocalStore, token: SecretString) -> Result<()> {
-        store.set_token(&token)?;
-        self.secrets.get_mut().token = Some(token);
+        self.replace_token(store, token)?;
         self.registration_key = None;
         Ok(())
     }

@@ -78,7 +78,7 @@ mod text;
 
 pub use api::{ApiClient, DEFAULT_TIMEOUT, OnRetry, is_in_the_clear};
 pub use client::{MlsClient, NewDevice, Settings};
-pub use clock::{Clock, MAX_SKEW, ManualClock, SystemClock};
+pub use clock::{Clock, MAX_SKEW, ManualClock, SystemClock, skew};
 pub use connection::MlsConnection;
 pub use error::{Cause, Error, Result};
 pub use groups::{
@@ -98,6 +98,7 @@ pub use safety_number::{KeyOfDevice, SafetyNumber};
 pub use storage::{
     Cbor, CborError, HeldConnection, KeyPackageMetadata, LocalStore, Provider, ReservationInfo, Spending, SqliteStorage,
 };
+pub use text::turns_text;
 
 /// Compiles the examples of the guide.
 #[cfg(doctest)]

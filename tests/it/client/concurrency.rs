@@ -50,14 +50,14 @@ fn of_the_group(alice: &MlsClient, (group, round): (&[u8], usize), inbox: &Inbox
         at_once("send", tokio::spawn(async move { alice.membership().send(&group, &text).await.map(drop) }));
     }
     for name in ["carol", "dave"] {
-        let (alice, group, whom) = (alice.clone(), group.to_vec(), user(name));
+        let (alice, group, user) = (alice.clone(), group.to_vec(), user(name));
         let change = async move {
             if round.is_multiple_of(2) {
-                let invited = alice.membership().invite(&group, &[whom]).await?;
+                let invited = alice.membership().invite(&group, &[user]).await?;
                 assert_eq!((invited.added.len(), invited.undelivered.len()), (1, 0), "{invited:?}");
                 return Ok(());
             }
-            alice.membership().remove(&group, &whom).await.map(drop)
+            alice.membership().remove(&group, &user).await.map(drop)
         };
         at_once("invite or remove", tokio::spawn(change));
     }
@@ -214,12 +214,12 @@ async fn a_call_that_is_dropped_anywhere_loses_nothing(#[values(Database::Postgr
     let (group, owners) = group_of(&server, &["alice", "bob"]).await;
     let [alice, bob] = owners.as_slice() else { unreachable!() };
     let carol = Owner::of(&server, "carol").await;
-    let (id, whom) = (&group.group_id, [user("carol")]);
+    let (id, users) = (&group.group_id, [user("carol")]);
     let mut polls = 0;
     let mut ended = [false; 4];
     while !ended.iter().all(|one| *one) {
         ended[0] = dropped_after(polls, alice.membership().send(id, "dropped")).await.is_some();
-        ended[1] = dropped_after(polls, alice.membership().invite(id, &whom)).await.is_some();
+        ended[1] = dropped_after(polls, alice.membership().invite(id, &users)).await.is_some();
         let is_in = || members(alice, &group).contains("carol/laptop");
         // A Commit that the server has accepted is in force, whether or not the call saw that.
         alice.membership().settle().await.unwrap();

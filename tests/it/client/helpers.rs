@@ -85,8 +85,8 @@ pub async fn bob_invited_carol(alice: &Owner, carol: &Owner, group: &Group) {
 }
 
 /// Adds a user to a group whose messages an application delivers: its delivery service accepts each Commit.
-pub async fn invited(client: &MlsClient, group: &mut MlsGroup, whom: &UserName) -> Result<Invitation> {
-    let invitation = client.prepare_invitation(group, whom).await?;
+pub async fn invited(client: &MlsClient, group: &mut MlsGroup, user: &UserName) -> Result<Invitation> {
+    let invitation = client.prepare_invitation(group, user).await?;
     assert_eq!(client.confirm_invitation(group, &invitation).await?, []);
     Ok(invitation)
 }
