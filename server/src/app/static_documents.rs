@@ -1,6 +1,11 @@
 //! The OpenAPI document and Swagger UI: all requests share their bytes.
 
-use std::{borrow::Cow, collections::HashMap, io::Write as _, sync::Arc};
+use std::{
+    borrow::Cow,
+    collections::HashMap,
+    io::Write as _,
+    sync::{Arc, OnceLock},
+};
 
 use actix_web::{
     HttpRequest, HttpResponse, get,
@@ -33,16 +38,26 @@ const PAGES: [&str; 9] = [
 /// A static file.
 struct Page {
     bytes: Bytes,
-    /// The same, compressed. It is public, so its length tells nothing (BREACH).
-    gzip: Bytes,
+    /// The same, compressed by the first request that takes it: a server starts without this work. The file is public,
+    /// so its length tells nothing (BREACH).
+    gzip: OnceLock<Bytes>,
     content_type: String,
 }
 
 impl Page {
-    fn new(bytes: Bytes, content_type: String) -> anyhow::Result<Self> {
-        let mut encoder = GzEncoder::new(Vec::new(), Compression::default());
-        encoder.write_all(&bytes)?;
-        Ok(Self { gzip: encoder.finish()?.into(), bytes, content_type })
+    fn new(bytes: Bytes, content_type: String) -> Self {
+        Self { bytes, gzip: OnceLock::new(), content_type }
+    }
+
+    /// The compressed bytes, or the plain ones if compression fails or saves nothing.
+    fn compressed(&self) -> &Bytes {
+        self.gzip.get_or_init(|| {
+            let mut encoder = GzEncoder::new(Vec::new(), Compression::default());
+            match encoder.write_all(&self.bytes).and_then(|()| encoder.finish()) {
+                Ok(gzip) if gzip.len() < self.bytes.len() => gzip.into(),
+                _ => self.bytes.clone(),
+            }
+        })
     }
 
     fn answer(&self, request: &HttpRequest) -> HttpResponse {
@@ -51,12 +66,10 @@ impl Page {
         let chosen = accepted.and_then(|accepted| accepted.negotiate(offered.iter()));
         let mut response = HttpResponse::Ok();
         response.content_type(self.content_type.as_str()).insert_header((header::VARY, "Accept-Encoding"));
-        let bytes = if chosen == Some(Encoding::gzip()) && self.gzip.len() < self.bytes.len() {
+        let bytes = if chosen == Some(Encoding::gzip()) { self.compressed() } else { &self.bytes };
+        if bytes.len() < self.bytes.len() {
             response.insert_header((header::CONTENT_ENCODING, "gzip"));
-            &self.gzip
-        } else {
-            &self.bytes
-        };
+        }
         let mut response = response.body(bytes.clone());
         response.extensions_mut().insert(Shared);
         response
@@ -84,9 +97,9 @@ impl StaticDocuments {
                 Cow::Borrowed(bytes) => Bytes::from_static(bytes),
                 Cow::Owned(bytes) => bytes.into(),
             };
-            pages.insert(path, Page::new(bytes, file.content_type)?);
+            pages.insert(path, Page::new(bytes, file.content_type));
         }
-        Ok(Self { openapi: Page::new(document.to_json()?.into(), "application/json".to_owned())?, pages })
+        Ok(Self { openapi: Page::new(document.to_json()?.into(), "application/json".to_owned()), pages })
     }
 }
 
