@@ -1,0 +1,8 @@
+//! Tests of the transparency log through its public interface.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+mod notes;
+mod oracle;
+mod strict;
+mod support;

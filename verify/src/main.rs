@@ -1,0 +1,3 @@
+//! Checks proofs, hand-outs, evidence and whole logs of Keypool servers.
+
+fn main() {}
