@@ -24,6 +24,9 @@ pub enum BadNote {
     /// It cannot be read.
     #[error(transparent)]
     Malformed(#[from] Malformed),
+    /// No key of its log is trusted.
+    #[error("no trusted key is of the log {0}")]
+    UnknownLog(String),
     /// The log's key has not signed it.
     #[error("the log's key {key}: {why}")]
     NotSigned {

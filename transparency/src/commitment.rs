@@ -9,7 +9,7 @@ use sha2::Sha256;
 use crate::{
     encoding::{Flaw, Hash, Malformed, Reader, base64, from_base64, json_text, put_v16},
     leaf::Leaf,
-    package::{PackageId, ReservationId, Step, Tag},
+    package::{Bind, PackageId, ReservationId, Step, Tag},
 };
 
 /// What happened in a step.
@@ -77,7 +77,7 @@ pub struct Actor {
     /// The reservation; zero where there is none.
     pub reservation_id: ReservationId,
     /// The random bytes that the adder drew for the reservation; zero where there are none.
-    pub bind: [u8; 32],
+    pub bind: Bind,
 }
 
 fn hmac(key: &[u8; 32], parts: &[&[u8]]) -> Hash {
@@ -153,7 +153,7 @@ impl Actor {
         put_v16(&mut bytes, self.actor.as_bytes());
         put_v16(&mut bytes, &self.group_id);
         bytes.extend(self.reservation_id.0);
-        bytes.extend(self.bind);
+        bytes.extend(self.bind.0);
         bytes
     }
 
@@ -177,7 +177,7 @@ impl Actor {
             actor: reader.text16()?,
             group_id: reader.v16()?.to_vec(),
             reservation_id: ReservationId(reader.array()?),
-            bind: reader.array()?,
+            bind: Bind(reader.array()?),
         };
         reader.end()?;
         Ok(actor)
@@ -265,6 +265,18 @@ impl Opening {
         if fits_tag && actor.commitment() == self.details.actor_commit { Ok(()) } else { Err(WrongOpening::Actor) }
     }
 
+    /// The step of this opening whose tag a leaf has, if any. A last resort's tag needs the second level.
+    #[must_use]
+    pub fn step_of(&self, leaf: &Leaf) -> Option<Step> {
+        let n = self.details.n;
+        let reservation = self.actor.as_ref().map(|actor| actor.reservation_id);
+        let last_resort = reservation.into_iter().flat_map(|id| [Step::Use(id), Step::Used(id)]);
+        [Step::Open(n), Step::End(n)]
+            .into_iter()
+            .chain(last_resort)
+            .find(|step| step.tag(&self.details.package) == leaf.tag())
+    }
+
     /// The same without the second level, for those who may not see it.
     #[must_use]
     pub fn first_level(&self) -> Self {
@@ -302,7 +314,7 @@ pub struct Record {
     /// The reservation; zero where there is none.
     pub reservation_id: ReservationId,
     /// The random bytes of the adder; zero where there are none.
-    pub bind: [u8; 32],
+    pub bind: Bind,
 }
 
 impl LogSecret {

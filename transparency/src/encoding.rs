@@ -6,6 +6,9 @@ use sha2::{Digest, Sha256};
 /// The output of SHA-256.
 pub type Hash = [u8; 32];
 
+/// The most hashes of a path: the height of the largest tree.
+pub const MAX_PATH: usize = 64;
+
 /// A value that cannot be read: which one, and what is wrong with it.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{what}: {why}")]
@@ -214,3 +217,40 @@ macro_rules! json_text {
 }
 
 pub(crate) use {base64_text, json_text};
+
+/// Lists of hashes in JSON: an array of base64.
+pub(crate) mod hashes {
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+
+    use super::{Hash, MAX_PATH, array_from_base64, base64};
+
+    pub(crate) fn serialize<S: Serializer>(hashes: &[Hash], serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq(hashes.iter().map(|hash| base64(hash)))
+    }
+
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Hash>, D::Error> {
+        let texts = Vec::<String>::deserialize(deserializer)?;
+        if texts.len() > MAX_PATH + 1 {
+            return Err(D::Error::custom("a path has more than 65 hashes"));
+        }
+        texts.iter().map(|text| array_from_base64("hash of a path", text).map_err(D::Error::custom)).collect()
+    }
+}
+
+/// Bytes in JSON: base64.
+pub mod bytes {
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+
+    use super::{base64, from_base64};
+
+    /// Writes base64.
+    pub fn serialize<S: Serializer>(bytes: &[u8], serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&base64(bytes))
+    }
+
+    /// Reads base64.
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<u8>, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        from_base64("bytes", &text).map_err(D::Error::custom)
+    }
+}

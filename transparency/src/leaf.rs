@@ -3,7 +3,7 @@
 use std::{fmt, str::FromStr};
 
 use crate::{
-    encoding::{Flaw, Hash, Malformed, array_from_base64, base64, decimal, json_text},
+    encoding::{Flaw, Hash, Malformed, array_from_base64, base64, decimal, from_base64, json_text},
     merkle::leaf_hash,
     package::Tag,
 };
@@ -144,6 +144,23 @@ impl TextLeaf {
         }
     }
 }
+
+/// Base64 of the entry's bytes, as in JSON.
+impl fmt::Display for TextLeaf {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&base64(&self.to_bytes()))
+    }
+}
+
+impl FromStr for TextLeaf {
+    type Err = Malformed;
+
+    fn from_str(text: &str) -> Result<Self, Malformed> {
+        Self::from_bytes(&from_base64("public text", text)?)
+    }
+}
+
+json_text!(TextLeaf);
 
 /// A batch fills up with random leaves to a multiple of this number.
 pub const BATCH_MULTIPLE: usize = 16;

@@ -2,9 +2,6 @@
 
 use crate::encoding::{Hash, sha256};
 
-/// The most hashes of a path: the height of the largest tree.
-pub const MAX_PATH: usize = 64;
-
 /// The root of the empty tree: SHA-256 of nothing.
 #[must_use]
 pub fn empty_root() -> Hash {

@@ -17,12 +17,18 @@ pub struct PackageId(pub Hash);
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
 pub struct ReservationId(pub [u8; 24]);
 
+/// Random bytes that an adder draws for each reservation, and keeps before it sends them. The server logs them, so two
+/// adders cannot be shown one leaf for their reservations.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
+pub struct Bind(pub [u8; 32]);
+
 /// Names one step of one package. No tag occurs twice in a log.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Tag(pub Hash);
 
 base64_text!(PackageId, 32, "package id");
 base64_text!(ReservationId, 24, "reservation id");
+base64_text!(Bind, 32, "bind");
 base64_text!(Tag, 32, "tag");
 
 impl PackageId {

@@ -8,8 +8,9 @@ use std::{
 use crate::{
     checkpoint::{BadNote, Checkpoint},
     encoding::{Flaw, Malformed},
-    note::{NotSigned, Note, VerifierKey},
+    note::{Note, VerifierKey},
     origin::{BadKeyNote, follow, key_note_origin},
+    receipt::Receipt,
 };
 
 /// The most bytes of a policy, and the most logs, witnesses and groups together.
@@ -71,8 +72,13 @@ impl LogKeys {
     /// Reads a checkpoint of one of these logs.
     pub fn checkpoint(&self, note: &Note) -> Result<Checkpoint, BadNote> {
         let origin = Checkpoint::unverified(note)?.origin;
-        let missing = || BadNote::NotSigned { key: origin.clone(), why: NotSigned::Missing };
-        Checkpoint::verified(note, self.get(&origin).ok_or_else(missing)?)
+        Checkpoint::verified(note, self.get(&origin).ok_or(BadNote::UnknownLog(origin))?)
+    }
+
+    /// Reads a receipt of one of these logs.
+    pub fn receipt(&self, signed: &str) -> Result<Receipt, BadNote> {
+        let origin = Receipt::unverified(signed)?.origin;
+        Receipt::verified(signed, self.get(&origin).ok_or(BadNote::UnknownLog(origin))?)
     }
 }
 
@@ -98,6 +104,16 @@ impl Policy {
         self.logs.iter().map(|log| log.key.clone()).collect()
     }
 
+    /// Believes the key that the key of an older origin names.
+    pub fn follow(&mut self, note: &Note) -> Result<(), BadKeyNote> {
+        let mut keys = self.log_keys();
+        keys.follow(note)?;
+        let known = self.log_keys();
+        let new = keys.0.into_values().filter(|key| known.get(key.name()).is_none());
+        self.logs.extend(new.map(|key| Party { key, url: None }));
+        Ok(())
+    }
+
     /// Whether a checkpoint without cosignatures is accepted.
     #[must_use]
     pub fn requires_witnesses(&self) -> bool {
@@ -111,6 +127,15 @@ impl Policy {
         let cosigned = |witness: &Party| note.cosigned_at(&witness.key).is_ok_and(&accept);
         let signed: Vec<bool> = self.witnesses.iter().map(cosigned).collect();
         self.quorum.is_some_and(|quorum| self.is_met(quorum, &signed))
+    }
+
+    /// The time at which enough witnesses had cosigned a checkpoint; `None` if they never had, or none is required.
+    #[must_use]
+    pub fn quorum_time(&self, note: &Note) -> Option<u64> {
+        let mut times: Vec<_> =
+            self.witnesses.iter().filter_map(|witness| note.cosigned_at(&witness.key).ok()).collect();
+        times.sort_unstable();
+        times.into_iter().find(|time| self.has_quorum(note, |cosigned| cosigned <= *time))
     }
 
     /// A group has only members that were defined before it, so this ends.

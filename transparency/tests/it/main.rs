@@ -2,7 +2,11 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+mod framing;
+mod honest;
+mod lies;
 mod notes;
 mod oracle;
 mod strict;
 mod support;
+mod world;

@@ -5,7 +5,7 @@ use keypool_transparency::{
     commitment::{Actor, Details, Event, LogSecret, Record},
     leaf::{BATCH_MULTIPLE, Kept, Leaf, TextLeaf, shuffled_batch},
     note::Note,
-    package::{PackageId, ReservationId, Step, Tag},
+    package::{Bind, PackageId, ReservationId, Step, Tag},
     receipt::{Promise, Receipt},
     tile::{TileId, TileKind},
 };
@@ -31,7 +31,7 @@ prop_compose! {
             actor: names.1,
             group_id,
             reservation_id: ReservationId(ids.0),
-            bind: ids.1,
+            bind: Bind(ids.1),
         }
     }
 }
@@ -189,7 +189,7 @@ fn a_last_resort_opens_only_with_the_reservation_of_its_tag() {
         actor: "bob/phone".to_owned(),
         group_id: b"g".to_vec(),
         reservation_id: ReservationId([2; 24]),
-        bind: [3; 32],
+        bind: Bind([3; 32]),
     };
     for (id, expected) in [(2, true), (4, false)] {
         let step = Step::Use(ReservationId([id; 24]));
@@ -223,7 +223,7 @@ fn debug_output_has_no_secrets() {
         actor: String::new(),
         group_id: Vec::new(),
         reservation_id: ReservationId::default(),
-        bind: [0; 32],
+        bind: Bind::default(),
     };
     let (_, opening) = secret.seal(&Step::End(0), &record);
     let salt = hex::encode(opening.details.salt);
