@@ -218,6 +218,24 @@ macro_rules! json_text {
 
 pub(crate) use {base64_text, json_text};
 
+/// Reads a JSON file.
+///
+/// # Errors
+/// When it is longer than `max_size`, or is not JSON of this format.
+pub fn from_json<'a, T: serde::Deserialize<'a>>(json: &'a [u8], max_size: usize) -> Result<T, serde_json::Error> {
+    if json.len() > max_size {
+        return Err(serde::de::Error::custom(format!("the file is longer than {max_size} bytes")));
+    }
+    serde_json::from_slice(json)
+}
+
+/// Writes a JSON file.
+#[must_use]
+pub fn to_json(file: &impl serde::Serialize) -> String {
+    // Strings and numbers alone: this cannot fail.
+    serde_json::to_string_pretty(file).unwrap_or_default() + "\n"
+}
+
 /// Lists of hashes in JSON: an array of base64.
 pub(crate) mod hashes {
     use serde::{Deserialize, Deserializer, Serializer, de::Error};

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     commitment::{Details, Opening},
-    encoding::{Hash, bytes, hashes},
+    encoding::{Hash, bytes, from_json, hashes, to_json},
     leaf::Leaf,
     note::Note,
     statement::Statement,
@@ -149,16 +149,12 @@ impl EvidenceFile {
     /// # Errors
     /// When it is longer than [`MAX_SIZE`], or is not JSON of this format.
     pub fn from_json(json: &[u8]) -> Result<Self, serde_json::Error> {
-        if json.len() > MAX_SIZE {
-            return Err(serde::de::Error::custom("the file is longer than 128 MiB"));
-        }
-        serde_json::from_slice(json)
+        from_json(json, MAX_SIZE)
     }
 
     /// The file's text.
     #[must_use]
     pub fn to_json(&self) -> String {
-        // Strings and numbers alone: this cannot fail.
-        serde_json::to_string_pretty(self).unwrap_or_default() + "\n"
+        to_json(self)
     }
 }

@@ -8,6 +8,8 @@ pub mod commitment;
 pub mod contradiction;
 pub mod encoding;
 pub mod evidence;
+pub mod files;
+pub mod frontier;
 pub mod history;
 pub mod key_package;
 pub mod leaf;

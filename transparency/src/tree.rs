@@ -4,8 +4,9 @@ use std::{cell::RefCell, collections::HashMap, rc::Rc};
 
 use crate::{
     encoding::{Hash, Malformed, put_v16},
+    frontier::{Frontier, hashes_at},
     merkle::{empty_root, leaf_hash, node_hash},
-    tile::{FULL, HEIGHT, TileId, TileKind, tile_hashes},
+    tile::{FULL, HEIGHT, TileId, TileKind, bundle_prefix, tile_hashes},
 };
 
 /// The most bytes of an entry: a bundle gives each a two-byte length.
@@ -75,73 +76,53 @@ pub struct Appended {
     pub tiles: Vec<(TileId, Vec<u8>)>,
 }
 
-/// The right edge of a tree: what an append needs of it.
-#[derive(Clone, Debug)]
+/// The right edge of a tree, with the entries of its partial bundle: what an append needs of it.
+#[derive(Clone, Debug, Default)]
 pub struct Appender {
-    size: u64,
-    /// The hashes of the partial tile of each level; as many levels as the size requires.
-    edge: Vec<Vec<Hash>>,
+    frontier: Frontier,
     /// The partial entry bundle.
     bundle: Vec<u8>,
-}
-
-impl Default for Appender {
-    fn default() -> Self {
-        Self::new()
-    }
 }
 
 impl Appender {
     /// The edge of the empty tree.
     #[must_use]
     pub fn new() -> Self {
-        Self { size: 0, edge: vec![Vec::new()], bundle: Vec::new() }
+        Self::default()
     }
 
     /// Reads the edge of a tree of this size: one tile a level, and a bundle.
     pub fn load<S: TileStore>(store: &S, size: u64) -> Result<Self, TreeError<S::Error>> {
         let mut edge = vec![Vec::new()];
-        for level in 0.. {
-            let hashes = size.checked_shr(HEIGHT * u32::from(level)).unwrap_or(0);
-            if hashes == 0 {
-                break;
-            }
+        for level in (0u8..).take_while(|level| hashes_at((*level).into(), size) > 0) {
             edge.resize(usize::from(level) + 1, Vec::new());
-            if let Some(tile) = TileId::in_tree(TileKind::Hashes(level), hashes / FULL, size) {
+            let index = hashes_at(level.into(), size) / FULL;
+            if let Some(tile) = TileId::in_tree(TileKind::Hashes(level), index, size) {
                 edge[usize::from(level)] = read_hashes(store, tile)?;
             }
         }
         let mut bundle = Vec::new();
         if let Some(tile) = TileId::in_tree(TileKind::Entries, size / FULL, size) {
             bundle = read(store, tile)?;
-            let prefix = crate::tile::bundle_prefix(&bundle, tile.width);
+            let prefix = bundle_prefix(&bundle, tile.width);
             let length = prefix.map_err(|why| TreeError::Damaged(tile, why))?.len();
             bundle.truncate(length);
         }
-        Ok(Self { size, edge, bundle })
+        let root_tile = TileId { kind: TileKind::Hashes(0), index: size / FULL, width: 0 };
+        let frontier = Frontier::new(size, edge).map_err(|why| TreeError::Damaged(root_tile, why))?;
+        Ok(Self { frontier, bundle })
     }
 
     /// The size of the tree.
     #[must_use]
     pub fn size(&self) -> u64 {
-        self.size
+        self.frontier.size()
     }
 
     /// The root of the tree.
     #[must_use]
     pub fn root(&self) -> Hash {
-        let mut root = None;
-        for level in &self.edge {
-            // From the right: the smallest complete subtree of the level first.
-            let mut end = level.len();
-            while end > 0 {
-                let width = 1 << end.trailing_zeros();
-                let left = complete_root(&level[end - width..end]);
-                root = Some(root.map_or(left, |right| node_hash(&left, &right)));
-                end -= width;
-            }
-        }
-        root.unwrap_or_else(empty_root)
+        self.frontier.root()
     }
 
     /// Appends entries. The tiles that it returns have to be stored before the appender is used again, or it has to be
@@ -150,64 +131,29 @@ impl Appender {
         if let Some(long) = entries.iter().map(|entry| entry.as_ref().len()).find(|length| *length > MAX_ENTRY) {
             return Err(EntryTooLong(long));
         }
-        let (before, mut tiles) = (self.size, Vec::new());
+        let (before, mut tiles) = (self.size(), Vec::new());
         for entry in entries {
             put_v16(&mut self.bundle, entry.as_ref());
-            self.push(leaf_hash(entry.as_ref()), &mut tiles);
+            if (self.size() + 1).is_multiple_of(FULL) {
+                let tile = TileId { kind: TileKind::Entries, index: self.size() / FULL, width: 256 };
+                tiles.push((tile, std::mem::take(&mut self.bundle)));
+            }
+            self.frontier.push(leaf_hash(entry.as_ref()), &mut |tile, hashes| tiles.push((tile, hashes.concat())));
         }
         self.put_partial(before, &mut tiles);
-        Ok(Appended { size: self.size, root: self.root(), tiles })
-    }
-
-    fn push(&mut self, leaf: Hash, tiles: &mut Vec<(TileId, Vec<u8>)>) {
-        self.edge[0].push(leaf);
-        self.size += 1;
-        if self.size.is_multiple_of(FULL) {
-            let tile = TileId { kind: TileKind::Entries, index: self.size / FULL - 1, width: 256 };
-            tiles.push((tile, std::mem::take(&mut self.bundle)));
-        }
-        let mut level = 0;
-        while self.edge[level].len() == 256 {
-            let hashes = std::mem::take(&mut self.edge[level]);
-            let kind = TileKind::Hashes(u8::try_from(level).unwrap_or(u8::MAX));
-            let index = (self.size >> (HEIGHT as usize * (level + 1))) - 1;
-            tiles.push((TileId { kind, index, width: 256 }, hashes.concat()));
-            level += 1;
-            if level == self.edge.len() {
-                self.edge.push(Vec::new());
-            }
-            self.edge[level].push(complete_root(&hashes));
-        }
+        Ok(Appended { size: self.size(), root: self.root(), tiles })
     }
 
     /// The partial tiles and the partial bundle that changed.
     fn put_partial(&self, before: u64, tiles: &mut Vec<(TileId, Vec<u8>)>) {
-        for (level, hashes) in (0u8..).zip(&self.edge) {
-            let count = |size: u64| size >> (HEIGHT * u32::from(level));
-            if hashes.is_empty() || count(before) == count(self.size) {
-                continue;
-            }
-            tiles.extend(
-                TileId::in_tree(TileKind::Hashes(level), count(self.size) / FULL, self.size)
-                    .map(|tile| (tile, hashes.concat())),
-            );
-        }
-        if before != self.size {
-            let partial = TileId::in_tree(TileKind::Entries, self.size / FULL, self.size);
-            tiles.extend(partial.map(|tile| (tile, self.bundle.clone())));
-        }
-    }
-}
-
-/// The root of a complete tree, whose number of leaves is a power of two.
-fn complete_root(hashes: &[Hash]) -> Hash {
-    match hashes {
-        [hash] => *hash,
-        [left, right] => node_hash(left, right),
-        _ => {
-            let (left, right) = hashes.split_at(hashes.len() / 2);
-            node_hash(&complete_root(left), &complete_root(right))
-        }
+        let size = self.size();
+        let has_changed = |tile: &TileId| match tile.kind {
+            TileKind::Hashes(level) => hashes_at(level.into(), before) != hashes_at(level.into(), size),
+            TileKind::Entries => before != size,
+        };
+        let partial = self.frontier.partial_tiles().map(|(tile, hashes)| (tile, hashes.concat()));
+        let bundle = TileId::in_tree(TileKind::Entries, size / FULL, size).map(|tile| (tile, self.bundle.clone()));
+        tiles.extend(partial.chain(bundle).filter(|(tile, _)| has_changed(tile)));
     }
 }
 

@@ -381,6 +381,42 @@ fn a_leaf_that_was_not_kept_or_is_of_another_heir_does_not_count() {
     assert!(matches!(outcome(&restored.server, evidence(included(invented))), Outcome::Invalid(Invalid::Statement(_))));
 }
 
+/// The first entry of a log counts for that log alone: one that names another origin keeps nothing.
+#[test]
+fn an_heir_has_to_name_the_log_that_it_begins() {
+    let server = honest();
+    let old = &server.log;
+    let kept = |origin: &str| Some(Kept { origin: origin.to_owned(), size: old.size(), root: old.root(old.size()) });
+    let leaf = Leaf::from_bytes(&old.entries[0]).unwrap();
+    let path = old.tree(old.size()).inclusion(0).unwrap();
+    // Origin 2 keeps origin 1, and origin 3 keeps origin 2; each is right, or names another log.
+    for (name, next_kept, accepted) in [(2, 2, true), (4, 2, false), (2, 4, false)] {
+        let [mut two, mut three] = [2, 3].map(Log::new);
+        let named = Log::new(name);
+        let entry = TextLeaf::Origin { name: named.name().to_owned(), kept: kept(old.name()) };
+        two.append(&[entry.to_bytes()]);
+        let kept_two = Kept { origin: Log::new(next_kept).name().to_owned(), size: 1, root: two.root(1) };
+        let next = TextLeaf::Origin { name: three.name().to_owned(), kept: Some(kept_two) };
+        three.append(&[next.to_bytes()]);
+        let statement = |heirs, log: &Log| Statement::Included {
+            leaf,
+            index: 0,
+            path: path.clone(),
+            heirs,
+            checkpoint: log.checkpoint(),
+        };
+        let heir = |entry: &TextLeaf| Heir { entry: entry.clone(), path: Vec::new() };
+        let keys = [&two, &three].iter().map(|log| log.key.verifier().clone()).collect();
+        let short = statement(vec![heir(&entry)], &two).verify(&keys);
+        assert_eq!(short.is_ok(), name == 2, "{short:?}");
+        let long = statement(vec![heir(&entry), heir(&next)], &three).verify(&keys);
+        assert_eq!(long.is_ok(), accepted, "{long:?}");
+        if let Ok(stated) = long {
+            assert_eq!((stated.origin.as_str(), stated.place.unwrap().tree), (three.name(), old.name().to_owned()));
+        }
+    }
+}
+
 #[test]
 fn key_notes_lead_from_a_pinned_key_to_a_later_log() {
     let (server, files) = all_evidence();

@@ -15,7 +15,7 @@ use keypool_transparency::{
     package::{PackageId, Step},
     receipt::Promise,
     verdict::{Problem, StepText, Unknown, Verdict},
-    verification::{Doubt, Outcome, verify},
+    verification::{Doubt, Invalid, Outcome, verify},
 };
 
 use crate::{
@@ -349,6 +349,12 @@ fn a_leaf_that_is_left_out_after_a_receipt_is_proven_by_witnesses() {
         let file = EvidenceFile::new(evidence(hashes.concat()), Vec::new());
         assert_eq!(verify(&file, &policy), expected);
         assert_eq!(verify(&file, &server.policy()), Outcome::CannotTell(Doubt::NoWitnesses));
+        // The smaller checkpoint has to be larger than the receipt's size: the log has gone on since.
+        let mut same = evidence(hashes.concat());
+        let Evidence::LeafMissing { smaller, .. } = &mut same else { panic!() };
+        *smaller = server.log.checkpoint_at(1).sign(&server.log.key).unwrap();
+        let file = EvidenceFile::new(same, Vec::new());
+        assert_eq!(verify(&file, &policy), Outcome::Invalid(Invalid::WrongSizes));
         let file = EvidenceFile::new(evidence(hashes[1..].concat()), Vec::new());
         assert!(!matches!(verify(&file, &policy), Outcome::Proven(_)));
     }

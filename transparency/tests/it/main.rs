@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+mod fields;
 mod framing;
 mod honest;
 mod lies;
@@ -9,4 +10,5 @@ mod notes;
 mod oracle;
 mod strict;
 mod support;
+mod vectors;
 mod world;

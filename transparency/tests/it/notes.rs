@@ -133,6 +133,46 @@ fn a_receipt_is_read_as_it_was_signed_alone_or_in_a_batch() {
     assert_eq!(Receipt::sign_batch(&[], &log.key), Ok(Vec::new()));
 }
 
+/// Anybody can make signatures that verify under a point of small order.
+#[test]
+fn a_key_of_small_order_is_refused() {
+    let mut point = [0; 33];
+    (point[0], point[1]) = (1, 1); // Ed25519, and the neutral element
+    let digest = <sha2::Sha256 as sha2::Digest>::digest([b"weak\n", &point[..]].concat());
+    let text = format!("weak+{}+{}", hex::encode(&digest[..4]), keypool_transparency::encoding::base64(&point));
+    let error = text.parse::<VerifierKey>().unwrap_err();
+    assert_eq!(error.to_string(), "verifier key: it is a point of small order");
+}
+
+#[rstest]
+#[case("example.com/foo+530d903a+AekyeRrm56hApGFkyQR4ZCbV54Id2LKaANYcrnKv3U2k", "")]
+#[case("example.com/foo+530d903b+AekyeRrm56hApGFkyQR4ZCbV54Id2LKaANYcrnKv3U2k", "its key id is not")]
+#[case("example.com/foo+530D903A+AekyeRrm56hApGFkyQR4ZCbV54Id2LKaANYcrnKv3U2k", "its key id is not")]
+#[case("example.com foo+530d903a+AekyeRrm56hApGFkyQR4ZCbV54Id2LKaANYcrnKv3U2k", "has white space")]
+#[case("example.com/foo+530d903a+AukyeRrm56hApGFkyQR4ZCbV54Id2LKaANYcrnKv3U2k", "its algorithm is unknown")]
+#[case("example.com/foo+530d903a+Aekyeg==", "an Ed25519 key has 32 bytes")]
+#[case("example.com/foo+530d903a", "it is not <name>+<key id>+<key>")]
+fn verifier_keys_have_one_form(#[case] text: &str, #[case] why: &str) {
+    match text.parse::<VerifierKey>() {
+        Ok(key) => assert_eq!((key.to_string().as_str(), why), (text, "")),
+        Err(error) => assert!(!why.is_empty() && error.to_string().contains(why), "{error}"),
+    }
+}
+
+/// The signed root of a batch is of the receipt's own log.
+#[test]
+fn a_batch_names_the_log_of_its_receipts() {
+    let log = Log::new(1);
+    let signed = Receipt::sign_batch(&[receipt(&log, "a/b", 1), receipt(&log, "c/d", 1)], &log.key).unwrap();
+    let start = signed[0].find("keypool/receipts/v1").unwrap();
+    for (origin, is_accepted) in [(log.name(), true), ("keypool/1f1f1f1f1f1f1f1f/9-01010101", false)] {
+        let note: Note = signed[0][start..].parse().unwrap();
+        let text = note.text().replacen(log.name(), origin, 1);
+        let other = format!("{}{}", &signed[0][..start], log.key.sign(&text).unwrap());
+        assert_eq!(Receipt::verified(&other, log.key.verifier()).is_ok(), is_accepted, "{other}");
+    }
+}
+
 /// A receipt is no checkpoint, no batch and no key note, and none of these is a receipt.
 #[test]
 fn no_note_passes_for_one_of_another_kind() {

@@ -4,7 +4,10 @@ use std::cell::Cell;
 
 use ct_merkle::{ConsistencyProof, InclusionProof, RootHash, mem_backed_tree::MemoryBackedTree};
 use keypool_transparency::{
-    merkle::{empty_root, explicit_path, is_consistent, is_included, leaf_hash, path, root, roots_from_consistency},
+    merkle::{
+        empty_root, explicit_path, is_consistent, is_included, leaf_hash, path, root, root_from_inclusion,
+        roots_from_consistency,
+    },
     tile::{TileId, TileKind, exact_bundle, tile_hashes},
     tree::{Appender, TreeError},
 };
@@ -135,9 +138,14 @@ proptest! {
         changed[place / 32][place % 32] ^= flip.1.max(1);
         prop_assert!(!is_included(&leaf, index, n, &root, &changed));
         prop_assert!(!is_included(&leaf, index, n, &root, &proof[1..]));
+        prop_assert_eq!(root_from_inclusion(&leaf, index, n, &proof[1..]), None);
+        prop_assert_eq!(root_from_inclusion(&leaf, index, n, &[&proof[..], &[root]].concat()), None);
         prop_assert!(!is_included(&leaf, index, n, &root, &[&proof[..], &[root]].concat()));
         let smaller = index + 1;
         if smaller < n {
+            let explicit = tree.explicit_consistency(smaller).unwrap();
+            prop_assert_eq!(roots_from_consistency(smaller, n, &explicit[1..]), None);
+            prop_assert_eq!(roots_from_consistency(smaller, n, &[&explicit[..], &[root]].concat()), None);
             let mut proof = tree.consistency(smaller).unwrap();
             let old = log.root(smaller);
             let place = flip.0.index(proof.len() * 32);
@@ -250,4 +258,21 @@ fn a_missing_or_short_tile_is_named() {
     assert_eq!(error.to_string(), "tile/0/001.p/44: tile: it ends within a field");
     let too_long = Appender::new().append(&[vec![0; 65_536]]).unwrap_err();
     assert_eq!(too_long.to_string(), "an entry has 65536 bytes; at most 65535 fit in a bundle");
+}
+
+/// A writer that crashed between tiles and state finds wider tiles than its size needs.
+#[test]
+fn an_append_can_be_repeated_over_wider_tiles() {
+    let mut log = Log::new(1);
+    log.append(&entries(300, 7));
+    let mut again = log.clone();
+    log.append(&entries(30, 8));
+    again.store = log.store.clone();
+    again.append(&entries(30, 8));
+    assert_eq!(again.root(330), log.root(330));
+    let tile = TileId::in_tree(TileKind::Entries, 1, 330).unwrap();
+    let read = |log: &Log| keypool_transparency::tree::TileStore::read(&log.store, &tile).unwrap();
+    assert_eq!(read(&again), read(&log));
+    let frontier = Appender::load(&log.store, 330).unwrap();
+    assert_eq!((frontier.size(), frontier.root()), (330, log.root(330)));
 }
