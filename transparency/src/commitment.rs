@@ -184,7 +184,7 @@ impl Actor {
     }
 }
 
-/// Salts are keys of commitments: whoever has one can test guesses of what it hides, so `Debug` leaves them out.
+/// A reader of a salt can test guesses of what the commitment hides, so `Debug` leaves salts out.
 impl fmt::Debug for Details {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { event, package, n, owner, at, until, .. } = self;

@@ -168,7 +168,7 @@ fn a_late_spend_after_the_next_ones_spend_is_found_by_the_late_adder() {
 }
 
 #[test]
-fn a_late_spend_under_the_next_ones_number_is_found_by_whoever_sees_the_others_leaf() {
+fn a_late_spend_under_the_next_ones_number_is_found_by_the_late_adder_with_its_receipt() {
     let mut server = Server::new(1, 0);
     let late = server.reserve(0, A).unwrap();
     server.now += TTL;
