@@ -32,13 +32,13 @@ fn main() -> Result<(), Box<dyn Error>> {
         ("checkpoint.old", [text].into_iter().chain((0..leaves / 2).map(leaf)).collect::<Vec<_>>()),
         ("checkpoint", (leaves / 2..leaves).map(leaf).collect()),
     ] {
-        let appended = appender.append(&entries)?;
-        for (tile, bytes) in appended.tiles {
+        let batch = appender.append(&entries)?;
+        for (tile, bytes) in batch.tiles {
             let path = directory.join(tile.to_string());
             fs::create_dir_all(path.parent().ok_or("a tile is in a directory")?)?;
             fs::write(path, bytes)?;
         }
-        let checkpoint = Checkpoint { origin: origin.to_string(), size: appended.size, root: appended.root };
+        let checkpoint = Checkpoint { origin: origin.to_string(), size: batch.size, root: batch.root };
         fs::write(directory.join(name), checkpoint.sign(&key)?.to_string())?;
     }
     writeln!(io::stdout(), "{}", key.verifier())?;

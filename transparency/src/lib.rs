@@ -22,6 +22,7 @@ pub mod policy;
 pub mod receipt;
 pub mod statement;
 pub mod tile;
+pub mod tlog_proof;
 pub mod tree;
 pub mod verdict;
 pub mod verification;

@@ -36,6 +36,17 @@ enum Member {
 #[derive(Clone, Debug, Default)]
 pub struct LogKeys(BTreeMap<String, VerifierKey>);
 
+/// Why a policy does not accept a checkpoint.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NotAccepted {
+    /// None of the logs has signed it.
+    #[error(transparent)]
+    Log(#[from] BadNote),
+    /// Too few witnesses have cosigned it.
+    #[error("too few of the policy's witnesses have cosigned the checkpoint")]
+    NoQuorum,
+}
+
 /// A trust policy.
 #[derive(Clone, Debug)]
 pub struct Policy {
@@ -118,6 +129,13 @@ impl Policy {
     #[must_use]
     pub fn requires_witnesses(&self) -> bool {
         self.quorum.is_some()
+    }
+
+    /// Reads a checkpoint that one of the logs has signed and, if the policy says so, enough witnesses have cosigned.
+    pub fn accept(&self, note: &Note) -> Result<Checkpoint, NotAccepted> {
+        let checkpoint = self.log_keys().checkpoint(note)?;
+        let is_witnessed = !self.requires_witnesses() || self.has_quorum(note, |_| true);
+        if is_witnessed { Ok(checkpoint) } else { Err(NotAccepted::NoQuorum) }
     }
 
     /// Whether enough witnesses have cosigned a checkpoint at a time that `accept` accepts. Always false if the policy

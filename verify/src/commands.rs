@@ -124,10 +124,13 @@ pub fn evidence(args: &EvidenceArgs) -> Result<Report, CommandError> {
     })
 }
 
-/// Turns the verdict of a check into a report.
-fn report(verdict: Verdict, good: &str, out: &Path) -> Report {
+/// Turns the verdict of a check into a report. Nothing is good under a checkpoint that the policy does not accept.
+fn report(verdict: Verdict, good: &str, checkpoint: &Note, policy: &Policy, out: &Path) -> Report {
     match verdict {
-        Verdict::Fine => Report::new(Found::Good, good),
+        Verdict::Fine => match policy.accept(checkpoint) {
+            Ok(_) => Report::new(Found::Good, good),
+            Err(why) => Report::new(Found::CannotTell, why),
+        },
         Verdict::Proven { problem, evidence } => Report::proven(problem, &evidence, out),
         Verdict::Report(problem) => {
             let accused = if problem.accuses_server() { "server" } else { "nobody" };
@@ -150,7 +153,7 @@ pub fn proof(args: &ProofArgs) -> Result<Report, CommandError> {
     let verdict = adder::check(&file.hand_out, &fields, &[], &answers, &policy);
     let number = file.hand_out.n.map_or("last resort".to_owned(), |n| n.to_string());
     let good = "this adder alone has the KeyPackage";
-    Ok(report(verdict, good, &args.out)
+    Ok(report(verdict, good, &file.answers.checkpoint, &policy, &args.out)
         .with("package", PackageId::of(&fields).to_string())
         .with("hand_out", number)
         .with("owner", file.hand_out.owner.clone())
@@ -168,7 +171,8 @@ pub fn handouts(args: &HandoutsArgs) -> Result<Report, CommandError> {
     let mut worst = Report::new(Found::Good, "the log has the hand-outs of the trail, and no other ones");
     let mut lines = Vec::new();
     for own in &file.packages {
-        let mut verdict = report(owner::check(own, &answers, &policy), "", &args.out);
+        let mut verdict =
+            report(owner::check(own, &answers, &policy), "", &file.answers.checkpoint, &policy, &args.out);
         if verdict.result == Found::Good
             && let Some(audited) = &audited
             && let Some(left_out) = audited.left_out(own, &answers)?

@@ -7,7 +7,6 @@ use keypool_transparency::{
     commitment::Event,
     contradiction::Dossier,
     evidence::{Evidence, EvidenceFile, Kind},
-    history::{Succession, succession},
     key_package::KeyPackageFields,
     leaf::Leaf,
     note::Note,
@@ -18,10 +17,7 @@ use keypool_transparency::{
     verification::{Doubt, Invalid, Outcome, verify},
 };
 
-use crate::{
-    support::Log,
-    world::{Server, TTL, Viewer, fields, witness, witnessed},
-};
+use crate::world::{Server, TTL, Viewer, fields, witness, witnessed};
 
 const A: &str = "anna/phone";
 const B: &str = "bert/phone";
@@ -359,48 +355,6 @@ fn a_leaf_that_is_left_out_after_a_receipt_is_proven_by_witnesses() {
         assert!(!matches!(verify(&file, &policy), Outcome::Proven(_)));
     }
     assert_eq!(server.check_adder(first), pending);
-}
-
-/// Two clients are shown two histories. The larger log's tiles show that the smaller one is not its beginning.
-#[test]
-fn a_fork_is_proven_by_two_clients_who_compare() {
-    let mut server = Server::new(1, 0);
-    server.log.append(&[[1; 65]; 40]);
-    let mut other = Log { ..server.log.clone() };
-    for (small, large) in [(0, 1), (1, 1), (24, 24), (88, 150)] {
-        server.log.append(&vec![[2; 65]; small]);
-        other.append(&vec![[3; 65]; large]);
-        let (one, two) = (server.log.checkpoint(), other.checkpoint());
-        let path = other.tree(other.size()).explicit_consistency(server.log.size()).unwrap();
-        let keys = server.policy().log_keys();
-        let verdict = succession(&one, &two, &path, &keys).unwrap();
-        if small == 0 {
-            let path = other.tree(other.size()).consistency(server.log.size()).unwrap();
-            assert_eq!(succession(&one, &two, &path, &keys), Ok(Succession::Continues));
-            assert_eq!(succession(&two, &one, &path, &keys), Ok(Succession::Older));
-            assert_eq!(succession(&one, &two, &[], &keys), Ok(Succession::NotShown));
-            continue;
-        }
-        let Succession::Forked(evidence) = verdict else { panic!("{verdict:?}") };
-        accepted(&server, *evidence, Kind::Fork);
-    }
-}
-
-/// A log that went back and went on differently contradicts what a client has kept; one that is only smaller proves nothing.
-#[test]
-fn a_rolled_back_log_is_a_fork_as_soon_as_it_grows_again() {
-    let server = Server::new(1, 0);
-    let mut log = server.log.clone();
-    log.append(&[[1; 65]; 64]);
-    let mut back = Log { ..log.clone() };
-    log.append(&[[2; 65]; 30]);
-    let (kept, keys) = (log.checkpoint(), server.policy().log_keys());
-    assert_eq!(succession(&kept, &back.checkpoint(), &[], &keys), Ok(Succession::Older));
-    back.append(&[[3; 65]; 48]);
-    let path = back.tree(back.size()).explicit_consistency(log.size()).unwrap();
-    let verdict = succession(&kept, &back.checkpoint(), &path, &keys).unwrap();
-    let Succession::Forked(evidence) = verdict else { panic!("{verdict:?}") };
-    accepted(&server, *evidence, Kind::Fork);
 }
 
 #[test]

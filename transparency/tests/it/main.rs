@@ -4,8 +4,10 @@
 
 mod fields;
 mod framing;
+mod histories;
 mod honest;
 mod lies;
+mod measure;
 mod notes;
 mod oracle;
 mod strict;

@@ -278,3 +278,41 @@ fn a_policy_names_a_public_key_once() {
     assert!(format!("witness a {log}\nquorum a\n").parse::<Policy>().is_err());
     assert!(format!("log {key}\nquorum none\n").parse::<Policy>().is_err());
 }
+
+#[test]
+fn a_tlog_proof_stands_alone() {
+    use keypool_transparency::{
+        merkle::leaf_hash,
+        policy::NotAccepted,
+        tlog_proof::{BadProof, TlogProof},
+    };
+    let mut log = Log::new(1);
+    log.append(&(0..20_u8).map(|i| [i; 65]).collect::<Vec<_>>());
+    let policy: Policy = policy_text(&log).parse().unwrap();
+    let mut checkpoint = log.checkpoint();
+    let lone = Policy::of_logs([log.key.verifier().clone()]);
+    let proof = |checkpoint: &Note, extra| TlogProof {
+        extra,
+        index: 7,
+        path: log.tree(20).inclusion(7).unwrap(),
+        checkpoint: checkpoint.clone(),
+    };
+    let (hash, other) = (leaf_hash(&[7; 65]), leaf_hash(&[8; 65]));
+    let unwitnessed = proof(&checkpoint, None);
+    assert_eq!(unwitnessed.verify(&hash, &lone), Ok(log.checkpoint_at(20)));
+    assert_eq!(unwitnessed.verify(&other, &lone), Err(BadProof::NotIncluded));
+    assert_eq!(unwitnessed.verify(&hash, &policy), Err(BadProof::Checkpoint(NotAccepted::NoQuorum)));
+    for i in [0, 1, 3] {
+        witnesses()[i].cosign(&mut checkpoint, 1000);
+    }
+    for extra in [None, Some(b"more".to_vec()), Some(Vec::new())] {
+        let proof = proof(&checkpoint, extra);
+        let text = proof.to_string();
+        let read: TlogProof = text.parse().unwrap();
+        assert_eq!((&read, read.to_string()), (&proof, text.clone()));
+        assert_eq!(read.verify(&hash, &policy), Ok(log.checkpoint_at(20)));
+        for (from, to) in [("index 7", "index 07"), ("@v1", "@v2"), ("index", "place"), ("\n\nkeypool", "\nkeypool")] {
+            assert!(text.replacen(from, to, 1).parse::<TlogProof>().is_err(), "{from}");
+        }
+    }
+}

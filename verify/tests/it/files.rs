@@ -62,6 +62,11 @@ fn a_proof_shows_that_an_adder_alone_has_a_package() {
     answer.is(0, "good", "this adder alone has the KeyPackage");
     assert_eq!((answer.json["hand_out"].as_str(), answer.json["adder"].as_str()), (Some("1"), Some(A)));
     assert_eq!(answer.json["package"], server.packages[0].id.to_string());
+    // A policy with witnesses wants their cosignatures.
+    let (log, key) = (server.log.key.verifier(), witness(1));
+    files.write("witnessed", format!("log {log}\nwitness w {}\nquorum w\n", key.verifier()));
+    let witnessed = ["proof", "proof.json", "--policy", "witnessed", "--keypackage", "kp", "--bind", &bind];
+    files.run(&witnessed).is(3, "cannot-tell", "too few of the policy's witnesses");
     // With another bind or KeyPackage it is no proof for that reader.
     let other = with(&base64(&[1; 32]));
     assert_eq!(other.is(3, "report", "has another bind").json["accused"], "server");

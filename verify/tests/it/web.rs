@@ -2,8 +2,8 @@
 
 use std::{
     fs,
-    io::{BufRead, BufReader, Write},
-    net::{TcpListener, TcpStream},
+    io::{BufRead, BufReader, Read, Write},
+    net::TcpListener,
     path::PathBuf,
     sync::{
         Arc,
@@ -13,9 +13,10 @@ use std::{
 };
 
 use rstest::rstest;
+use rustls::{ServerConfig, ServerConnection, StreamOwned, pki_types::PrivateKeyDer};
 
 use crate::{
-    program::{Files, append, write_log},
+    program::{Answer, Files, append, write_log},
     support::Log,
 };
 
@@ -42,15 +43,14 @@ fn serve(directory: PathBuf, manner: Manner) -> (String, Arc<AtomicUsize>) {
         for stream in listener.incoming().map_while(Result::ok) {
             counted.fetch_add(1, Ordering::Relaxed);
             let (directory, requests) = (directory.clone(), Arc::clone(&requests));
-            thread::spawn(move || connection(&stream, &directory, manner, &requests));
+            thread::spawn(move || connection(stream, &directory, manner, &requests));
         }
     });
     (url, connections)
 }
 
-fn connection(stream: &TcpStream, directory: &std::path::Path, manner: Manner, requests: &AtomicUsize) {
-    let mut reader = BufReader::new(stream.try_clone().unwrap());
-    let mut writer = stream;
+fn connection(stream: impl Read + Write, directory: &std::path::Path, manner: Manner, requests: &AtomicUsize) {
+    let mut reader = BufReader::new(stream);
     for served in 0.. {
         let mut request = String::new();
         if reader.read_line(&mut request).unwrap_or(0) == 0 || manner == Manner::Drops && served == 7 {
@@ -66,7 +66,8 @@ fn connection(stream: &TcpStream, directory: &std::path::Path, manner: Manner, r
         let path = request.split(' ').nth(1).unwrap().strip_prefix("/log/").unwrap_or("none").to_owned();
         let number = requests.fetch_add(1, Ordering::Relaxed);
         let answer = answer(directory, &path, manner, number);
-        if writer.write_all(&answer).is_err() || manner == Manner::Closes {
+        let writer = reader.get_mut();
+        if writer.write_all(&answer).and_then(|()| writer.flush()).is_err() || manner == Manner::Closes {
             return;
         }
     }
@@ -135,4 +136,46 @@ fn a_server_that_is_away_is_named() {
     audit("http://").is(3, "cannot-tell", "is no http:// or https:// URL");
     let (url, _) = serve(files.path("log"), Manner::KeepsOpen);
     audit(&url.replace("http:", "https:")).is(3, "cannot-tell", "checkpoint:");
+}
+
+/// Serves a directory over TLS; gives the URL and the server's certificate.
+fn serve_tls(directory: PathBuf) -> (String, String) {
+    let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+    let key = PrivateKeyDer::try_from(made.signing_key.serialize_der()).unwrap();
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(vec![made.cert.der().clone()], key)
+        .unwrap();
+    let config = Arc::new(config);
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("https://localhost:{}/log", listener.local_addr().unwrap().port());
+    thread::spawn(move || {
+        for stream in listener.incoming().map_while(Result::ok) {
+            let (directory, session) = (directory.clone(), ServerConnection::new(Arc::clone(&config)).unwrap());
+            thread::spawn(move || {
+                connection(StreamOwned::new(session, stream), &directory, Manner::KeepsOpen, &AtomicUsize::new(0));
+            });
+        }
+    });
+    (url, made.cert.pem())
+}
+
+#[test]
+fn a_log_is_followed_over_https_if_the_certificate_is_trusted() {
+    let files = Files::new();
+    let mut log = Log::new(1);
+    append(&mut log, 0..3000);
+    write_log(&files.path("log"), &log, &log.checkpoint());
+    let (url, certificate) = serve_tls(files.path("log"));
+    let (_, other) = serve_tls(files.path("log"));
+    let key = log.key.verifier().to_string();
+    let audit = |trusted: &str| {
+        let mut command = files.command(&["audit", "--log", &url, "--state", "state", "--vkey", &key, "--json"]);
+        Answer::of(&command.env("SSL_CERT_FILE", files.write("trusted.pem", trusted)).output().unwrap())
+    };
+    audit(&other).is(3, "cannot-tell", "certificate");
+    assert_eq!(audit(&certificate).is(0, "good", "").json["new"], 3000);
 }
