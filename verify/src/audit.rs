@@ -22,7 +22,7 @@ use crate::{
     output::{Found, Report},
     source::{Source, SourceError},
     state::{State, StateDirectory, StateError},
-    tags::{Entry, Pair},
+    tags::{Entry, Group},
 };
 
 /// Bundles that are read at once.
@@ -129,8 +129,8 @@ impl Audit {
         if let Some(report) = self.read(&note, &target, &mut counts)? {
             return Ok(report);
         }
-        let pairs = self.state.tags.check(self.directory.path()).map_err(AuditError::Tags)?;
-        if let Some(report) = self.repeated(&pairs, &note, &target)? {
+        let groups = self.state.tags.check(self.directory.path()).map_err(AuditError::Tags)?;
+        if let Some(report) = self.repeated(&groups, &note, &target)? {
             return Ok(report);
         }
         self.state.checked = Some(note.clone());
@@ -198,8 +198,8 @@ impl Audit {
             }
             if is_done || batch.len() >= self.batch {
                 self.check_prefix(&frontier, target)?;
-                let pairs = self.state.tags.add(self.directory.path(), &mut batch).map_err(AuditError::Tags)?;
-                if let Some(report) = self.repeated(&pairs, note, target)? {
+                let groups = self.state.tags.add(self.directory.path(), &mut batch).map_err(AuditError::Tags)?;
+                if let Some(report) = self.repeated(&groups, note, target)? {
                     return Ok(Some(report));
                 }
                 self.state.set_frontier(&frontier);
@@ -265,36 +265,45 @@ impl Audit {
     }
 
     /// Compares tags in full whose first 8 bytes are equal.
-    fn repeated(&self, pairs: &[Pair], note: &Note, target: &Checkpoint) -> Result<Option<Report>, AuditError> {
-        let tree = Tree::new(&self.source, target.size);
-        for (one, other) in pairs {
-            let [one, other] = [*one, *other].map(|index| self.leaf(index, target.size));
-            let ((one, first), (other, second)) = (one?, other?);
-            if first.tag() != second.tag() {
-                continue;
+    fn repeated(&self, groups: &[Group], note: &Note, target: &Checkpoint) -> Result<Option<Report>, AuditError> {
+        for group in groups {
+            let mut first = HashMap::new();
+            for index in group {
+                let leaf = self.leaf(*index, target.size)?;
+                if let Some(other) = first.insert(leaf.tag(), (*index, leaf)) {
+                    return self.proven_repetition([other, (*index, leaf)], note, target).map(Some);
+                }
             }
-            let statement = |index: u64, leaf: Leaf| -> Result<Statement, AuditError> {
-                let path = tree.inclusion(index)?;
-                Ok(Statement::Included { leaf, index, path, heirs: Vec::new(), checkpoint: note.clone() })
-            };
-            let (one, other) = (statement(one, first)?, statement(other, second)?);
-            let evidence = EvidenceFile::new(Evidence::TagRepeated { one, other }, Vec::new());
-            let outcome = verify(&evidence, &Policy::of_logs([self.state.key.clone()]));
-            if !matches!(outcome, Outcome::Proven(_)) {
-                return Err(AuditError::OtherRoot(target.size));
-            }
-            return Ok(Some(self.proven("a tag repeats", &evidence).with("tag", first.tag().to_string())));
         }
         Ok(None)
     }
 
-    fn leaf(&self, index: u64, size: u64) -> Result<(u64, Leaf), AuditError> {
+    fn proven_repetition(
+        &self,
+        leaves: [(u64, Leaf); 2],
+        note: &Note,
+        target: &Checkpoint,
+    ) -> Result<Report, AuditError> {
+        let tree = Tree::new(&self.source, target.size);
+        let [one, other] = leaves.map(|(index, leaf)| -> Result<Statement, AuditError> {
+            let path = tree.inclusion(index)?;
+            Ok(Statement::Included { leaf, index, path, heirs: Vec::new(), checkpoint: note.clone() })
+        });
+        let evidence = EvidenceFile::new(Evidence::TagRepeated { one: one?, other: other? }, Vec::new());
+        let outcome = verify(&evidence, &Policy::of_logs([self.state.key.clone()]));
+        if !matches!(outcome, Outcome::Proven(_)) {
+            return Err(AuditError::OtherRoot(target.size));
+        }
+        Ok(self.proven("a tag repeats", &evidence).with("tag", leaves[0].1.tag().to_string()))
+    }
+
+    fn leaf(&self, index: u64, size: u64) -> Result<Leaf, AuditError> {
         let missing = || SourceError::Missing(format!("entry {index}"));
         let tile = TileId::in_tree(TileKind::Entries, index / 256, size).ok_or_else(missing)?;
         let bytes = self.source.read_all(&[tile]).into_iter().next().ok_or_else(missing)??;
         let entries = bundle_entries(&bytes, tile.width).map_err(|why| AuditError::Damaged(tile, why))?;
         let entry = usize::try_from(index % 256).ok().and_then(|place| entries.get(place)).ok_or_else(missing)?;
-        Ok((index, Leaf::from_bytes(entry).map_err(|why| AuditError::Damaged(tile, why))?))
+        Leaf::from_bytes(entry).map_err(|why| AuditError::Damaged(tile, why))
     }
 }
 

@@ -100,6 +100,28 @@ fn tags_are_compared_in_full() {
     files.audit(&log).is(0, "good", "");
 }
 
+/// A log hides a repeated tag behind random leaves that begin as it does.
+#[test]
+fn decoys_do_not_hide_a_repeated_tag() {
+    let files = Files::new();
+    let mut log = log(&files, 300);
+    let mut decoy = leaf(5);
+    decoy[40] ^= 1;
+    for byte in 10..20 {
+        decoy[byte] ^= 1;
+        log.append(&[decoy.clone()]);
+    }
+    let mut again = leaf(5);
+    again[64] ^= 1;
+    log.append(&[again]);
+    for byte in 10..20 {
+        decoy[byte] ^= 2;
+        log.append(&[decoy.clone()]);
+    }
+    write_log(&files.path("log"), &log, &log.checkpoint());
+    files.audit(&log).is(1, "misbehaviour", "a tag repeats");
+}
+
 #[rstest]
 fn a_fork_is_proven(#[values(400, 512, 1001)] seen: u64, #[values(0, 1, 700)] more: u64) {
     let files = Files::new();
