@@ -66,6 +66,13 @@ pub enum AuditError {
     NoKey,
 }
 
+impl AuditError {
+    /// Whether a later pass would fail as well: the fault is here, not with the log or the network.
+    pub fn is_lasting(&self) -> bool {
+        matches!(self, Self::State(_) | Self::Tags(_) | Self::OtherLog(..) | Self::NoKey)
+    }
+}
+
 /// An audit of one log.
 pub struct Audit {
     source: Source,
@@ -204,7 +211,9 @@ impl Audit {
                 }
                 self.state.set_frontier(&frontier);
                 self.directory.save(&self.state)?;
-                (self.progress)(frontier.size(), target.size);
+                if !is_done {
+                    (self.progress)(frontier.size(), target.size);
+                }
             }
         }
         Ok(None)

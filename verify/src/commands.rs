@@ -257,9 +257,9 @@ pub fn audit(args: &AuditArgs, show: &dyn Fn(&Report)) -> Result<Report, Command
         match result {
             Ok(report) if report.result == Found::Misbehaviour => return Ok(report),
             Ok(report) => show(&report),
-            // A server that is down for a while does not end an audit that goes on for ever.
-            Err(AuditError::Source(error)) => show(&Report::new(Found::CannotTell, error)),
-            Err(error) => return Err(error.into()),
+            Err(error) if error.is_lasting() => return Err(error.into()),
+            // A server that is down or damaged for a while does not end an audit that goes on.
+            Err(error) => show(&Report::new(Found::CannotTell, error)),
         }
         sleep(Duration::from_secs(seconds));
     }

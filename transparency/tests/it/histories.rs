@@ -48,3 +48,15 @@ fn a_rolled_back_log_is_a_fork_as_soon_as_it_grows_again() {
     let Succession::Forked(evidence) = verdict else { panic!("{verdict:?}") };
     accepted(&server, *evidence, Kind::Fork);
 }
+
+#[test]
+fn checkpoints_of_two_logs_are_not_compared() {
+    let [mut one, mut two] = [1, 2].map(Log::new);
+    one.append(&[[1; 65]; 5]);
+    two.append(&[[2; 65]; 5]);
+    let keys = [&one, &two].iter().map(|log| log.key.verifier().clone()).collect();
+    assert_eq!(succession(&one.checkpoint(), &two.checkpoint(), &[], &keys), Ok(Succession::OtherLog));
+    let keys = [one.key.verifier().clone()].into_iter().collect();
+    assert!(succession(&one.checkpoint(), &two.checkpoint(), &[], &keys).is_err());
+    assert_eq!(succession(&one.checkpoint(), &one.checkpoint(), &[], &keys), Ok(Succession::Continues));
+}

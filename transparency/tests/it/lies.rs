@@ -10,7 +10,7 @@ use keypool_transparency::{
     key_package::KeyPackageFields,
     leaf::Leaf,
     note::Note,
-    owner::{TrailRow, Welcome, check},
+    owner::{TrailRow, Welcome},
     package::{PackageId, Step},
     receipt::Promise,
     verdict::{Problem, StepText, Unknown, Verdict},
@@ -36,7 +36,7 @@ pub fn accepted(server: &Server, evidence: EvidenceFile, expected: Kind) -> Evid
 }
 
 /// Hands package 0 to a second adder under a number of the server's choice, as if the first one did not hold it.
-fn hand_out_again(server: &mut Server, n: u32, actor: &str) -> (usize, Leaf) {
+pub fn hand_out_again(server: &mut Server, n: u32, actor: &str) -> (usize, Leaf) {
     let id = server.packages[0].id;
     let mut second = server.new_hand_out(actor, Some(n));
     let record = server.record(Event::Reserve, id, Some(&second));
@@ -223,6 +223,27 @@ fn a_second_ref_of_the_same_keys_is_the_same_package() {
         let verdict = adder::check(hand_out, &fields(0, false), &[earlier], &answers, &server.policy());
         assert_eq!(verdict, expected);
     }
+    // Hand-outs are numbered: a later one to the same adder has a greater number.
+    let mut earlier = EarlierHandOut { hand_out: server.hand_outs[first].1.clone(), held: false };
+    for (n, expected) in [(0, Verdict::Fine), (1, Verdict::Report(Problem::HeldAlready))] {
+        earlier.hand_out.n = Some(n);
+        let earlier = std::slice::from_ref(&earlier);
+        let verdict = adder::check(hand_out, &fields(0, false), earlier, &answers, &server.policy());
+        assert_eq!(verdict, expected);
+    }
+}
+
+#[test]
+fn a_number_above_the_last_possible_one_is_reported() {
+    let mut server = Server::new(1, 0);
+    for n in [16, 17, u32::MAX] {
+        let hand_out = server.new_hand_out(A, Some(n));
+        assert!(hand_out.steps().len() <= 18);
+        server.hand_outs.push((0, hand_out));
+        let is_reported =
+            server.check_adder(server.hand_outs.len() - 1) == Verdict::Report(Problem::TooManyHandOuts(n));
+        assert_eq!(is_reported, n > 16);
+    }
 }
 
 #[test]
@@ -368,60 +389,6 @@ fn a_false_actor_is_proven_by_the_adder_with_its_receipt() {
     server.hand_outs.push((0, hand_out));
     server.sequence();
     proven(&server, server.check_adder(0), Kind::FalseReceipt);
-}
-
-#[test]
-fn a_hand_out_that_the_trail_leaves_out_is_found_by_the_owner() {
-    let mut server = Server::new(1, 0);
-    server.reserve(0, A).unwrap();
-    server.now += TTL;
-    server.lapse(0);
-    server.sequence();
-    let denied = Step::Open(1).tag(&server.packages[0].id);
-    let before = server.receipt("alice/laptop", vec![Promise::None(denied)]);
-    let mut own = server.own_package(0);
-    hand_out_again(&mut server, 1, B);
-    server.sequence();
-    // The trail was read before: the owner has to read it again.
-    let newer = Verdict::CannotTell(Unknown::Newer(StepText(Step::Open(1))));
-    assert_eq!(server.check_owner(&own), newer);
-    own.as_of = server.log.size();
-    assert_eq!(server.check_owner(&own), Verdict::Report(Problem::LeftOut(StepText(Step::Open(1)))));
-    own.receipts = vec![before];
-    assert_eq!(server.check_owner(&own), Verdict::Report(Problem::LeftOut(StepText(Step::Open(1)))));
-    own.receipts.push(server.receipt("alice/laptop", vec![Promise::None(denied)]));
-    proven(&server, server.check_owner(&own), Kind::FalseReceipt);
-}
-
-#[test]
-fn a_trail_that_tells_another_story_is_found_by_the_owner() {
-    let mut server = Server::new(1, 0);
-    let first = server.reserve(0, A).unwrap();
-    server.spend(first);
-    server.sequence();
-    let own = server.own_package(0);
-    assert_eq!(server.check_owner(&own), Verdict::Fine);
-    let differs = |step, what| Verdict::Report(Problem::Differs(StepText(step), what));
-    let mut other = own.clone();
-    other.rows[1].actor = B.to_owned();
-    assert_eq!(server.check_owner(&other), differs(Step::End(0), "actor"));
-    let mut other = own.clone();
-    other.rows[0].group_id = b"other".to_vec();
-    assert_eq!(server.check_owner(&other), differs(Step::Open(0), "group"));
-    let mut other = own.clone();
-    other.rows[0].at += 1;
-    assert_eq!(server.check_owner(&other), differs(Step::Open(0), "time"));
-    let mut other = own.clone();
-    other.rows[1].event = Event::Release;
-    assert_eq!(server.check_owner(&other), differs(Step::End(0), "event"));
-    let mut other = own.clone();
-    other.rows.remove(1);
-    assert_eq!(server.check_owner(&other), Verdict::Report(Problem::LeftOut(StepText(Step::End(0)))));
-    let mut other = own;
-    other.rows.swap(0, 1);
-    let answers = server.answers(other.package, &other.steps(), Viewer::Owner);
-    let answers = answers.check(&server.policy().log_keys()).unwrap();
-    assert!(matches!(check(&other, &answers, &server.policy()), Verdict::Report(Problem::HandedOutAfter(..))));
 }
 
 #[test]

@@ -5,11 +5,12 @@
 mod fields;
 mod framing;
 mod histories;
-mod honest;
 mod lies;
 mod measure;
 mod notes;
 mod oracle;
+mod owners;
+mod random;
 mod strict;
 mod support;
 mod vectors;

@@ -2,6 +2,7 @@
 
 use std::{
     fs,
+    io::{BufRead, BufReader},
     process::Stdio,
     thread::sleep,
     time::{Duration, Instant},
@@ -227,6 +228,31 @@ fn unknown_entries_are_counted() {
     write_log(&files.path("log"), &log, &log.checkpoint());
     assert_eq!(files.audit(&log).is(0, "good", "").json["unknown_entries"], 4);
     assert!(Leaf::from_bytes(&[1; 64]).is_err());
+}
+
+/// An audit that goes on outlives a log that is away, and ends when it has proof.
+#[test]
+fn an_audit_goes_on_until_something_is_proven() {
+    let files = Files::new();
+    let mut log = Log::new(1);
+    append(&mut log, 0..300);
+    let key = log.key.verifier().to_string();
+    let audit = ["audit", "--log", "log", "--state", "state", "--vkey", &key, "--every", "1", "--json"];
+    let mut child = files.command(&audit).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines().map_while(Result::ok);
+    let mut until = |result: &str| {
+        let line = lines.find(|line| line.contains(&format!("\"result\":\"{result}\"")));
+        line.unwrap_or_default()
+    };
+    assert!(until("cannot-tell").contains("checkpoint is missing"));
+    write_log(&files.path("log"), &log, &log.checkpoint());
+    assert!(until("good").contains("\"size\":300"));
+    let mut again = leaf(7);
+    again[64] ^= 1;
+    log.append(&[again]);
+    write_log(&files.path("log"), &log, &log.checkpoint());
+    assert!(until("misbehaviour").contains("a tag repeats"));
+    assert_eq!(child.wait().unwrap().code(), Some(1));
 }
 
 /// Killed again and again at any moment, it goes on where it was and finds the same.
