@@ -7,11 +7,13 @@ use keypool_transparency::{
     evidence::{Evidence, EvidenceFile, Kind},
     leaf::Leaf,
     merkle::leaf_hash,
+    note::Note,
     package::{Bind, PackageId, ReservationId, Step},
     policy::Policy,
     receipt::{Promise, Receipt},
+    statement::Statement,
     verdict::{Problem, StepText, Verdict},
-    verification::{Invalid, Outcome, verify},
+    verification::{Doubt, Invalid, Outcome, verify},
 };
 use rstest::rstest;
 
@@ -172,35 +174,126 @@ fn evidence_is_of_one_log_and_one_hand_out() {
     let open = Leaf::new(&Step::Open(1).tag(&id), &[7; 32]);
     let promises = vec![Promise::Leaf(open)];
     let receipt = Receipt { origin: elsewhere.name().to_owned(), size: 0, time: 1, to: A.to_owned(), promises };
-    let open = keypool_transparency::statement::Statement::Receipt {
-        leaf: open,
-        receipt: receipt.sign(&elsewhere.key).unwrap(),
-    };
+    let open = Statement::Receipt { leaf: open, receipt: receipt.sign(&elsewhere.key).unwrap() };
     let both = Policy::of_logs([&server.log, &elsewhere].map(|log| log.key.verifier().clone()));
     let evidence = Evidence::HandedOutAfterEnd { end, details: opening.details, open, later: 1 };
     assert_eq!(outcome(evidence, &both), Outcome::Invalid(Invalid::DifferentLogs));
 }
 
+/// A promised leaf that is there, or a checkpoint that is not later or of another log, is no missing leaf.
 #[test]
 fn a_leaf_that_is_there_is_not_missing() {
     let mut server = Server::new(1, 0);
     let first = server.reserve(0, A).unwrap();
     let leaf = server.outbox[0];
+    let begin = server.now;
     let mut checkpoint = |time| {
         server.sequence();
         server.log.append(&[[8; 65], [9; 65]]);
-        let mut note = server.log.checkpoint();
-        for i in [1, 2] {
-            witness(i).cosign(&mut note, time);
-        }
-        note
+        cosigned(server.log.checkpoint(), time)
     };
-    let (smaller, larger) = (checkpoint(11_000_000), checkpoint(11_000_000 + 86_400));
-    let hashes: Vec<_> = server.log.entries.iter().map(|entry| leaf_hash(entry)).collect();
+    let (smaller, larger) = (checkpoint(begin), checkpoint(begin + 86_400));
+    let mut hashes: Vec<_> = server.log.entries.iter().map(|entry| leaf_hash(entry)).collect();
     let receipt = server.hand_outs[first].1.receipts[0].clone();
-    let evidence = Evidence::LeafMissing { receipt, leaf, smaller, larger, leaf_hashes: hashes.concat() };
-    let outcome = verify(&EvidenceFile::new(evidence, Vec::new()), &witnessed(&server.log));
-    assert_eq!(outcome, Outcome::Invalid(Invalid::NotMissing));
+    let policy = |log: &Log| {
+        let mut policy = witnessed(&server.log);
+        policy.logs.extend(Policy::of_logs([log.key.verifier().clone()]).logs);
+        policy
+    };
+    let outcome = |hashes: &[[u8; 32]], smaller: &Note, larger: &Note| {
+        let (smaller, larger, leaf_hashes) = (smaller.clone(), larger.clone(), hashes.concat());
+        let evidence = Evidence::LeafMissing { receipt: receipt.clone(), leaf, smaller, larger, leaf_hashes };
+        verify(&EvidenceFile::new(evidence, Vec::new()), &policy(&Log::new(2)))
+    };
+    assert_eq!(outcome(&hashes, &smaller, &larger), Outcome::Invalid(Invalid::NotMissing));
+    // An accuser puts another hash in the leaf's place.
+    let place = hashes.iter().position(|hash| *hash == leaf.hash()).unwrap();
+    hashes[place] = [7; 32];
+    assert_eq!(outcome(&hashes, &smaller, &larger), Outcome::Invalid(Invalid::WrongPath));
+    // Cosignatures that are older than the receipt say nothing about it.
+    let early = cosigned(server.log.checkpoint_at(18).sign(&server.log.key).unwrap(), begin - 1);
+    assert_eq!(outcome(&hashes, &early, &larger), Outcome::CannotTell(Doubt::NoQuorum));
+    let mut other = Log::new(2);
+    other.append(&[[1; 65]; 40]);
+    let elsewhere = cosigned(other.checkpoint(), begin + 86_400);
+    assert_eq!(outcome(&hashes, &smaller, &elsewhere), Outcome::Invalid(Invalid::DifferentLogs));
+}
+
+fn cosigned(mut checkpoint: Note, time: u64) -> Note {
+    for i in [1, 2] {
+        witness(i).cosign(&mut checkpoint, time);
+    }
+    checkpoint
+}
+
+/// Statements of two logs do not add up, whichever kind of evidence they are for.
+#[test]
+fn all_parts_of_evidence_are_of_one_log() {
+    let mut server = Server::new(1, 0);
+    let first = server.reserve(0, A).unwrap();
+    server.now += 5;
+    server.end(0, Event::Lapse);
+    server.hand_outs[first].1.spend = Spend::RefusedEarly;
+    server.sequence();
+    let (id, other) = (server.packages[0].id, Log::new(2));
+    let policy = Policy::of_logs([&server.log, &other].map(|log| log.key.verifier().clone()));
+    let outcome = |evidence| verify(&EvidenceFile::new(evidence, Vec::new()), &policy);
+    let of = |step: Step| {
+        let (leaf, opening) = server.book[&step.tag(&id)].clone();
+        (server.statement(usize::try_from(server.index(&leaf).unwrap()).unwrap()), opening.details)
+    };
+    let ((open, open_details), (end, end_details)) = (of(Step::Open(0)), of(Step::End(0)));
+    let signed_by = |log: &Log, promise| {
+        let (origin, to) = (log.name().to_owned(), A.to_owned());
+        Receipt { origin, size: 1000, time: server.now, to, promises: vec![promise] }.sign(&log.key).unwrap()
+    };
+    let next = Leaf::new(&Step::Open(1).tag(&id), &[5; 32]);
+    for (log, expected) in
+        [(&server.log, Outcome::Proven(Kind::LapsedEarly)), (&other, Outcome::Invalid(Invalid::DifferentLogs))]
+    {
+        let next = Statement::Receipt { leaf: next, receipt: signed_by(log, Promise::Leaf(next)) };
+        let (open, end) = (open.clone(), end.clone());
+        let (open_details, end_details) = (open_details.clone(), end_details.clone());
+        assert_eq!(outcome(Evidence::LapsedEarly { open, open_details, end, end_details, next: Some(next) }), expected);
+    }
+    // An end that is no lapse was not early.
+    let released = Evidence::LapsedEarly {
+        open: open.clone(),
+        open_details: open_details.clone(),
+        end: open.clone(),
+        end_details: open_details,
+        next: None,
+    };
+    assert!(matches!(outcome(released), Outcome::Invalid(Invalid::Opening(_))));
+    for (log, expected) in
+        [(&server.log, Outcome::Proven(Kind::FalseReceipt)), (&other, Outcome::Invalid(Invalid::DifferentLogs))]
+    {
+        let receipt = signed_by(log, Promise::None(open.leaf().tag()));
+        assert_eq!(outcome(Evidence::FalseNone { receipt, leaf: open.clone() }), expected);
+    }
+    let fork = Evidence::Fork { smaller: server.log.checkpoint(), larger: other.checkpoint(), path: Vec::new() };
+    assert_eq!(outcome(fork), Outcome::Invalid(Invalid::DifferentLogs));
+}
+
+/// A release before the time is no early lapse: the adder asked for it, or cannot prove that it did not.
+#[test]
+fn an_early_release_is_no_early_lapse() {
+    let mut server = Server::new(1, 0);
+    server.reserve(0, A).unwrap();
+    server.end(0, Event::Release);
+    let second = server.reserve(0, "bert/phone").unwrap();
+    server.sequence();
+    let id = server.packages[0].id;
+    let of = |step: Step| {
+        let (leaf, opening) = server.book[&step.tag(&id)].clone();
+        (server.statement(usize::try_from(server.index(&leaf).unwrap()).unwrap()), opening.details)
+    };
+    let ((open, open_details), (end, end_details)) = (of(Step::Open(0)), of(Step::End(0)));
+    let (leaf, receipt) = (*of(Step::Open(1)).0.leaf(), server.hand_outs[second].1.receipts[0].clone());
+    let next = Some(Statement::Receipt { leaf, receipt });
+    let evidence = Evidence::LapsedEarly { open, open_details, end, end_details, next };
+    let outcome = verify(&EvidenceFile::new(evidence, Vec::new()), &server.policy());
+    assert_eq!(outcome, Outcome::Invalid(Invalid::OtherEvent));
 }
 
 /// Answers that do not fit their checkpoint are not believed, and prove nothing: HTTP answers are not signed.

@@ -119,8 +119,12 @@ fn honest_checkpoints_are_no_fork() {
     for wrong in [&[][..], &path[1..], &[[9; 32]], &[&path[..], &[[9; 32]]].concat()] {
         assert_eq!(fork(&small, &large, wrong), Outcome::Invalid(Invalid::WrongPath));
     }
-    let empty = Log::new(1).checkpoint();
-    assert_eq!(fork(&empty, &large, &[]), Outcome::Invalid(Invalid::NoContradiction));
+    let empty = Log::new(1);
+    assert_eq!(fork(&empty.checkpoint(), &large, &[]), Outcome::Invalid(Invalid::NoContradiction));
+    // An empty tree has one root.
+    let mut wrong = empty.checkpoint_at(0);
+    wrong.root = [1; 32];
+    assert_eq!(fork(&wrong.sign(&empty.key).unwrap(), &large, &[]), Outcome::Proven(Kind::Fork));
 }
 
 #[test]

@@ -80,3 +80,15 @@ fn a_trail_that_tells_another_story_is_found_by_the_owner() {
     let answers = answers.check(&server.policy().log_keys()).unwrap();
     assert!(matches!(check(&other, &answers, &server.policy()), Verdict::Report(Problem::HandedOutAfter(..))));
 }
+
+/// What happens while an owner checks is pending, and no accusation.
+#[test]
+fn a_step_that_begins_while_the_owner_checks_is_pending() {
+    let mut server = Server::new(1, 0);
+    server.sequence();
+    let own = server.own_package(0);
+    assert_eq!(server.check_owner(&own), Verdict::Fine);
+    server.reserve(0, A).unwrap();
+    let pending = Verdict::CannotTell(Unknown::Pending(StepText(Step::Open(0))));
+    assert_eq!(server.check_owner(&own), pending);
+}
