@@ -122,6 +122,23 @@ mod tests {
         assert!(fields.last_resort);
     }
 
+    #[test]
+    fn refuses_other_messages_versions_and_sources() {
+        let bytes = seed("last-resort");
+        let source = bytes.windows(8).position(|bytes| bytes == 0x5e0b_e100_u64.to_be_bytes()).unwrap() - 1;
+        for (place, why) in [
+            (1, "no MLSMessage of version mls10"),
+            (3, "no MLSMessage of version mls10"),
+            (5, "its protocol version is not mls10"),
+            (source, "its leaf node is not of the source key_package"),
+        ] {
+            let mut other = bytes.clone();
+            other[place] ^= 2;
+            let error = KeyPackageFields::parse(&other).unwrap_err().to_string();
+            assert!(error.contains(why), "{error}");
+        }
+    }
+
     #[rstest]
     #[case("trailing", Flaw::Trailing(1))]
     #[case("truncated-in-leaf", Flaw::Truncated)]

@@ -251,6 +251,22 @@ fn a_quorum_is_counted_as_its_groups_say() {
     assert!(!Policy::of_logs([]).has_quorum(&forged, |_| true), "nobody vouches for times without witnesses");
 }
 
+/// Of several cosignatures of one witness the earliest counts, and a time has 63 bits.
+#[test]
+fn the_time_of_a_cosignature_is_the_earliest() {
+    let (log, witness) = (Log::new(1), &witnesses()[0]);
+    let mut note = log.checkpoint();
+    for time in [2000, 1000, 3000] {
+        witness.cosign(&mut note, time);
+    }
+    assert_eq!(note.cosigned_at(witness.verifier()), Ok(1000));
+    for (time, expected) in [(u64::MAX >> 1, Ok(u64::MAX >> 1)), ((u64::MAX >> 1) + 1, Err(NotSigned::Wrong))] {
+        let mut note = log.checkpoint();
+        witness.cosign(&mut note, time);
+        assert_eq!(note.cosigned_at(witness.verifier()), expected);
+    }
+}
+
 #[rstest]
 #[case("quorum all", "quorum nobody", "not defined")]
 #[case("quorum all", "", "no quorum line")]

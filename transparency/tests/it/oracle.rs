@@ -4,6 +4,7 @@ use std::cell::Cell;
 
 use ct_merkle::{ConsistencyProof, InclusionProof, RootHash, mem_backed_tree::MemoryBackedTree};
 use keypool_transparency::{
+    frontier::Frontier,
     merkle::{
         empty_root, explicit_path, is_consistent, is_included, leaf_hash, path, root, root_from_inclusion,
         roots_from_consistency,
@@ -275,4 +276,22 @@ fn an_append_can_be_repeated_over_wider_tiles() {
     assert_eq!(read(&again), read(&log));
     let frontier = Appender::load(&log.store, 330).unwrap();
     assert_eq!((frontier.size(), frontier.root()), (330, log.root(330)));
+}
+
+#[test]
+fn an_edge_has_the_tiles_of_its_size() {
+    let hashes = |count| vec![[1; 32]; count];
+    for (size, edge, is_accepted) in [
+        (0, vec![hashes(0)], true),
+        (5, vec![hashes(5)], true),
+        (256, vec![hashes(0), hashes(1)], true),
+        (70_000, vec![hashes(112), hashes(17), hashes(1)], true),
+        (0, vec![], false),
+        (5, vec![hashes(4)], false),
+        (5, vec![hashes(5), hashes(0)], false),
+        (256, vec![hashes(0)], false),
+        (256, vec![hashes(256), hashes(1)], false),
+    ] {
+        assert_eq!(Frontier::new(size, edge).is_ok(), is_accepted, "{size}");
+    }
 }
