@@ -200,9 +200,6 @@ impl Audit {
         while frontier.size() < target.size {
             self.read_chunk(&mut frontier, target, &mut batch, counts)?;
             let is_done = frontier.size() == target.size;
-            if is_done {
-                self.check_partial_tiles(&frontier)?;
-            }
             if is_done || batch.len() >= self.batch {
                 self.check_prefix(&frontier, target)?;
                 let groups = self.state.tags.add(self.directory.path(), &mut batch).map_err(AuditError::Tags)?;
@@ -257,15 +254,8 @@ impl Audit {
         Ok(())
     }
 
-    fn check_partial_tiles(&self, frontier: &Frontier) -> Result<(), AuditError> {
-        for (tile, hashes) in frontier.partial_tiles() {
-            let bytes = self.source.read_all(&[tile]).into_iter().next();
-            check_tile(&tile, &bytes.ok_or_else(|| SourceError::Missing(tile.to_string()))??, hashes)?;
-        }
-        Ok(())
-    }
-
-    /// Checks that what was read is the beginning of the checkpoint's tree.
+    /// Checks that what was read is the beginning of the checkpoint's tree. Partial tiles need no more: the root was computed
+    /// from them.
     fn check_prefix(&self, frontier: &Frontier, target: &Checkpoint) -> Result<(), AuditError> {
         let (size, root) = (frontier.size(), frontier.root());
         let path = Tree::new(&self.source, target.size).consistency(size)?;

@@ -183,6 +183,27 @@ fn a_changed_file_is_named(#[case] file: &str, #[case] words: &str, #[values(tru
     assert_eq!(files.audit(&log).is(0, "good", "").json["size"], 1025);
 }
 
+/// A bundle that was changed together with its tile does not get into a state that is saved on the way.
+#[test]
+fn a_bundle_that_was_changed_with_its_tile_is_not_saved() {
+    let files = Files::new();
+    let log = log(&files, 3000);
+    let [bundle, tile] = ["tile/entries/000", "tile/0/000"].map(|name| files.path("log").join(name));
+    let good = [fs::read(&bundle).unwrap(), fs::read(&tile).unwrap()];
+    let mut changed = good.clone();
+    *changed[0].last_mut().unwrap() ^= 1;
+    let entries = keypool_transparency::tile::exact_bundle(&changed[0], 256).unwrap();
+    changed[1] = keypool_transparency::tile::entry_hashes(&entries).concat();
+    fs::write(&bundle, &changed[0]).unwrap();
+    fs::write(&tile, &changed[1]).unwrap();
+    let key = log.key.verifier().to_string();
+    let audit = ["audit", "--log", "log", "--state", "state", "--vkey", &key, "--batch", "100"];
+    files.run(&audit).is(3, "cannot-tell", "");
+    fs::write(&bundle, &good[0]).unwrap();
+    fs::write(&tile, &good[1]).unwrap();
+    assert_eq!(files.run(&audit).is(0, "good", "").json["size"], 3001);
+}
+
 #[test]
 fn a_checkpoint_of_another_key_is_refused() {
     let files = Files::new();
