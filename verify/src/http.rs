@@ -27,6 +27,9 @@ pub enum HttpError {
     /// The URL is none that this client can fetch.
     #[error("{0} is no http:// or https:// URL")]
     Url(String),
+    /// The server redirects to another server, which was not asked for.
+    #[error("{0}: the server redirects to another server: give that one's URL if you mean it")]
+    Redirect(String),
     /// The network failed.
     #[error("{url}: {source}")]
     Network {
@@ -133,7 +136,7 @@ impl Client {
             match answer.status {
                 200 => return Ok(Some(answer.body)),
                 404 | 410 => return Ok(None),
-                301 | 302 | 307 | 308 => path = self.redirect(answer.location).ok_or(HttpError::Url(url))?,
+                301 | 302 | 307 | 308 => path = self.redirect(answer.location).ok_or(HttpError::Redirect(url))?,
                 429 | 503 if attempt + 1 < ATTEMPTS => {
                     sleep(Duration::from_secs(answer.retry_after.unwrap_or(1).clamp(1, MAX_WAIT)));
                 }

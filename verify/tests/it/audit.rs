@@ -183,6 +183,24 @@ fn a_changed_file_is_named(#[case] file: &str, #[case] words: &str, #[values(tru
     assert_eq!(files.audit(&log).is(0, "good", "").json["size"], 1025);
 }
 
+/// A log may delete a partial tile once the full one is there.
+#[test]
+fn a_full_tile_stands_for_a_partial_one() {
+    let files = Files::new();
+    let mut log = log(&files, 999);
+    let checkpoint = log.checkpoint();
+    append(&mut log, 2000..2024);
+    write_log(&files.path("log"), &log, &checkpoint);
+    for kind in ["0", "entries"] {
+        let directory = files.path("log").join(format!("tile/{kind}"));
+        fs::remove_dir_all(directory.join("003.p")).unwrap();
+        assert!(directory.join("003").exists());
+    }
+    assert_eq!(files.audit(&log).is(0, "good", "").json["size"], 1000);
+    files.write("log/checkpoint", log.checkpoint().to_string());
+    assert_eq!(files.audit(&log).is(0, "good", "").json["size"], 1024);
+}
+
 /// A bundle that was changed together with its tile does not get into a state that is saved on the way.
 #[test]
 fn a_bundle_that_was_changed_with_its_tile_is_not_saved() {

@@ -29,6 +29,8 @@ enum Manner {
     /// Closes each connection after some requests, without saying so.
     Drops,
     Redirects,
+    /// Redirects to another server.
+    RedirectsAway,
     /// Answers 503 to every fifth request.
     Busy,
 }
@@ -78,6 +80,10 @@ fn answer(directory: &std::path::Path, path: &str, manner: Manner, number: usize
         let location = format!("Location: /log/moved/{path}\r\n");
         return format!("HTTP/1.1 302 Found\r\n{location}Content-Length: 0\r\n\r\n").into_bytes();
     }
+    if manner == Manner::RedirectsAway {
+        let location = format!("Location: http://elsewhere.example/log/{path}\r\n");
+        return format!("HTTP/1.1 302 Found\r\n{location}Content-Length: 0\r\n\r\n").into_bytes();
+    }
     if manner == Manner::Busy && number % 100 == 50 {
         return b"HTTP/1.1 503 Busy\r\nRetry-After: 1\r\nContent-Length: 4\r\n\r\nbusy".to_vec();
     }
@@ -117,7 +123,7 @@ fn a_log_is_followed_over_http(
     match manner {
         Manner::KeepsOpen | Manner::Chunked | Manner::Busy => assert!(count <= 9, "{count} connections"),
         Manner::Closes => assert!(count > 100, "{count} connections"),
-        Manner::Drops | Manner::Redirects => {}
+        Manner::Drops | Manner::Redirects | Manner::RedirectsAway => {}
     }
     append(&mut log, 30_000..30_100);
     write_log(&files.path("log"), &log, &log.checkpoint());
@@ -134,6 +140,8 @@ fn a_server_that_is_away_is_named() {
     let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     audit(&format!("http://{free}/")).is(3, "cannot-tell", "/checkpoint: Connection refused");
     audit("http://").is(3, "cannot-tell", "is no http:// or https:// URL");
+    let (url, _) = serve(files.path("log"), Manner::RedirectsAway);
+    audit(&url).is(3, "cannot-tell", "redirects to another server");
     let (url, _) = serve(files.path("log"), Manner::KeepsOpen);
     audit(&url.replace("http:", "https:")).is(3, "cannot-tell", "checkpoint:");
 }
