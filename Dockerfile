@@ -18,12 +18,15 @@ COPY examples/mls-rs/Cargo.toml examples/mls-rs/
 COPY openapi/Cargo.toml openapi/
 COPY server/Cargo.toml server/
 COPY tests/Cargo.toml tests/
+COPY transparency/Cargo.toml transparency/
 COPY validation/Cargo.toml validation/
+COPY verify/Cargo.toml verify/
 COPY workspace-hack workspace-hack
-RUN mkdir -p bench/src bench/benches cli/src client/src examples/mls-rs/src openapi/src server/src tests/src tests/it validation/src \
+RUN mkdir -p bench/src bench/benches cli/src client/src examples/mls-rs/src openapi/src server/src tests/src tests/it transparency/src transparency/tests/it validation/src verify/src verify/tests/it \
  && touch bench/benches/key_package.rs bench/benches/local_store.rs bench/src/lib.rs \
       client/src/lib.rs examples/mls-rs/src/lib.rs openapi/src/lib.rs server/src/lib.rs tests/src/lib.rs tests/it/main.rs validation/src/lib.rs \
- && for member in bench cli examples/mls-rs server tests; do echo 'fn main() {}' >$member/src/main.rs; done \
+      transparency/src/lib.rs transparency/tests/it/main.rs verify/tests/it/main.rs \
+ && for member in bench cli examples/mls-rs server tests verify; do echo 'fn main() {}' >$member/src/main.rs; done \
  && cargo build --locked --release --package keypool-server \
  && cargo build --locked --release --package keypool-cli \
  && cargo clean --release --package keypool-server --package keypool-cli --package keypool-client \
