@@ -12,6 +12,7 @@ import {
   type ClientState,
   type KeyPackage,
   type LeafNode,
+  type Lifetime,
   type MLSMessage,
   type PrivateKeyPackage,
   type Proposal,
@@ -23,8 +24,10 @@ import {
   createProposal,
   decodeMlsMessage,
   defaultCapabilities,
+  defaultLifetime,
   emptyPskIndex,
   encodeMlsMessage,
+  generateKeyPackage,
   generateKeyPackageWithKey,
   getCiphersuiteFromName,
   getCiphersuiteImpl,
@@ -107,6 +110,25 @@ class Attacker {
       encode(encodeMlsMessage({ version: "mls10", wireformat: "mls_key_package", keyPackage: publicPackage })),
     );
     return this.asked("POST", "/keypackages/upload", { keypackages });
+  }
+
+  /** Uploads two KeyPackages each: with a lifetime of ts-mls's own, and with a signature key that ts-mls makes for each. */
+  async upload_with_defaults() {
+    const keys = this.keys;
+    assert(keys !== undefined);
+    const made = async (lifetime: Lifetime, one: Keys | undefined) => {
+      const named = credential(this.name);
+      const { publicPackage } = one === undefined
+        ? await generateKeyPackage(named, defaultCapabilities(), lifetime, [], suite)
+        : await generateKeyPackageWithKey(named, defaultCapabilities(), lifetime, [], one, suite);
+      return encode(encodeMlsMessage({ version: "mls10", wireformat: "mls_key_package", keyPackage: publicPackage }));
+    };
+    const [now, upload] = [BigInt(Math.floor(Date.now() / 1000)), "/keypackages/upload"];
+    const fits = { notBefore: now - 3_600n, notAfter: now + 14n * 86_400n };
+    return {
+      lifetime: await this.asked("POST", upload, { keypackages: [await made(defaultLifetime, keys)] }),
+      keys: await this.asked("POST", upload, { keypackages: [await made(fits, undefined), await made(fits, undefined)] }),
+    };
   }
 
   /** Acts with the token of a device from now on. */
