@@ -11,8 +11,6 @@ use serde::{
     de::{Error, MapAccess, SeqAccess, Unexpected, Visitor, value::MapAccessDeserializer},
 };
 
-use crate::{Base64Bytes, MAX_GROUP_ID_SIZE};
-
 /// Reads a string by a type's `FromStr`.
 pub(crate) fn parsed<'de, D, T>(deserializer: D) -> Result<T, D::Error>
 where
@@ -134,17 +132,6 @@ where
     T: Deserialize<'de>,
 {
     Ok(list_or_empty::<D, Object<T>, MOST>(deserializer)?.into_iter().map(|Object(item)| item).collect())
-}
-
-/// Reads an optional group id in an answer. A longer one is refused, so that a list of them takes little memory.
-pub(crate) fn group_id<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Base64Bytes>, D::Error> {
-    let id: Option<Base64Bytes> = Option::deserialize(deserializer)?;
-    match id {
-        Some(id) if id.0.len() > MAX_GROUP_ID_SIZE => {
-            Err(D::Error::custom(format_args!("a group id has more than {MAX_GROUP_ID_SIZE} bytes")))
-        }
-        id => Ok(id),
-    }
 }
 
 /// Reads a field that has its default value if it is left out or `null`.

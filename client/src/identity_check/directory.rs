@@ -82,14 +82,18 @@ impl Entry {
         let is_asked = |ciphersuite: u16, key: &[u8]| {
             leaves.iter().any(|leaf| u16::from(leaf.ciphersuite) == ciphersuite && leaf.signature_key == key)
         };
-        let current = device.signature_keys.iter().filter(|one| is_asked(one.ciphersuite, &one.signature_key.0));
-        let previous = device.previous_signature_keys.iter();
-        let previous = previous.filter(|one| is_asked(one.ciphersuite, &one.signature_key.0));
+        let (current, previous) = (device.signature_keys, device.previous_signature_keys);
         Self {
             removed_at: device.removed_at,
-            has_keys: !device.signature_keys.is_empty(),
-            current: current.take(leaves.len()).cloned().collect(),
-            previous: previous.take(leaves.len()).cloned().collect(),
+            has_keys: !current.is_empty(),
+            current: {
+                let asked = current.into_iter().filter(|one| is_asked(one.ciphersuite, &one.signature_key.0));
+                asked.take(leaves.len()).collect()
+            },
+            previous: {
+                let asked = previous.into_iter().filter(|one| is_asked(one.ciphersuite, &one.signature_key.0));
+                asked.take(leaves.len()).collect()
+            },
         }
     }
 }
