@@ -25,14 +25,14 @@ impl Scene {
         Self { alice, bob, mallory, server }
     }
 
-    /// Has Alice make a group of all three, in which all have taken in what came.
+    /// Has Alice make a group of all three. All have processed their queues.
     fn with_mallory(&mut self, group: &str) {
         self.alice.text(&["group", "create", group]);
         let invited = self.alice.json(&["group", "invite", group, "bob", "mallory"]);
         assert_eq!(invited["missing"], json!([]));
         self.bob.text(&["receive"]);
         self.mallory.does("join", &json!({}));
-        // What she is there for: everybody hears her, under her own name.
+        // The others receive her texts, under her own name.
         self.mallory.does("say", &json!({ "text": "hello", "recipients": HONEST }));
         for owner in [&self.alice, &self.bob] {
             assert_eq!(said(&owner.json(&["receive"])), [("mallory/laptop".to_owned(), "hello".to_owned())]);
@@ -47,21 +47,21 @@ impl Scene {
     }
 }
 
-/// Who has said what.
+/// The texts, each with its sender.
 fn said(came: &Value) -> Vec<(String, String)> {
     let texts = came.as_array().unwrap().iter().filter(|one| one["type"] == "text");
     let text = |one: &Value| (one["sender"].as_str().unwrap().to_owned(), one["text"].as_str().unwrap().to_owned());
     texts.map(text).collect()
 }
 
-/// What was refused, with what is said of it.
+/// The refused messages: their kind, their sender and the reason.
 fn refused(came: &Value) -> Vec<(String, String, String)> {
     let items = came.as_array().unwrap().iter().filter(|one| one["type"] == "refused");
     let field = |one: &Value, name| one[name].as_str().unwrap().to_owned();
     items.map(|one| (field(one, "kind"), field(one, "by"), field(one, "why"))).collect()
 }
 
-/// What a member commits, what is said of it to those who refuse it.
+/// The attacks by Commit: the call, its lie, and the reason that honest members see.
 fn commits() -> [(&'static str, Value, &'static str); 9] {
     [
         ("add", json!({ "identity": "alice/phone" }), r#""alice/phone" is refused: the server knows no such device"#),
@@ -148,7 +148,7 @@ async fn a_commit_that_lies_is_refused_and_a_new_group_is_the_way_on(
     }
 }
 
-/// Mallory chooses whom her Commit is sent to.
+/// Mallory sends her Commit to some of the members.
 #[rstest]
 #[tokio::test(flavor = "multi_thread")]
 async fn who_was_not_sent_a_refused_commit_is_told_and_decides(
@@ -169,7 +169,7 @@ async fn who_was_not_sent_a_refused_commit_is_told_and_decides(
     assert!(shown.contains(&claim), "{shown}");
     let (_, which) = bob.failure(&["send", "friends", "hello"]);
     assert!(which.contains(&old) && which.contains("give its whole id"), "{which}");
-    // Nobody is left there who could let him go, so he asks in vain, and goes.
+    // No other member is left to commit his proposal: the second call leaves without one.
     bob.text(&["group", "leave", &old]);
     bob.text(&["group", "leave", &old]);
     bob.text(&["send", "friends", "hello"]);
@@ -227,7 +227,7 @@ async fn a_proposal_that_lies_is_refused_and_the_group_goes_on(
     }
 }
 
-/// Who is not in the group says that it is a device of a member, and asks to be added.
+/// A device outside the group asks to be added under a member's name.
 #[rstest]
 #[tokio::test(flavor = "multi_thread")]
 async fn a_proposal_from_outside_adds_nobody(#[values(Anywhere::Postgres, Anywhere::Sqlite)] db: Anywhere) {
@@ -239,7 +239,7 @@ async fn a_proposal_from_outside_adds_nobody(#[values(Anywhere::Postgres, Anywhe
         let shown = owner.text(&["receive"]);
         assert!(shown.contains("ignored: it is a proposal to join from outside the group"), "{shown}");
     }
-    // What one of them commits next adds nobody.
+    // The next Commit adds nobody.
     alice.text(&["group", "update", "friends"]);
     bob.text(&["send", "friends", "all well"]);
     assert_eq!(said(&alice.json(&["receive"])), [("bob/laptop".to_owned(), "all well".to_owned())]);
@@ -296,7 +296,7 @@ async fn an_invitation_to_a_group_that_lies_is_refused(#[values(Anywhere::Postgr
         (json!({ "identity": "alice/laptop" }), None, r#""alice/laptop" is refused: its signature key is not one of"#),
         (json!({ "identity": "alice" }), None, r#""alice" is refused: its credential is not the user/device"#),
         (json!({ "new_key": true }), None, r#""mallory/laptop" is refused: its signature key is not one of"#),
-        // Somebody else in the tree is not who they are said to be.
+        // Another leaf in the tree has a false identity.
         (json!({}), Some("alice/laptop"), r#""alice/laptop" is refused: its signature key is not one of"#),
         (json!({}), Some("alice/phone"), r#""alice/phone" is refused: the server knows no such device"#),
     ];
@@ -358,7 +358,7 @@ async fn a_thief_of_a_token_is_not_invited_as_that_device(
     bob.text(&["send", "friends", "hello"]);
     let shown = alice.text(&["receive"]);
     assert!(shown.contains("[friends] bob/laptop: hello"), "{shown}");
-    // What the token is good for is another device, and Alice is told.
+    // The token can register another device, and Alice sees it.
     let answer = thief.does("register", &json!({ "name": "alice/phone", "count": 1 }));
     assert_eq!(answer["rejected"], json!([]));
     let shown = alice.text(&["receive"]);
@@ -397,7 +397,7 @@ async fn a_thief_who_registers_a_device_anew_is_seen_by_everybody(
     let (_, ended) = tablet.failure(&["receive"]);
     assert!(ended.contains("token"), "{ended}");
 
-    // Who invites her is told, and the number that people compare is another one.
+    // A warning shows the new key to people who invite her, and the number that people compare is another one.
     assert_ne!(bob.json(&["verify", "alice"])["number"], before);
     bob.text(&["group", "create", "others"]);
     let shown = bob.text(&["group", "invite", "others", "alice"]);
@@ -431,7 +431,7 @@ async fn a_key_package_of_somebody_else_is_not_shown_as_reserved(
         assert!(said.contains("bob/laptop") && said.contains("alice/laptop"), "{args:?}: {said}");
     }
     assert_eq!(carol.json(&["group", "members", "friends"]).as_array().unwrap().len(), 1);
-    // What was refused is given back.
+    // The refused KeyPackage is released.
     assert_eq!(alice.json(&["status"])["reserved"], 0);
     drop(bob);
 }

@@ -46,7 +46,7 @@ async fn a_server_that_lies_about_the_time_deletes_no_keys(
     assert_eq!(with_keys(&alice, &refs), 0);
 }
 
-/// Whatever the server says has become of the KeyPackages, and whatever time it says it is.
+/// The server names any state for all KeyPackages, and a time that is two days off.
 #[rstest]
 #[tokio::test]
 async fn a_server_that_lies_about_states_deletes_no_keys_that_a_welcome_may_need(
@@ -63,11 +63,13 @@ async fn a_server_that_lies_about_states_deletes_no_keys_that_a_welcome_may_need
     });
     proxy.lies("GET /keypackages/inventory", move |page| match state {
         Some(state) => {
-            page["keypackages"].as_array_mut().unwrap().iter_mut().for_each(|item| item["state"] = json!(state))
+            for item in page["keypackages"].as_array_mut().unwrap() {
+                item["state"] = json!(state);
+            }
         }
         None => page["keypackages"] = json!([]),
     });
-    // What it makes of such an answer is its own affair: it may be an error.
+    // An error is fine, too.
     let _ = alice.refresh().await;
     let _ = alice.refresh().await;
     proxy.is_honest();
@@ -111,7 +113,7 @@ async fn an_inventory_of_large_items_is_given_up() {
     assert!(matches!(&refused, Error::Answer { found, .. } if found.contains("group id")), "{refused}");
 }
 
-/// What the database is makes no difference.
+/// The database makes no difference.
 #[tokio::test]
 async fn a_queue_that_goes_on_and_on_is_left_for_another_time() {
     let server = start(Database::Sqlite).await;
