@@ -27,6 +27,7 @@ use crate::{
     output::Output,
     retries::Retries,
     sentences,
+    text::words,
 };
 
 /// The number of seconds that a request waits on the server for a message.
@@ -56,7 +57,7 @@ const HELP: &str = "\
 /leave                leave the group
 /help                 this list
 /quit                 end; so does Ctrl-D
-Anything else is said to the group.";
+Put a name with spaces in quotes. Anything else is said to the group.";
 
 /// The arguments of `keypool chat`.
 #[derive(Debug, Args)]
@@ -252,7 +253,8 @@ impl Chat<'_> {
 
     /// Handles a typed line. Returns whether it was the last.
     async fn handle_line(&mut self, line: &str) -> bool {
-        let mut words = line.split_whitespace();
+        let words = if line.trim_start().starts_with('/') { words(line) } else { vec![line.trim().to_owned()] };
+        let mut words = words.iter().map(String::as_str).filter(|word| !word.is_empty());
         let outcome = match (words.next(), words.collect::<Vec<_>>().as_slice()) {
             (None, _) => Ok(()),
             (Some(QUIT), _) => return true,

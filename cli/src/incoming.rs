@@ -6,7 +6,7 @@ use keypool_openapi::{DeviceOf, MessageKind, RefusalReason};
 
 use crate::{
     colour::{painted, warning},
-    text::{clean, clean_lines},
+    text::{argument, clean, clean_lines},
 };
 
 /// The name of the group that an item concerns.
@@ -129,9 +129,9 @@ fn refused_text(kind: MessageKind, by: &str, (reason, why): (RefusalReason, &str
              the group, and to invite it again"
         );
     }
-    let by = clean(by);
+    let by = argument(by);
     let renew = match place {
-        Place::Shell { group } => format!("`keypool group renew {group:?} --without {by}`"),
+        Place::Shell { group } => format!("`keypool group renew {} --without {by}`", argument(group)),
         Place::Chat => format!("`/renew {by}` in it"),
     };
     format!(
@@ -201,7 +201,7 @@ mod tests {
         let (kind, reason, why) = (MessageKind::Commit, RefusalReason::NotTrusted, "no".to_owned());
         let refused = Event::Refused { kind, by, reason, why };
         let text = event_text(&refused, Place::Shell { group: "my friends" });
-        assert!(text.contains(r#"`keypool group renew "my friends" --without mallory/laptop` makes"#), "{text}");
+        assert!(text.contains("`keypool group renew 'my friends' --without mallory/laptop` makes"), "{text}");
         let text = event_text(&refused, Place::Chat);
         assert!(text.contains("`/renew mallory/laptop` in it makes"), "{text}");
         let Event::Refused { kind, by, why, .. } = refused else { unreachable!() };

@@ -27,7 +27,7 @@ use crate::{
         undelivered_text,
     },
     tables,
-    text::clean,
+    text::{argument, clean},
 };
 
 /// The output of the command: text for people, or JSON for programs.
@@ -112,7 +112,8 @@ impl Output {
 
     pub fn group_created(&self, group: &Group) -> Result<()> {
         self.answer(group, || {
-            format!("The group {} is created; `keypool group invite {0:?} USER` adds a user.", group.name)
+            let (name, quoted) = (&group.name, argument(&group.name));
+            format!("The group {name} is created; `keypool group invite {quoted} USER` adds a user.")
         })
     }
 

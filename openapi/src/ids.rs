@@ -7,7 +7,7 @@ use base64::{
     display::Base64Display,
     engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD},
 };
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
 use unicode_normalization::is_nfc;
 use utoipa::ToSchema;
 use uuid::Uuid;
@@ -290,6 +290,17 @@ impl FromStr for GroupId {
 impl fmt::Display for GroupId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         Base64Display::new(&self.0, &URL_SAFE_NO_PAD).fmt(f)
+    }
+}
+
+/// Reads an optional group id in an answer. A longer one is refused, so that a list of them takes little memory.
+pub(crate) fn bounded_group_id<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Base64Bytes>, D::Error> {
+    let id: Option<Base64Bytes> = Option::deserialize(deserializer)?;
+    match id {
+        Some(id) if id.0.len() > MAX_GROUP_ID_SIZE => {
+            Err(D::Error::custom(format_args!("a group id has more than {MAX_GROUP_ID_SIZE} bytes")))
+        }
+        id => Ok(id),
     }
 }
 

@@ -54,6 +54,7 @@ pub struct InventoryItem {
     #[schema(value_type = Option<String>, format = DateTime)]
     pub spent_at: Option<Timestamp>,
     /// The group for which it was spent.
+    #[serde(default, deserialize_with = "crate::ids::bounded_group_id")]
     pub group_id: Option<Base64Bytes>,
 }
 

@@ -12,6 +12,7 @@ import {
   type ClientState,
   type KeyPackage,
   type LeafNode,
+  type Lifetime,
   type MLSMessage,
   type PrivateKeyPackage,
   type Proposal,
@@ -23,8 +24,10 @@ import {
   createProposal,
   decodeMlsMessage,
   defaultCapabilities,
+  defaultLifetime,
   emptyPskIndex,
   encodeMlsMessage,
+  generateKeyPackage,
   generateKeyPackageWithKey,
   getCiphersuiteFromName,
   getCiphersuiteImpl,
@@ -32,6 +35,7 @@ import {
   joinGroupExternal,
   mlsExporter,
   processMessage,
+  proposeAddExternal,
 } from "ts-mls";
 import { signWithLabel } from "ts-mls/crypto/signature.js";
 import { makeKeyPackageRef } from "ts-mls/keyPackage.js";
@@ -108,6 +112,30 @@ class Attacker {
     return this.asked("POST", "/keypackages/upload", { keypackages });
   }
 
+  /** Uploads two KeyPackages each: with a lifetime of ts-mls's own, and with a signature key that ts-mls makes for each. */
+  async upload_with_defaults() {
+    const keys = this.keys;
+    assert(keys !== undefined);
+    const made = async (lifetime: Lifetime, one: Keys | undefined) => {
+      const named = credential(this.name);
+      const { publicPackage } = one === undefined
+        ? await generateKeyPackage(named, defaultCapabilities(), lifetime, [], suite)
+        : await generateKeyPackageWithKey(named, defaultCapabilities(), lifetime, [], one, suite);
+      return encode(encodeMlsMessage({ version: "mls10", wireformat: "mls_key_package", keyPackage: publicPackage }));
+    };
+    const [now, upload] = [BigInt(Math.floor(Date.now() / 1000)), "/keypackages/upload"];
+    const fits = { notBefore: now - 3_600n, notAfter: now + 14n * 86_400n };
+    return {
+      lifetime: await this.asked("POST", upload, { keypackages: [await made(defaultLifetime, keys)] }),
+      keys: await this.asked("POST", upload, { keypackages: [await made(fits, undefined), await made(fits, undefined)] }),
+    };
+  }
+
+  /** Acts with the token of a device from now on. */
+  async steal({ token }: { token: string }) {
+    this.token = token;
+  }
+
   /** Joins the group whose Welcome came last. */
   async join() {
     const { messages } = await this.asked("GET", "/messages");
@@ -157,6 +185,22 @@ class Attacker {
     await this.commit(this.state(), { proposals: [add], recipients });
   }
 
+  /** Removes a member, and adds a device of the same name with a key of the attacker's own, in one Commit. */
+  async replace({ identity, recipients }: { identity: string; recipients: string[] }) {
+    const state = this.state();
+    const isMember = (node: (typeof state.ratchetTree)[number]) =>
+      node?.nodeType === "leaf" && node.leaf.credential.credentialType === "basic" &&
+      Buffer.from(node.leaf.credential.identity).toString() === identity;
+    const removed = state.ratchetTree.findIndex(isMember) / 2;
+    assert(removed >= 0, `${identity} is no member`);
+    const { publicPackage } = await this.package({ identity, new_key: true });
+    const proposals: Proposal[] = [
+      { proposalType: "remove", remove: { removed } },
+      { proposalType: "add", add: { keyPackage: publicPackage } },
+    ];
+    await this.commit(state, { proposals, recipients });
+  }
+
   /** Commits a path whose leaf lies. */
   async change({ recipients, ...lie }: { recipients: string[] } & Lie) {
     const { change, signKey } = await this.leaf(lie);
@@ -185,6 +229,23 @@ class Attacker {
     const update: Proposal = { proposalType: "update", update: { leafNode: { ...tbs, signature } } };
     const { message } = await createProposal(state, false, update, suite);
     await this.send(state, message, recipients);
+  }
+
+  /** Proposes to add a device that says that it is somebody's, with a key of the attacker's own. */
+  async propose_add({ identity, recipients }: { identity: string; recipients: string[] }) {
+    const state = this.state();
+    const { publicPackage } = await this.package({ identity, new_key: true });
+    const add: Proposal = { proposalType: "add", add: { keyPackage: publicPackage } };
+    const { message } = await createProposal(state, false, add, suite);
+    await this.send(state, message, recipients);
+  }
+
+  /** Asks from outside, as somebody, to be added to the group. */
+  async ask_to_join({ identity, recipients }: { identity: string; recipients: string[] }) {
+    const state = this.state();
+    const info = await createGroupInfoWithExternalPubAndRatchetTree(state, [], suite);
+    const { publicPackage, privatePackage } = await this.package({ identity, new_key: true });
+    await this.send(state, await proposeAddExternal(info, publicPackage, privatePackage, suite), recipients);
   }
 
   /** Comes in by an external Commit, in the place of the leaf of somebody, if so. */

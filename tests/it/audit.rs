@@ -1,4 +1,4 @@
-//! The audit trail: who did what to an owner's KeyPackages, and when.
+//! The audit trail: each event of an owner's KeyPackages, with its actor and its time.
 
 use jiff::{SignedDuration, Timestamp};
 use rstest::rstest;
@@ -26,7 +26,7 @@ async fn events(caller: &Http, query: &str) -> Vec<Value> {
     page["events"].as_array().unwrap().clone()
 }
 
-/// All that the server tells an owner about what it has of hers.
+/// All that the server tells an owner about her pool.
 async fn all_that_is_told(alice: &Http) -> String {
     let mut told = String::new();
     for path in
@@ -37,7 +37,7 @@ async fn all_that_is_told(alice: &Http) -> String {
     told
 }
 
-/// Who is about to be added to a group cannot take its first epoch: its id is not known before.
+/// The owner of a reserved KeyPackage cannot take the first epoch of the group: its id is not known before the spend.
 #[rstest]
 #[tokio::test]
 async fn an_owner_sees_the_id_of_a_group_when_a_package_is_spent_for_it_and_not_before(
@@ -204,7 +204,7 @@ async fn pages_have_no_gaps_and_nothing_twice(#[values(Anywhere::Postgres, Anywh
         loop {
             let before = if next.is_null() { String::new() } else { format!("&before={next}") };
             let page = alice.get(&format!("/keypackages/audit?limit={limit}{before}")).await.ok();
-            // What happens in between is on no older page.
+            // An event that happens in between is on no older page.
             alice.uploaded(&[device.key_package()]).await;
             let events = page["events"].as_array().unwrap();
             assert!(events.len() <= limit);

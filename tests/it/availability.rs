@@ -1,4 +1,4 @@
-//! What cannot be handed out is nowhere counted as available.
+//! A KeyPackage that cannot be handed out is nowhere counted as available.
 
 use std::time::Duration;
 
@@ -81,7 +81,7 @@ async fn what_can_never_be_handed_out_is_refused(#[values(Database::Postgres, Da
         let detail = rejected["detail"].as_str().unwrap();
         assert!(detail.contains("1728000 s") && detail.contains("longer lifetime"), "{detail}");
     }
-    // What was refused has recorded no signature key, and leaves the last resort's place to a better one.
+    // A refused KeyPackage has recorded no signature key, and leaves the last resort's place to a better one.
     let refused = device().valid_until(enough - SignedDuration::from_secs(1));
     let refused_last_resort = refused.last_resort();
     let just = refused.valid_until(enough);

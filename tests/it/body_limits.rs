@@ -56,7 +56,7 @@ async fn a_large_body_is_refused_by_its_length_alone(#[values(Anywhere::Postgres
     }
     let upload = 100 * 64 * 1024 * 4 / 3 + 64 * 1024;
     assert_eq!(status_of_a_head(&alice, "/keypackages/upload", upload + 1), "413");
-    // Who is not known is told so before anything is read.
+    // An unknown caller gets 401 before the server reads the body.
     let anyone = server.anyone();
     assert_eq!(status_of_a_head(&anyone, "/keypackages/upload", upload), "401");
     assert_eq!(status_of_a_head(&anyone, "/devices", u64::MAX / 2), "413");
@@ -68,7 +68,7 @@ async fn large_bodies_have_room_for_some_at_the_same_time_and_small_ones_always(
     let alice = server.anyone().registered("alice", "laptop").await;
     let upload = 100 * 64 * 1024 * 4 / 3;
     // A quarter of the memory is for bodies, and of that a quarter for those that are not so large: 192 MiB have room for eleven,
-    // each with what is made of it. Of thirteen, two are refused, whichever they are.
+    // each with its parsed form. Two of thirteen are refused.
     let begun: Vec<_> = (0..13).map(|_| head(&alice, "/keypackages/upload", upload)).collect();
     let (said, answers) = mpsc::channel();
     let mut streams: Vec<_> = begun.iter().map(|stream| Some(stream.try_clone().unwrap())).collect();
@@ -86,7 +86,7 @@ async fn large_bodies_have_room_for_some_at_the_same_time_and_small_ones_always(
         streams[n] = None;
     }
     alice.uploaded(&Device::new("alice", "laptop").key_packages(2)).await;
-    // What has been read and answered makes room.
+    // An answered request frees its memory.
     for stream in streams.iter_mut().flatten() {
         stream.write_all(&vec![b' '; usize::try_from(upload).unwrap()]).unwrap();
     }

@@ -1,4 +1,4 @@
-//! What browsers need: CORS for pages of other origins, a page at the root, and documents that work behind a path prefix.
+//! The needs of browsers: CORS for pages of other origins, a page at the root, and documents that work behind a path prefix.
 
 use keypool_openapi::ProblemType;
 use keypool_server::config::{Config, CorsOrigins, Registration};
@@ -15,7 +15,7 @@ fn origins(names: &[&str]) -> impl Fn(&mut Config) {
     move |config| config.cors_origins = CorsOrigins::try_from(names.clone()).unwrap()
 }
 
-/// What a browser asks before a page of this origin may send a request with this method and these headers.
+/// A browser's preflight request for a page of this origin, with this method and these headers.
 async fn preflight(caller: &Http, origin: &str, method: &str, headers: &str) -> Answer {
     let caller = caller.with_header("origin", origin).with_header("access-control-request-method", method);
     let caller = caller.with_header("access-control-request-headers", headers);
@@ -122,7 +122,7 @@ async fn what_is_large_and_public_is_compressed_for_who_asks(
         let length = |answer: &Answer| answer.header("content-length").unwrap().parse::<usize>().unwrap();
         assert!(length(&small) * 3 < length(&plain), "{path}: {} of {}", length(&small), length(&plain));
     }
-    // What is secret is not: its length would tell what it has (BREACH).
+    // Secret answers are not compressed: their length would show their content (BREACH).
     let alice = server.anyone().registered("alice", "laptop").await.with_header("accept-encoding", "gzip");
     assert_eq!(alice.get("/keypackages/status").await.header("content-encoding"), None);
 }
@@ -151,7 +151,7 @@ async fn an_example_of_an_upload_is_made_for_the_device_that_is_signed_in(
     alice.at(&closed.base).get("/swagger-ui/example-upload").await.is_problem(404, ProblemType::NotFound);
 }
 
-/// Has a real browser do something, which fails with what it saw.
+/// Runs a task in a real browser. A failure shows what the page showed.
 async fn in_a_browser(task: &str, server: &TestServer, port: u16) {
     let mut browser = tools::browser();
     browser.args([task, &server.base, &port.to_string()]);

@@ -24,6 +24,7 @@ mod refresh;
 mod registered_anew;
 mod renewals;
 mod requests;
+mod rfc9420;
 mod rotation;
 mod ts_mls;
 mod unusual;

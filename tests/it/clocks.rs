@@ -29,7 +29,7 @@ impl Scene {
         Self { right, other, alice, bob, carol, held }
     }
 
-    /// What the other server answers to Carol, who wants what Bob holds.
+    /// The other server's answer to Carol, who asks for the KeyPackage that Bob holds.
     async fn reserves(&self) -> Answer {
         self.carol.at(&self.other.base).reserve("alice").await
     }
@@ -44,7 +44,7 @@ fn is_refused(answer: &Answer) {
 #[rstest]
 #[tokio::test]
 async fn a_server_whose_clock_is_off_is_not_ready_and_reserves_and_sweeps_nothing(
-    // What a reservation lasts, and what all KeyPackages last.
+    // Longer than a reservation, longer than the lifetime of all KeyPackages, and behind.
     #[values(90, 15 * 86_400, -90)] seconds: i64,
 ) {
     let scene = Scene::new().await;
@@ -62,7 +62,7 @@ async fn a_server_whose_clock_is_off_is_not_ready_and_reserves_and_sweeps_nothin
     let actions: Vec<_> = trail.as_array().unwrap().iter().map(|event| event["action"].as_str().unwrap()).collect();
     assert_eq!(actions, ["reserve", "upload"]);
     assert_eq!(right.anyone().get("/readyz").await.status, 200);
-    // Who holds it may spend it anywhere: it changes nothing for anybody else.
+    // Its holder may spend it at any server: that changes nothing for others.
     bob.at(&other.base).spend(held, "friends").await.ok();
 
     other.set_ahead(SignedDuration::ZERO);

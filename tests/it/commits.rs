@@ -1,4 +1,4 @@
-//! The commit fence: one Commit for each epoch, which spends what it adds, or nothing happens.
+//! The commit fence: one Commit for each epoch, which spends the KeyPackages that it adds, or changes nothing.
 
 use jiff::SignedDuration;
 use keypool_openapi::ProblemType;

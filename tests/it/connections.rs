@@ -27,7 +27,7 @@ use crate::support::{
     Answer, Anywhere, Database, Device, Http, PATIENCE, Place, ServerProcess, TestServer, binary, encode, hot_client,
 };
 
-/// Whatever happens to others, who asks for little is answered within this.
+/// The longest that a small request waits for its answer during an attack.
 const SOON: Duration = Duration::from_secs(10);
 
 const MEGABYTE: u64 = 1_000_000;

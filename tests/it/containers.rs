@@ -1,4 +1,4 @@
-//! What only containers show. Run with `KEYPOOL_TEST_TARGET=compose cargo test-all`.
+//! Tests that need containers. Run with `KEYPOOL_TEST_TARGET=compose cargo test-all`.
 
 mod faults;
 mod http2;

@@ -118,7 +118,7 @@ async fn a_typescript_client_generated_from_it_works(#[values(Anywhere::Postgres
     assert!(said.contains("typescript: 7 KeyPackages, 1 spent"), "{said}");
 }
 
-/// Who is there when schemathesis begins: a device to reserve from, the one that makes the requests, and others to end.
+/// The devices when schemathesis begins: one to reserve from, the one that makes the requests, and others to end.
 /// Answers the first two, which hooks.py keeps alive.
 async fn scene(server: &Running, directory: &Path) -> (Http, Http) {
     let anyone = Http::new(&server.base);

@@ -1,4 +1,4 @@
-//! `kill -9` in the middle: what was answered is there, and nothing is reserved twice.
+//! `kill -9` in the middle: every answered request has taken effect, and nothing is reserved twice.
 
 use std::{
     collections::HashSet,

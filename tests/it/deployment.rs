@@ -1,4 +1,4 @@
-//! What stands in docker-compose.yml and in deploy/, as far as it can be checked without containers.
+//! docker-compose.yml and deploy/, as far as they can be checked without containers.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -14,7 +14,7 @@ use serde_json::Value;
 
 use crate::support::{Database, Device, TestServer, cargo, output, repository, texts};
 
-/// What the image is built for.
+/// The target that the image is built for.
 const TARGET: &str = "x86_64-unknown-linux-gnu";
 
 fn read(path: &str) -> String {
@@ -89,7 +89,7 @@ fn what_can_be_set_in_env_is_what_compose_takes_with_its_defaults() {
     let mut taken = BTreeMap::new();
     for part in compose.split("${").skip(1) {
         let reference = part.split_once('}').unwrap().0;
-        // What is required has no default. The header speaks of `${…}`.
+        // A required variable has no default. The header speaks of `${…}`.
         let required = reference.split_once(":?").map(|(name, _)| (name, ""));
         let Some((name, default)) = required.or_else(|| reference.split_once(":-")) else { continue };
         let before = taken.insert(name, default);
@@ -113,7 +113,7 @@ fn items(compose: &str) -> Vec<&str> {
     lists.map(|item| item.trim_matches('"')).collect()
 }
 
-/// What docker-compose.yml mounts from the repository, by its place in the container.
+/// The files of the repository that docker-compose.yml mounts, by their place in the container.
 fn mounts(compose: &str) -> BTreeMap<&str, &str> {
     let of_repository = items(compose).into_iter().filter(|item| item.starts_with("./"));
     of_repository
@@ -176,7 +176,7 @@ fn every_deployment_has_passwords_of_its_own() {
         let file = directory.path().join(".env");
         assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
         let text = fs::read_to_string(&file).unwrap();
-        // What is there is not replaced: the database has the password that it was made with.
+        // An existing file is not replaced: the database has the password that it was made with.
         assert!(!make().status.success());
         assert_eq!(fs::read_to_string(&file).unwrap(), text);
         let value = |name: &str| text.lines().find_map(|line| line.strip_prefix(name)).unwrap().to_owned();

@@ -1,4 +1,4 @@
-//! A user's devices: how they are registered, how many there may be, and what is left of one that was removed.
+//! A user's devices: their registration, their number, and their removal.
 
 use jiff::SignedDuration;
 use keypool_openapi::ProblemType;

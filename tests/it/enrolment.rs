@@ -1,4 +1,4 @@
-//! Enrolment tokens: who comes in where registration needs one, or without any device left.
+//! Enrolment tokens: registration with one, and the way back for a user without any device.
 
 use jiff::SignedDuration;
 use keypool_openapi::ProblemType;
@@ -11,7 +11,7 @@ fn by_token(config: &mut Config) {
     config.registration = Registration::Token;
 }
 
-/// An answer without what it was asked about.
+/// An answer without these names of the request.
 fn without(answer: &Answer, names: &[&str]) -> (u16, String) {
     (answer.status, names.iter().fold(answer.text.clone(), |text, name| text.replace(name, "?")))
 }
@@ -44,7 +44,7 @@ async fn without_an_enrolment_token_nobody_comes_in(#[values(Database::Postgres,
         known.is_problem(status, kind);
         assert_eq!(without(&known, &names), without(&unknown, &names));
     }
-    // What was refused to others is still good for its own user.
+    // A token that was refused for another user is still valid for its own.
     assert_eq!(spare.register("mallory", "tablet").await.status, 201);
     alice.get("/users/nobody/devices").await.is_problem(404, ProblemType::UnknownUser);
 }

@@ -28,7 +28,7 @@ struct Client {
     rng: StdRng,
     /// Reservations that it holds or held.
     held: Vec<Value>,
-    /// What it has put into its pool.
+    /// The KeyPackages that it has uploaded.
     own: Vec<String>,
     done: Vec<Done>,
 }
@@ -60,7 +60,7 @@ impl Client {
         }
     }
 
-    /// Sends a request, and writes down what was answered, and between which two moments it happened.
+    /// Sends a request, and records its answer, and the times before and after it.
     async fn call(&mut self, path: &str, body: &Value, step: impl FnOnce(&Answer) -> Step) -> Answer {
         let start = now();
         let answer = self.http.post(path, body).await;

@@ -85,7 +85,7 @@ async fn what_is_no_longer_held_is_missing_from_a_repetition(
     no_longer_held(&bob.reserve("alice").await);
 }
 
-/// What is written for an answer does not grow with the KeyPackages in it.
+/// The size of a kept answer does not grow with the KeyPackages in it.
 #[rstest]
 #[tokio::test]
 async fn a_kept_answer_is_small(#[values(Database::Postgres, Database::Sqlite)] db: Database) {
@@ -182,7 +182,7 @@ async fn repetitions_at_once_reserve_once(#[values(Database::Postgres, Database:
     assert_eq!(alice.status().await["reserved"], 1);
 }
 
-/// Whom the limit of pairs keeps out, when and for whom, is part of the answer and does not change with the time.
+/// A user that is missing because of the limit of pairs is part of the answer, which does not change with the time.
 #[rstest]
 #[tokio::test]
 async fn a_repetition_misses_whom_the_first_answer_missed(

@@ -63,7 +63,7 @@ async fn the_digest_is_of_what_is_live_at_each_step(#[values(Database::Postgres,
     live.push(expiring);
     assert_eq!(stated().await, digest(&live));
 
-    // What ends soonest is left alone: it is to expire.
+    // Leave the KeyPackage that ends first: it has to expire.
     let mut reservation = bob.reserved("alice").await;
     while reservation["keypackage_ref"] == *expiring {
         reservation = bob.reserved("alice").await;

@@ -96,6 +96,36 @@ async fn null_is_the_same_as_no_field(#[values(Anywhere::Postgres, Anywhere::Sql
     }
 }
 
+/// The document lists the optional fields of each call.
+#[rstest]
+#[tokio::test]
+async fn null_is_the_same_as_no_field_in_every_call(#[values(Anywhere::Postgres, Anywhere::Sqlite)] db: Anywhere) {
+    let server = TestServer::start(db).await;
+    let alice = server.anyone().registered("alice", "laptop").await;
+    let document = server.anyone().get("/openapi.json").await.ok();
+    let mut tried = 0;
+    for (path, item) in document["paths"].as_object().unwrap() {
+        let content = &item["post"]["requestBody"]["content"]["application/json"];
+        let Some(name) = content["schema"]["$ref"].as_str() else { continue };
+        let schema = &document["components"]["schemas"][name.rsplit('/').next().unwrap()];
+        let required = schema["required"].as_array().cloned().unwrap_or_default();
+        let path = path.replace("{group_id}", "ZnJpZW5kcw").replace("{device}", "laptop");
+        for field in schema["properties"].as_object().unwrap().keys().filter(|field| !required.contains(&json!(field)))
+        {
+            let (mut without, mut null) = (content["example"].clone(), content["example"].clone());
+            without.as_object_mut().unwrap().remove(field);
+            null[field] = Value::Null;
+            let mut is_malformed = Vec::new();
+            for body in [&without, &null] {
+                is_malformed.push(alice.post(&path, body).await.json["type"] == "malformed-request");
+            }
+            assert_eq!(is_malformed[0], is_malformed[1], "{path} {null}");
+            tried += 1;
+        }
+    }
+    assert!(tried >= 12, "the document has only {tried} optional fields");
+}
+
 #[rstest]
 #[tokio::test]
 async fn an_error_names_the_field(#[values(Anywhere::Postgres, Anywhere::Sqlite)] db: Anywhere) {

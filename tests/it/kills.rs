@@ -42,7 +42,7 @@ struct Life {
     until: Timestamp,
 }
 
-/// What clients were told.
+/// The answers that clients got.
 #[derive(Debug, Default)]
 struct Told {
     lives: HashMap<String, Vec<Life>>,
@@ -68,7 +68,7 @@ impl Scene {
         self.stop.load(Ordering::Relaxed)
     }
 
-    /// Asks any server, once. `None` where it is away, or cannot answer now: what it did nobody knows.
+    /// Asks any server, once. `None` if it is away or cannot answer now: the request may have taken effect.
     async fn ask(&self, rng: &mut StdRng, caller: &Http, path: &str, body: &Value) -> Option<Answer> {
         let server = self.servers.choose(rng).unwrap();
         let answer = caller.at(server).try_post(path, body).await.ok().filter(|answer| answer.status != 503);
@@ -80,7 +80,7 @@ impl Scene {
         answer
     }
 
-    /// Asks until there is an answer: for what may be repeated.
+    /// Asks until there is an answer: for requests that may be repeated.
     async fn insist(&self, rng: &mut StdRng, caller: &Http, path: &str, body: &Value) -> Answer {
         loop {
             if let Some(answer) = self.ask(rng, caller, path, body).await {
@@ -205,7 +205,7 @@ impl Told {
         }
     }
 
-    /// What the pools of the owners say in the end.
+    /// The owners' pools at the end.
     async fn nothing_is_lost_or_spent_twice(&self, owners: &[Http]) {
         let (mut items, mut events) = (HashMap::new(), Vec::new());
         for owner in owners {

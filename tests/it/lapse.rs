@@ -1,4 +1,4 @@
-//! What time, owners and the sweeper make of KeyPackages, and that what is over stays over.
+//! The end of KeyPackages by time, by their owner and by the sweeper: an ended one stays ended.
 
 use jiff::SignedDuration;
 use keypool_openapi::ProblemType;
@@ -319,7 +319,7 @@ async fn the_trail_is_kept_for_its_time(#[values(Database::Postgres, Database::S
     assert_eq!(counts(&alice).await, [4, 0, 0, 1, 0, 0]);
 }
 
-/// What a sweep holds: it is passed over where there is something else, and waited for where there is not.
+/// A row that a sweep holds: a reserve skips it if there is another row, and waits for it otherwise.
 #[rstest]
 #[case::fresh(0)]
 #[case::lapsed(61)]
@@ -347,7 +347,7 @@ async fn a_sweep_makes_no_pool_look_empty(#[case] seconds: i64) {
     bob.reserve("alice").await.is_problem(404, ProblemType::PoolExhausted);
 }
 
-/// Another adder that takes what is waited for leaves nothing, and the last resort goes out.
+/// If another adder takes the row that a reserve waits for, the reserve gets the last resort.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_was_waited_for_may_be_gone() {
     let Scene { server, alice, bob, device } = scene(Database::Postgres, 1, |_| ()).await;

@@ -1,4 +1,4 @@
-//! Reserve, spend, release, lapse: who may, when, and what the counts say.
+//! Reserve, spend, release, lapse: the rights, the times and the counts.
 
 use jiff::SignedDuration;
 use keypool_openapi::ProblemType;
@@ -153,7 +153,7 @@ async fn a_last_resort_that_was_withdrawn_is_not_spent_and_one_that_was_replaced
     } else {
         spent.is_problem(409, ProblemType::ReservationLapsed);
     }
-    // What was spent before stays spent, and its repetition is answered the same.
+    // A KeyPackage that was spent before stays spent, and a repeated spend gets the same answer.
     bob.spend(&before, "friends").await.ok();
 }
 

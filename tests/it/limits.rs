@@ -1,4 +1,4 @@
-//! Against draining: how much one may ask for, and what says who asks for much.
+//! Limits against draining, and how operators and owners see a user who drains.
 
 mod addresses;
 

@@ -24,6 +24,7 @@ mod idempotency;
 mod inventory;
 mod json;
 mod kills;
+mod language;
 mod lapse;
 mod lifecycle;
 mod limits;

@@ -41,7 +41,7 @@ async fn a_queue_is_in_order_and_kept_until_it_is_acknowledged(
     let (bob, carol) = (bob.at(&server.base), carol.at(&server.base));
     assert_eq!(queue(&bob).await, [&all[1..2], &all[3..]].concat(), "a restart changes nothing");
     assert_eq!(queue(&carol).await.len(), 6);
-    // What everybody has had is kept no longer.
+    // A message that all recipients have acknowledged is deleted.
     let mut database = server.database();
     assert_eq!(database.number("SELECT count(*) AS n FROM envelopes"), 6);
     for user in [&bob, &carol] {
@@ -152,7 +152,7 @@ async fn a_welcome_that_cannot_be_opened_is_told_to_who_sent_it(
     assert_eq!((&told[0]["kind"], &told[0]["from"]), (&json!("unreadable"), &named(&["bob"])[0]));
     assert_eq!((&told[0]["group_id"], &told[0]["message"]), (&json!("ZnJpZW5kcw=="), &json!("")));
     assert_eq!(told[0]["refusal"], json!({"about": "welcome", "reason": "keys-gone"}));
-    // What is no Welcome tells nobody.
+    // For another kind of message, nobody gets a notice.
     say(&alice, &mut party, "hello", &["bob"]).await.ok();
     let message = queue(&bob).await.remove(0);
     bob.post("/messages/ack", &json!({"unreadable": [message["id"]]})).await.ok();

@@ -1,4 +1,4 @@
-//! What operators see of the server's work.
+//! The server's metrics for operators.
 
 use keypool_openapi::ProblemType;
 use reqwest::Method;

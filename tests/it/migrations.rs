@@ -82,7 +82,7 @@ fn step_down(database: &mut Raw) {
 /// Ref, bytes, last resort, state, when its reservation ends, when it ended.
 type Package<'a> = (u8, &'a [u8], &'a str, &'a str, Option<i64>, Option<i64>);
 
-/// What the first version of the schema held: Alice's pool with a KeyPackage of each kind, and Bob.
+/// The rows of the first version of the schema: Alice's pool with a KeyPackage of each kind, and Bob.
 struct Old {
     fresh: Vec<u8>,
     returned: Vec<u8>,

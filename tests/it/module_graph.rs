@@ -17,7 +17,7 @@ use crate::support::{repository, texts};
 /// A path within a crate, as it is written.
 type Segments = Vec<String>;
 
-/// What one file has.
+/// The modules and imports of one file.
 #[derive(Default)]
 struct Module {
     /// The names that stand for something else, and what that is: imports and re-exports.
@@ -166,7 +166,7 @@ impl Crate {
         })
     }
 
-    /// What each module depends on.
+    /// The dependencies of each module.
     fn dependencies(&self) -> BTreeMap<&Segments, BTreeSet<Segments>> {
         let of = |path: &Segments, module: &Module| {
             let found = module.paths.iter().filter_map(|named| self.resolve(path, named, 16));

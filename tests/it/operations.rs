@@ -1,4 +1,4 @@
-//! What operators and other people's clients look at.
+//! The endpoints for operators and other people's clients.
 
 use keypool_openapi::ProblemType;
 use keypool_server::{app::openapi_json, config::Config};

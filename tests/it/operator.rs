@@ -1,4 +1,4 @@
-//! The operator's token: what it opens, and what it does not.
+//! The operator's token: the calls that it may make, and those that it may not.
 
 use keypool_openapi::ProblemType;
 use keypool_server::config::{AdminToken, Config};

@@ -26,7 +26,7 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) 
     tokio::task::spawn_blocking(work).await.unwrap()
 }
 
-/// Someone who reserves and releases all the time, whatever is answered, and says how often what was.
+/// An adder that reserves and releases all the time, and counts the answers by status.
 async fn busy(caller: Http, stop: Arc<AtomicBool>) -> BTreeMap<u16, usize> {
     let mut answers = BTreeMap::new();
     while !stop.load(Ordering::Relaxed) {

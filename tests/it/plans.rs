@@ -1,4 +1,4 @@
-//! How PostgreSQL finds what it is asked for.
+//! The plans of PostgreSQL: which rows and index entries a statement reads.
 
 use jiff::SignedDuration;
 use keypool_openapi::ProblemType;
@@ -7,7 +7,7 @@ use serde_json::json;
 
 use crate::support::{Database, Device, Raw, TestServer};
 
-/// What bob has in his pool.
+/// The KeyPackages in Bob's pool.
 const MANY: &str = "INSERT INTO key_packages \
     (keypackage_ref, device_id, ciphersuite, key_package, not_after, last_resort, state) \
     SELECT sha256(n::text::bytea), id, 1, '', 4000000000 + n, false, 'available' \
@@ -25,7 +25,7 @@ async fn each_looks_at_its_own_whatever_else_there_is(#[values(false, true)] is_
     if is_large {
         database.run(MANY);
     }
-    // What a connection did is counted when it has ended, and the next ones plan anew.
+    // PostgreSQL counts a connection's work when it ends, and the next connections plan anew.
     database.end_others();
     database.run("SELECT pg_stat_reset()");
     let packages = Device::new("alice", "laptop").key_packages(20);
@@ -60,7 +60,7 @@ pub fn read(database: &mut Raw, table: &str) -> (i64, i64) {
     (number("idx_tup_read", "pg_stat_user_indexes"), number("seq_tup_read", "pg_stat_user_tables"))
 }
 
-/// What was reserved of alice before.
+/// Earlier reservations in Alice's trail.
 const LONG_TRAIL: &str = "INSERT INTO audit_events \
     (device_id, keypackage_ref, action, actor, reservation, last_resort, at) \
     SELECT id, '', 'reserve', id, decode(md5(n::text), 'hex'), false, 0 \
@@ -87,7 +87,7 @@ async fn what_became_of_a_reservation_is_found_in_a_long_trail() {
     assert!(entries > 0);
 }
 
-/// What all devices of alice had, and has been used.
+/// The used KeyPackages of all of Alice's devices.
 const SPENT: &str = "INSERT INTO key_packages \
     (keypackage_ref, device_id, ciphersuite, key_package, not_after, last_resort, state, reservation, reserved_by, \
     reserved_until, ended_at, spent_group) SELECT sha256((id * 100000 + n)::text::bytea), id, 1, '', 4000000000 + n, \
@@ -121,7 +121,7 @@ async fn a_pool_with_nothing_else_is_not_searched_through_all_that_was_spent(#[v
     assert!(entries > 0);
 }
 
-/// What 40 devices had reserved, half of which has lapsed.
+/// The reservations of 40 devices, half of which have lapsed.
 const RESERVED: &str = "INSERT INTO key_packages \
     (keypackage_ref, device_id, ciphersuite, key_package, not_after, last_resort, state, reservation, reserved_by, \
     reserved_until) SELECT sha256(n::text::bytea), id, 1, '', 4000000000 + n, false, 'reserved', \

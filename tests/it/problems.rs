@@ -13,7 +13,7 @@ use crate::support::{Answer, Database, Device, Http, TestServer, encode, tampere
 
 const SUITE_3: Ciphersuite = Ciphersuite::MLS_128_DHKEMX25519_CHACHA20POLY1305_SHA256_Ed25519;
 
-/// Alice, whose pool holds two KeyPackages, and Bob, who may ask for one three times.
+/// Alice with two KeyPackages in her pool, and Bob with a limit of three requests.
 struct Scene {
     server: TestServer,
     alice: Http,
@@ -243,7 +243,7 @@ async fn every_rejection_can_be_met(#[values(Database::Postgres, Database::Sqlit
     }
 }
 
-/// What an extension makes large and what it makes unsupported are told apart by nothing but size and listing.
+/// An extension makes a KeyPackage too large by its size, and unsupported if the leaf does not list it.
 #[rstest]
 #[tokio::test]
 async fn what_nearly_breaks_a_rule_is_taken(#[values(Database::Postgres, Database::Sqlite)] db: Database) {

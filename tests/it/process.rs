@@ -1,4 +1,4 @@
-//! The server as a process: how it stops, what it tells operators, and what it never tells anybody.
+//! The server as a process: its end, its messages to operators, and the secrets that it keeps.
 
 use std::{
     ffi::OsStr,

@@ -27,6 +27,16 @@ const RIDDLES: [&str; 19] = [
 
 const KINDS: [&str; 7] = ["rs", "md", "sql", "toml", "yml", "cfg", "http"];
 
+/// Words that stand for a noun at the beginning of a comment in Rust.
+const BEGINNINGS: [&str; 4] = ["Who ", "Whom ", "Whoever ", "Whatever "];
+
+/// The beginning of a comment, if it is one that hides a noun.
+fn hidden_noun(line: &str) -> Option<&'static str> {
+    let line = line.trim_start();
+    let comment = line.strip_prefix("///").or_else(|| line.strip_prefix("//!")).or_else(|| line.strip_prefix("// "))?;
+    BEGINNINGS.into_iter().find(|word| comment.trim_start().starts_with(word))
+}
+
 /// The riddles of a text, each with its line. A comment goes on in the next line.
 fn riddles(text: &str) -> Vec<(usize, &'static str)> {
     let lines: Vec<_> =
@@ -57,12 +67,16 @@ fn sentences_name_what_they_are_about() {
     let mut all = texts(&repository(), &KINDS);
     all.retain(|(path, _)| !path.ends_with("/prose.rs"));
     assert!(all.len() > 200, "only {} texts are read", all.len());
-    let found: Vec<_> = all
+    let mut found: Vec<_> = all
         .iter()
         .flat_map(|(path, text)| {
             riddles(text).into_iter().map(move |(line, riddle)| format!("{path}:{line}: {riddle}"))
         })
         .collect();
+    for (path, text) in texts(&repository(), &["rs"]) {
+        let lines = text.lines().enumerate();
+        found.extend(lines.filter_map(|(at, line)| Some(format!("{path}:{}: {}", at + 1, hidden_noun(line)?))));
+    }
     assert!(found.is_empty(), "say it plainly:\n{}", found.join("\n"));
 }
 
@@ -74,4 +88,6 @@ fn a_riddle_is_seen_in_one_line_and_in_two() {
         [(2, "whoever"), (2, "to be had")]
     );
     assert_eq!(riddles("async fn whoever_is_named() {"), []);
+    assert_eq!(hidden_noun("    /// Who is first says whether it is."), Some("Who "));
+    assert_eq!(hidden_noun("/// The caller, who is first."), None);
 }

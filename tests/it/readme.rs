@@ -1,4 +1,4 @@
-//! What the README says, done to the letter.
+//! Runs the README's commands exactly as they are written.
 
 use std::{
     collections::{BTreeMap, BTreeSet},

@@ -1,4 +1,4 @@
-//! What one reserve can ask for: many users, many devices, many ciphersuites.
+//! One reserve may name many users, many devices, many ciphersuites.
 
 mod batch;
 

@@ -1,4 +1,4 @@
-//! A database that comes back from a backup, which knows nothing of what was handed out since.
+//! A database that is restored from a backup, without the reservations since then.
 
 mod groups;
 mod tables;
@@ -63,7 +63,7 @@ async fn restored(server: ServerProcess, place: Place, backup: tempfile::NamedTe
     (ServerProcess::start_at(&place, &address).await, place)
 }
 
-/// Runs `keypool-server` with a subcommand, and answers what it printed.
+/// Runs `keypool-server` with a subcommand, and returns its output.
 fn operator_runs(place: &Place, subcommand: &str) -> String {
     let output = command("keypool-server").arg(subcommand).env("KEYPOOL_DATABASE_URL", &place.url).output().unwrap();
     assert!(output.status.success(), "{output:?}");
@@ -138,7 +138,7 @@ async fn after_a_restore_nothing_spent_is_reserved_and_a_refresh_makes_each_clie
     drop((server, place));
 }
 
-/// What was held when the backup was made may be another's by now, and an answer that is given again would name it.
+/// A KeyPackage that was reserved at the backup may be another adder's by now. A repeated answer must not name it.
 #[rstest]
 #[tokio::test]
 async fn what_was_held_at_the_backup_cannot_be_spent_after_it(

@@ -8,7 +8,7 @@ use crate::{
     support::Database,
 };
 
-/// What changes the schema may be done by an account of its own, as docs/operations.md has it.
+/// An account of its own may change the schema, as docs/operations.md describes.
 #[tokio::test]
 async fn a_server_needs_no_right_to_change_a_schema_that_is_up_to_date() {
     let place = Database::Postgres.fresh();
@@ -71,7 +71,7 @@ async fn a_database_of_a_device_is_no_servers_and_the_reverse() {
     assert!(!directory.path().join("device.db").exists());
 }
 
-/// What an operator has to change stands in the error, once.
+/// The error names once what the operator has to change.
 #[tokio::test]
 async fn a_file_that_cannot_be_the_database_is_refused_with_what_to_do() {
     let directory = tempfile::tempdir().unwrap();

@@ -30,7 +30,7 @@ async fn scene(db: impl Into<crate::support::Where>) -> Scene {
     Scene { server, alice, device: Device::new("alice", "laptop"), bob }
 }
 
-/// What the directory has of a device.
+/// The directory's entry of a device.
 async fn listed(caller: &Http, user: &str, device: &str) -> Value {
     let list = caller.get(&format!("/users/{user}/devices?removed=true")).await.ok();
     let devices = list["devices"].as_array().unwrap().iter();
@@ -301,7 +301,7 @@ async fn a_new_registration_begins_anew(#[values(Database::Postgres, Database::S
         server.advance(SignedDuration::from_secs(span));
         let laptop = phone.registered("alice", "laptop").await;
         assert_eq!(keys(&listed(&bob, "alice", "laptop").await["previous_signature_keys"])[0].1, key(&device).1);
-        // What was signed for the registration before counts no more, whatever the key.
+        // A change that was signed for the registration before is void, for every key.
         laptop.uploaded(&[device.key_package()]).await;
         let stale = device.change_to(&new, first_at);
         let answer = upload_with(&laptop, &[new.key_package()], &[stale]).await.ok();

@@ -29,7 +29,7 @@ use crate::{
 
 const WAITS: &str = "waiting for the database";
 
-/// What a process writes to its log.
+/// The lines that a process writes to its log.
 struct Log(NamedTempFile);
 
 impl Log {
@@ -119,7 +119,7 @@ async fn a_server_waits_for_its_postgresql(#[values(false, true)] is_starting_up
     let reason = if is_starting_up { "the database system is" } else { "Connection refused" };
     assert!(waits[0].contains(reason) && waits[0].contains("WARN"), "{waits:?}");
     assert_eq!(log.lines("the database is there").len(), 1, "{}", log.text());
-    // What clients were refused meanwhile is announced by that line alone.
+    // That line alone announces the requests that were refused meanwhile.
     assert_eq!((log.lines("WARN").len(), log.lines("ERROR").len()), (1, 0), "{}", log.text());
 }
 
@@ -304,7 +304,7 @@ async fn a_second_server_on_an_sqlite_file_is_refused_and_harms_nothing() {
         assert!(output.status.success(), "{arguments:?}: {}", said(&output));
     }
     Http::new(&first.base).registered("bob", "phone").await;
-    // The lock ends with its process, whatever ends that.
+    // The lock ends with its process, also after SIGKILL.
     first.kill();
     drop(ServerProcess::start(&place).await);
 }

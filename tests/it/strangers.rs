@@ -1,4 +1,4 @@
-//! What strangers send to the port is no line of the log.
+//! Input of strangers at the port makes no line in the log.
 
 use std::{
     fs,

@@ -1,4 +1,4 @@
-//! What the tests stand on: databases, servers, HTTP, and devices that make KeyPackages.
+//! The support of the tests: databases, servers, HTTP, and devices that make KeyPackages.
 
 pub mod built;
 mod clock;

@@ -54,7 +54,7 @@ fn systemd_understands_the_unit() {
     assert!(!said.contains("keypool"), "{said}");
 }
 
-/// What a server needs, by the names that `systemd-analyze security` gives its checks.
+/// The needs of a server, by the names that `systemd-analyze security` gives its checks.
 const NEEDED: [&str; 8] = [
     "RootDirectory=/RootImage=",
     "PrivateNetwork=",

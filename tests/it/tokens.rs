@@ -31,9 +31,11 @@ struct Scene {
     /// Alice's laptop as it is now, if it is still registered.
     new: Option<Http>,
     bob: Http,
-    /// What the old token reserved of Bob before it ended, with an `Idempotency-Key`.
+    /// A reservation of Bob by the old token, before it ended, with an `Idempotency-Key`.
     reservation: Value,
     party: Party,
+    /// A KeyPackage under another signature key, with the change that the laptop has signed before its token ended.
+    changing: Value,
     before: Vec<i64>,
 }
 
@@ -48,6 +50,12 @@ impl Scene {
         let bob = server.anyone().registered("bob", "phone").await;
         let at_alice = Device::new("alice", "laptop");
         laptop.uploaded(&at_alice.key_packages(3)).await;
+        let listed = laptop.get("/users/alice/devices").await.ok();
+        let listed = listed["devices"].as_array().unwrap().iter().find(|one| one["device"] == "laptop").unwrap();
+        let (at, with_new_key) = (&listed["registered_at"], Device::new("alice", "laptop").with_new_key());
+        let change = at_alice.change_to(&with_new_key, at.as_str().unwrap().parse().unwrap());
+        let keypackages = [encode(&with_new_key.key_package())];
+        let changing = json!({ "keypackages": keypackages, "signature_key_changes": [change] });
         bob.uploaded(&Device::new("bob", "phone").key_packages(9)).await;
         let mut party = at_alice.founds("friends");
         let commit = json!({"commit": encode(&party.updates()), "recipients": []});
@@ -71,7 +79,8 @@ impl Scene {
                 Some(new)
             }
         };
-        let mut scene = Self { server, _other: other, old, new, bob, reservation, party, before: Vec::new() };
+        let before = Vec::new();
+        let mut scene = Self { server, _other: other, old, new, bob, reservation, party, changing, before };
         scene.before = scene.counts();
         scene
     }
@@ -109,12 +118,14 @@ async fn an_ended_token_changes_nothing(
         ("/keypackages/spend".to_owned(), json!({"reservation_id": id, "group_id": group("friends")})),
         ("/keypackages/release".to_owned(), json!({"reservation_id": id})),
         ("/keypackages/upload".to_owned(), json!({"keypackages": upload})),
+        ("/keypackages/upload".to_owned(), scene.changing.clone()),
         ("/keypackages/revoke".to_owned(), json!({"all": true})),
         ("/keypackages/revoke".to_owned(), json!({"refs": [scene.reservation["keypackage_ref"]]})),
         (in_group("messages"), json!({"message": message, "recipients": [{"user": "bob", "device": "phone"}]})),
         (in_group("commits"), json!({"commit": commit, "recipients": [{"user": "bob", "device": "phone"}]})),
         ("/messages/ack".to_owned(), json!({"ids": [1, 2, 3]})),
         ("/messages/ack".to_owned(), json!({"ids": [], "unreadable": [4]})),
+        ("/messages/ack".to_owned(), json!({"refused": [{"id": 4, "reason": "invalid"}]})),
         ("/devices".to_owned(), json!({"user": "alice", "device": "tablet"})),
         ("/devices/phone/token".to_owned(), json!(null)),
     ];
@@ -147,6 +158,8 @@ async fn an_ended_token_sees_no_message_of_the_device_that_came_after(
     let id = &waiting[0]["id"];
     scene.was_refused("an acknowledgement", &scene.old.post("/messages/ack", &json!({"ids": [id]})).await);
     scene.was_refused("an acknowledgement", &scene.old.post("/messages/ack", &json!({"unreadable": [id]})).await);
+    let refused = json!({"refused": [{"id": id, "reason": "invalid"}]});
+    scene.was_refused("a refusal", &scene.old.post("/messages/ack", &refused).await);
     assert_eq!(new.get("/messages").await.ok()["messages"], waiting);
     assert_eq!(new.post("/messages/ack", &json!({"ids": [id]})).await.ok(), json!({"acknowledged": 1}));
 }
@@ -186,7 +199,7 @@ async fn an_unknown_token_is_remembered(#[values(Database::Postgres, Database::S
     let stranger = server.anyone().with_token(&made_up(7));
     stranger.get("/keypackages/status").await.is_problem(401, ProblemType::Unauthenticated);
     server.anyone().registered("alice", "laptop").await;
-    // What can be seen of it: were the token to become valid, it would take that long.
+    // A token that becomes valid is accepted after that time, which shows it.
     let hash = KeyPackageRef::from(Sha256::digest(made_up(7)).to_vec());
     let binary = if db == Database::Postgres { format!("'\\x{hash}'") } else { format!("x'{hash}'") };
     server.database().run(&format!("UPDATE devices SET token_hash = {binary} WHERE user_name = 'alice'"));
@@ -223,7 +236,7 @@ async fn a_token_is_changed_for_another(#[values(Database::Postgres, Database::S
     let new = server.anyone().with_token(answer["token"].as_str().unwrap());
     old.get("/keypackages/status").await.is_problem(401, ProblemType::Unauthenticated);
     assert_eq!(new.status().await["device"], "laptop");
-    // Of a lost phone, from the laptop.
+    // The laptop replaces the token of a lost phone.
     phone.status().await;
     let answer = new.post("/devices/phone/token", &json!(null)).await.ok();
     phone.get("/keypackages/status").await.is_problem(401, ProblemType::Unauthenticated);

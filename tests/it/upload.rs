@@ -1,4 +1,4 @@
-//! What enters the pool, and what does not.
+//! Uploads: the KeyPackages that enter a pool, and those that the server refuses.
 
 mod batch;
 
@@ -14,7 +14,7 @@ fn rejections(answer: &Value) -> Vec<(u64, &str)> {
     rejected.iter().map(|one| (one["index"].as_u64().unwrap(), one["reason"].as_str().unwrap())).collect()
 }
 
-/// Of a status, what no second that passes may change: against containers the clock runs.
+/// A status without its times: against containers the clock runs.
 fn but_for_times(mut status: Value) -> Value {
     for time in ["at", "last_upload"] {
         assert!(status[time].take().is_string());

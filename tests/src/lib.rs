@@ -1,4 +1,4 @@
-//! What the tests and the program that runs them share.
+//! Shared by the tests and the program that runs them.
 
 use std::{env, process::Command};
 

@@ -1,7 +1,7 @@
 //! Parses and checks an uploaded KeyPackage. Every field of a [`ValidatedKeyPackage`] is read from the bytes.
 
 use jiff::{SignedDuration, Timestamp};
-use keypool_openapi::{DeviceName, KeyPackageRef, MAX_KEY_PACKAGE_SIZE, RejectionReason, UserName};
+use keypool_openapi::{DeviceName, KeyPackageRef, MAX_KEY_PACKAGE_SIZE, RejectionReason, UserName, device_name};
 use openmls::{
     grease::is_grease_value,
     prelude::{
@@ -236,7 +236,7 @@ fn check_credential(
     let credential = key_package.leaf_node().credential();
     if rules.credential_binding == CredentialBinding::Strict {
         let identity = BasicCredential::try_from(credential.clone()).ok();
-        let own = format!("{user}/{device}");
+        let own = device_name(user, device);
         if identity.is_none_or(|identity| identity.identity() != own.as_bytes()) {
             let detail = format!("The credential is not a basic one with the identity {own} of the uploading device.");
             return Err(Rejection::new(RejectionReason::CredentialMismatch, detail));

@@ -2,7 +2,10 @@
 
 use std::collections::{BTreeSet, HashMap};
 
-use keypool_openapi::{Device, DeviceOf, LookupRequest, MAX_LOOKUP_USERS, UserName};
+use jiff::Timestamp;
+use keypool_openapi::{
+    Device, DeviceOf, LookupRequest, MAX_LOOKUP_USERS, PreviousSignatureKey, SignatureKey, UserName,
+};
 
 use super::{Checking, IdentityCheck, Standing};
 use crate::{api::ApiClient, error::Result, leaf_identity::LeafIdentity};
@@ -21,21 +24,24 @@ impl<'a> DirectoryCheck<'a> {
     }
 
     async fn look_up(&self, leaves: &[LeafIdentity]) -> Result<Vec<Standing>> {
-        let devices = leaves.iter().map(LeafIdentity::device);
-        let users: BTreeSet<_> = devices.flatten().map(|device| device.user).chain([self.own.user.clone()]).collect();
-        let directory = self.devices_of(users.into_iter().collect()).await?;
+        let named: BTreeSet<_> = leaves.iter().filter_map(LeafIdentity::device).chain([self.own.clone()]).collect();
+        let directory = self.devices_of(&named, leaves).await?;
         let own = directory.get(&self.own);
         let own = own.ok_or_else(|| self.api.unexpected("the look-up of devices leaves out this device itself"))?;
-        let keeps_keys = !own.signature_keys.is_empty();
         let standing = |leaf: &LeafIdentity| {
-            if keeps_keys { standing(leaf, &directory) } else { Standing::Unverified }
+            if own.has_keys { standing(leaf, &directory) } else { Standing::Unverified }
         };
         Ok(leaves.iter().map(standing).collect())
     }
 
-    /// The devices of users, removed ones included. One request covers up to a thousand users.
-    async fn devices_of(&self, mut users: Vec<UserName>) -> Result<HashMap<DeviceOf, Device>> {
-        let mut directory = HashMap::new();
+    /// The devices that are named, removed ones included. One request covers up to a thousand users.
+    async fn devices_of(
+        &self,
+        named: &BTreeSet<DeviceOf>,
+        leaves: &[LeafIdentity],
+    ) -> Result<HashMap<DeviceOf, Entry>> {
+        let users: BTreeSet<_> = named.iter().map(|device| device.user.clone()).collect();
+        let (mut directory, mut users) = (HashMap::new(), users.into_iter().collect::<Vec<UserName>>());
         while !users.is_empty() {
             let rest = users.split_off(users.len().min(MAX_LOOKUP_USERS));
             let request = LookupRequest { users, removed: true };
@@ -49,15 +55,46 @@ impl<'a> DirectoryCheck<'a> {
             }
             users.extend(rest);
             for list in answer.users.into_iter().filter(|list| asked.contains(&list.user)) {
-                let user = list.user;
-                directory.extend(
-                    list.devices
-                        .into_iter()
-                        .map(|device| (DeviceOf { user: user.clone(), device: device.device.clone() }, device)),
-                );
+                for device in list.devices {
+                    let name = DeviceOf { user: list.user.clone(), device: device.device.clone() };
+                    if named.contains(&name) {
+                        directory.insert(name, Entry::of(device, leaves));
+                    }
+                }
             }
         }
         Ok(directory)
+    }
+}
+
+/// A device of the directory, with its keys that the leaves have. A lying server can list any number of devices and keys;
+/// what is kept of them is bounded by the leaves.
+struct Entry {
+    removed_at: Option<Timestamp>,
+    /// Whether the server keeps any current key of it.
+    has_keys: bool,
+    current: Vec<SignatureKey>,
+    previous: Vec<PreviousSignatureKey>,
+}
+
+impl Entry {
+    fn of(device: Device, leaves: &[LeafIdentity]) -> Self {
+        let is_asked = |ciphersuite: u16, key: &[u8]| {
+            leaves.iter().any(|leaf| u16::from(leaf.ciphersuite) == ciphersuite && leaf.signature_key == key)
+        };
+        let (current, previous) = (device.signature_keys, device.previous_signature_keys);
+        Self {
+            removed_at: device.removed_at,
+            has_keys: !current.is_empty(),
+            current: {
+                let asked = current.into_iter().filter(|one| is_asked(one.ciphersuite, &one.signature_key.0));
+                asked.take(leaves.len()).collect()
+            },
+            previous: {
+                let asked = previous.into_iter().filter(|one| is_asked(one.ciphersuite, &one.signature_key.0));
+                asked.take(leaves.len()).collect()
+            },
+        }
     }
 }
 
@@ -67,16 +104,16 @@ impl IdentityCheck for DirectoryCheck<'_> {
     }
 }
 
-fn standing(leaf: &LeafIdentity, directory: &HashMap<DeviceOf, Device>) -> Standing {
+fn standing(leaf: &LeafIdentity, directory: &HashMap<DeviceOf, Entry>) -> Standing {
     let unknown = |why: &str| Standing::Unknown { why: why.to_owned() };
     let Some(device) = leaf.device() else { return unknown("its credential is not the user/device of a device") };
     let Some(entry) = directory.get(&device) else { return unknown("the server knows no such device") };
     let ciphersuite = u16::from(leaf.ciphersuite);
     let is_key = |of: u16, key: &[u8]| of == ciphersuite && key == leaf.signature_key;
-    if let Some(key) = entry.signature_keys.iter().find(|key| is_key(key.ciphersuite, &key.signature_key.0)) {
+    if let Some(key) = entry.current.iter().find(|key| is_key(key.ciphersuite, &key.signature_key.0)) {
         return Standing::Current { since: Some(key.since) };
     }
-    let previous = entry.previous_signature_keys.iter().filter(|key| is_key(key.ciphersuite, &key.signature_key.0));
+    let previous = entry.previous.iter().filter(|key| is_key(key.ciphersuite, &key.signature_key.0));
     match (previous.map(|key| key.until).max(), entry.removed_at) {
         (Some(_), Some(at)) => Standing::Removed { at },
         (Some(until), None) => Standing::Previous { until },
@@ -86,8 +123,7 @@ fn standing(leaf: &LeafIdentity, directory: &HashMap<DeviceOf, Device>) -> Stand
 
 #[cfg(test)]
 mod tests {
-    use jiff::Timestamp;
-    use keypool_openapi::{Base64Bytes, PreviousSignatureKey, SignatureKey};
+    use keypool_openapi::Base64Bytes;
     use openmls::prelude::BasicCredential;
 
     use super::*;
@@ -122,6 +158,8 @@ mod tests {
                 .into(),
         };
         let of = |user: &str| DeviceOf { user: user.parse().unwrap(), device: "laptop".parse().unwrap() };
+        let leaves = [1, 3, 4, 9].map(|key| leaf("alice/laptop", key));
+        let entry = |removed_at, current: &[u8]| Entry::of(entry(removed_at, current), &leaves);
         let directory = HashMap::from([(of("alice"), entry(None, &[1])), (of("bob"), entry(Some(at(9)), &[]))]);
         let is = |identity, key| standing(&leaf(identity, key), &directory);
         assert_eq!(is("alice/laptop", 1), Standing::Current { since: Some(at(5)) });
@@ -137,5 +175,26 @@ mod tests {
         ] {
             assert!(matches!(is(identity, key), Standing::Unknown { .. }), "{identity} {key}");
         }
+    }
+
+    #[test]
+    fn what_is_kept_of_an_endless_list_is_bounded_by_the_leaves() {
+        let key = |number: u32| {
+            let key = if number.is_multiple_of(2) { vec![1] } else { number.to_be_bytes().to_vec() };
+            SignatureKey { ciphersuite: 1, signature_key: Base64Bytes(key), since: at(0) }
+        };
+        let previous = |number: u32| {
+            let SignatureKey { ciphersuite, signature_key, since } = key(number);
+            PreviousSignatureKey { ciphersuite, signature_key, since, until: at(1) }
+        };
+        let device = Device {
+            device: "laptop".parse().unwrap(),
+            registered_at: at(0),
+            removed_at: None,
+            signature_keys: (0..10_000).map(key).collect(),
+            previous_signature_keys: (0..10_000).map(previous).collect(),
+        };
+        let kept = Entry::of(device, &[leaf("alice/laptop", 1), leaf("bob/laptop", 2)]);
+        assert_eq!((kept.has_keys, kept.current.len(), kept.previous.len()), (true, 2, 2));
     }
 }

@@ -3,6 +3,7 @@
 mod conn;
 mod connection;
 mod error;
+mod language;
 mod liveness;
 mod migrations;
 mod ping;

@@ -17,7 +17,7 @@ use super::{
 };
 use crate::support::{Anywhere, Database, Device, Owner, Proxy, TestServer, data_directory, decode, new_device};
 
-/// What waits in the queue, as an application that processes messages by itself reads it.
+/// The messages in the queue, for an application that processes them itself.
 async fn queued(owner: &Owner) -> Vec<MlsMessageIn> {
     let page = owner.http().get("/messages").await.ok();
     let read = |one: &Value| MlsMessageIn::tls_deserialize(&mut &*decode(one["message"].as_str().unwrap())).unwrap();
@@ -47,7 +47,7 @@ async fn an_application_that_processes_messages_by_itself_has_them_checked(
     for (refused, reason) in [(proposed, "signature key"), (committed, "changes its identity")] {
         assert!(matches!(refused, Error::WrongIdentity { why, .. } if why.contains(reason)), "{refused}");
     }
-    // What is honest is merged, and what people should know of it is answered.
+    // An honest Commit is merged, and the check returns the notices for people.
     let (group, owners) = {
         let carol = Owner::of(&server, "carol").await;
         let dave = Owner::of(&server, "dave").await;

@@ -75,7 +75,7 @@ async fn two_clients_on_one_backup_are_told_and_stop_fighting(
     }
     assert!(told >= 8, "told {told} times in 20 refreshes");
     assert!(uploaded <= 4 * 33, "{uploaded} were uploaded: they go on fighting");
-    // Who is to stay is said by rotating there.
+    // The user chooses the client to keep by a rotation there.
     let report = two.rotate(&|_| ()).await.unwrap();
     assert_eq!(report.pool.fresh, 32);
     is_settled(&server, &two).await;

@@ -74,7 +74,7 @@ async fn who_comes_second_with_what_was_proposed_commits_to_nothing(
     bob.membership().leave(&group.group_id).await.unwrap();
     let hearing = alice.hears();
     tokio::pin!(hearing);
-    // What he proposed, and that there is no more.
+    // The first fetch gets his proposal, and the second one an empty page.
     let gate = held_after(&proxy, hearing.as_mut(), ("GET /messages", 2)).await;
     carol.hears().await;
     drop(gate);
@@ -104,7 +104,7 @@ async fn whoever_is_sent_nothing_is_named(#[values(Anywhere::Postgres, Anywhere:
     drop(dave);
 }
 
-/// What is here of a group is an old epoch's, and the server has nothing left that would lead on from it.
+/// The device has an old epoch of the group, and the server has deleted the Commits that followed.
 #[rstest]
 #[tokio::test]
 async fn who_fell_behind_for_good_is_invited_anew_and_is_back(

@@ -130,7 +130,7 @@ async fn a_refusal_is_not_repeated_and_keeps_its_words(#[values(Database::Postgr
     assert_eq!(proxy.seen().len(), 1);
 }
 
-/// Whatever answer gets lost on the way, `init` ends with one device and a full pool.
+/// `init` ends with one device and a full pool, also if any of the answers is lost.
 #[rstest]
 #[tokio::test]
 async fn init_finishes_over_a_network_that_loses_every_other_answer(

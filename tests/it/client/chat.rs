@@ -1,4 +1,4 @@
-//! `keypool chat` in a real terminal: what a person types, and what they see.
+//! `keypool chat` in a real terminal: a person's input, and the screen.
 
 use std::{
     io::Write as _,
@@ -37,7 +37,7 @@ impl Person {
         keypool
     }
 
-    /// Runs a command to its end, and answers what it printed as JSON.
+    /// Runs a command to its end, and returns its JSON.
     fn runs(&self, args: &[&str]) -> Value {
         let output = self.command(args).arg("--json").output().unwrap();
         assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
@@ -276,7 +276,7 @@ async fn a_server_that_is_away_ends_no_chat_and_loses_no_message(
         // The call is given up: the message waits in the chat.
         alices.sees("1 not sent yet, and will be");
         alices.sees("offline: cannot reach");
-        // What needs no server is answered.
+        // Commands that need no server work.
         alices.types("/members");
         alices.sees("alice/laptop, bob/laptop");
         alices

@@ -45,7 +45,7 @@ impl Shell {
         self.command(args).output().unwrap()
     }
 
-    /// The output of what has to succeed.
+    /// The output of a command that has to succeed.
     #[track_caller]
     pub fn text(&self, args: &[&str]) -> String {
         let output = self.run(args);
@@ -58,7 +58,7 @@ impl Shell {
         serde_json::from_str(&self.text(&[args, &["--json"]].concat())).unwrap()
     }
 
-    /// The exit code and what was said of what has to fail.
+    /// The exit code and the message of a command that has to fail.
     pub fn failure(&self, args: &[&str]) -> (Option<i32>, String) {
         let output = self.run(args);
         assert!(!output.status.success(), "{args:?} succeeded");
@@ -259,7 +259,7 @@ async fn what_cannot_be_printed_comes_again(
     }
     assert!(bob.text(receive).contains("hello, bob"));
     assert!(!bob.text(receive).contains("hello, bob"));
-    // Of anything else, a reader that closed the pipe has read enough.
+    // For any other output, a reader that closed the pipe has read enough.
     assert!(bob.command(&["status"]).stdout(closed()).status().unwrap().success());
 }
 
@@ -297,7 +297,7 @@ async fn what_others_write_does_nothing_to_a_terminal(#[values(Anywhere::Postgre
     let nameless = alice.json(&["group", "create", "\u{7}"]);
     assert_eq!(nameless["name"], nameless["id"]);
 
-    // What is in front of a server, or poses as one, gets no further.
+    // Text of a proxy, or of a program that poses as a server, cannot control the terminal.
     let base = answering(&format!("HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n{HOSTILE}no"));
     let init = ["init", "--server", &base, "--user", "dave"];
     let text = shown(&Shell::new(), &init);

@@ -29,10 +29,10 @@ const TEXTS: usize = 4;
 
 const RECEIVE: &str = "receive";
 
-/// What is called at the same time, each by its name.
+/// The calls that run at the same time, each with its name.
 type Calls = Vec<(&'static str, JoinHandle<Result<()>>)>;
 
-/// What Alice has received, by the number of the message: two calls may return the same.
+/// The items that Alice received, by the number of the message: two calls may return the same.
 type Inbox = Arc<Mutex<BTreeMap<u64, Event>>>;
 
 fn texts(inbox: &BTreeMap<u64, Event>) -> Vec<String> {
@@ -40,7 +40,7 @@ fn texts(inbox: &BTreeMap<u64, Event>) -> Vec<String> {
     inbox.values().filter_map(text).collect()
 }
 
-/// Calls about a group, and about what came for it.
+/// Calls about a group and its messages.
 fn of_the_group(alice: &MlsClient, (group, round): (&[u8], usize), inbox: &Inbox) -> Calls {
     let mut calls = Calls::new();
     let mut at_once = |name, call| calls.push((name, call));
@@ -193,7 +193,7 @@ async fn tasks_call_one_client_at_the_same_time(#[values(Database::Postgres, Dat
     assert!(alice.refresh().await.unwrap().changed_nothing());
 }
 
-/// Polls a call so many times and drops it; what it answered if it ended before.
+/// Polls a call so many times and drops it. Returns its answer if it ended before.
 async fn dropped_after<T>(polls: usize, call: impl Future<Output = T>) -> Option<T> {
     let (mut call, mut left) = (pin!(call), polls);
     poll_fn(|context| match call.as_mut().poll(context) {

@@ -44,7 +44,7 @@ fn moment(whole: Duration) -> Duration {
     whole.mul_f64(rand::rng().random_range(0.0..1.1))
 }
 
-/// What has to hold as soon as the program is gone, whatever it was doing: all that the server offers has its keys here,
+/// The state after the program was killed at any moment: all that the server offers has its keys here,
 /// each row its keys and each key its row, and nothing was uploaded as something else before.
 async fn is_sound(client: &MlsClient) {
     let (rows, keys, without) = client.rows_and_keys().unwrap();

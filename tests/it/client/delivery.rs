@@ -32,7 +32,7 @@ async fn people_are_added_talk_and_leave(#[values(Anywhere::Postgres, Anywhere::
     assert_eq!(heard.iter().map(|(_, text)| text.as_str()).collect::<Vec<_>>(), ["hello", "hi"]);
     assert_eq!(bob.texts().await, [], "what was dealt with comes once");
 
-    // Bob's laptop leaves; who hears of it first lets it go.
+    // Bob's laptop leaves: the first member that receives the proposal commits it.
     bob.membership().leave(&group.group_id).await.unwrap();
     alice.hears().await;
     assert_eq!(members(&alice, &group), ["alice/laptop", "bob/tablet"].map(str::to_owned).into());

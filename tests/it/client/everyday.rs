@@ -1,4 +1,4 @@
-//! What people meet every day: a first command that fails, a server that is away, an output that cannot be written.
+//! Everyday trouble: a first command that fails, a server that is away, an output that cannot be written.
 
 use std::{
     fs::File,

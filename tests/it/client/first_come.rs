@@ -1,4 +1,4 @@
-//! Members who change a group at the same time, or without having read what others changed.
+//! Members who change a group at the same time, or before they have read the changes of others.
 
 use std::pin::Pin;
 

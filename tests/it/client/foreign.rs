@@ -5,7 +5,7 @@ use rstest::rstest;
 use serde_json::{Value, json};
 
 use super::command::Shell;
-use crate::support::{Anywhere, Foreigner, Proxy, Running};
+use crate::support::{Anywhere, Foreigner, Http, Proxy, Running};
 
 const HONEST: [&str; 2] = ["alice/laptop", "bob/laptop"];
 
@@ -25,14 +25,14 @@ impl Scene {
         Self { alice, bob, mallory, server }
     }
 
-    /// Has Alice make a group of all three, in which all have taken in what came.
+    /// Has Alice make a group of all three. All have processed their queues.
     fn with_mallory(&mut self, group: &str) {
         self.alice.text(&["group", "create", group]);
         let invited = self.alice.json(&["group", "invite", group, "bob", "mallory"]);
         assert_eq!(invited["missing"], json!([]));
         self.bob.text(&["receive"]);
         self.mallory.does("join", &json!({}));
-        // What she is there for: everybody hears her, under her own name.
+        // The others receive her texts, under her own name.
         self.mallory.does("say", &json!({ "text": "hello", "recipients": HONEST }));
         for owner in [&self.alice, &self.bob] {
             assert_eq!(said(&owner.json(&["receive"])), [("mallory/laptop".to_owned(), "hello".to_owned())]);
@@ -47,31 +47,46 @@ impl Scene {
     }
 }
 
-/// Who has said what.
+/// The texts, each with its sender.
 fn said(came: &Value) -> Vec<(String, String)> {
     let texts = came.as_array().unwrap().iter().filter(|one| one["type"] == "text");
     let text = |one: &Value| (one["sender"].as_str().unwrap().to_owned(), one["text"].as_str().unwrap().to_owned());
     texts.map(text).collect()
 }
 
-/// What was refused, with what is said of it.
+/// The refused messages: their kind, their sender and the reason.
 fn refused(came: &Value) -> Vec<(String, String, String)> {
     let items = came.as_array().unwrap().iter().filter(|one| one["type"] == "refused");
     let field = |one: &Value, name| one[name].as_str().unwrap().to_owned();
     items.map(|one| (field(one, "kind"), field(one, "by"), field(one, "why"))).collect()
 }
 
-/// What a member commits, what is said of it to those who refuse it.
-fn commits() -> [(&'static str, Value, &'static str); 6] {
+/// The attacks by Commit: the call, its lie, and the reason that honest members see.
+fn commits() -> [(&'static str, Value, &'static str); 9] {
     [
         ("add", json!({ "identity": "alice/phone" }), r#""alice/phone" is refused: the server knows no such device"#),
         ("add", json!({ "identity": "carol/laptop" }), r#""carol/laptop" is refused: its signature key is not one of"#),
+        (
+            "add",
+            json!({ "identity": "alice/laptop\0" }),
+            "is refused: its credential is not the user/device of a device",
+        ),
+        (
+            "replace",
+            json!({ "identity": "alice/laptop" }),
+            r#""alice/laptop" is refused: its signature key is not one of"#,
+        ),
         ("change", json!({ "identity": "alice/d1" }), r#"refused: it changes its identity to "alice/d1""#),
         ("change", json!({ "new_key": true }), r#""mallory/laptop" is refused: its signature key is not one of"#),
         (
             "enter",
             json!({ "new_key": true, "replaces": "mallory/laptop" }),
             r#""mallory/laptop" is refused: its signature key is not one of"#,
+        ),
+        (
+            "enter",
+            json!({ "identity": "alice/phone", "new_key": true }),
+            r#""alice/phone" is refused: it was sent by mallory/laptop"#,
         ),
         (
             "enter",
@@ -98,7 +113,7 @@ async fn a_commit_that_lies_is_refused_and_a_new_group_is_the_way_on(
 
         let shown = alice.text(&["receive"]);
         let change = format!("[{group}] warning: refused a change of the group by mallory/laptop: the leaf of");
-        let way = format!("`keypool group renew \"{group}\" --without mallory/laptop` makes a new group");
+        let way = format!("`keypool group renew {group} --without mallory/laptop` makes a new group");
         assert!(shown.contains(&change) && shown.contains(reason) && shown.contains(&way), "{lie}: {shown}");
         assert!(shown.contains("mallory/laptop: still here") && !shown.contains("it is me"), "{lie}: {shown}");
         let came = bob.json(&["receive"]);
@@ -133,7 +148,7 @@ async fn a_commit_that_lies_is_refused_and_a_new_group_is_the_way_on(
     }
 }
 
-/// Mallory chooses whom her Commit is sent to.
+/// Mallory sends her Commit to some of the members.
 #[rstest]
 #[tokio::test(flavor = "multi_thread")]
 async fn who_was_not_sent_a_refused_commit_is_told_and_decides(
@@ -154,7 +169,7 @@ async fn who_was_not_sent_a_refused_commit_is_told_and_decides(
     assert!(shown.contains(&claim), "{shown}");
     let (_, which) = bob.failure(&["send", "friends", "hello"]);
     assert!(which.contains(&old) && which.contains("give its whole id"), "{which}");
-    // Nobody is left there who could let him go, so he asks in vain, and goes.
+    // No other member is left to commit his proposal: the second call leaves without one.
     bob.text(&["group", "leave", &old]);
     bob.text(&["group", "leave", &old]);
     bob.text(&["send", "friends", "hello"]);
@@ -168,14 +183,32 @@ async fn a_proposal_that_lies_is_refused_and_the_group_goes_on(
 ) {
     let mut scene = Scene::start(db).await;
     scene.with_mallory("friends");
-    for (lie, reason) in [
-        (json!({ "new_key": true }), "its signature key is not one of that device"),
-        (json!({ "identity": "alice/d1" }), r#"it changes its identity to "alice/d1""#),
+    for (call, lie, reason) in [
+        (
+            "propose",
+            json!({ "new_key": true }),
+            r#""mallory/laptop" is refused: its signature key is not one of that device"#,
+        ),
+        (
+            "propose",
+            json!({ "identity": "alice/d1" }),
+            r#""mallory/laptop" is refused: it changes its identity to "alice/d1""#,
+        ),
+        (
+            "propose_add",
+            json!({ "identity": "alice/phone" }),
+            r#""alice/phone" is refused: the server knows no such device"#,
+        ),
+        (
+            "propose_add",
+            json!({ "identity": "bob/laptop" }),
+            r#""bob/laptop" is refused: its signature key is not one of that"#,
+        ),
     ] {
-        scene.attack("propose", &lie);
+        scene.attack(call, &lie);
         let Scene { alice, bob, .. } = &scene;
         let shown = alice.text(&["receive"]);
-        let refusal = r#"refused a message by mallory/laptop: the leaf of "mallory/laptop" is refused: "#;
+        let refusal = "refused a message by mallory/laptop: the leaf of ";
         assert!(shown.contains(&format!("{refusal}{reason}")), "{lie}: {shown}");
         let came = bob.json(&["receive"]);
         let [(kind, by, why)] = refused(&came).try_into().unwrap_or_else(|_| panic!("{lie}: {came}"));
@@ -192,6 +225,25 @@ async fn a_proposal_that_lies_is_refused_and_the_group_goes_on(
         bob.text(&["receive"]);
         scene.mallory.does("join", &json!({}));
     }
+}
+
+/// A device outside the group asks to be added under a member's name.
+#[rstest]
+#[tokio::test(flavor = "multi_thread")]
+async fn a_proposal_from_outside_adds_nobody(#[values(Anywhere::Postgres, Anywhere::Sqlite)] db: Anywhere) {
+    let mut scene = Scene::start(db).await;
+    scene.with_mallory("friends");
+    scene.attack("ask_to_join", &json!({ "identity": "alice/phone" }));
+    let Scene { alice, bob, .. } = &scene;
+    for owner in [alice, bob] {
+        let shown = owner.text(&["receive"]);
+        assert!(shown.contains("ignored: it is a proposal to join from outside the group"), "{shown}");
+    }
+    // The next Commit adds nobody.
+    alice.text(&["group", "update", "friends"]);
+    bob.text(&["send", "friends", "all well"]);
+    assert_eq!(said(&alice.json(&["receive"])), [("bob/laptop".to_owned(), "all well".to_owned())]);
+    assert_eq!(bob.json(&["group", "members", "friends"]).as_array().unwrap().len(), 3);
 }
 
 /// A device that refused the proposal cannot read the Commit.
@@ -244,7 +296,7 @@ async fn an_invitation_to_a_group_that_lies_is_refused(#[values(Anywhere::Postgr
         (json!({ "identity": "alice/laptop" }), None, r#""alice/laptop" is refused: its signature key is not one of"#),
         (json!({ "identity": "alice" }), None, r#""alice" is refused: its credential is not the user/device"#),
         (json!({ "new_key": true }), None, r#""mallory/laptop" is refused: its signature key is not one of"#),
-        // Somebody else in the tree is not who they are said to be.
+        // Another leaf in the tree has a false identity.
         (json!({}), Some("alice/laptop"), r#""alice/laptop" is refused: its signature key is not one of"#),
         (json!({}), Some("alice/phone"), r#""alice/phone" is refused: the server knows no such device"#),
     ];
@@ -306,13 +358,82 @@ async fn a_thief_of_a_token_is_not_invited_as_that_device(
     bob.text(&["send", "friends", "hello"]);
     let shown = alice.text(&["receive"]);
     assert!(shown.contains("[friends] bob/laptop: hello"), "{shown}");
-    // What the token is good for is another device, and Alice is told.
+    // The token can register another device, and Alice sees it.
     let answer = thief.does("register", &json!({ "name": "alice/phone", "count": 1 }));
     assert_eq!(answer["rejected"], json!([]));
     let shown = alice.text(&["receive"]);
     assert!(shown.contains("warning: your device alice/phone was registered. If that was not you"), "{shown}");
     let came = alice.json(&["receive"]);
     assert_eq!(came, json!([]), "once");
+}
+
+/// With the token of one device, a thief removes another device of the user, and registers its name anew.
+#[rstest]
+#[tokio::test(flavor = "multi_thread")]
+async fn a_thief_who_registers_a_device_anew_is_seen_by_everybody(
+    #[values(Anywhere::Postgres, Anywhere::Sqlite)] db: Anywhere,
+) {
+    let Scene { alice, bob, server, .. } = Scene::start(db).await;
+    let token = alice.text(&["token"]).trim().to_owned();
+    let tablet = Shell::new();
+    tablet.text(&["init", "--server", &server.base, "--user", "alice", "--device", "tablet", "--user-token", &token]);
+    alice.text(&["receive"]);
+    bob.text(&["group", "create", "friends"]);
+    bob.text(&["group", "invite", "friends", "alice"]);
+    for owner in [&alice, &tablet] {
+        assert!(owner.text(&["receive"]).contains("[friends] bob/laptop added this device"));
+    }
+    let before = bob.json(&["verify", "alice"])["number"].clone();
+
+    Http::new(&server.base).with_token(&token).delete("/devices/tablet").await.ok();
+    let told = |change: &str| format!("warning: your device alice/tablet {change}. If that was not you");
+    let shown = alice.text(&["receive"]);
+    assert!(shown.contains(&told("was removed")), "{shown}");
+    let mut thief = Foreigner::before(&server.base);
+    thief.does("steal", &json!({ "token": token }));
+    assert_eq!(thief.does("register", &json!({ "name": "alice/tablet", "count": 2 }))["rejected"], json!([]));
+    let shown = alice.text(&["receive"]);
+    assert!(shown.contains(&told("was registered")), "{shown}");
+    let (_, ended) = tablet.failure(&["receive"]);
+    assert!(ended.contains("token"), "{ended}");
+
+    // A warning shows the new key to people who invite her, and the number that people compare is another one.
+    assert_ne!(bob.json(&["verify", "alice"])["number"], before);
+    bob.text(&["group", "create", "others"]);
+    let shown = bob.text(&["group", "invite", "others", "alice"]);
+    assert!(shown.contains("warning: alice/tablet has a new signature key since "), "{shown}");
+    // In the old group, nobody takes the new key from the thief.
+    bob.text(&["send", "friends", "hello"]);
+    assert_eq!(said(&alice.json(&["receive"])), [("bob/laptop".to_owned(), "hello".to_owned())]);
+}
+
+/// A lying server hands out another device's KeyPackage, or one with another key.
+#[rstest]
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_package_of_somebody_else_is_not_shown_as_reserved(
+    #[values(Anywhere::Postgres, Anywhere::Sqlite)] db: Anywhere,
+) {
+    let Scene { alice, bob, server, .. } = Scene::start(db).await;
+    let proxy = Proxy::before(&server.base).await;
+    let carol = Shell::of(&proxy.base, "carol", &[]);
+    let hers = alice.json(&["reserve", "bob"])["reservations"][0].clone();
+    proxy.lies("POST /keypackages/reserve", move |answer| {
+        for field in ["keypackage", "keypackage_ref"] {
+            answer["reservations"][0][field] = hers[field].clone();
+        }
+    });
+    carol.text(&["group", "create", "friends"]);
+    for args in [&["reserve", "alice"][..], &["group", "invite", "friends", "alice"]] {
+        let output = carol.run(&[args, &["--json"]].concat());
+        assert!(!output.status.success(), "{args:?}");
+        assert_eq!(output.stdout, b"", "{args:?}: nothing of it is printed as the one that was asked for");
+        let (_, said) = carol.failure(args);
+        assert!(said.contains("bob/laptop") && said.contains("alice/laptop"), "{args:?}: {said}");
+    }
+    assert_eq!(carol.json(&["group", "members", "friends"]).as_array().unwrap().len(), 1);
+    // The refused KeyPackage is released.
+    assert_eq!(alice.json(&["status"])["reserved"], 0);
+    drop(bob);
 }
 
 #[rstest]

@@ -41,7 +41,7 @@ async fn one_adds_the_other_to_a_group(#[values(Anywhere::Postgres, Anywhere::Sq
     assert_eq!((status.fresh, status.spent, status.reserved), (31, 1, 0));
     assert_eq!(bobs.members().count(), 2);
 
-    // What Alice says in the group, Bob can read: both are in the same epoch with the same secrets.
+    // Bob can read Alice's text in the group: both are in the same epoch with the same secrets.
     let signer = alice.identity().signer(group.ciphersuite()).unwrap();
     let said = group.create_message(&alice.provider(), &*signer, b"hello").unwrap();
     let message = <MlsMessageIn as Deserialize>::tls_deserialize(&mut said.to_bytes().unwrap().as_slice()).unwrap();

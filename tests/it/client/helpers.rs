@@ -36,7 +36,7 @@ pub fn names<const N: usize>(names: [&str; N]) -> BTreeSet<String> {
     names.into_iter().map(|name| format!("{name}/laptop")).collect()
 }
 
-/// A group of users with a device each, in which all have taken in what came.
+/// A group of users with a device each. All have processed their queues.
 pub async fn group_of(server: &TestServer, users: &[&str]) -> (Group, Vec<Owner>) {
     let mut owners = Vec::new();
     for name in users {
@@ -67,7 +67,7 @@ pub fn epoch(owner: &Owner, group: &Group) -> u64 {
     owner.membership().groups().unwrap().iter().find(|one| one.id == group.id).unwrap().epoch
 }
 
-/// What came, with what people should know of it.
+/// The received items, with the notices for people.
 pub async fn heard(owner: &Owner) -> Vec<Incoming> {
     let incoming = owner.membership().receive(0).await.unwrap();
     owner.membership().done(&incoming).unwrap();

@@ -25,7 +25,7 @@ use crate::support::{Database, Device, Http, Owner, Party, TestServer, encode, n
 
 const HISTORIES: u32 = 8;
 
-/// How often everybody takes in what came, until nothing more comes of it.
+/// The most rounds until no device receives anything more.
 const ROUNDS: usize = 10;
 
 const CHACHA: Ciphersuite = Ciphersuite::MLS_128_DHKEMX25519_CHACHA20POLY1305_SHA256_Ed25519;
@@ -50,7 +50,7 @@ enum Step {
     RegisterAnew(usize),
     /// The device is lost. The operator enrols a new one, which removes it.
     Lose(usize),
-    /// A KeyPackage of theirs is reserved, and what is reserved is committed later.
+    /// An adder reserves a KeyPackage of theirs, and commits it later.
     Hold(usize),
     CommitHeld,
     Advance(i64),
@@ -78,7 +78,7 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-/// Somebody who makes a group with what was reserved a while ago.
+/// An adder that makes a group with KeyPackages that it reserved a while ago.
 struct Adder {
     http: Http,
     party: Party,
@@ -91,7 +91,7 @@ struct History<'s> {
     people: Vec<Owner>,
     adder: Adder,
     made: usize,
-    /// Who has asked to leave which group, and does nothing there any more.
+    /// The people who asked to leave a group, each with the group. They do nothing there any more.
     leaving: BTreeSet<(usize, String)>,
 }
 
@@ -233,11 +233,11 @@ impl<'s> History<'s> {
             "commit": encode(&commit), "welcome": encode(&welcome), "reservations": ids, "recipients": [],
         });
         let answer = http.post(&format!("/groups/{}/commits", party.path()), &body).await;
-        // What has lapsed or was withdrawn is another's.
+        // A reservation that lapsed, or whose KeyPackage was withdrawn, fails the Commit.
         if answer.status == 200 { party.merges() } else { party.clears() }
     }
 
-    /// Everybody who is left takes in all that came, and hears all others of each group.
+    /// Every remaining device processes its queue, and receives the texts of all others in each group.
     async fn end(&self) {
         self.settle().await;
         let mut groups: BTreeMap<String, Vec<(usize, Group)>> = BTreeMap::new();
@@ -282,7 +282,7 @@ fn is_open(group: &Group) -> bool {
     group.name.starts_with("group ") && group.state != GroupState::ReadOnly
 }
 
-/// What may go wrong where nobody does anything wrong.
+/// Accepts the errors that honest actions may have.
 #[track_caller]
 fn is_honest<T>(outcome: Result<T, Error>) {
     if let Err(error) = outcome {
@@ -291,7 +291,7 @@ fn is_honest<T>(outcome: Result<T, Error>) {
     }
 }
 
-/// Takes in what came, in which nothing is refused.
+/// Processes the queue, in which no message may be refused.
 async fn receive(owner: &Owner) -> Vec<Event> {
     let heard = owner.hears().await;
     for event in &heard {

@@ -1,4 +1,4 @@
-//! Somebody who says that they are somebody else: it is refused and shown, and honest members go on.
+//! Attackers under another's name: the client refuses and shows them, and honest members go on.
 
 use keypool_client::{DeviceChange, Error, Event, Group, GroupState, Notice};
 use keypool_openapi::{DeviceOf, MessageKind};
@@ -182,7 +182,7 @@ async fn the_inviter_is_who_signed_and_not_whom_the_server_names(
     });
     let heard = bob.hears().await;
     assert_eq!(heard[0], Event::Joined { by: device("alice") });
-    // What is said is by whom its leaf says, or is not shown at all.
+    // A text whose leaf is not its sender's is not shown.
     let [Event::Refused { kind: MessageKind::Message, why, .. }] = &heard[1..] else { panic!("{heard:?}") };
     assert!(why.contains("alice/laptop") && why.contains("carol/laptop"), "{why}");
 }

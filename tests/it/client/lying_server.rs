@@ -8,7 +8,7 @@ use serde_json::json;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use super::helpers::{behind_a_proxy, invite, start};
-use crate::support::{Database, Owner};
+use crate::support::{Database, Owner, encode};
 
 /// How many of these have their private keys.
 fn with_keys(owner: &Owner, refs: &[KeyPackageRef]) -> usize {
@@ -46,6 +46,39 @@ async fn a_server_that_lies_about_the_time_deletes_no_keys(
     assert_eq!(with_keys(&alice, &refs), 0);
 }
 
+/// The server names any state for all KeyPackages, and a time that is two days off.
+#[rstest]
+#[tokio::test]
+async fn a_server_that_lies_about_states_deletes_no_keys_that_a_welcome_may_need(
+    #[values(Database::Postgres, Database::Sqlite)] db: Database,
+    #[values(-50, 50)] hours: i64,
+    #[values(Some("revoked"), Some("retired"), Some("expired"), Some("spent"), None)] state: Option<&'static str>,
+) {
+    let server = start(db).await;
+    let (proxy, alice) = behind_a_proxy(&server, "alice").await;
+    let refs: Vec<_> = alice.inventory().await.unwrap().into_iter().map(|item| item.keypackage_ref).collect();
+    let wrong = server.now() + SignedDuration::from_hours(hours);
+    proxy.lies("GET /keypackages/status", move |status| {
+        (status["at"], status["inventory_digest"]) = (json!(wrong), json!(""));
+    });
+    proxy.lies("GET /keypackages/inventory", move |page| match state {
+        Some(state) => {
+            for item in page["keypackages"].as_array_mut().unwrap() {
+                item["state"] = json!(state);
+            }
+        }
+        None => page["keypackages"] = json!([]),
+    });
+    // An error is fine, too.
+    let _ = alice.refresh().await;
+    let _ = alice.refresh().await;
+    proxy.is_honest();
+    alice.refresh().await.unwrap();
+    alice.advance(SignedDuration::from_hours(25));
+    alice.refresh().await.unwrap();
+    assert_eq!(with_keys(&alice, &refs), refs.len(), "a Welcome for them may be under way");
+}
+
 #[rstest]
 #[tokio::test]
 async fn an_inventory_without_an_end_is_given_up(#[values(Database::Postgres, Database::Sqlite)] db: Database) {
@@ -68,7 +101,19 @@ async fn an_inventory_without_an_end_is_given_up(#[values(Database::Postgres, Da
     assert_eq!(proxy.seen().iter().filter(|head| head.starts_with("GET /keypackages/inventory")).count(), 100);
 }
 
-/// What the database is makes no difference.
+/// A page has as many items as were asked for, each of them large.
+#[tokio::test]
+async fn an_inventory_of_large_items_is_given_up() {
+    let server = start(Database::Sqlite).await;
+    let (proxy, alice) = behind_a_proxy(&server, "alice").await;
+    proxy.lies("GET /keypackages/inventory", |page| {
+        page["keypackages"][0]["group_id"] = json!(encode(&[7; 257]));
+    });
+    let refused = alice.inventory().await.unwrap_err();
+    assert!(matches!(&refused, Error::Answer { found, .. } if found.contains("group id")), "{refused}");
+}
+
+/// The database makes no difference.
 #[tokio::test]
 async fn a_queue_that_goes_on_and_on_is_left_for_another_time() {
     let server = start(Database::Sqlite).await;

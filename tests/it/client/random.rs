@@ -83,7 +83,7 @@ impl History<'_> {
                 }
             }
             Step::Spend if !self.held.is_empty() => {
-                // What was revoked or has lapsed is refused, and changes nothing.
+                // A spend of a revoked or lapsed KeyPackage is refused, and changes nothing.
                 let _ = self.bob.spend(self.held.remove(0).reservation_id, b"friends").await;
             }
             Step::Release if !self.held.is_empty() => {

@@ -1,4 +1,4 @@
-//! A refresh brings the pool in order, whatever happened to it, and then has nothing to do.
+//! A refresh repairs the pool after any event, and a second refresh finds nothing to do.
 
 use std::time::Duration;
 
@@ -292,7 +292,7 @@ async fn a_clock_that_jumps_deletes_nothing_and_is_told(#[values(Database::Postg
         assert_eq!(report.warnings, [Warning::ClockSkew { seconds }]);
         assert_eq!(count(&alice, KeyPackageStatus::Available), 33);
     }
-    // What is generated while the clock is wrong is of the server's time.
+    // A KeyPackage that is generated while the clock is wrong has the server's time.
     alice.revoke(None).await.unwrap();
     let report = alice.refresh().await.unwrap();
     assert_eq!((report.uploaded, report.pool.fresh, report.rejected.len()), (33, 32, 0));
@@ -354,7 +354,7 @@ async fn a_pool_that_starts_with_one_grows_to_its_target(#[values(Anywhere::Post
     is_settled(&server, &alice).await;
 }
 
-/// What is uploaded together ends together: nobody could add a device that replaces it when it is gone.
+/// KeyPackages that are uploaded together end together. A device that replaced them after that could not be added for a while.
 #[rstest]
 #[tokio::test]
 async fn a_pool_is_replaced_two_days_before_it_is_no_longer_handed_out(

@@ -15,7 +15,7 @@ async fn scene(db: Database) -> (TestServer, Group, Vec<Owner>, Owner) {
     (server, group, owners, carol)
 }
 
-/// What came, in which nothing is refused.
+/// The received items, none of which is refused.
 async fn accepted(owner: &Owner) -> Vec<Incoming> {
     let incoming = heard(owner).await;
     let is_refused = |one: &Incoming| matches!(one.event, Event::Refused { .. });

@@ -1,4 +1,4 @@
-//! A new group in place of one that cannot be changed any more: who may make it, and who is left out.
+//! A new group in place of one that cannot be changed any more: its maker, and the members that it leaves out.
 
 use keypool_client::{Error, Event, GroupState};
 use keypool_openapi::MessageKind;

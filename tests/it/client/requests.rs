@@ -1,4 +1,4 @@
-//! What the check of identities costs in requests: a join asks once, however large the group is, and where nothing is
+//! The requests of the identity check: a join asks once, however large the group is, and where nothing is
 //! unknown nothing is asked.
 
 use futures_util::{StreamExt as _, stream};

@@ -1,16 +1,16 @@
 //! A new signature key: a new pool, and old invitations that still work.
 
 use jiff::SignedDuration;
-use keypool_client::{CIPHERSUITE, Event, KeyPackagePoolConfig, KeyPackageStatus, NewDevice, Notice};
+use keypool_client::{CIPHERSUITE, Error, Event, KeyPackagePoolConfig, KeyPackageStatus, NewDevice, Notice};
 use keypool_openapi::State;
 use openmls::prelude::Ciphersuite;
 use rstest::rstest;
 
 use super::{
-    helpers::{invite, invited, start, user},
+    helpers::{behind_a_proxy, invite, invited, start, user},
     refresh::is_settled,
 };
-use crate::support::{Anywhere, Database, Owner, TestServer, new_device};
+use crate::support::{Anywhere, Database, Fault, Owner, TestServer, new_device};
 
 const P256: Ciphersuite = Ciphersuite::MLS_128_DHKEMP256_AES128GCM_SHA256_P256;
 const CHACHA: Ciphersuite = Ciphersuite::MLS_128_DHKEMX25519_CHACHA20POLY1305_SHA256_Ed25519;
@@ -116,7 +116,7 @@ async fn a_device_of_several_ciphersuites_rotates_while_it_is_away(
     }
 }
 
-/// What is known to be spent is of the old key, and no sign that the server has the new one.
+/// A spent KeyPackage has the old key, so it does not show that the server has the new one.
 #[rstest]
 #[tokio::test]
 async fn a_device_whose_packages_were_spent_rotates(#[values(Anywhere::Postgres, Anywhere::Sqlite)] db: Anywhere) {
@@ -151,6 +151,35 @@ async fn what_was_held_at_the_rotation_is_withdrawn_when_it_lapses(
     assert_eq!(report.revoked, 1, "{report:?}");
     let row = alice.store().find_metadata(&held.keypackage_ref).unwrap().unwrap();
     assert_eq!(row.status, KeyPackageStatus::Failed);
+    is_settled(&server, &alice).await;
+}
+
+/// The client withdraws nothing before the server has accepted the new KeyPackages.
+#[rstest]
+#[tokio::test]
+async fn a_rotation_that_the_server_does_not_take_leaves_the_pool_as_it_was(
+    #[values(Database::Postgres, Database::Sqlite)] db: Database,
+) {
+    let server = start(db).await;
+    let (proxy, alice) = behind_a_proxy(&server, "alice").await;
+    let bob = Owner::of(&server, "bob").await;
+    let before = alice.inventory().await.unwrap();
+    let key = alice.identity().signer(CIPHERSUITE).unwrap().to_public_vec();
+    proxy.fail_on("POST /keypackages/upload", Fault::Gateway(413));
+    let failed = alice.rotate(&|_| ()).await.unwrap_err();
+    assert!(matches!(failed, Error::Answer { status: 413, .. }), "{failed}");
+    assert_eq!(alice.inventory().await.unwrap(), before, "something was withdrawn");
+    let group = bob.membership().create_named_group("friends").unwrap();
+    invite(&bob, &group, &["alice"]).await;
+    let heard = alice.hears().await;
+    assert!(matches!(heard.as_slice(), [Event::Joined { .. }, ..]), "{heard:?}");
+    let listed = async || {
+        let list = alice.api().devices(&user("alice")).await.unwrap();
+        list.devices[0].signature_keys[0].signature_key.0.clone()
+    };
+    assert_eq!(listed().await, key, "the old key is valid until the new one is accepted");
+    alice.refresh().await.unwrap();
+    assert_ne!(listed().await, key);
     is_settled(&server, &alice).await;
 }
 

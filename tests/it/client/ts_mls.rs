@@ -58,3 +58,17 @@ async fn a_group_of_ts_mls_takes_keypool_devices_in(#[values(Anywhere::Postgres,
     alice.membership().send(&group.group_id, "hello").await.unwrap();
     assert_eq!(bob.does("receive", &json!(null)), json!([{ "text": "hello" }]));
 }
+
+/// docs/libraries.md names these defaults, and what to set.
+#[rstest]
+#[tokio::test(flavor = "multi_thread")]
+async fn the_defaults_of_ts_mls_are_refused_by_what_is_wrong_with_them(
+    #[values(Anywhere::Postgres, Anywhere::Sqlite)] db: Anywhere,
+) {
+    let server = start(db).await;
+    let mut bob = Foreigner::registered(&server.base, "bob/laptop");
+    let answers = bob.does("upload_with_defaults", &json!({}));
+    assert_eq!(answers["lifetime"]["rejected"][0]["reason"], "lifetime-too-long", "{answers}");
+    let rejected = answers["keys"]["rejected"].as_array().unwrap();
+    assert!(rejected.len() == 2 && rejected.iter().all(|one| one["reason"] == "signature-key-mismatch"), "{answers}");
+}

@@ -61,7 +61,7 @@ async fn who_cannot_apply_a_commit_says_so_and_is_silent_until_it_is_back(
     assert_eq!(mallory.finds().await.last(), Some(&told));
     assert_eq!(alice.membership().find_group("friends").unwrap().state, GroupState::FellBehind);
 
-    // What Alice would send now, nobody could read; nor could anybody apply what she commits.
+    // Nobody could read a message of Alice now, or apply a Commit of hers.
     let membership = alice.membership();
     let refused = [
         membership.send(&group.group_id, "hello?").await.map(drop),

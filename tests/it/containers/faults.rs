@@ -42,7 +42,7 @@ struct Load {
     broken: AtomicUsize,
 }
 
-/// What was answered to one adder: refs by their reservations, and which of those were spent.
+/// The answers to one adder: refs by their reservations, and the spent ones.
 #[derive(Default)]
 struct Done {
     reserved: HashMap<String, String>,
@@ -172,7 +172,7 @@ async fn whatever_fails_nothing_answered_is_lost_and_nothing_is_reserved_twice()
     assert_eq!((old.len(), servers.len()), (2, 2));
     assert!(servers.iter().all(|server| !old.contains(server)), "{old:?} are still among {servers:?}");
 
-    // One is killed: what it was at may fail, and the other goes on.
+    // One server is killed: its requests may fail, and the other server goes on.
     docker_does(&["kill", "--signal", "KILL", &servers[0]]).await;
     println!("after a server was killed: {:?}", load.goes_on().await);
     docker_does(&["start", &servers[0]]).await;
@@ -184,7 +184,7 @@ async fn whatever_fails_nothing_answered_is_lost_and_nothing_is_reserved_twice()
     signal_all(&database, "STOP").await;
     let before = load.answered();
     tokio::time::sleep(Duration::from_secs(10)).await;
-    // What the database had done by then may be on its way.
+    // Answers of the database to earlier requests may be on their way.
     assert!(load.answered() <= before + ADDERS, "the database was not frozen");
     signal_all(&database, "CONT").await;
     let after_freeze = load.goes_on().await;

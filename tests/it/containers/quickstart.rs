@@ -9,7 +9,7 @@ use crate::{
     support::{compose::understand_compose, repository},
 };
 
-/// What `docker compose` finds in a clone.
+/// The files that `docker compose` needs of a clone.
 pub fn prepare(clone: &Clone) {
     for name in ["docker-compose.yml", "deploy", ".env.example"] {
         symlink(repository().join(name), clone.directory().join(name)).unwrap();
@@ -47,7 +47,7 @@ fn the_quick_start_works_against_containers_as_it_is_written() {
     assert!(said.contains(r#""state":"spent""#), "{said}");
     assert!(clone.directory().join("alice").exists());
 
-    // And the operator's page: what is spent after the backup is not handed out after the restore.
+    // The operator's page: a KeyPackage that was spent after the backup is not handed out after the restore.
     let page = fs::read_to_string(repository().join("docs/operations.md")).unwrap();
     run(&clone, &blocks_of(&page, "```sh backup"));
     let spend = "RESERVATION=$(keypool --data-dir bob --json reserve alice | sed -n 's/.*\"reservation_id\": \"\\(.*\\)\",/\\1/p')\n\

@@ -1,4 +1,4 @@
-//! What an operator writes into `.env` reaches the servers.
+//! The settings in an operator's `.env` reach the servers.
 
 use std::{fs, process::Stdio};
 

@@ -1,4 +1,4 @@
-//! A recorded history, and what has to be true of it.
+//! A recorded history, and the rules that it has to follow.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use crate::support::Answer;
 
-/// What a request came to.
+/// The outcome of a request.
 #[derive(Debug)]
 pub enum Step {
     Uploaded(Vec<String>),
@@ -167,7 +167,7 @@ impl History {
         lives
     }
 
-    /// What was answered as spent is spent, by one reservation, for the group of that answer.
+    /// A KeyPackage that an answer calls spent is spent, by one reservation, for the group of that answer.
     fn no_spend_is_lost(&self) {
         let states: HashMap<_, _> = self.inventory.iter().map(|item| (text(&item["keypackage_ref"]), item)).collect();
         let mut by: HashMap<&str, (&str, &str)> = HashMap::new();

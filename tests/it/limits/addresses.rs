@@ -9,7 +9,7 @@ use rstest::rstest;
 
 use crate::support::{Database, Http, TestServer, builder};
 
-/// What an address may ask for at once.
+/// The number of requests that an address may send at once.
 const BURST: usize = 100;
 
 fn behind_a_proxy(config: &mut Config) {
@@ -41,7 +41,7 @@ async fn who_tries_tokens_is_shut_out_and_nobody_else(#[values(Database::Postgre
     let neighbour = from(&server, "203.0.113.7").registered("alice", "laptop").await;
     neighbour.status().await;
     assert_eq!(tries_tokens(&thief, BURST).await, 401);
-    // Whatever it says of those before it.
+    // The addresses before it do not count.
     assert_eq!(tries_tokens(&from(&server, "2.2.2.2, 203.0.113.7"), 1).await, 429);
     let token = Token::generate().unwrap();
     let refused = thief.with_token(token.reveal()).get("/keypackages/status").await;

@@ -1,4 +1,4 @@
-//! Whose queue something is put into, and when it leaves.
+//! Queues: their capacity, their shares, and when a message leaves them.
 
 use keypool_openapi::ProblemType;
 use keypool_server::config::{Config, Limits};
@@ -109,7 +109,7 @@ fn small(config: &mut Config) {
     config.queue_capacity = 80;
 }
 
-/// What the Commit of this epoch is asked to show, as a digest.
+/// The digest of the proof that the Commit of this epoch has to show.
 fn digest(epoch: u8) -> String {
     encode(&Sha256::digest([epoch; 32]))
 }
@@ -144,7 +144,7 @@ async fn a_sender_fills_their_own_share_of_a_queue_and_no_other(
     let anew = tablet.registered("mallory", "phone").await;
     assert_eq!(floods(&anew, Device::new("mallory", "phone"), "again").await, 0);
     assert_eq!(floods(&alice, at_alice, "friends").await, 10);
-    // What Bob has fetched and acknowledged makes room again.
+    // A message that Bob has acknowledged frees its room.
     let waiting = queue(&bob).await;
     let mallorys: Vec<_> = waiting.iter().filter(|one| one["from"]["user"] == "mallory").take(3).collect();
     assert_eq!(ack(&bob, &mallorys).await, 3);
@@ -223,7 +223,7 @@ async fn a_full_queue_takes_welcomes_that_cost_a_key_package(
     add(&alice, &mut party, &[&reservation], &[]).await.ok();
 }
 
-/// What is kept for a device is bounded in bytes, too.
+/// A queue is bounded in bytes, too.
 #[rstest]
 #[tokio::test]
 async fn large_messages_take_more_of_a_queue(#[values(Database::Postgres, Database::Sqlite)] db: Database) {

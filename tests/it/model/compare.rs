@@ -1,4 +1,4 @@
-//! What the devices see of their pools, compared with the model.
+//! Compares the pools, as the devices see them, with the model.
 
 use keypool_openapi::{AuditEvent, AuditPage, InventoryItem, InventoryPage, PoolStatus};
 use serde_json::{Value, json};
@@ -23,7 +23,7 @@ impl World<'_> {
         (0..DEVICES).filter(|who| self.model.registered[*who])
     }
 
-    /// What the devices see of their pools is what the model shows.
+    /// The devices see their pools as the model shows them.
     pub fn compare(&self, closely: &[Who], page: usize) {
         for who in self.there() {
             self.is_the_pool(who, parse(self.get(who, "status")));

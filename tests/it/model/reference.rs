@@ -17,7 +17,7 @@ pub type Seconds = i64;
 /// How long an ended KeyPackage stays known past its `not_after`.
 const KNOWN_FOR: Seconds = 7 * 86_400;
 
-/// What the operator has set.
+/// The operator's settings.
 #[derive(Clone, Copy, Debug)]
 pub struct Rules {
     pub retire: bool,
@@ -42,7 +42,7 @@ pub struct Hold {
     pub until: Seconds,
 }
 
-/// What happened to a KeyPackage so far.
+/// The history of a KeyPackage.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Life {
     pub not_after: Seconds,
@@ -52,7 +52,7 @@ pub struct Life {
 }
 
 impl Life {
-    /// Where that, and the time, have brought it: whatever came first has ended it.
+    /// Its state by its history and the time: the event that came first has ended it.
     pub fn state(&self, now: Seconds, retire: bool) -> State {
         let until = self.hold.map(|hold| hold.until);
         match self.end {
@@ -124,7 +124,7 @@ impl Model {
         matches!(state, State::Available | State::Reserved)
     }
 
-    /// What becomes of each package of an upload.
+    /// The result for each package of an upload.
     pub fn upload(&mut self, owner: Who, offers: &[Offer]) -> Vec<Result<(), RejectionReason>> {
         let is_over: Vec<_> = offers.iter().map(|offer| self.is_known_to_be_over(owner, offer)).collect();
         let mut outcomes = Vec::new();
@@ -192,7 +192,7 @@ impl Model {
         self.packages.get_mut(keypackage_ref).unwrap().life.end = Some(end);
     }
 
-    /// What expires before this is not handed out.
+    /// A package that expires before this is not handed out.
     pub fn usable_until(&self) -> Seconds {
         self.now + self.rules.min_remaining.max(1)
     }
@@ -202,7 +202,7 @@ impl Model {
         state == State::Available && package.life.not_after >= self.usable_until()
     }
 
-    /// What may be handed out next: fresh ones, or else returned ones, or else the last resort.
+    /// The candidates for the next reservation: fresh ones, or else returned ones, or else the last resort.
     pub fn candidates(&self, owner: Who, suite: Option<u16>) -> Vec<&KeyPackageRef> {
         let tier = |package: &Package| (package.life.last_resort, package.life.hold.is_some());
         let fits = |package: &Package| suite.is_none_or(|suite| suite == package.suite);
@@ -231,7 +231,7 @@ impl Model {
         assert!(self.reservations.insert(id, reserved).is_none(), "{id} is given a second time");
     }
 
-    /// What is told of a device that has no candidate.
+    /// The reason for a device without a candidate.
     pub fn miss(&self, owner: Who, suite: Option<u16>) -> MissingDevice {
         let there = |is_usable: bool| {
             let idle = self.of(owner).filter(|(.., state)| matches!(state, State::Available | State::Expired));
@@ -335,7 +335,7 @@ impl Model {
         states
     }
 
-    /// What can be revoked.
+    /// The packages that can be revoked.
     pub fn live(&self, owner: Who) -> Vec<KeyPackageRef> {
         self.of(owner).filter(|(.., state)| Self::is_live(*state)).map(|(r, ..)| r.clone()).collect()
     }

@@ -1,4 +1,4 @@
-//! What a `reserve` has to answer, also to a repetition with the same `Idempotency-Key`.
+//! The answer to a `reserve`, and to a repetition with the same `Idempotency-Key`.
 
 use keypool_openapi::{DeviceOf, MissingDevice, MissingReason, Problem, ProblemType, Reservation, ReserveResponse};
 use serde_json::{Value, json};
@@ -79,7 +79,7 @@ impl World<'_> {
         }
     }
 
-    /// Whose package a reservation is of.
+    /// The owner of a reserved package.
     fn who(&self, reservation: &Reservation) -> Who {
         let is_it = |name: &DeviceOf| (&name.user, &name.device) == (&reservation.user, &reservation.device);
         self.names.iter().position(is_it).unwrap_or_else(|| panic!("{reservation:?} is of nobody here"))
@@ -111,7 +111,7 @@ impl World<'_> {
     }
 }
 
-/// What was reserved, and what was not; a problem where that is all, of a kind that one of the missing has.
+/// The reservations and the missing devices; a problem if nothing was reserved, with the reason of a missing device.
 fn reserved(answer: &Answer) -> (Vec<Reservation>, Vec<MissingDevice>) {
     if answer.status == 200 {
         let ReserveResponse { reservations, missing } = parse(answer.json.clone());

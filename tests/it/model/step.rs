@@ -1,4 +1,4 @@
-//! What can happen, as proptest makes it up and shrinks it.
+//! The steps that proptest generates and shrinks.
 
 use jiff::SignedDuration;
 use proptest::{
@@ -40,7 +40,7 @@ pub enum Parcel {
     Again(usize),
 }
 
-/// What a `reserve` asks for.
+/// The targets of a `reserve`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ReserveRequest {
     /// Of the first user, of the second.
@@ -63,7 +63,7 @@ pub enum Step {
         request: ReserveRequest,
         key: Option<u8>,
     },
-    /// Of the reservation so many before the newest, by who made it or by another.
+    /// The reservation that is so many before the newest, by its adder or by another device.
     Spend {
         nth: usize,
         by: Option<Who>,
@@ -73,7 +73,7 @@ pub enum Step {
         nth: usize,
         by: Option<Who>,
     },
-    /// Of the packages so many before the newest, by whomever they were made.
+    /// The packages that are so many before the newest, of any device.
     Revoke {
         by: Who,
         nths: Vec<usize>,

@@ -1,4 +1,4 @@
-//! A server, and the model beside it: each step is done to both, and what they show is compared.
+//! A server and the model: each step runs on both, and their answers are compared.
 
 use std::collections::BTreeMap;
 
@@ -82,7 +82,7 @@ impl World<'_> {
         self.arena.runtime.block_on(caller.post(path, body))
     }
 
-    /// What a device is answered; `None` where it is removed, and told so.
+    /// The answer to a device; `None` if it was removed and got 401.
     pub fn ask(&self, by: Who, key: Option<u8>, path: &str, body: &Value) -> Option<Answer> {
         let caller = match key {
             Some(key) => &self.callers[by].with_key(&format!("key-{key}")),

@@ -24,7 +24,7 @@ struct Scene {
     alice: ShownToken,
 }
 
-/// What became of one request; `None`: it has to be done alone.
+/// The outcome of one request; `None`: it has to run alone.
 type Outcome = Option<Result<ReserveResponse, ReserveError>>;
 
 impl Scene {
@@ -209,13 +209,13 @@ async fn a_key_that_is_known_or_comes_twice_is_looked_at_alone() {
     let outcomes = scene.reserve(&[scene.keyed(1), scene.keyed(2), scene.keyed(2)]);
     assert!(outcomes.iter().all(Option::is_none), "{outcomes:?}");
     assert_eq!((scene.count("key_packages WHERE held"), scene.count("idempotency_keys")), (1, 1));
-    // What is left for alone does not take its key.
+    // A request that has to run alone does not use up its key.
     let empty = Reserve { device: Some("tablet".parse().unwrap()), ..scene.keyed(3) };
     assert!(scene.reserve(&[empty])[0].is_none());
     assert_eq!(scene.count("idempotency_keys"), 1);
 }
 
-/// Of requests that came before.
+/// The idempotency keys of many earlier requests.
 const MANY_KEYS: &str = "INSERT INTO idempotency_keys SELECT id, sha256(n::text::bytea), '', '', 4000000000 \
     FROM devices, generate_series(1, 20000) n WHERE user_name = 'bob'";
 
@@ -312,7 +312,7 @@ async fn spends_are_each_their_holders_own(#[values(Database::Postgres, Database
     );
 }
 
-/// One whose token has ended is refused, whatever it is done together with, and keeps nobody else from theirs.
+/// A request with an ended token is refused in any batch, and does not affect the other requests.
 #[rstest]
 #[tokio::test]
 async fn an_ended_token_takes_no_part(#[values(Database::Postgres, Database::Sqlite)] db: Database) {

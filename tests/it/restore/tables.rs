@@ -11,7 +11,7 @@ use tempfile::NamedTempFile;
 use super::{blocking, fresh, seen, spent};
 use crate::support::{Database, Device, Http, Place, Postgres, Raw, ServerProcess, TestServer, output, program};
 
-/// What is loaded from the backup.
+/// The tables that are loaded from the backup.
 #[derive(Clone, Copy, Debug)]
 enum Loaded {
     Everything,
@@ -284,7 +284,7 @@ async fn the_witness_is_never_swept_counted_or_handed_out(
     assert!(counted.all(|line| line.ends_with(" 0")), "{metrics}");
 }
 
-/// A server whose database keeps from it what it is still sees that a table was loaded.
+/// A server that may not ask the database for its identity still notices a loaded table.
 #[tokio::test]
 async fn it_takes_no_privilege_to_notice_a_table_that_was_loaded() {
     let postgres = Arc::new(blocking(Postgres::start).await);

@@ -1,4 +1,4 @@
-//! Who learns of keys: look-ups, and the user's other devices.
+//! How others learn of keys: look-ups, and the user's other devices.
 
 use std::time::Duration;
 
@@ -90,7 +90,7 @@ async fn the_users_other_devices_are_told(#[values(Anywhere::Postgres, Anywhere:
         assert_eq!(known, version(&phone).await);
     }
     drop(tablet);
-    // Who knows an earlier one is told at once; who has nothing new to hear waits.
+    // A device with an earlier version gets an answer at once; a device with the current one waits.
     let page = phone.get("/messages?wait=30&devices_version=0").await.ok();
     assert_eq!((&page["devices_version"], &page["messages"]), (&json!(known), &json!([])));
     alice.uploaded(&[new.key_package()]).await;

@@ -1,4 +1,4 @@
-//! What cargo builds.
+//! Programs that cargo builds.
 
 use std::{
     fs,

@@ -20,7 +20,7 @@ int clock_gettime(clockid_t clock, struct timespec *time) {
 }
 "#;
 
-/// What sets the clock of programs that start with it.
+/// A library that sets the clock of programs that start with it.
 #[derive(Debug)]
 pub struct OtherClock(TempDir);
 

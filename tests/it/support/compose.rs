@@ -23,7 +23,7 @@ const REMEDY: &str = "these tests need Docker with docker-compose, and the image
 const WATCHDOG: &str =
     r#"trap '' INT TERM HUP; cat >/dev/null; "$@" down --volumes --timeout 1; rm -rf "$KEYPOOL_DATA""#;
 
-/// What is emptied between tests, in an order in which nothing refers to what is gone. The witness of a table, and its device and
+/// The tables that are emptied between tests, in an order in which no row refers to a deleted one. The witness of a table, and its device and
 /// user, stay: without them, a server takes the database for a restored one.
 const TABLES: [&str; 11] = [
     "deliveries",
@@ -73,7 +73,7 @@ impl Compose {
         deployment
     }
 
-    /// Runs a command of docker-compose that has to succeed, and answers what it printed.
+    /// Runs a command of docker-compose that has to succeed, and returns its output.
     pub fn run(&self, args: &[&str]) -> String {
         output(self.command().args(args))
     }
@@ -82,7 +82,7 @@ impl Compose {
         compose(&self.project, self.port, &self.data)
     }
 
-    /// Runs what the operator of this deployment runs, and answers what it printed.
+    /// Runs a command of this deployment's operator, and returns its output.
     pub fn script(&self, script: &str) -> String {
         let shims = tempfile::tempdir().unwrap();
         understand_compose(shims.path());

@@ -27,7 +27,7 @@ pub enum Anywhere {
     Sqlite,
 }
 
-/// Where a test has its server.
+/// The place of a test's server.
 #[derive(Clone, Copy, Debug)]
 pub enum Where {
     /// Here, whatever the other tests run against.
@@ -68,7 +68,7 @@ pub struct Place {
     _keeps: Kept,
 }
 
-/// What deletes a database when it is dropped.
+/// Deletes a database when it is dropped.
 #[derive(Debug)]
 enum Kept {
     Elsewhere,

@@ -42,7 +42,7 @@ impl Foreigner {
         foreigner
     }
 
-    /// Has it do something that has to work, and answers what came of it.
+    /// Calls a method that has to succeed, and returns its answer.
     #[track_caller]
     pub fn does(&mut self, call: &str, with: &Value) -> Value {
         writeln!(self.calls, "{}", json!({ "call": call, "with": with })).unwrap();

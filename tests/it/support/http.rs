@@ -18,7 +18,7 @@ pub struct Http {
     headers: HeaderMap,
 }
 
-/// What a server answered.
+/// A server's answer.
 #[derive(Clone, Debug)]
 pub struct Answer {
     pub status: u16,
@@ -58,7 +58,7 @@ impl Answer {
     }
 }
 
-/// What every client of the tests begins as. It trusts no certificate: reading the machine's takes longer than a test's requests.
+/// The base of every client in the tests. It trusts no certificate: reading the machine's takes longer than a test's requests.
 pub fn builder() -> reqwest::ClientBuilder {
     static PROVIDER: Once = Once::new();
     PROVIDER.call_once(|| {
@@ -162,7 +162,7 @@ impl Http {
         self.post("/keypackages/upload", &json!({"keypackages": packages})).await
     }
 
-    /// Uploads what has to be accepted, all of it.
+    /// Uploads KeyPackages that the server has to accept.
     pub async fn uploaded(&self, packages: &[impl AsRef<[u8]>]) {
         for batch in packages.chunks(100) {
             let answer = self.upload(batch).await.ok();

@@ -1,4 +1,4 @@
-//! A hostile member: a stack of its own, which signs whatever it likes.
+//! A hostile member with a stack of its own, which signs anything.
 
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use openmls::prelude::{
@@ -42,7 +42,7 @@ fn bytes(message: &MlsMessageOut) -> Vec<u8> {
 }
 
 impl Insider {
-    /// Registers, and uploads KeyPackages that are what they say.
+    /// Registers, and uploads honest KeyPackages.
     pub async fn of(server: &TestServer, user: &str) -> Self {
         let http = server.anyone().registered(user, "laptop").await;
         let (provider, signer) = (OpenMlsRustCrypto::default(), new_signer());
@@ -189,7 +189,7 @@ impl Insider {
         self.sends(&bytes(&proposal), recipients).await;
     }
 
-    /// What is in its queue, each with its kind and what a notice says.
+    /// The messages in its queue: the kind of each, and the refusal in a notice.
     pub async fn finds(&self) -> Vec<(String, Value)> {
         let page = self.http.get("/messages").await.ok();
         let messages = page["messages"].as_array().unwrap().iter();
@@ -275,7 +275,7 @@ impl Insider {
         format!("/groups/{id}/{what}")
     }
 
-    /// What members of the epoch show for being so.
+    /// The proof of membership in the epoch.
     fn proof(&self) -> Vec<u8> {
         let group = self.group.as_ref().unwrap();
         group.export_secret(self.provider.crypto(), "keypool commit proof", &[], 32).unwrap()

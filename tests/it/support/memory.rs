@@ -1,4 +1,4 @@
-//! Where databases are for as long as a test runs: in memory, where there is room.
+//! The directory of a test's databases: in memory, if there is room.
 
 use std::{
     env,

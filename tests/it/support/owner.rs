@@ -79,14 +79,14 @@ impl Owner {
         self.client.identity().identity()
     }
 
-    /// Takes its queue in, and answers what came of it.
+    /// Processes its queue, and returns the events.
     pub async fn hears(&self) -> Vec<Event> {
         let incoming = self.client.membership().receive(0).await.unwrap();
         self.client.membership().done(&incoming).unwrap();
         incoming.into_iter().map(|one| one.event).collect()
     }
 
-    /// What was said to it, each with who said it.
+    /// The texts that it received, each with its sender.
     pub async fn texts(&self) -> Vec<(String, String)> {
         let heard = self.hears().await.into_iter();
         heard

@@ -28,12 +28,33 @@ pub struct Postgres {
     programs: PathBuf,
     directory: PathBuf,
     port: u16,
+    /// The directory of its locales, if not the system's.
+    locales: Option<PathBuf>,
     _watchdog: Child,
 }
 
 impl Postgres {
     /// Starts one.
     pub fn start() -> Self {
+        Self::with_locales(None)
+    }
+
+    /// Starts one whose messages are in German.
+    pub fn in_german() -> Self {
+        let directory = data_directory().keep();
+        let german = directory.join("de_DE.UTF-8");
+        let remedy = "install the sources of locales with `sudo apt-get install locales`";
+        let mut compiler = Command::new("localedef");
+        let status = compiler.args(["--no-archive", "-i", "de_DE", "-f", "UTF-8"]).arg(&german).status();
+        assert!(status.is_ok_and(|status| status.success()), "{remedy}");
+        let server = Self::with_locales(Some(directory));
+        let mut conn = PgConnection::establish(&server.url("postgres")).unwrap();
+        let said = diesel::sql_query("SELECT 1 / 0").execute(&mut conn).unwrap_err().to_string();
+        assert_eq!(said, "Division durch Null", "this PostgreSQL has no German messages");
+        server
+    }
+
+    fn with_locales(locales: Option<PathBuf>) -> Self {
         let programs = programs();
         let directory = data_directory().keep();
         if is_root() {
@@ -47,7 +68,8 @@ impl Postgres {
         // Not synchronous_commit: without it an immediate stop loses what was answered.
         let settings = format!(
             "listen_addresses = '127.0.0.1'\nport = {port}\nunix_socket_directories = ''\nmax_connections = 200\n\
-             fsync = off\nfull_page_writes = off\nmax_wal_size = 128MB\n"
+             fsync = off\nfull_page_writes = off\nmax_wal_size = 128MB\n{}",
+            if locales.is_some() { "lc_messages = 'de_DE.UTF-8'\n" } else { "" }
         );
         let file = data.join("postgresql.conf");
         fs::write(&file, fs::read_to_string(&file).unwrap() + &settings).unwrap();
@@ -56,7 +78,7 @@ impl Postgres {
         let others = fs::read_to_string(&access).unwrap();
         fs::write(&access, format!("host all {GUARDED} all scram-sha-256\n{others}")).unwrap();
         let watchdog = watchdog(&programs, &directory);
-        let server = Self { programs, directory, port, _watchdog: watchdog };
+        let server = Self { programs, directory, port, locales, _watchdog: watchdog };
         server.go_on();
         server
     }
@@ -107,10 +129,14 @@ impl Postgres {
         run(Command::new("cp").arg("-a").arg(snapshot.path().join("data")).arg(&data));
     }
 
-    /// Starts it again after a stop, with what it had.
+    /// Starts it again after a stop, with the same data.
     pub fn go_on(&self) {
         let log = self.directory.join("log");
-        run(control(&self.programs, &self.directory.join("data")).arg("-l").arg(log).args(["-w", "start"]));
+        let mut control = control(&self.programs, &self.directory.join("data"));
+        if let Some(locales) = &self.locales {
+            control.env("LOCPATH", locales);
+        }
+        run(control.arg("-l").arg(log).args(["-w", "start"]));
     }
 }
 
@@ -207,7 +233,7 @@ pub fn run(command: &mut Command) {
     output(command);
 }
 
-/// Runs a program that has to succeed, and answers what it printed.
+/// Runs a program that has to succeed, and returns its output.
 pub fn output(command: &mut Command) -> String {
     // To files and not to pipes, which the server that pg_ctl starts would hold open.
     let (out, err) = (tempfile::NamedTempFile::new().unwrap(), tempfile::NamedTempFile::new().unwrap());
@@ -218,7 +244,7 @@ pub fn output(command: &mut Command) -> String {
     said
 }
 
-/// Where `initdb` and the others are.
+/// The directory of `initdb` and PostgreSQL's other programs.
 fn programs() -> PathBuf {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let by_pg_config = Command::new("pg_config").arg("--bindir").output().ok();

@@ -70,7 +70,7 @@ impl Prometheus {
         fs::read_to_string(self.directory.path().join("log")).unwrap()
     }
 
-    /// What its API answers to a call that has to succeed.
+    /// The answer of its API to a call that has to succeed.
     pub async fn get(&self, path: &str) -> Value {
         self.api.get(&format!("/api/v1/{path}")).await.ok()["data"].clone()
     }

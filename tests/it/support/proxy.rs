@@ -10,7 +10,7 @@ use tokio::{
     sync::{OwnedRwLockWriteGuard, RwLock},
 };
 
-/// What goes wrong with a request.
+/// A failure of a request.
 #[derive(Clone, Copy, Debug)]
 pub enum Fault {
     /// It arrives and is done, and the answer does not come back.
@@ -25,7 +25,7 @@ pub enum Fault {
     Altered(&'static str, &'static str),
 }
 
-/// What a lying server makes of its answer.
+/// A lying server's change of its answer.
 type Lie = Box<dyn Fn(&mut Value) + Send>;
 
 /// Something between a client and its server that loses things as it is told. Requests are noted when they are done.
@@ -33,10 +33,10 @@ type Lie = Box<dyn Fn(&mut Value) + Send>;
 pub struct Proxy {
     pub base: String,
     faults: Arc<Mutex<VecDeque<Fault>>>,
-    /// What goes wrong with every request that begins so.
+    /// The failure of the next request that begins so.
     failing: Arc<Mutex<Option<(String, Fault)>>>,
     seen: Arc<Mutex<Vec<String>>>,
-    /// What becomes of the answers to requests that begin so.
+    /// The changes of the answers to requests that begin so.
     lies: Arc<Mutex<Vec<(String, Lie)>>>,
     /// While it is held, nothing passes.
     gate: Arc<RwLock<()>>,
@@ -63,12 +63,12 @@ impl Proxy {
         proxy
     }
 
-    /// What goes wrong with the next requests, one after another.
+    /// Sets the failures of the next requests, in this order.
     pub fn next(&self, faults: &[Fault]) {
         self.faults.lock().unwrap().extend(faults);
     }
 
-    /// What goes wrong with the next request that begins so; those after it go well.
+    /// Sets the failure of the next request that begins so; later ones succeed.
     pub fn fail_on(&self, beginning: &str, fault: Fault) {
         *self.failing.lock().unwrap() = Some((beginning.to_owned(), fault));
     }

@@ -191,7 +191,7 @@ impl TestServer {
         Timestamp::from_second(self.now().as_second()).unwrap().to_string()
     }
 
-    /// Where its database is.
+    /// Its database.
     pub fn place(&self) -> Arc<Place> {
         Arc::clone(&self.here().place)
     }
@@ -383,7 +383,7 @@ impl ServerProcess {
         }
     }
 
-    /// Where it listens.
+    /// The address at which it listens.
     pub fn address(&self) -> &str {
         self.base.split_once("//").unwrap().1
     }

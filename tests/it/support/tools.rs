@@ -11,7 +11,7 @@ use std::{
 
 use super::target;
 
-/// Where the versions of the tools are kept.
+/// The directory with the versions of the tools.
 pub fn contract() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("contract")
 }
@@ -110,7 +110,7 @@ fn installed(name: &str, versions: &[PathBuf], install: impl FnOnce(&Path)) -> P
     directory
 }
 
-/// Runs a program that has to succeed, and answers what it printed.
+/// Runs a program that has to succeed, and returns its output.
 pub fn run(command: &mut Command, remedy: &str) -> String {
     let output = command.stdin(Stdio::null()).output();
     let program = command.get_program().to_owned();

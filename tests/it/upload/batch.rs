@@ -72,7 +72,7 @@ impl Scene {
         }
     }
 
-    /// What stands for a KeyPackage here: the store believes what it is told of it.
+    /// A made-up KeyPackage: the store does not validate it.
     fn package(&self, number: u8) -> ValidatedKeyPackage {
         ValidatedKeyPackage {
             keypackage_ref: vec![number; 32].into(),

@@ -21,7 +21,7 @@ use uuid::Uuid;
 
 use crate::{app::info::info, config::Config};
 
-/// The user of the examples. The README has other names, so that who tries the examples does not take them.
+/// The user of the examples. The README has other names, so that the examples do not take them.
 const OWNER: &str = "erika";
 
 /// The KeyPackage of the examples. Swagger UI replaces it by real ones, see [`crate::app::swagger_ui`].

@@ -53,8 +53,7 @@ impl Source {
                 "the identity provider's keys come over plain HTTP: anyone on the network path can replace them"
             );
         }
-        // Fails only if another provider was installed before. That one is then used.
-        let _ = rustls::crypto::ring::default_provider().install_default();
+        crate::tls::use_ring();
         let client = Client::builder()
             .user_agent(concat!("keypool-server/", env!("CARGO_PKG_VERSION")))
             .timeout(timeout)

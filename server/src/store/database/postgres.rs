@@ -14,6 +14,7 @@ use diesel::{
 use super::{
     conn::Conn,
     error::StoreError,
+    language,
     liveness::{self, Connector, Driver},
     migrations::{self, POSTGRES_MIGRATIONS},
     wait,
@@ -54,6 +55,7 @@ pub(super) fn pool(
 ) -> Result<Pool<Connector<PgConnection>>, StoreError> {
     let begin = move |conn: &mut Conn<'_>| {
         if let Conn::Postgres(conn) = conn {
+            language::speak_english(conn);
             conn.batch_execute(SESSION)?;
         }
         begin(conn)
@@ -89,6 +91,8 @@ pub(super) fn migrate(config: &Config) -> Result<(), StoreError> {
     // Initialise OpenSSL first: libpq's atexit cleanup crashed at exit while a pool thread was connecting.
     openssl_sys::init();
     let mut conn = wait::connect(&with_defaults(config.database_url.expose()), config)?;
+    language::speak_english(&mut conn);
+    language::warn_of_another(&mut conn);
     // The lock belongs to the session, so it ends with this connection in every case.
     diesel::sql_query("SELECT pg_advisory_lock($1)").bind::<BigInt, _>(MIGRATION_LOCK).execute(&mut conn)?;
     // An account without the right to change the schema can still start if nothing is left to migrate. Diesel's harness

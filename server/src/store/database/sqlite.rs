@@ -130,7 +130,7 @@ fn directory(path: &str) -> &Path {
     Path::new(path).parent().filter(|directory| *directory != Path::new("")).unwrap_or(Path::new("."))
 }
 
-/// Says who has to be allowed to write what: SQLite makes its log beside the database's file.
+/// Names the user who needs the right to write, and the file: SQLite makes its log beside the database's file.
 pub(super) fn rights(path: &str) -> String {
     let directory = directory(path).display();
     format!("{} has to be allowed to write the file {path}, and to make files in {directory}", process())

@@ -65,8 +65,8 @@ fn given_up(wait: Duration) -> String {
 /// connection now (SQLSTATE 57P03 and 53300).
 ///
 /// libpq keeps the SQLSTATE of a failed attempt for itself, and Diesel passes on only the text. This libpq is built
-/// without translations. PostgreSQL's own messages are recognised in English: one with another `lc_messages` ends the
-/// wait while it starts up.
+/// without translations. PostgreSQL's own messages are recognised in English: before a connection is open, nobody can
+/// ask for that, so one with another `lc_messages` ends the wait while it starts up.
 fn is_absent(error: &ConnectionError) -> bool {
     match error {
         ConnectionError::BadConnection(text) => {
