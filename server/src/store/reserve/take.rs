@@ -1,4 +1,4 @@
-//! The statement that takes fresh KeyPackages on `PostgreSQL`: for one request, or for many at once.
+//! The statement that takes fresh KeyPackages on `PostgreSQL`, in `take.sql`: for one request, or for many at once.
 //!
 //! A request is served completely or not at all. Nothing is taken for it, and `Store::reserve` serves it alone, when
 //! - one of its users has no device, or one of the devices has no fresh KeyPackage that is free,
@@ -6,18 +6,17 @@
 //! - it is for more than [`MOST_DEVICES`] devices,
 //! - the caller is near its limit, its token was revoked, or its `Idempotency-Key` was used before.
 
+use std::sync::LazyLock;
+
 use diesel::{
     pg::Pg,
     prelude::*,
     query_builder::AstPass,
+    result::Error,
     sql_types::{Array, BigInt, Binary, Integer, Nullable, Text},
 };
 
-use crate::store::{
-    database::sql::{push, statement},
-    idempotency::IdempotencyKey,
-    locks::HOLDS,
-};
+use crate::store::{database::sql::statement, idempotency::IdempotencyKey, locks::HOLDS};
 
 /// The most devices of a request here. So many KeyPackages of the largest size fill [`crate::store::ANSWER_BYTES`].
 pub(super) const MOST_DEVICES: i64 = 64;
@@ -152,193 +151,92 @@ statement!(OneRepeatable, TakenColumns, Pg, PgConnection => |this, out| { push_o
 statement!(Many, TakenColumns, Pg, PgConnection => |this, out| { push_many(&mut out, this, false)?; });
 statement!(ManyRepeatable, TakenColumns, Pg, PgConnection => |this, out| { push_many(&mut out, &this.0, true)?; });
 
-fn push_one<'b>(out: &mut AstPass<'_, 'b, Pg>, one: &'b One<'_>, is_kept: bool) -> QueryResult<()> {
-    let (target, kept) = (&one.target, &one.kept);
-    push_pick(out, &one.now, is_kept)?;
-    push!(out, r"
-    FROM (SELECT {request} AS request, {user} AS user_name, {device} AS device_name, {first_suite} AS first_suite,
-                 {last_suite} AS last_suite, {nonce} AS nonce, {actor} AS actor, {until} AS until,
-                 {usable_until} AS usable_until, {group_id} AS group_id, {token} AS token, {spare} AS spare",
-        request: BigInt = &target.request,
-        user: Text = target.user,
-        device: Nullable<Text> = &target.device,
-        first_suite: Integer = &target.suites.0,
-        last_suite: Integer = &target.suites.1,
-        nonce: Binary = target.nonce,
-        actor: BigInt = &target.actor,
-        until: BigInt = &target.until,
-        usable_until: BigInt = &target.usable_until,
-        group_id: Nullable<Binary> = &target.group_id,
-        token: Nullable<Binary> = &target.token,
-        spare: Nullable<BigInt> = &target.spare,
-    );
-    if is_kept {
-        push!(out, r",
-                 {key} AS key, {digest} AS digest, {kept_until} AS kept_until, {missing} AS missing",
-            key: Nullable<Binary> = &kept.key,
-            digest: Nullable<Binary> = &kept.digest,
-            kept_until: Nullable<BigInt> = &kept.until,
-            missing: Nullable<Text> = &kept.missing,
-        );
+/// The statement with all its forms. A line that belongs to some of them ends with their marks: `one` or `many` users,
+/// answers that are `kept`, or not (`plain`).
+const FORMS: &str = include_str!("take.sql");
+
+/// The form with these marks.
+fn form(marks: [&str; 2]) -> String {
+    let lines = FORMS.lines().filter(|line| !line.starts_with("--"));
+    let lines = lines.map(|line| line.split_once(" -- ").unwrap_or((line, "")));
+    let of_form = lines.filter(|(_, of)| of.split_whitespace().all(|mark| marks.contains(&mark)));
+    of_form.map(|(line, _)| line).collect::<Vec<_>>().join("\n")
+}
+
+/// Writes a form, and binds each of its parameters by its name.
+fn push_form<'b>(
+    out: &mut AstPass<'_, 'b, Pg>,
+    mut sql: &str,
+    bind: impl Fn(&mut AstPass<'_, 'b, Pg>, &str) -> QueryResult<()>,
+) -> QueryResult<()> {
+    while let Some((before, (name, after))) =
+        sql.split_once('{').and_then(|(before, rest)| Some((before, rest.split_once('}')?)))
+    {
+        out.push_sql(before);
+        bind(out, name)?;
+        sql = after;
     }
-    push!(out, ") r");
-    push_take(out, &one.now, is_kept, "(SELECT count(*) = count(place) AND count(*) <= {most} FROM pick)")
+    out.push_sql(sql);
+    Ok(())
+}
+
+fn unknown(name: &str) -> QueryResult<()> {
+    Err(Error::QueryBuilderError(format!("take.sql has an unknown parameter {name}").into()))
+}
+
+fn push_one<'b>(out: &mut AstPass<'_, 'b, Pg>, one: &'b One<'_>, is_kept: bool) -> QueryResult<()> {
+    static PLAIN: LazyLock<String> = LazyLock::new(|| form(["one", "plain"]));
+    static KEPT: LazyLock<String> = LazyLock::new(|| form(["one", "kept"]));
+    let (target, kept) = (&one.target, &one.kept);
+    push_form(out, if is_kept { &KEPT } else { &PLAIN }, |out, name| match name {
+        "holds" => out.push_bind_param::<Integer, _>(&HOLDS),
+        "most" => out.push_bind_param::<BigInt, _>(&MOST_DEVICES),
+        "now" => out.push_bind_param::<BigInt, _>(&one.now),
+        "request" => out.push_bind_param::<BigInt, _>(&target.request),
+        "user" => out.push_bind_param::<Text, _>(target.user),
+        "device" => out.push_bind_param::<Nullable<Text>, _>(&target.device),
+        "first_suite" => out.push_bind_param::<Integer, _>(&target.suites.0),
+        "last_suite" => out.push_bind_param::<Integer, _>(&target.suites.1),
+        "nonce" => out.push_bind_param::<Binary, _>(target.nonce),
+        "actor" => out.push_bind_param::<BigInt, _>(&target.actor),
+        "until" => out.push_bind_param::<BigInt, _>(&target.until),
+        "usable_until" => out.push_bind_param::<BigInt, _>(&target.usable_until),
+        "group_id" => out.push_bind_param::<Nullable<Binary>, _>(&target.group_id),
+        "token" => out.push_bind_param::<Nullable<Binary>, _>(&target.token),
+        "spare" => out.push_bind_param::<Nullable<BigInt>, _>(&target.spare),
+        "key" => out.push_bind_param::<Nullable<Binary>, _>(&kept.key),
+        "digest" => out.push_bind_param::<Nullable<Binary>, _>(&kept.digest),
+        "kept_until" => out.push_bind_param::<Nullable<BigInt>, _>(&kept.until),
+        "missing" => out.push_bind_param::<Nullable<Text>, _>(&kept.missing),
+        name => unknown(name),
+    })
 }
 
 fn push_many<'b>(out: &mut AstPass<'_, 'b, Pg>, many: &'b Many<'_>, is_kept: bool) -> QueryResult<()> {
-    push_pick(out, &many.now, is_kept)?;
-    push!(out, r"
-    FROM unnest({request}, {user}, {device}, {first_suite}, {last_suite}, {nonce}, {actor}, {until}, {usable_until},
-                {group_id}, {token}, {spare}",
-        request: Array<BigInt> = &many.request,
-        user: Array<Text> = &many.user,
-        device: Array<Nullable<Text>> = &many.device,
-        first_suite: Array<Integer> = &many.first_suite,
-        last_suite: Array<Integer> = &many.last_suite,
-        nonce: Array<Binary> = &many.nonce,
-        actor: Array<BigInt> = &many.actor,
-        until: Array<BigInt> = &many.until,
-        usable_until: Array<BigInt> = &many.usable_until,
-        group_id: Array<Nullable<Binary>> = &many.group_id,
-        token: Array<Nullable<Binary>> = &many.token,
-        spare: Array<Nullable<BigInt>> = &many.spare,
-    );
-    if is_kept {
-        push!(out, ", {key}, {digest}, {kept_until}, {missing}",
-            key: Array<Nullable<Binary>> = &many.key,
-            digest: Array<Nullable<Binary>> = &many.digest,
-            kept_until: Array<Nullable<BigInt>> = &many.kept_until,
-            missing: Array<Nullable<Text>> = &many.missing,
-        );
-    }
-    push!(
-        out,
-        r")
-        AS r (request, user_name, device_name, first_suite, last_suite, nonce, actor, until, usable_until,
-              group_id, token, spare"
-    );
-    push!(out, if is_kept { ", key, digest, kept_until, missing)" } else { ")" });
-    push_take(
-        out,
-        &many.now,
-        is_kept,
-        r"p.request NOT IN (
-        SELECT request
-        FROM (SELECT request, place,
-                     row_number() OVER (PARTITION BY place ORDER BY request) AS rank,
-                     count(*) OVER (PARTITION BY request) AS devices
-              FROM pick) met
-        WHERE place IS NULL OR rank > 1 OR devices > {most})",
-    )
-}
-
-/// Finds and locks a KeyPackage for each device of each user. The search starts at the nonce and wraps around, as in
-/// the statement for a single request. CASE hides the conditions on ciphersuite and lifetime from the planner, which
-/// overrates their selectivity and would sort the whole pool. Repeated keys are found by a join: with EXISTS, the
-/// planner would read all keys.
-#[expect(clippy::trivially_copy_pass_by_ref, reason = "what is bound has to live until the statement is sent")]
-fn push_pick<'b>(out: &mut AstPass<'_, 'b, Pg>, now: &'b i64, is_kept: bool) -> QueryResult<()> {
-    push!(out, r"WITH pick AS MATERIALIZED (
-    SELECT r.*, d.id AS owner, d.device_name AS owned,
-        CASE WHEN (r.token IS NULL OR (
-                SELECT c.token_hash = r.token
-                    AND (r.spare IS NULL OR pg_try_advisory_xact_lock({holds}, hashtext(c.user_name)))
-                FROM devices c WHERE c.id = r.actor AND c.removed_at IS NULL))
-            AND (r.spare IS NULL OR r.spare >= (
-                SELECT count(*)
-                FROM devices c
-                JOIN devices o ON o.user_name = c.user_name
-                JOIN key_packages k ON k.reserved_by = o.id
-                WHERE c.id = r.actor AND k.held AND k.reserved_until > {now}))",
-        holds: Integer = &HOLDS,
-        now: BigInt = now,
-    );
-    if is_kept {
-        push!(
-            out,
-            r"
-            AND (r.key IS NULL OR (
-                SELECT i.expires_at FROM idempotency_keys i WHERE i.device_id = r.actor AND i.key = r.key) IS NULL)"
-        );
-    }
-    push!(
-        out,
-        r"
-        THEN coalesce(
-            (SELECT k.ctid FROM key_packages k
-             WHERE k.device_id = d.id AND k.fresh
-                AND CASE WHEN k.ciphersuite BETWEEN r.first_suite AND r.last_suite AND k.not_after >= r.usable_until
-                    THEN true ELSE false END
-                AND k.keypackage_ref >= r.nonce
-             ORDER BY k.keypackage_ref LIMIT 1 FOR UPDATE SKIP LOCKED),
-            (SELECT k.ctid FROM key_packages k
-             WHERE k.device_id = d.id AND k.fresh
-                AND CASE WHEN k.ciphersuite BETWEEN r.first_suite AND r.last_suite AND k.not_after >= r.usable_until
-                    THEN true ELSE false END
-                AND k.keypackage_ref < r.nonce
-             ORDER BY k.keypackage_ref LIMIT 1 FOR UPDATE SKIP LOCKED))
-        END AS place"
-    );
-    Ok(())
-}
-
-/// Keeps the answers of repeatable requests, as the JSON of [`super::kept_answers`]. Rows are inserted in the order of
-/// their keys, so that two batches with the same keys cannot deadlock.
-const KEEP: &str = r",
-kept AS (
-    INSERT INTO idempotency_keys (device_id, key, request, answer, expires_at)
-    SELECT actor, key, digest,
-        convert_to(json_build_object(
-            'missing', missing::json,
-            'reservations', json_agg(json_build_object(
-                'reservation_id', to_hex(owner) || '-' || encode(nonce, 'hex')::uuid,
-                'user', user_name, 'device', owned,
-                'keypackage_ref', encode(keypackage_ref, 'hex'), 'ciphersuite', ciphersuite,
-                'not_after', to_timestamp(not_after), 'expires_at', to_timestamp(until),
-                'last_resort', false)))::text, 'UTF8'),
-        kept_until
-    FROM taken WHERE key IS NOT NULL
-    GROUP BY actor, key, digest, missing, kept_until ORDER BY actor, key)";
-
-/// Takes the KeyPackages that were found and locked for the requests that are `complete`, and writes the audit trail.
-/// The update addresses each row by its physical position instead of through the index. A KeyPackage that another
-/// transaction has changed since the statement began is no longer fresh: it is skipped, so no request is half served.
-#[expect(clippy::trivially_copy_pass_by_ref, reason = "what is bound has to live until the statement is sent")]
-fn push_take<'b>(out: &mut AstPass<'_, 'b, Pg>, now: &'b i64, is_kept: bool, complete: &str) -> QueryResult<()> {
-    push!(
-        out,
-        r"
-    LEFT JOIN devices d ON d.user_name = r.user_name AND d.removed_at IS NULL
-        AND (r.device_name IS NULL OR d.device_name = r.device_name)),
-taken AS (
-    UPDATE key_packages k
-    SET state = 'reserved', reservation = p.nonce, reserved_by = p.actor, reserved_until = p.until
-    FROM pick p
-    WHERE k.ctid = p.place AND "
-    );
-    push!(out, complete, most: BigInt = &MOST_DEVICES);
-    push!(
-        out,
-        r"
-    RETURNING p.request, p.owner, p.user_name, p.owned, k.keypackage_ref, k.key_package, k.ciphersuite, k.not_after,
-        p.actor, p.nonce, p.group_id, p.until"
-    );
-    push!(out, if is_kept { ", p.key, p.digest, p.kept_until, p.missing)" } else { ")" });
-    push!(out, r",
-noted AS (
-    INSERT INTO audit_events (device_id, keypackage_ref, action, actor, reservation, group_id, last_resort, at, until)
-    SELECT owner, keypackage_ref, 'reserve', actor, nonce, group_id, false, {now}, until FROM taken)",
-        now: BigInt = now,
-    );
-    if is_kept {
-        push!(out, KEEP);
-    }
-    push!(
-        out,
-        r"
-SELECT request, owner, user_name, owned, keypackage_ref, key_package, ciphersuite, not_after FROM taken"
-    );
-    Ok(())
+    static PLAIN: LazyLock<String> = LazyLock::new(|| form(["many", "plain"]));
+    static KEPT: LazyLock<String> = LazyLock::new(|| form(["many", "kept"]));
+    push_form(out, if is_kept { &KEPT } else { &PLAIN }, |out, name| match name {
+        "holds" => out.push_bind_param::<Integer, _>(&HOLDS),
+        "most" => out.push_bind_param::<BigInt, _>(&MOST_DEVICES),
+        "now" => out.push_bind_param::<BigInt, _>(&many.now),
+        "request" => out.push_bind_param::<Array<BigInt>, _>(&many.request),
+        "user" => out.push_bind_param::<Array<Text>, _>(&many.user),
+        "device" => out.push_bind_param::<Array<Nullable<Text>>, _>(&many.device),
+        "first_suite" => out.push_bind_param::<Array<Integer>, _>(&many.first_suite),
+        "last_suite" => out.push_bind_param::<Array<Integer>, _>(&many.last_suite),
+        "nonce" => out.push_bind_param::<Array<Binary>, _>(&many.nonce),
+        "actor" => out.push_bind_param::<Array<BigInt>, _>(&many.actor),
+        "until" => out.push_bind_param::<Array<BigInt>, _>(&many.until),
+        "usable_until" => out.push_bind_param::<Array<BigInt>, _>(&many.usable_until),
+        "group_id" => out.push_bind_param::<Array<Nullable<Binary>>, _>(&many.group_id),
+        "token" => out.push_bind_param::<Array<Nullable<Binary>>, _>(&many.token),
+        "spare" => out.push_bind_param::<Array<Nullable<BigInt>>, _>(&many.spare),
+        "key" => out.push_bind_param::<Array<Nullable<Binary>>, _>(&many.key),
+        "digest" => out.push_bind_param::<Array<Nullable<Binary>>, _>(&many.digest),
+        "kept_until" => out.push_bind_param::<Array<Nullable<BigInt>>, _>(&many.kept_until),
+        "missing" => out.push_bind_param::<Array<Nullable<Text>>, _>(&many.missing),
+        name => unknown(name),
+    })
 }
 
 /// Takes KeyPackages for requests in one statement. Each request is served completely or not at all.
