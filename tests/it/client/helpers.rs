@@ -67,6 +67,11 @@ pub fn epoch(owner: &Owner, group: &Group) -> u64 {
     owner.membership().groups().unwrap().iter().find(|one| one.id == group.id).unwrap().epoch
 }
 
+/// That a member's first device changed something, and not the group's name.
+pub fn changed_by(user: &str) -> Event {
+    Event::Changed { by: device(user).to_string(), name: None }
+}
+
 /// What came, with what people should know of it.
 pub async fn heard(owner: &Owner) -> Vec<Incoming> {
     let incoming = owner.membership().receive(0).await.unwrap();
