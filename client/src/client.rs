@@ -175,12 +175,21 @@ impl MlsClient {
     pub async fn set_token(data_dir: &Path, token: SecretString, settings: Settings) -> Result<()> {
         let store = LocalStore::open_with(data_dir, settings.passphrase.as_ref())?;
         let mut identity = DeviceIdentity::load(&store)?;
-        let status = settings.api(identity.server(), Some(token.clone()))?.get_key_package_status().await?;
-        let found = device_name(&status.user, &status.device);
-        if found != identity.identity() {
-            return Err(Error::TokenOfOther { found, wanted: identity.identity() });
-        }
+        check_device(&settings.api(identity.server(), Some(token.clone()))?, &identity).await?;
         identity.set_token(&store, token)
+    }
+
+    /// Stores another address of the server of the device in `data_dir`, for a server that has moved, and answers it as it is
+    /// stored. Shows the device's token to the server there. Fails if that one cannot be reached, or does not know the device by
+    /// its token. Then the old address stays.
+    pub async fn set_server(data_dir: &Path, server: &str, settings: Settings) -> Result<String> {
+        let store = LocalStore::open_with(data_dir, settings.passphrase.as_ref())?;
+        let identity = DeviceIdentity::load(&store)?;
+        let token = identity.token().ok_or_else(|| Error::NotRegistered(identity.identity()))?;
+        let api = settings.api(server, Some(token))?;
+        check_device(&api, &identity).await?;
+        store.set_server(api.server())?;
+        Ok(api.server().to_owned())
     }
 
     /// Replaces the server's directory by the application's own identity check.
@@ -368,6 +377,13 @@ impl MlsClient {
     pub fn provider(&self) -> Provider<'_> {
         self.store().provider()
     }
+}
+
+/// Fails if the token of these calls belongs to another device.
+async fn check_device(api: &ApiClient, identity: &DeviceIdentity) -> Result<()> {
+    let status = api.get_key_package_status().await?;
+    let (found, wanted) = (device_name(&status.user, &status.device), identity.identity());
+    if found == wanted { Ok(()) } else { Err(Error::TokenOfOther { found, wanted }) }
 }
 
 /// Registers a device with the token that its user gave, and has the connection use the device's own from then on.
