@@ -5,6 +5,10 @@
 //! ([`MlsMembership::invite`]), and joins groups from a Welcome ([`MlsClient::join`]). It stores everything in one
 //! SQLite file, the [`LocalStore`]: private keys in OpenMLS's own tables, and only metadata in ours.
 //!
+//! Its layers can be taken alone. A messenger with its own OpenMLS provider, database, HTTP client or delivery service takes the
+//! pool and nothing else: a [`KeyPackagePool`] over its [`PoolStore`], an [`ApiClient`] over its [`Transport`], and a [`Refresh`]
+//! that keeps the pool full for its [`PoolIdentity`]. Without the features `sqlite` and `http`, there is nothing else to build.
+//!
 //! The `keypool` command, the crate `keypool-cli`, is this library with a command line.
 //!
 //! # Example

@@ -34,7 +34,7 @@ pub enum TransportError {
     #[error(transparent)]
     Untrusted(Cause),
     /// There was no answer in time.
-    #[error("no answer within {0:?}")]
+    #[error("no answer within {0:.0?}")]
     Timeout(Duration),
     /// Anything else, such as a connection that was lost.
     #[error(transparent)]
