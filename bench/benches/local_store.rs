@@ -28,7 +28,8 @@ fn device() -> Result<(TempDir, LocalStore, DeviceIdentity)> {
 fn fill(store: &LocalStore, identity: &DeviceIdentity) -> Result<()> {
     let config = KeyPackagePoolConfig::default();
     let pool = KeyPackagePool::new(store, &config);
-    pool.generate_and_update_pool(identity, CIPHERSUITE, (32, false), SystemClock.now(), &|_| {})?;
+    let signer = identity.key_package_signer(CIPHERSUITE)?;
+    pool.generate_and_update_pool(&signer, (32, false), SystemClock.now(), &|_| {})?;
     Ok(())
 }
 

@@ -46,7 +46,7 @@ fn in_file(count: usize) -> Result<Duration> {
     let pool = KeyPackagePool::new(&store, &config);
     let now = SystemClock.now();
     let started = Instant::now();
-    pool.generate_and_update_pool(&identity, CIPHERSUITE, (count, false), now, &|_| {})?;
+    pool.generate_and_update_pool(&identity.key_package_signer(CIPHERSUITE)?, (count, false), now, &|_| {})?;
     Ok(started.elapsed())
 }
 

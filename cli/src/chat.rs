@@ -343,10 +343,10 @@ impl Chat<'_> {
     async fn show_incoming(&mut self, incoming: &[Incoming]) {
         let groups = self.client.membership().groups().unwrap_or_default();
         for one in incoming {
-            if matches!(one.event, Event::Text { .. }) {
+            if matches!(one.event, Event::Text { .. } | Event::Content { .. }) {
                 self.messages_since_refresh += 1;
             }
-            let is_nothing = matches!(one.event, Event::Ignored { .. } | Event::Changed);
+            let is_nothing = matches!(one.event, Event::Ignored { .. } | Event::Changed { .. });
             let time = one.sent_at.to_zoned_datetime(TimeZone::system()).strftime("%H:%M").to_string();
             let is_here = one.group == self.group.id || one.group.is_empty();
             let group = incoming::group_name(&groups, one);

@@ -183,6 +183,13 @@ enum Command {
         #[arg(long)]
         set: bool,
     },
+    /// Print the address of this device's server, or change it
+    #[command(after_help = "Example: keypool server --set https://keys.example.org")]
+    Server {
+        /// Use the server at this address from now on. It must know this device: it is the same server that has moved
+        #[arg(long, value_name = "URL")]
+        set: Option<String>,
+    },
     /// List your devices, remove one, or give one a new token
     #[command(subcommand)]
     Device(DeviceCommand),
@@ -302,6 +309,7 @@ async fn run(cli: Cli, output: &Output) -> Result<ExitCode> {
     match command {
         Command::Init(args) => init(args, &directory, settings, output).await?,
         Command::Token { set: true } => set_token(&directory, settings, output).await?,
+        Command::Server { set: Some(server) } => set_server(&server, &directory, settings, output).await?,
         Command::Chat(args) => {
             let client = open_device(&directory, settings)?;
             chat::run_client_loop(args, &client, &retries, output).await?;
@@ -366,6 +374,7 @@ async fn with_device(command: Command, client: &MlsClient, output: &Output) -> R
                 output.token(token.expose_secret())?;
             }
         }
+        Command::Server { .. } => output.server(client.identity().server())?,
         Command::Doctor => {
             let checks = doctor::check(client).await;
             output.doctor(&checks)?;
@@ -382,6 +391,15 @@ async fn set_token(directory: &Path, settings: Settings, output: &Output) -> Res
     let settings = secrets::with_passphrase(directory, settings)?;
     MlsClient::set_token(directory, secrets::read_token()?, settings).await?;
     output.token_set()
+}
+
+/// Stores another address of the server.
+async fn set_server(server: &str, directory: &Path, settings: Settings, output: &Output) -> Result<()> {
+    if is_in_the_clear(server) {
+        Output::warn_of_clear_text(server);
+    }
+    let settings = secrets::with_passphrase(directory, settings)?;
+    output.server(&MlsClient::set_server(directory, server, settings).await?)
 }
 
 /// Opens the device in a directory. Does not create the directory.

@@ -35,7 +35,10 @@ fn event_text(event: &Event, place: Place<'_>) -> String {
         Event::Text { sender, text } => format!("{}: {}", painted(&clean(sender), AnsiColor::Cyan), clean_lines(text)),
         Event::Joined { by } => format!("{by} added this device"),
         Event::Members { by, added, removed } => members_text(by, added, removed),
-        Event::Changed => "the group changed".to_owned(),
+        Event::Content { sender, content_type, bytes } => {
+            format!("{} sent {} bytes of {}", clean(sender), bytes.0.len(), clean(content_type))
+        }
+        Event::Changed { .. } => "the group changed".to_owned(),
         Event::Removed => "this device is no longer in the group".to_owned(),
         Event::Refused { kind, by, reason, why } => refused_text(*kind, by, (*reason, why), place),
         Event::Renewed { by, without, .. } => renewed_text(by, without),

@@ -197,6 +197,10 @@ impl Output {
         self.answer(&json!({ "token": token }), || token.to_owned())
     }
 
+    pub fn server(&self, server: &str) -> Result<()> {
+        self.answer(&json!({ "server": server }), || server.to_owned())
+    }
+
     pub fn error(&self, error: &Error) {
         let message = error.with_causes();
         self.failure(&message, error.code(), error.hint());

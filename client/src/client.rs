@@ -17,9 +17,10 @@ use crate::{
     identity::DeviceIdentity,
     identity_check::IdentityCheck,
     key_package_status::KeyPackageStatus,
-    pool::{KeyPackagePool, KeyPackagePoolConfig, OnProgress},
+    pool::{KeyPackagePool, KeyPackagePoolConfig, OnProgress, PoolStore as _},
     refresh::RefreshReport,
     storage::{LocalStore, Provider},
+    transport::Transport,
 };
 
 /// The device that [`MlsClient::init`] creates.
@@ -47,8 +48,9 @@ pub struct Settings {
     pub passphrase: Option<SecretString>,
     /// The longest time that a call may take, retries included, while the server is unreachable or busy.
     pub timeout: Duration,
-    /// The application's own HTTP client, in place of the usual one; see [`ApiClient::with_http`].
-    pub http: Option<reqwest::Client>,
+    /// What sends requests, in place of the usual HTTP client; for example, a `reqwest::Client` with a proxy. It is needed where
+    /// this crate is built without its feature `http`.
+    pub transport: Option<Arc<dyn Transport>>,
     /// What is called before a call to the server is repeated.
     pub on_retry: Option<OnRetry>,
 }
@@ -60,7 +62,7 @@ impl Default for Settings {
             pool: KeyPackagePoolConfig::default(),
             passphrase: None,
             timeout: DEFAULT_TIMEOUT,
-            http: None,
+            transport: None,
             on_retry: None,
         }
     }
@@ -68,12 +70,14 @@ impl Default for Settings {
 
 impl Settings {
     fn api(&self, server: &str, token: Option<SecretString>) -> Result<ApiClient> {
-        let api = ApiClient::new(server, token)?;
-        let api = api.with_timeout(self.timeout).with_on_retry(self.on_retry.clone());
-        Ok(match &self.http {
-            Some(http) => api.with_http(http.clone()),
-            None => api,
-        })
+        let api = match &self.transport {
+            Some(transport) => ApiClient::with_transport(server, token, Arc::clone(transport))?,
+            #[cfg(feature = "http")]
+            None => ApiClient::new(server, token)?,
+            #[cfg(not(feature = "http"))]
+            None => return Err(Error::NoTransport),
+        };
+        Ok(api.with_timeout(self.timeout).with_on_retry(self.on_retry.clone()))
     }
 }
 
@@ -171,12 +175,21 @@ impl MlsClient {
     pub async fn set_token(data_dir: &Path, token: SecretString, settings: Settings) -> Result<()> {
         let store = LocalStore::open_with(data_dir, settings.passphrase.as_ref())?;
         let mut identity = DeviceIdentity::load(&store)?;
-        let status = settings.api(identity.server(), Some(token.clone()))?.get_key_package_status().await?;
-        let found = device_name(&status.user, &status.device);
-        if found != identity.identity() {
-            return Err(Error::TokenOfOther { found, wanted: identity.identity() });
-        }
+        check_device(&settings.api(identity.server(), Some(token.clone()))?, &identity).await?;
         identity.set_token(&store, token)
+    }
+
+    /// Stores another address of the server of the device in `data_dir`, for a server that has moved, and answers it as it is
+    /// stored. Shows the device's token to the server there. Fails if that one cannot be reached, or does not know the device by
+    /// its token. Then the old address stays.
+    pub async fn set_server(data_dir: &Path, server: &str, settings: Settings) -> Result<String> {
+        let store = LocalStore::open_with(data_dir, settings.passphrase.as_ref())?;
+        let identity = DeviceIdentity::load(&store)?;
+        let token = identity.token().ok_or_else(|| Error::NotRegistered(identity.identity()))?;
+        let api = settings.api(server, Some(token))?;
+        check_device(&api, &identity).await?;
+        store.set_server(api.server())?;
+        Ok(api.server().to_owned())
     }
 
     /// Replaces the server's directory by the application's own identity check.
@@ -257,7 +270,7 @@ impl MlsClient {
 
     /// The number of KeyPackages in the local store, by status.
     pub fn local_counts(&self) -> Result<BTreeMap<KeyPackageStatus, usize>> {
-        self.store().count_by_status()
+        self.pool().count_by_status()
     }
 
     /// The number of rows of KeyPackages, of sets of private keys, and of rows without keys.
@@ -343,7 +356,7 @@ impl MlsClient {
 
     /// The device's own KeyPackages in the local store.
     #[must_use]
-    pub fn pool(&self) -> KeyPackagePool<'_> {
+    pub fn pool(&self) -> KeyPackagePool<'_, LocalStore> {
         self.connection().pool()
     }
 
@@ -364,6 +377,13 @@ impl MlsClient {
     pub fn provider(&self) -> Provider<'_> {
         self.store().provider()
     }
+}
+
+/// Fails if the token of these calls belongs to another device.
+async fn check_device(api: &ApiClient, identity: &DeviceIdentity) -> Result<()> {
+    let status = api.get_key_package_status().await?;
+    let (found, wanted) = (device_name(&status.user, &status.device), identity.identity());
+    if found == wanted { Ok(()) } else { Err(Error::TokenOfOther { found, wanted }) }
 }
 
 /// Registers a device with the token that its user gave, and has the connection use the device's own from then on.

@@ -20,7 +20,7 @@ use crate::{
 pub struct MlsConnection<'a> {
     pub(crate) api: &'a ApiClient,
     pub(crate) store: &'a LocalStore,
-    clock: &'a dyn Clock,
+    pub(crate) clock: &'a dyn Clock,
     config: &'a KeyPackagePoolConfig,
     identity_check: Option<&'a dyn IdentityCheck>,
 }
@@ -104,7 +104,7 @@ impl<'a> MlsConnection<'a> {
 
     /// The device's own KeyPackages in the local store.
     #[must_use]
-    pub fn pool(&self) -> KeyPackagePool<'a> {
+    pub fn pool(&self) -> KeyPackagePool<'a, LocalStore> {
         KeyPackagePool::new(self.store, self.config)
     }
 }

@@ -3,13 +3,12 @@ use std::{io, path::PathBuf, time::Duration};
 use jiff::SignedDuration;
 use keypool_openapi::{KeyPackageRef, ProblemType, ReservationId, UserName};
 
-use crate::{key_package_status::KeyPackageStatus, leaf_identity::LeafIdentity};
+use crate::{
+    cause::Cause, key_package_status::KeyPackageStatus, leaf_identity::LeafIdentity, transport::TransportError,
+};
 
 /// The result of a call of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
-
-/// An error of another library, kept as the cause.
-pub type Cause = Box<dyn std::error::Error + Send + Sync>;
 
 /// An error of this crate. Its message says what is wrong, and the description of its variant says what it means.
 #[derive(Debug, thiserror::Error)]
@@ -42,13 +41,13 @@ pub enum Error {
         /// Why not.
         source: io::Error,
     },
-    /// The local database returned an error.
+    /// The database of the local store returned an error, or that of an application's [`crate::PoolStore`].
     #[error("cannot {doing} in the local store")]
     Storage {
         /// What was attempted, as a verb.
         doing: &'static str,
         /// Why not.
-        source: rusqlite::Error,
+        source: Cause,
     },
     /// The tables cannot be brought up to date.
     #[error("cannot bring the tables of the local store up to date")]
@@ -198,13 +197,19 @@ pub enum Error {
     /// The address of a server cannot be read.
     #[error("{0:?} is not the address of a server")]
     ServerAddress(String),
+    /// The settings name no transport, and this program was built without the feature `http`.
+    #[error("there is nothing to send requests with: the settings name no transport")]
+    NoTransport,
+    /// A request cannot be written.
+    #[error("cannot write the request")]
+    Request(#[source] Cause),
     /// The server cannot be reached.
     #[error("cannot reach {server}")]
     Unreachable {
         /// The server's address.
         server: String,
         /// Why not.
-        source: reqwest::Error,
+        source: TransportError,
     },
     /// The host in the server's address has no address in the network.
     #[error("there is no host of {server}")]
@@ -212,7 +217,7 @@ pub enum Error {
         /// The server's address.
         server: String,
         /// Why not.
-        source: reqwest::Error,
+        source: TransportError,
     },
     /// The server's certificate is not valid for its address, or no certificate authority that this machine trusts has
     /// signed it.
@@ -221,7 +226,7 @@ pub enum Error {
         /// The server's address.
         server: String,
         /// Why not.
-        source: reqwest::Error,
+        source: TransportError,
     },
     /// The server's answer does not follow the contract.
     #[error("{server} answered {status} with something that this program does not understand: {found}")]
@@ -399,11 +404,15 @@ impl Error {
         move |source| Self::Mls { doing, source }
     }
 
-    /// Wraps an error of the local database; `doing` completes "cannot … in the local store".
-    pub(crate) fn storage(doing: &'static str) -> impl FnOnce(rusqlite::Error) -> Self {
-        move |source| match source {
-            rusqlite::Error::FromSqlConversionFailure(_, _, invalid) => Self::Damaged(invalid.to_string()),
-            source => Self::Storage { doing, source },
+    /// Wraps an error of a database; `doing` completes "cannot … in the local store".
+    pub(crate) fn storage<E: Into<Cause>>(doing: &'static str) -> impl FnOnce(E) -> Self {
+        move |source| {
+            let source = source.into();
+            #[cfg(feature = "sqlite")]
+            if let Some(rusqlite::Error::FromSqlConversionFailure(_, _, invalid)) = source.downcast_ref() {
+                return Self::Damaged(invalid.to_string());
+            }
+            Self::Storage { doing, source }
         }
     }
 }

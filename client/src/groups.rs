@@ -3,6 +3,7 @@
 mod checks;
 mod commit;
 mod commit_proof;
+mod content;
 mod encoding;
 mod fit;
 mod group;
@@ -24,6 +25,7 @@ mod tests;
 mod update;
 mod welcome;
 
+pub use content::Message;
 pub use group::{Group, GroupState};
 pub use incoming::{DeviceChange, Event, Incoming};
 pub use invitation::Invitation;

@@ -13,11 +13,10 @@ use uuid::Uuid;
 use crate::{
     api::server_address,
     error::{Error, Result},
+    pool::{KeyPackageSigner, supersede_all},
+    prepared_signer::PreparedSigner,
     storage::{IdentityRow, LocalStore},
 };
-
-/// The default ciphersuite: number 1 of RFC 9420, which every MLS client supports.
-pub const CIPHERSUITE: Ciphersuite = Ciphersuite::MLS_128_DHKEMX25519_AES128GCM_SHA256_Ed25519;
 
 /// A signature key pair for each ciphersuite.
 pub(crate) type Signers = BTreeMap<u16, Arc<SignatureKeyPair>>;
@@ -59,7 +58,7 @@ impl DeviceIdentity {
         (user, device): (&UserName, &DeviceName),
         ciphersuites: &[Ciphersuite],
     ) -> Result<Self> {
-        let server = server_address(server)?.to_string();
+        let server = server_address(server)?;
         let mut made = match Self::find(store)? {
             Some(found) if found.server == server && found.user == *user && found.device == *device => found,
             Some(found) if found.token().is_some() => {
@@ -173,7 +172,7 @@ impl DeviceIdentity {
                 Ok((ciphersuite.into(), signer))
             };
             store.forget_next_signature_keys()?;
-            store.supersede_all()?;
+            supersede_all(store)?;
             ciphersuites.into_iter().map(signer).collect::<Result<_>>()
         })?;
         *self.secrets.get_mut() = Secrets { token: Some(token), signers, next: Signers::new() };
@@ -267,9 +266,18 @@ impl DeviceIdentity {
     }
 
     /// The key pair that signs new KeyPackages of a ciphersuite: during a change of the signature key, the next one.
-    pub(crate) fn key_package_signer(&self, ciphersuite: Ciphersuite) -> Result<Arc<SignatureKeyPair>> {
+    pub(crate) fn key_package_key(&self, ciphersuite: Ciphersuite) -> Result<Arc<SignatureKeyPair>> {
         let next = self.secrets.read().next.get(&u16::from(ciphersuite)).cloned();
         next.map_or_else(|| self.signer(ciphersuite), Ok)
+    }
+
+    /// What signs new KeyPackages of a ciphersuite: during a change of the signature key, the next key.
+    pub fn key_package_signer(&self, ciphersuite: Ciphersuite) -> Result<KeyPackageSigner> {
+        let pair = self.key_package_key(ciphersuite)?;
+        let credential = self.credential_with(&pair);
+        let signer =
+            PreparedSigner::new(pair).map_err(|error| Error::mls("read the signature key pair")(error.into()))?;
+        Ok(KeyPackageSigner { ciphersuite, credential, signer: Arc::new(signer) })
     }
 
     /// The key pair of this device's leaf in a group. It may be older than [`Self::signer`].
@@ -308,6 +316,7 @@ fn stored_signer(store: &LocalStore, key: &[u8], ciphersuite: Ciphersuite, name:
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::pool::CIPHERSUITE;
 
     const P256: Ciphersuite = Ciphersuite::MLS_128_DHKEMP256_AES128GCM_SHA256_P256;
 

@@ -5,6 +5,10 @@
 //! ([`MlsMembership::invite`]), and joins groups from a Welcome ([`MlsClient::join`]). It stores everything in one
 //! SQLite file, the [`LocalStore`]: private keys in OpenMLS's own tables, and only metadata in ours.
 //!
+//! Its layers can be taken alone. A messenger with its own OpenMLS provider, database, HTTP client or delivery service takes the
+//! pool and nothing else: a [`KeyPackagePool`] over its [`PoolStore`], an [`ApiClient`] over its [`Transport`], and a [`Refresh`]
+//! that keeps the pool full for its [`PoolIdentity`]. Without the features `sqlite` and `http`, there is nothing else to build.
+//!
 //! The `keypool` command, the crate `keypool-cli`, is this library with a command line.
 //!
 //! # Example
@@ -24,7 +28,7 @@
 //! let config = KeyPackagePoolConfig::default();
 //! let pool = KeyPackagePool::new(&store, &config);
 //! let now: Timestamp = "2030-01-01T00:00:00Z".parse()?;
-//! pool.generate_and_update_pool(&alice, CIPHERSUITE, (3, true), now, &|_| {})?;
+//! pool.generate_and_update_pool(&alice.key_package_signer(CIPHERSUITE)?, (3, true), now, &|_| {})?;
 //!
 //! assert_eq!(pool.get_available_count(CIPHERSUITE, now)?, 3);
 //! assert_eq!(pool.unconfirmed(now)?.len(), 4);
@@ -60,45 +64,74 @@
 //! ```
 
 mod api;
-mod client;
+mod cause;
 mod clock;
-mod connection;
 mod error;
-mod groups;
-mod identity;
-mod identity_check;
 mod key_package_ref;
 mod key_package_status;
 mod leaf_identity;
 mod pool;
 mod refresh;
+mod transport;
+
+#[cfg(feature = "sqlite")]
+mod client;
+#[cfg(feature = "sqlite")]
+mod connection;
+#[cfg(feature = "sqlite")]
+mod groups;
+#[cfg(feature = "sqlite")]
+mod identity;
+#[cfg(feature = "sqlite")]
+mod identity_check;
+#[cfg(feature = "sqlite")]
+mod prepared_signer;
+#[cfg(feature = "sqlite")]
 mod safety_number;
+#[cfg(feature = "sqlite")]
 mod storage;
+#[cfg(feature = "sqlite")]
 mod text;
 
 pub use api::{ApiClient, DEFAULT_TIMEOUT, OnRetry, is_in_the_clear};
+pub use cause::Cause;
+#[cfg(feature = "sqlite")]
 pub use client::{MlsClient, NewDevice, Settings};
 pub use clock::{Clock, MAX_SKEW, ManualClock, SystemClock, skew};
+#[cfg(feature = "sqlite")]
 pub use connection::MlsConnection;
-pub use error::{Cause, Error, Result};
+pub use error::{Error, Result};
+#[cfg(feature = "sqlite")]
 pub use groups::{
-    DeviceChange, Event, Group, GroupState, Incoming, Invitation, Invited, MlsMembership, Removed, Renewed, UnfitDevice,
+    DeviceChange, Event, Group, GroupState, Incoming, Invitation, Invited, Message, MlsMembership, Removed, Renewed,
+    UnfitDevice,
 };
-pub use identity::{CIPHERSUITE, DeviceIdentity};
+/// The types of a [`Transport`]'s requests and answers.
+pub use http;
+#[cfg(feature = "sqlite")]
+pub use identity::DeviceIdentity;
+#[cfg(feature = "sqlite")]
 pub use identity_check::{Checking, IdentityCheck, Notice, Standing};
 pub use key_package_status::KeyPackageStatus;
 /// The types of the server's API.
 pub use keypool_openapi as wire;
 pub use leaf_identity::LeafIdentity;
 pub use openmls;
-pub use pool::{KeyPackagePool, KeyPackagePoolConfig, OnProgress, Progress};
-pub use refresh::{RefreshReport, Rejection, Warning};
-pub use reqwest;
-pub use safety_number::{KeyOfDevice, SafetyNumber};
-pub use storage::{
-    Cbor, CborError, HeldConnection, KeyPackageMetadata, LocalStore, Provider, ReservationInfo, Spending, SqliteStorage,
+pub use openmls_traits;
+pub use pool::{
+    CIPHERSUITE, KeyChange, KeyPackageMetadata, KeyPackagePool, KeyPackagePoolConfig, KeyPackageSigner, OnProgress,
+    PoolHistory, PoolIdentity, PoolStore, Progress, ReservationInfo, SharedSigner, Spending,
 };
+pub use refresh::{CatchUp, CatchingUp, Refresh, RefreshReport, Rejection, Warning};
+#[cfg(feature = "http")]
+pub use reqwest;
+#[cfg(feature = "sqlite")]
+pub use safety_number::{KeyOfDevice, SafetyNumber};
+#[cfg(feature = "sqlite")]
+pub use storage::{Cbor, CborError, HeldConnection, LocalStore, Provider, SqliteStorage};
+#[cfg(feature = "sqlite")]
 pub use text::turns_text;
+pub use transport::{Sending, Transport, TransportError};
 
 /// Compiles the examples of the guide.
 #[cfg(doctest)]

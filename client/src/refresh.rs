@@ -1,8 +1,13 @@
-//! Keeps the KeyPackage pool on the server up to date: refresh, upload, and rotation of the signature key.
+//! Brings the pool and the server to agree, and keeps the pool full: the layer over `pool` and `api`.
 
+mod catch_up;
+#[cfg(feature = "sqlite")]
+mod device;
 mod report;
 mod rotation;
 mod steps;
 mod upload;
 
+pub use catch_up::{CatchUp, CatchingUp};
 pub use report::{RefreshReport, Rejection, Warning};
+pub use steps::Refresh;

@@ -11,7 +11,6 @@ mod key_packages;
 mod member_keys;
 mod open;
 mod provider;
-mod restores;
 mod schema;
 mod store;
 #[cfg(test)]
@@ -22,6 +21,5 @@ mod turns;
 
 pub(crate) use device::IdentityRow;
 pub(crate) use groups::{GroupRow, RefusedCommit};
-pub use key_packages::{KeyPackageMetadata, ReservationInfo, Spending};
 pub use provider::{Cbor, CborError, HeldConnection, Provider, SqliteStorage};
 pub use store::LocalStore;

@@ -285,6 +285,30 @@ fn a_program_alone_is_built_from_the_dependencies_of_the_whole_workspace() {
     }
 }
 
+/// What the guide for embedders says of the weight of the library.
+#[test]
+fn the_library_has_as_many_crates_as_its_guide_says() {
+    let guide = read("docs/keypackage-pool-implementation.md");
+    let none = "--no-default-features";
+    for (features, arguments) in [
+        ("none", vec![none]),
+        ("`http`", vec![none, "--features", "http"]),
+        ("`sqlite`", vec![none, "--features", "sqlite"]),
+        ("`http`, `sqlite`: the default", vec![]),
+    ] {
+        let tree = output(
+            cargo()
+                .args(["tree", "--locked", "--target", TARGET, "--package", "keypool-client", "--prefix", "none"])
+                .args(["--no-dedupe", "--edges", "normal,no-proc-macro"])
+                .args(arguments)
+                .current_dir(repository()),
+        );
+        let crates: BTreeSet<_> = tree.lines().collect();
+        let row = format!("| {features} | {} |", crates.len());
+        assert!(guide.contains(&row), "docs/keypackage-pool-implementation.md does not say {row}");
+    }
+}
+
 /// The page for operators explains every alert and every warning.
 #[test]
 fn the_operations_page_explains_every_alert_and_every_warning() {

@@ -1,38 +1,25 @@
 //! Why a call failed: the server cannot be reached, or it refused the call.
 
-use std::{error, io, iter, time::Duration};
+use std::time::Duration;
 
+use http::{HeaderMap, header::RETRY_AFTER};
 use keypool_openapi::Problem;
-use reqwest::{Response, header::RETRY_AFTER};
 use serde::Deserialize;
 
-use crate::error::Error;
+use crate::{error::Error, transport::TransportError};
 
-/// Whether rustls refused the server's certificate. Each layer above it may wrap its error into one of `std::io`.
-fn is_certificate(cause: &(dyn error::Error + 'static)) -> bool {
-    match cause.downcast_ref::<io::Error>().and_then(io::Error::get_ref) {
-        Some(inner) => is_certificate(inner),
-        None => matches!(cause.downcast_ref(), Some(rustls::Error::InvalidCertificate(_))),
+/// The error of a call whose attempt got no answer.
+pub(super) fn unreachable(server: String, source: TransportError) -> Error {
+    match source {
+        TransportError::Untrusted(_) => Error::Untrusted { server, source },
+        TransportError::UnknownHost(_) => Error::UnknownHost { server, source },
+        _ => Error::Unreachable { server, source },
     }
-}
-
-/// Tells errors that time heals from those that somebody has to.
-pub(super) fn unreachable(server: String, source: reqwest::Error) -> Error {
-    let source = source.without_url();
-    let causes = || iter::successors(Some(&source as &(dyn error::Error + 'static)), |cause| cause.source());
-    if causes().any(is_certificate) {
-        return Error::Untrusted { server, source };
-    }
-    // The connector of hyper-util names the step that failed.
-    if source.is_connect() && causes().any(|cause| cause.to_string() == "dns error") {
-        return Error::UnknownHost { server, source };
-    }
-    Error::Unreachable { server, source }
 }
 
 /// `Retry-After` in seconds. The form with a date is ignored, because servers do not send it to programs.
-pub(super) fn retry_after(response: &Response) -> Option<Duration> {
-    let seconds = response.headers().get(RETRY_AFTER)?.to_str().ok()?.parse().ok()?;
+pub(super) fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+    let seconds = headers.get(RETRY_AFTER)?.to_str().ok()?.parse().ok()?;
     Some(Duration::from_secs(seconds))
 }
 

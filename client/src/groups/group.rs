@@ -10,7 +10,7 @@ use openmls_traits::OpenMlsProvider as _;
 use super::membership::MlsMembership;
 use crate::{
     error::{Error, Result},
-    identity::CIPHERSUITE,
+    pool::CIPHERSUITE,
     storage::{GroupRow, RefusedCommit},
     text::clean,
 };

@@ -1,7 +1,7 @@
 //! Received items: messages, invitations, and changes of groups.
 
 use jiff::Timestamp;
-use keypool_openapi::{DeviceOf, MessageKind, RefusalReason};
+use keypool_openapi::{Base64Bytes, DeviceOf, MessageKind, RefusalReason};
 use serde::{Deserialize, Serialize};
 
 use crate::identity_check::Notice;
@@ -48,8 +48,24 @@ pub enum Event {
         /// The members that were removed or left.
         removed: Vec<String>,
     },
-    /// The group's keys or its name changed.
-    Changed,
+    /// A message of another type than text from a member.
+    Content {
+        /// The sender, by the credential.
+        sender: String,
+        /// Its media type, as the sender says.
+        content_type: String,
+        /// The message.
+        bytes: Base64Bytes,
+    },
+    /// A member changed keys, proposed a change, or gave the group its name.
+    Changed {
+        /// The member, by the credential.
+        #[serde(default)]
+        by: String,
+        /// The group's name, if it changed.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        name: Option<String>,
+    },
     /// This device was removed from the group or left it.
     Removed,
     /// A message was refused: it cannot be read, or a leaf in it does not belong to the device that it names. The

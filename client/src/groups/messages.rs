@@ -1,39 +1,28 @@
 //! Messages to the members of a group.
 
 use keypool_openapi::{Base64Bytes, DeviceOf, MessageRequest, Undelivered};
-use serde::{Deserialize, Serialize};
 use tracing::warn;
 
 use super::{
+    content::{Content, Message},
     encoding::{encode, group_path},
     membership::MlsMembership,
 };
 use crate::error::{Error, Result};
 
-/// The content of an application message.
-#[derive(Debug, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub(super) enum Content {
-    /// A text.
-    Text(String),
-    /// The name of the group. The server never sees it.
-    GroupName(String),
-    /// The id, in hex, of the group that this one replaces.
-    Renews(String),
-}
-
 impl MlsMembership<'_> {
-    /// Sends a text to all other members of a group. Processes the queue first, so that the message is in the current
+    /// Sends a message to all other members of a group: a text, or [`Message::new`] for bytes of another type. Processes the queue first, so that the message is in the current
     /// epoch; [`MlsMembership::receive`] returns what arrived.
     ///
     /// Returns the devices for which the server could not queue the message.
-    pub async fn send(&self, group_id: &[u8], text: &str) -> Result<Vec<Undelivered>> {
+    pub async fn send(&self, group_id: &[u8], message: impl Into<Message>) -> Result<Vec<Undelivered>> {
+        let content = Content::from(message.into());
         let _turn = self.store.turns.groups().await;
         self.catch_up_in_turn().await?;
         self.check_writable(group_id)?;
         // No application message may be sent while proposals are pending (RFC 9420, section 12.4).
         self.commit_to_proposals(group_id).await?;
-        self.send_content(group_id, &Content::Text(text.to_owned())).await
+        self.send_content(group_id, &content).await
     }
 
     /// Sends the group's name to its members. After an error, the next addition sends it again.
@@ -84,16 +73,5 @@ impl MlsMembership<'_> {
 pub(super) fn log_undelivered(undelivered: &[Undelivered]) {
     for missed in undelivered {
         warn!(user = %missed.user, device = %missed.device, reason = %missed.reason, "not delivered");
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_another_client_says_is_a_text() {
-        assert!(serde_json::from_slice::<Content>(br#"{"text":"hello"}"#).is_ok());
-        assert!(serde_json::from_slice::<Content>(b"hello").is_err());
     }
 }

@@ -99,7 +99,7 @@ impl MlsMembership<'_> {
     }
 
     fn is_own_key(&self, device: &DeviceName, ciphersuite: u16, key: &[u8]) -> bool {
-        let signer = |suite| self.identity.key_package_signer(suite).is_ok_and(|signer| signer.public() == key);
+        let signer = |suite| self.identity.key_package_key(suite).is_ok_and(|signer| signer.public() == key);
         device == self.identity.device() && Ciphersuite::try_from(ciphersuite).is_ok_and(signer)
     }
 }

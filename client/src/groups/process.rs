@@ -9,11 +9,11 @@ use openmls_traits::OpenMlsProvider as _;
 use tracing::{info, warn};
 
 use super::{
+    content::Content,
     encoding::decode,
     group::GroupState,
     incoming::{Event, Incoming, Outcome},
     membership::MlsMembership,
-    messages::Content,
     refusal::{lacks_proposal, reason_of},
 };
 use crate::{
@@ -152,7 +152,7 @@ impl MlsMembership<'_> {
                 Ok((self.process_content(&group, by, &bytes.into_bytes())?, Vec::new()))
             }
             ProcessedMessageContent::ProposalMessage(proposal) => {
-                self.process_proposal(&mut group, &sender, *proposal, message, standings)
+                self.process_proposal(&mut group, (&sender, by), *proposal, message, standings)
             }
             ProcessedMessageContent::StagedCommitMessage(commit) => {
                 let (leaves, changes) = NewLeaves::of_commit(&group, &sender, &commit)?;
@@ -169,7 +169,7 @@ impl MlsMembership<'_> {
                 self.epoch_proof(&group)?;
                 self.store.forget_refused_commit(group_id)?;
                 if changes.added.is_empty() && changes.removed.is_empty() {
-                    return Ok((Event::Changed, notices));
+                    return Ok((Event::Changed { by, name: None }, notices));
                 }
                 Ok((Event::Members { by, added: changes.added, removed: changes.removed }, notices))
             }
@@ -186,7 +186,7 @@ impl MlsMembership<'_> {
     fn process_proposal(
         &self,
         group: &mut MlsGroup,
-        sender: &Sender,
+        (sender, by): (&Sender, String),
         proposal: QueuedProposal,
         message: &QueuedMessage,
         standings: &Standings,
@@ -203,7 +203,7 @@ impl MlsMembership<'_> {
         group
             .store_pending_proposal(self.store.provider().storage(), proposal)
             .map_err(Error::storage("keep a proposal"))?;
-        Ok((Event::Changed, notices))
+        Ok((Event::Changed { by, name: None }, notices))
     }
 
     /// Processes the content of an application message.
@@ -212,9 +212,12 @@ impl MlsMembership<'_> {
             Ok(Content::GroupName(name)) => {
                 info!(%sender, "the group has a name");
                 self.store.put_group(group.group_id().as_slice(), Some(&name), self.now())?;
-                return Ok(Event::Changed);
+                return Ok(Event::Changed { by: sender, name: Some(name) });
             }
             Ok(Content::Renews(old_group)) => return self.process_renewal(group, sender, &old_group),
+            Ok(Content::Data { content_type, data: bytes }) => {
+                return Ok(Event::Content { sender, content_type, bytes });
+            }
             Ok(Content::Text(text)) => text,
             // A message of another client: show its text as far as it is readable.
             Err(_) => String::from_utf8_lossy(bytes).into_owned(),

@@ -61,7 +61,7 @@ impl MlsMembership<'_> {
     }
 
     /// Settles pending Commits and processes the queue.
-    pub(crate) async fn catch_up(&self) -> Result<()> {
+    pub(crate) async fn process_waiting(&self) -> Result<()> {
         let _turn = self.store.turns.groups().await;
         self.catch_up_in_turn().await
     }

@@ -7,7 +7,7 @@ use openmls::{
     treesync::errors::LeafNodeValidationError,
 };
 
-use crate::error::{Cause, Error};
+use crate::{cause::Cause, error::Error};
 
 /// Returns the reason for the sender. [`Error::with_causes`] says more, for people and the log.
 pub(super) fn reason_of(error: &Error) -> RefusalReason {

@@ -7,11 +7,12 @@ use openmls::prelude::MlsGroup;
 use tracing::warn;
 
 use super::{
+    content::Content,
     group::{Group, members_of},
     incoming::Event,
     invite::Invited,
     membership::MlsMembership,
-    messages::{Content, log_undelivered},
+    messages::log_undelivered,
 };
 use crate::{
     error::{Error, Result},

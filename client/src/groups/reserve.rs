@@ -10,7 +10,8 @@ use tracing::warn;
 use super::{encoding::decode, membership::MlsMembership};
 use crate::{
     api::ApiClient,
-    error::{Cause, Error, Result},
+    cause::Cause,
+    error::{Error, Result},
     identity_check::{NewLeaves, Notice, Standings},
     key_package_ref::keypackage_ref,
     leaf_identity::LeafIdentity,

@@ -10,9 +10,9 @@ use crate::{
     clock::{Clock as _, SystemClock},
     connection::MlsConnection,
     error::{Error, Result},
-    identity::{CIPHERSUITE, DeviceIdentity},
+    identity::DeviceIdentity,
     identity_check::{Standing, Standings},
-    pool::KeyPackagePoolConfig,
+    pool::{CIPHERSUITE, KeyPackagePoolConfig, PoolStore as _},
     storage::LocalStore,
 };
 
@@ -43,7 +43,8 @@ impl Device {
         // OpenMLS validates lifetimes by the system's clock.
         let now = SystemClock.now();
         let pool = self.membership().connection.pool();
-        pool.generate_and_update_pool(&self.identity, CIPHERSUITE, (count, last_resort), now, &|_| {}).unwrap();
+        let signer = self.identity.key_package_signer(CIPHERSUITE).unwrap();
+        pool.generate_and_update_pool(&signer, (count, last_resort), now, &|_| {}).unwrap();
         let (keypackage_ref, message) = pool.unconfirmed(now).unwrap().remove(0);
         Reservation {
             reservation_id: "1f-67e55044-10b1-426f-9247-bb680e5fe0c8".parse().unwrap(),

@@ -16,7 +16,8 @@ use super::{
     membership::MlsMembership,
 };
 use crate::{
-    error::{Cause, Error, Result},
+    cause::Cause,
+    error::{Error, Result},
     identity_check::{NewLeaves, Notice, Standings},
     leaf_identity::LeafIdentity,
 };
@@ -85,12 +86,8 @@ impl MlsMembership<'_> {
         let notices = NewLeaves::of_welcome(&staged).accept(self.store, standings, (now, now))?;
         let group = staged.into_group(&provider).map_err(unusable)?;
         self.epoch_proof(&group)?;
-        for keypackage_ref in &refs {
-            // OpenMLS has deleted the keys of the KeyPackage that it used, unless it is a last resort.
-            if !pool.has_keys(keypackage_ref)? {
-                self.store.delete_pool_metadata(keypackage_ref)?;
-            }
-        }
+        // OpenMLS has deleted the keys of the KeyPackage that it used, unless it is a last resort.
+        pool.forget_joined(&refs)?;
         Ok(JoinedGroup { group, inviter, notices })
     }
 

@@ -127,7 +127,7 @@ mod tests {
     use openmls::prelude::BasicCredential;
 
     use super::*;
-    use crate::identity::CIPHERSUITE;
+    use crate::pool::CIPHERSUITE;
 
     fn at(seconds: i64) -> Timestamp {
         Timestamp::from_second(seconds).unwrap()

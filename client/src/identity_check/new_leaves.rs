@@ -299,7 +299,7 @@ mod tests {
     use openmls::prelude::BasicCredential;
 
     use super::*;
-    use crate::identity::CIPHERSUITE;
+    use crate::pool::CIPHERSUITE;
 
     const NOW: &str = "2030-01-01T00:00:00Z";
 

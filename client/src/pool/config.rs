@@ -2,7 +2,12 @@
 
 use std::time::Duration;
 
+use openmls::prelude::Ciphersuite;
+
 use crate::error::{Error, Result};
+
+/// The default ciphersuite: number 1 of RFC 9420, which every MLS client supports.
+pub const CIPHERSUITE: Ciphersuite = Ciphersuite::MLS_128_DHKEMX25519_AES128GCM_SHA256_Ed25519;
 
 /// The configuration of a device's KeyPackage pool. It applies to each ciphersuite separately.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -19,11 +24,15 @@ pub struct KeyPackagePoolConfig {
 
 impl Default for KeyPackagePoolConfig {
     fn default() -> Self {
-        Self { target_pool_size: 32, low_watermark: 8, hard_cap: 64, lifetime: Duration::from_hours(14 * 24) }
+        Self::DEFAULT
     }
 }
 
 impl KeyPackagePoolConfig {
+    /// The sizes and the lifetime that suit most devices.
+    pub const DEFAULT: Self =
+        Self { target_pool_size: 32, low_watermark: 8, hard_cap: 64, lifetime: Duration::from_hours(14 * 24) };
+
     /// Checks that `1 <= low_watermark <= target_pool_size <= hard_cap`, and that the lifetime is between one hour and
     /// 84 days, OpenMLS's maximum.
     pub fn validate(&self) -> Result<()> {

@@ -1,51 +1,64 @@
-//! Generates KeyPackages and stores them: the keys in OpenMLS's tables, one row of metadata in ours.
+//! Generates KeyPackages and stores them: the keys in OpenMLS's storage, one row of metadata for each.
 
 use std::time::Duration;
 
 use jiff::Timestamp;
-use openmls::prelude::{Capabilities, Ciphersuite, ExtensionType, KeyPackageBuilder, Lifetime};
-use openmls_traits::OpenMlsProvider as _;
+use openmls::prelude::{Capabilities, ExtensionType, KeyPackageBuilder, Lifetime};
+use openmls_traits::{
+    OpenMlsProvider,
+    signatures::{Signer, SignerError},
+    types::SignatureScheme,
+};
 
 use super::{
+    identity::KeyPackageSigner,
     key_packages::KeyPackagePool,
+    metadata::KeyPackageMetadata,
     progress::{OnProgress, Progress},
-    signer::PreparedSigner,
+    store::PoolStore,
 };
 use crate::{
     error::{Error, Result},
-    identity::DeviceIdentity,
     key_package_ref::keypackage_ref,
-    storage::{KeyPackageMetadata, Provider},
 };
 
 /// How far before the generation a lifetime begins, for devices whose clocks are behind.
 const CLOCK_SKEW: Duration = Duration::from_hours(1);
 
-impl KeyPackagePool<'_> {
+/// OpenMLS takes a signer of a type that it knows.
+struct AnySigner<'a>(&'a dyn Signer);
+
+impl Signer for AnySigner<'_> {
+    fn sign(&self, payload: &[u8]) -> Result<Vec<u8>, SignerError> {
+        self.0.sign(payload)
+    }
+
+    fn signature_scheme(&self) -> SignatureScheme {
+        self.0.signature_scheme()
+    }
+}
+
+impl<S: PoolStore> KeyPackagePool<'_, S> {
     /// Generates `count` KeyPackages and optionally a last resort, with lifetimes that begin at `now`. One transaction
     /// stores the keys and metadata of all of them, or of none.
     ///
     /// Fails with [`Error::PoolCapacityExceeded`] if the pool would exceed the hard cap.
     pub fn generate_and_update_pool(
         &self,
-        identity: &DeviceIdentity,
-        ciphersuite: Ciphersuite,
+        signer: &KeyPackageSigner,
         (count, last_resort): (usize, bool),
         now: Timestamp,
         progress: OnProgress<'_>,
     ) -> Result<()> {
-        let available = self.room(ciphersuite, now)?;
+        let available = self.room(signer.ciphersuite, now)?;
         if count > available {
             return Err(Error::PoolCapacityExceeded { needed: count, available });
         }
         let total = count + usize::from(last_resort);
-        let provider = self.store.provider();
-        let signer = identity.key_package_signer(ciphersuite)?;
-        let signer =
-            PreparedSigner::new(&signer).map_err(|error| Error::mls("read the signature key pair")(error.into()))?;
         self.store.transaction(|| {
+            let provider = self.store.provider();
             for index in 0..total {
-                self.generate_one((&provider, &signer), (identity, ciphersuite), index == count, now)?;
+                self.generate_one(&*provider, signer, index == count, now)?;
                 progress(Progress::Generated { done: index + 1, total });
             }
             Ok(())
@@ -54,11 +67,12 @@ impl KeyPackagePool<'_> {
 
     fn generate_one(
         &self,
-        (provider, signer): (&Provider<'_>, &PreparedSigner<'_>),
-        (identity, ciphersuite): (&DeviceIdentity, Ciphersuite),
+        provider: &impl OpenMlsProvider,
+        signer: &KeyPackageSigner,
         last_resort: bool,
         now: Timestamp,
     ) -> Result<()> {
+        let KeyPackageSigner { ciphersuite, credential, signer } = signer;
         let (lifetime, not_after) = window(now, self.config.lifetime)?;
         // RFC 9420, section 10: a KeyPackage's extensions must be among its leaf node's capabilities.
         let extensions = if last_resort { vec![ExtensionType::LastResort] } else { Vec::new() };
@@ -67,10 +81,10 @@ impl KeyPackagePool<'_> {
         let builder = KeyPackageBuilder::new().key_package_lifetime(lifetime).leaf_node_capabilities(capabilities);
         let builder = if last_resort { builder.mark_as_last_resort() } else { builder };
         let bundle = builder
-            .build(ciphersuite, provider, signer, identity.credential_with(&*identity.key_package_signer(ciphersuite)?))
+            .build(*ciphersuite, provider, &AnySigner(&**signer), credential.clone())
             .map_err(|error| Error::mls("generate a KeyPackage")(error.into()))?;
         let keypackage_ref = keypackage_ref(bundle.key_package(), provider.crypto())?;
-        let row = KeyPackageMetadata::created(keypackage_ref, (now, not_after), ciphersuite.into(), last_resort);
+        let row = KeyPackageMetadata::created(keypackage_ref, (now, not_after), (*ciphersuite).into(), last_resort);
         self.store.create_pool_metadata(&row)
     }
 }

@@ -1,43 +1,53 @@
-//! The device's own KeyPackages in the local store: counts, what to upload, and what to delete.
+//! The device's own KeyPackages on this side: counts, what to upload, and what to delete.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::{SignedDuration, Timestamp};
 use keypool_openapi::{KeyPackageRef, PoolStatus, inventory_digest};
 use openmls::prelude::{Ciphersuite, KeyPackageBundle, MlsMessageOut, tls_codec::Serialize as _};
 use openmls_traits::{OpenMlsProvider as _, storage::StorageProvider as _};
+use strum::IntoEnumIterator as _;
 
-use super::config::KeyPackagePoolConfig;
+use super::{
+    config::KeyPackagePoolConfig,
+    metadata::{KeyPackageMetadata, ReservationInfo, Spending},
+    store::PoolStore,
+    transitions::{GRACE, begin_rotation, change_status, record_reservation, record_spend, rows},
+};
 use crate::{
     error::{Error, Result},
     key_package_ref::hash_reference,
     key_package_status::KeyPackageStatus,
-    storage::{KeyPackageMetadata, LocalStore, Spending},
 };
-
-/// How long the keys of a KeyPackage are kept after it expired or was revoked: a Welcome for it may still arrive.
-pub(crate) const GRACE: SignedDuration = SignedDuration::from_hours(24);
 
 /// A KeyPackage is replaced when the server hands it out for less than this: the device may not be online again sooner.
 const LEAD: SignedDuration = SignedDuration::from_hours(48);
 
-/// The device's own KeyPackages in the local store. OpenMLS's tables hold the private keys; our table holds one row of
-/// metadata for each.
+/// The device's own KeyPackages in a store: [`crate::LocalStore`], or an application's own. OpenMLS's storage holds the private
+/// keys, and one row of metadata stands for each KeyPackage. [`crate::Refresh`] brings it and the server to agree.
 ///
 /// Counts cover one ciphersuite, without the last resort and without KeyPackages of a signature key that was rotated
 /// away.
-#[derive(Clone, Debug)]
-pub struct KeyPackagePool<'a> {
-    pub(super) store: &'a LocalStore,
+#[derive(Debug)]
+pub struct KeyPackagePool<'a, S> {
+    pub(crate) store: &'a S,
     pub(super) config: &'a KeyPackagePoolConfig,
     /// How long a KeyPackage must still be valid for the server to hand it out.
     min_remaining: SignedDuration,
 }
 
-impl<'a> KeyPackagePool<'a> {
+impl<S> Clone for KeyPackagePool<'_, S> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<S> Copy for KeyPackagePool<'_, S> {}
+
+impl<'a, S: PoolStore> KeyPackagePool<'a, S> {
     /// The pool in a store, for a server that hands out KeyPackages until they expire.
     #[must_use]
-    pub fn new(store: &'a LocalStore, config: &'a KeyPackagePoolConfig) -> Self {
+    pub fn new(store: &'a S, config: &'a KeyPackagePoolConfig) -> Self {
         Self { store, config, min_remaining: SignedDuration::ZERO }
     }
 
@@ -107,7 +117,32 @@ impl<'a> KeyPackagePool<'a> {
         let counted = |row: &&KeyPackageMetadata| {
             row.ciphersuite == u16::from(ciphersuite) && !row.last_resort && !row.superseded && is(row)
         };
-        Ok(self.store.metadata()?.iter().filter(counted).count())
+        Ok(self.rows()?.iter().filter(counted).count())
+    }
+
+    /// All rows, in the order of expiry.
+    fn rows(&self) -> Result<Vec<KeyPackageMetadata>> {
+        rows(self.store)
+    }
+
+    /// The rows of a status, in the order of expiry.
+    pub fn get_metadata_by_status(&self, status: KeyPackageStatus) -> Result<Vec<KeyPackageMetadata>> {
+        Ok(self.rows()?.into_iter().filter(|row| row.status == status).collect())
+    }
+
+    /// The number of rows of each status, including statuses without rows.
+    pub fn count_by_status(&self) -> Result<BTreeMap<KeyPackageStatus, usize>> {
+        let mut counts: BTreeMap<_, _> = KeyPackageStatus::iter().map(|status| (status, 0)).collect();
+        for row in self.store.metadata()? {
+            *counts.entry(row.status).or_default() += 1;
+        }
+        Ok(counts)
+    }
+
+    /// The refs of KeyPackages that have expired at `now`, in the order of expiry.
+    pub fn get_expired_refs(&self, now: Timestamp) -> Result<Vec<KeyPackageRef>> {
+        let expired = self.rows()?.into_iter().filter(|row| row.not_after <= now);
+        Ok(expired.map(|row| row.keypackage_ref).collect())
     }
 
     /// Whether a new last resort is needed: there is none, it was used, or it expires soon.
@@ -115,7 +150,7 @@ impl<'a> KeyPackagePool<'a> {
         let own = |row: &KeyPackageMetadata| {
             row.ciphersuite == u16::from(ciphersuite) && row.last_resort && !row.superseded && row.is_live(now)
         };
-        let newest = self.store.metadata()?.into_iter().rev().find(own);
+        let newest = self.rows()?.into_iter().rev().find(own);
         Ok(newest.is_none_or(|row| {
             // `uses` counts the uses of the last resort on the server, so it does not concern one that is not uploaded.
             uses > 0 && row.status != KeyPackageStatus::Created || !self.lasts(&row, self.lead(), now)
@@ -124,7 +159,7 @@ impl<'a> KeyPackagePool<'a> {
 
     /// The KeyPackages that the server has not confirmed and would hand out, each as the `MLSMessage` to upload.
     pub fn unconfirmed(&self, now: Timestamp) -> Result<Vec<(KeyPackageRef, Vec<u8>)>> {
-        let created = self.store.get_metadata_by_status(KeyPackageStatus::Created)?;
+        let created = self.get_metadata_by_status(KeyPackageStatus::Created)?;
         created
             .into_iter()
             .filter(|row| row.is_live(now) && !row.superseded && self.lasts(row, SignedDuration::ZERO, now))
@@ -149,27 +184,62 @@ impl<'a> KeyPackagePool<'a> {
     }
 
     pub(super) fn bundle(&self, keypackage_ref: &KeyPackageRef) -> Result<Option<KeyPackageBundle>> {
-        self.store
-            .provider()
-            .storage()
-            .key_package(&hash_reference(keypackage_ref.as_bytes())?)
-            .map_err(Error::storage("read a KeyPackage"))
+        let hash = hash_reference(keypackage_ref.as_bytes())?;
+        self.store.provider().storage().key_package(&hash).map_err(Error::storage("read a KeyPackage"))
+    }
+
+    /// Changes the status of a KeyPackage. A change that [`KeyPackageStatus::may_become`] does not allow fails with
+    /// [`Error::InvalidTransition`], and changes nothing.
+    pub fn update_pool_metadata_status(
+        &self,
+        keypackage_ref: &KeyPackageRef,
+        next: KeyPackageStatus,
+        now: Timestamp,
+    ) -> Result<()> {
+        self.store.transaction(|| change_status(self.store, keypackage_ref, next, now))
+    }
+
+    /// Records the last reservation of a KeyPackage.
+    pub fn update_reservation_info(
+        &self,
+        keypackage_ref: &KeyPackageRef,
+        info: &ReservationInfo,
+        now: Timestamp,
+    ) -> Result<()> {
+        self.store.transaction(|| record_reservation(self.store, keypackage_ref, info, now))
     }
 
     /// Records that a KeyPackage was spent. Its keys stay until its Welcome has arrived or can no longer arrive.
     pub fn mark_as_spent(&self, keypackage_ref: &KeyPackageRef, spending: &Spending, now: Timestamp) -> Result<()> {
-        self.store.transaction(|| self.store.mark_spent(keypackage_ref, spending, now))
+        self.store.transaction(|| record_spend(self.store, keypackage_ref, spending, now))
+    }
+
+    /// Deletes the rows of the KeyPackages with these refs whose keys OpenMLS has deleted, because the device has joined a
+    /// group with them. To be called for the refs in a Welcome, in the transaction that joins.
+    pub fn forget_joined(&self, refs: &[KeyPackageRef]) -> Result<()> {
+        for keypackage_ref in refs {
+            if !self.has_keys(keypackage_ref)? {
+                self.store.delete_pool_metadata(keypackage_ref)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Marks every KeyPackage as one of an old signature key. To be called when [`crate::PoolIdentity::change`] begins to
+    /// return a change; the next refresh makes KeyPackages of the next key, and revokes the old ones.
+    pub fn begin_rotation(&self) -> Result<()> {
+        self.store.transaction(|| begin_rotation(self.store))
     }
 
     /// The KeyPackages that expired or were revoked at least [`GRACE`] ago: no Welcome for them is expected any more.
     pub(crate) fn ended(&self, now: Timestamp) -> Result<BTreeSet<KeyPackageRef>> {
         let revoked = self.failed(|row| row.keep_until.is_some_and(|until| until <= now))?;
-        let expired = self.store.get_expired_refs(now.saturating_sub(GRACE).unwrap_or(Timestamp::MIN))?;
+        let expired = self.get_expired_refs(now.saturating_sub(GRACE).unwrap_or(Timestamp::MIN))?;
         Ok(revoked.into_iter().chain(expired).collect())
     }
 
     fn failed(&self, is: impl Fn(&KeyPackageMetadata) -> bool) -> Result<BTreeSet<KeyPackageRef>> {
-        let failed = self.store.get_metadata_by_status(KeyPackageStatus::Failed)?.into_iter();
+        let failed = self.get_metadata_by_status(KeyPackageStatus::Failed)?.into_iter();
         Ok(failed.filter(is).map(|row| row.keypackage_ref).collect())
     }
 
@@ -179,23 +249,21 @@ impl<'a> KeyPackagePool<'a> {
         let outdated = &self.ended(now)? | &self.failed(|row| row.keep_until.is_none())?;
         self.store.transaction(|| {
             outdated.iter().try_for_each(|keypackage_ref| self.delete(keypackage_ref))?;
-            for keypackage_ref in self.store.get_expired_refs(now)? {
-                let row = self.store.find_metadata(&keypackage_ref)?;
-                if row.is_some_and(|row| row.status.may_become(KeyPackageStatus::Expired)) {
-                    self.store.update_pool_metadata_status(&keypackage_ref, KeyPackageStatus::Expired, now)?;
-                }
-            }
-            Ok(())
+            let has_expired =
+                |row: &KeyPackageMetadata| row.not_after <= now && row.status.may_become(KeyPackageStatus::Expired);
+            let mut expired = self.rows()?.into_iter().filter(has_expired);
+            expired.try_for_each(|row| change_status(self.store, &row.keypackage_ref, KeyPackageStatus::Expired, now))
         })?;
         Ok(outdated.len())
     }
 
     /// Deletes a KeyPackage: the keys first, then the row.
     pub(crate) fn delete(&self, keypackage_ref: &KeyPackageRef) -> Result<()> {
+        let hash = hash_reference(keypackage_ref.as_bytes())?;
         self.store
             .provider()
             .storage()
-            .delete_key_package(&hash_reference(keypackage_ref.as_bytes())?)
+            .delete_key_package(&hash)
             .map_err(Error::storage("delete a KeyPackage's keys"))?;
         self.store.delete_pool_metadata(keypackage_ref)
     }
@@ -203,7 +271,7 @@ impl<'a> KeyPackagePool<'a> {
     /// Whether the local store and the server agree about the pool: the same KeyPackages, by the server's digest, and
     /// the same numbers of fresh, lapsed and reserved ones.
     pub fn agrees_with(&self, server: &PoolStatus) -> Result<bool> {
-        let rows = self.store.metadata()?;
+        let rows = self.rows()?;
         let there: Vec<_> =
             rows.iter().filter(|row| row.is_live(server.at) && row.status != KeyPackageStatus::Created).collect();
         let count = |is: &dyn Fn(&KeyPackageMetadata) -> bool| {
@@ -216,9 +284,4 @@ impl<'a> KeyPackagePool<'a> {
         Ok((fresh, available, reserved) == (server.fresh, server.available, server.reserved)
             && inventory_digest(there.iter().map(|row| &row.keypackage_ref)) == server.inventory_digest)
     }
-}
-
-/// Records that the server no longer hands out a KeyPackage. Its keys stay for [`GRACE`].
-pub(crate) fn give_up(store: &LocalStore, keypackage_ref: &KeyPackageRef, now: Timestamp) -> Result<()> {
-    store.mark_failed(keypackage_ref, Some(now.saturating_add(GRACE).unwrap_or(Timestamp::MAX)), now)
 }

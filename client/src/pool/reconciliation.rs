@@ -5,12 +5,13 @@ use std::collections::HashMap;
 use jiff::Timestamp;
 use keypool_openapi::{InventoryItem, KeyPackageRef, State};
 
-use super::key_packages::{KeyPackagePool, give_up};
-use crate::{
-    error::Result,
-    key_package_status::KeyPackageStatus,
-    storage::{KeyPackageMetadata, LocalStore, ReservationInfo, Spending},
+use super::{
+    key_packages::KeyPackagePool,
+    metadata::{KeyPackageMetadata, ReservationInfo, Spending},
+    store::PoolStore,
+    transitions::{change_status, give_up, record_reservation, record_spend, rows},
 };
+use crate::{error::Result, key_package_status::KeyPackageStatus};
 
 /// The result of a reconciliation.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -26,15 +27,15 @@ pub(crate) struct Reconciliation {
 
 /// Updates the rows from the complete inventory, in one transaction, and returns what the server has to revoke.
 pub(crate) fn reconcile(
-    store: &LocalStore,
-    pool: &KeyPackagePool<'_>,
+    pool: &KeyPackagePool<'_, impl PoolStore>,
     inventory: Vec<InventoryItem>,
     now: Timestamp,
 ) -> Result<Reconciliation> {
+    let store = pool.store;
     let mut items: HashMap<_, _> = inventory.into_iter().map(|item| (item.keypackage_ref.clone(), item)).collect();
     let mut found = Reconciliation::default();
     store.transaction(|| {
-        for row in store.metadata()? {
+        for row in rows(store)? {
             let item = items.remove(&row.keypackage_ref);
             if row.status.is_live() && !pool.has_keys(&row.keypackage_ref)? {
                 // A row without keys is useless.
@@ -67,7 +68,7 @@ fn is_live(item: &InventoryItem) -> bool {
 }
 
 /// Updates a row from its inventory item. Returns whether the row changed.
-fn update_row(store: &LocalStore, row: &KeyPackageMetadata, item: &InventoryItem, now: Timestamp) -> Result<bool> {
+fn update_row(store: &impl PoolStore, row: &KeyPackageMetadata, item: &InventoryItem, now: Timestamp) -> Result<bool> {
     let next = match item.state {
         State::Available => KeyPackageStatus::Available,
         State::Reserved => KeyPackageStatus::Reserved,
@@ -85,34 +86,34 @@ fn update_row(store: &LocalStore, row: &KeyPackageMetadata, item: &InventoryItem
             reserved_by: item.reserved_by.clone(),
             expires_at: item.reserved_until,
         };
-        store.update_reservation_info(&row.keypackage_ref, &info, now)?;
+        record_reservation(store, &row.keypackage_ref, &info, now)?;
     }
     if row.status == next {
         return Ok(reservation_is_news);
     }
     if row.status == KeyPackageStatus::Created {
         // The server has it, so the upload succeeded.
-        store.update_pool_metadata_status(&row.keypackage_ref, KeyPackageStatus::Uploaded, now)?;
+        change_status(store, &row.keypackage_ref, KeyPackageStatus::Uploaded, now)?;
     } else if !row.status.may_become(next) {
         return Ok(reservation_is_news);
     }
     match next {
         KeyPackageStatus::Spent => {
             let (by, group_id, at) = (item.reserved_by.clone(), item.group_id.clone(), item.spent_at);
-            store.mark_spent(&row.keypackage_ref, &Spending { by, group_id, at }, now)?;
+            record_spend(store, &row.keypackage_ref, &Spending { by, group_id, at }, now)?;
         }
         KeyPackageStatus::Failed => give_up(store, &row.keypackage_ref, now)?,
-        _ => store.update_pool_metadata_status(&row.keypackage_ref, next, now)?,
+        _ => change_status(store, &row.keypackage_ref, next, now)?,
     }
     Ok(true)
 }
 
 /// Handles a KeyPackage that the server does not know: it is uploaded again, unless an adder may have it.
-fn handle_missing(store: &LocalStore, row: &KeyPackageMetadata, now: Timestamp) -> Result<bool> {
+fn handle_missing(store: &impl PoolStore, row: &KeyPackageMetadata, now: Timestamp) -> Result<bool> {
     let keypackage_ref = &row.keypackage_ref;
     match row.status {
         KeyPackageStatus::Uploaded | KeyPackageStatus::Available if !row.superseded => {
-            store.update_pool_metadata_status(keypackage_ref, KeyPackageStatus::Created, now)?;
+            change_status(store, keypackage_ref, KeyPackageStatus::Created, now)?;
         }
         KeyPackageStatus::Uploaded | KeyPackageStatus::Available | KeyPackageStatus::Reserved => {
             give_up(store, keypackage_ref, now)?;

@@ -5,39 +5,40 @@ use keypool_openapi::KeyPackageRef;
 use openmls::prelude::Ciphersuite;
 use tempfile::TempDir;
 
-use super::{KeyPackagePool, KeyPackagePoolConfig};
+use super::{
+    CIPHERSUITE, KeyPackagePool, KeyPackagePoolConfig, KeyPackageSigner, PoolStore as _, ReservationInfo, Spending,
+    fail, supersede_all,
+    test_support::{TestStore, over_each_store, signer},
+    transitions::{change_status, record_reservation},
+};
 use crate::{
     error::{Error, Result},
-    identity::{CIPHERSUITE, DeviceIdentity},
     key_package_status::KeyPackageStatus,
-    storage::{LocalStore, ReservationInfo, Spending},
+    storage::LocalStore,
 };
 
 const P256: Ciphersuite = Ciphersuite::MLS_128_DHKEMP256_AES128GCM_SHA256_P256;
 const DAY: SignedDuration = SignedDuration::from_hours(24);
 
-struct Device {
+struct Device<S> {
     _directory: TempDir,
-    store: LocalStore,
-    identity: DeviceIdentity,
+    store: S,
+    signer: KeyPackageSigner,
     config: KeyPackagePoolConfig,
 }
 
-impl Device {
+impl<S: TestStore> Device<S> {
     fn new() -> Self {
-        let directory = tempfile::tempdir().unwrap();
-        let store = LocalStore::open(directory.path()).unwrap();
-        let names = (&"alice".parse().unwrap(), &"laptop".parse().unwrap());
-        let identity = DeviceIdentity::create(&store, "http://localhost:8080", names, &[CIPHERSUITE, P256]).unwrap();
-        Self { _directory: directory, store, identity, config: KeyPackagePoolConfig::default() }
+        let (directory, store) = S::open();
+        Self { _directory: directory, store, signer: signer(CIPHERSUITE), config: KeyPackagePoolConfig::default() }
     }
 
-    fn pool(&self) -> KeyPackagePool<'_> {
+    fn pool(&self) -> KeyPackagePool<'_, S> {
         KeyPackagePool::new(&self.store, &self.config)
     }
 
     fn try_generate(&self, count: usize, last_resort: bool, now: Timestamp) -> Result<()> {
-        self.pool().generate_and_update_pool(&self.identity, CIPHERSUITE, (count, last_resort), now, &|_| {})
+        self.pool().generate_and_update_pool(&self.signer, (count, last_resort), now, &|_| {})
     }
 
     fn generate(&self, count: usize, last_resort: bool, now: Timestamp) -> Vec<KeyPackageRef> {
@@ -47,7 +48,7 @@ impl Device {
 
     fn become_all(&self, keypackage_ref: &KeyPackageRef, steps: &[KeyPackageStatus], now: Timestamp) {
         for step in steps {
-            self.store.update_pool_metadata_status(keypackage_ref, *step, now).unwrap();
+            change_status(&self.store, keypackage_ref, *step, now).unwrap();
         }
     }
 
@@ -55,12 +56,12 @@ impl Device {
         self.store.find_metadata(keypackage_ref).unwrap().unwrap().status
     }
 
-    fn rows(&self) -> i64 {
-        self.store.count("keypackage_pool_metadata")
+    fn rows(&self) -> usize {
+        self.store.metadata().unwrap().len()
     }
 
-    fn keys(&self) -> i64 {
-        self.store.count("openmls_key_packages")
+    fn keys(&self) -> usize {
+        self.store.keys()
     }
 }
 
@@ -68,41 +69,52 @@ fn start() -> Timestamp {
     "2030-01-01T00:00:00Z".parse().unwrap()
 }
 
-#[test]
-fn keys_and_rows_are_made_together() {
-    let device = Device::new();
+over_each_store! {
+    keys_and_rows_are_made_together,
+    a_failing_generation_leaves_neither_keys_nor_rows,
+    more_than_the_hard_cap_is_refused_as_a_whole,
+    pools_are_replenished_by_what_is_fresh_in_their_ciphersuite,
+    the_hard_cap_bounds_what_is_needed,
+    an_unconfirmed_package_is_the_same_bytes_every_time,
+    what_is_uploaded_or_expired_or_superseded_is_not_uploaded_again,
+    a_package_keeps_its_keys_for_a_day_past_its_end,
+    a_failed_package_goes_at_once_unless_somebody_may_have_it,
+    a_last_resort_is_replaced_when_it_was_used_or_is_near_its_end,
+    who_reserved_and_spent_it_is_kept,
+}
+
+fn keys_and_rows_are_made_together<S: TestStore>() {
+    let device = Device::<S>::new();
     device.generate(5, true, start());
     assert_eq!((device.keys(), device.rows()), (6, 6));
     assert_eq!(device.pool().get_available_count(CIPHERSUITE, start()).unwrap(), 5);
     assert_eq!(device.pool().unconfirmed(start()).unwrap().len(), 6);
 }
 
-#[test]
-fn a_failing_generation_leaves_neither_keys_nor_rows() {
-    let device = Device::new();
+fn a_failing_generation_leaves_neither_keys_nor_rows<S: TestStore>() {
+    let device = Device::<S>::new();
     device.store.refuse_rows_after(3);
     let failed = device.try_generate(5, true, start());
     assert!(matches!(failed, Err(Error::Storage { .. })), "{failed:?}");
     assert_eq!((device.keys(), device.rows()), (0, 0));
 }
 
-#[test]
-fn more_than_the_hard_cap_is_refused_as_a_whole() {
-    let device = Device::new();
+fn more_than_the_hard_cap_is_refused_as_a_whole<S: TestStore>() {
+    let device = Device::<S>::new();
     device.generate(60, true, start());
     let refused = device.try_generate(5, true, start());
     assert!(matches!(refused, Err(Error::PoolCapacityExceeded { needed: 5, available: 4 })), "{refused:?}");
     assert_eq!(device.rows(), 61);
     device.generate(4, false, start());
     // Each ciphersuite has its own cap.
-    device.pool().generate_and_update_pool(&device.identity, P256, (64, false), start(), &|_| {}).unwrap();
-    let refused = device.pool().generate_and_update_pool(&device.identity, P256, (1, false), start(), &|_| {});
+    let other = signer(P256);
+    device.pool().generate_and_update_pool(&other, (64, false), start(), &|_| {}).unwrap();
+    let refused = device.pool().generate_and_update_pool(&other, (1, false), start(), &|_| {});
     assert!(matches!(refused, Err(Error::PoolCapacityExceeded { needed: 1, available: 0 })), "{refused:?}");
 }
 
-#[test]
-fn pools_are_replenished_by_what_is_fresh_in_their_ciphersuite() {
-    let device = Device::new();
+fn pools_are_replenished_by_what_is_fresh_in_their_ciphersuite<S: TestStore>() {
+    let device = Device::<S>::new();
     let pool = device.pool();
     let refs = device.generate(8, true, start());
     assert!(!pool.should_replenish(CIPHERSUITE, start()).unwrap());
@@ -119,13 +131,12 @@ fn pools_are_replenished_by_what_is_fresh_in_their_ciphersuite() {
     assert_eq!(pool.get_replenishment_needed(CIPHERSUITE, start()).unwrap(), 25);
     // Expired ones do not count.
     assert_eq!(pool.get_fresh_count(CIPHERSUITE, start() + DAY * 14).unwrap(), 0);
-    device.store.supersede_all().unwrap();
+    supersede_all(&device.store).unwrap();
     assert_eq!(pool.get_available_count(CIPHERSUITE, start()).unwrap(), 0);
 }
 
-#[test]
-fn the_hard_cap_bounds_what_is_needed() {
-    let mut device = Device::new();
+fn the_hard_cap_bounds_what_is_needed<S: TestStore>() {
+    let mut device = Device::<S>::new();
     device.config.hard_cap = 40;
     let refs = device.generate(38, false, start());
     for one in &refs {
@@ -135,30 +146,27 @@ fn the_hard_cap_bounds_what_is_needed() {
     assert_eq!(device.pool().get_replenishment_needed(CIPHERSUITE, start()).unwrap(), 2);
 }
 
-#[test]
-fn an_unconfirmed_package_is_the_same_bytes_every_time() {
-    let device = Device::new();
+fn an_unconfirmed_package_is_the_same_bytes_every_time<S: TestStore>() {
+    let device = Device::<S>::new();
     device.generate(2, true, start());
     let first = device.pool().unconfirmed(start()).unwrap();
     assert_eq!(first.len(), 3);
     assert_eq!(first, device.pool().unconfirmed(start()).unwrap());
 }
 
-#[test]
-fn what_is_uploaded_or_expired_or_superseded_is_not_uploaded_again() {
-    let device = Device::new();
+fn what_is_uploaded_or_expired_or_superseded_is_not_uploaded_again<S: TestStore>() {
+    let device = Device::<S>::new();
     let refs = device.generate(2, false, start());
     device.become_all(&refs[0], &[KeyPackageStatus::Uploaded], start());
     let left: Vec<_> = device.pool().unconfirmed(start()).unwrap().into_iter().map(|(one, _)| one).collect();
     assert_eq!(left, refs[1..]);
     assert_eq!(device.pool().unconfirmed(start() + DAY * 14).unwrap(), []);
-    device.store.supersede_all().unwrap();
+    supersede_all(&device.store).unwrap();
     assert_eq!(device.pool().unconfirmed(start()).unwrap(), []);
 }
 
-#[test]
-fn a_package_keeps_its_keys_for_a_day_past_its_end() {
-    let device = Device::new();
+fn a_package_keeps_its_keys_for_a_day_past_its_end<S: TestStore>() {
+    let device = Device::<S>::new();
     let refs = device.generate(3, true, start());
     device.become_all(&refs[0], &[KeyPackageStatus::Uploaded], start());
     device.become_all(&refs[1], &[KeyPackageStatus::Uploaded], start());
@@ -175,12 +183,11 @@ fn a_package_keeps_its_keys_for_a_day_past_its_end() {
     assert_eq!((device.keys(), device.rows()), (0, 0));
 }
 
-#[test]
-fn a_failed_package_goes_at_once_unless_somebody_may_have_it() {
-    let device = Device::new();
+fn a_failed_package_goes_at_once_unless_somebody_may_have_it<S: TestStore>() {
+    let device = Device::<S>::new();
     let refs = device.generate(2, false, start());
-    device.store.mark_failed(&refs[0], None, start()).unwrap();
-    device.store.mark_failed(&refs[1], Some(start() + DAY), start()).unwrap();
+    fail(&device.store, &refs[0], None, start()).unwrap();
+    fail(&device.store, &refs[1], Some(start() + DAY), start()).unwrap();
     assert_eq!(device.pool().cleanup_expired(start()).unwrap(), 1);
     assert_eq!(device.status(&refs[1]), KeyPackageStatus::Failed);
     assert!(device.pool().has_keys(&refs[1]).unwrap() && !device.pool().has_keys(&refs[0]).unwrap());
@@ -188,9 +195,8 @@ fn a_failed_package_goes_at_once_unless_somebody_may_have_it() {
     assert_eq!((device.keys(), device.rows()), (0, 0));
 }
 
-#[test]
-fn a_last_resort_is_replaced_when_it_was_used_or_is_near_its_end() {
-    let device = Device::new();
+fn a_last_resort_is_replaced_when_it_was_used_or_is_near_its_end<S: TestStore>() {
+    let device = Device::<S>::new();
     let pool = device.pool();
     let needed = |uses, now| pool.needs_last_resort(CIPHERSUITE, uses, now).unwrap();
     assert!(needed(0, start()));
@@ -204,15 +210,14 @@ fn a_last_resort_is_replaced_when_it_was_used_or_is_near_its_end() {
     assert!(needed(0, start() + DAY * 14));
 }
 
-#[test]
-fn who_reserved_and_spent_it_is_kept() {
-    let device = Device::new();
+fn who_reserved_and_spent_it_is_kept<S: TestStore>() {
+    let device = Device::<S>::new();
     let refs = device.generate(1, false, start());
     let by = keypool_openapi::DeviceOf { user: "bob".parse().unwrap(), device: "phone".parse().unwrap() };
     let reservation_id = Some("1f-67e55044-10b1-426f-9247-bb680e5fe0c8".parse().unwrap());
     device.become_all(&refs[0], &[KeyPackageStatus::Uploaded, KeyPackageStatus::Reserved], start());
     let info = ReservationInfo { reservation_id, reserved_by: Some(by.clone()), expires_at: Some(start() + DAY) };
-    device.store.update_reservation_info(&refs[0], &info, start()).unwrap();
+    record_reservation(&device.store, &refs[0], &info, start()).unwrap();
     let group_id = Some(keypool_openapi::Base64Bytes(b"friends".to_vec()));
     let spending = Spending { by: Some(by), group_id, at: Some(start() + DAY) };
     device.pool().mark_as_spent(&refs[0], &spending, start()).unwrap();
@@ -226,7 +231,7 @@ fn who_reserved_and_spent_it_is_kept() {
 #[test]
 #[expect(clippy::print_stdout, reason = "the figure is what the documentation quotes")]
 fn metadata_holds_no_key_material_and_little_else() {
-    let device = Device::new();
+    let device = Device::<LocalStore>::new();
     for one in device.generate(32, true, start()) {
         device.become_all(&one, &[KeyPackageStatus::Uploaded, KeyPackageStatus::Reserved], start());
         let reserved_by =
@@ -235,7 +240,7 @@ fn metadata_holds_no_key_material_and_little_else() {
         let info = ReservationInfo { reservation_id, reserved_by, expires_at: Some(start()) };
         // Every other one was handed out, more than in practice.
         if one.as_bytes()[0] % 2 == 0 {
-            device.store.update_reservation_info(&one, &info, start()).unwrap();
+            record_reservation(&device.store, &one, &info, start()).unwrap();
         }
     }
     let bytes = device.store.metadata_bytes();

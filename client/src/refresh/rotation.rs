@@ -1,81 +1,50 @@
-//! Rotates the signature key: the old key signs the change, and the server applies it with the first new KeyPackage.
+//! Changes of the signature key: the old key signs the change, and the server applies it with the first new KeyPackage.
 
 use std::collections::BTreeSet;
 
 use keypool_openapi::{Base64Bytes, KeyPackageRef, SignatureKeyChange, SignatureKeyChangeContent};
-use openmls_traits::signatures::Signer as _;
-use tracing::info;
 
-use super::report::RefreshReport;
+use super::steps::Refresh;
 use crate::{
-    connection::MlsConnection,
     error::{Error, Result},
-    identity::DeviceIdentity,
     key_package_status::KeyPackageStatus,
-    pool::OnProgress,
-    storage::KeyPackageMetadata,
+    pool::{KeyChange, KeyPackageMetadata, PoolIdentity, PoolStore, rows},
 };
 
-impl MlsConnection<'_> {
-    /// Changes the signature key of each ciphersuite, and fills the pool with KeyPackages of the new keys. The server
-    /// applies the change with the first new KeyPackage that it accepts, and revokes the old KeyPackages in the same
-    /// transaction. Reserved ones stay until they are spent or lapse. The old private keys stay for a day, for Welcomes
-    /// that may still arrive. In its groups, the device keeps using the old key.
-    ///
-    /// If it fails half-way, the next refresh or rotation finishes it. Until then, the old key is valid.
-    pub async fn rotate(&self, identity: &DeviceIdentity, progress: OnProgress<'_>) -> Result<RefreshReport> {
-        let _turn = self.store.turns.pool().await;
-        let next = self.store.transaction(|| {
-            let next = identity.make_next_signers(self.store)?;
-            if next.is_some() {
-                self.store.forget_foreign()?;
-                self.store.supersede_all()?;
-            }
-            Ok(next)
-        })?;
-        if let Some(next) = next {
-            identity.begin_change(next);
-        }
-        info!(device = identity.identity(), "changing the signature key");
-        self.refresh_in_turn(identity, true, progress).await
-    }
-
+impl<S: PoolStore, I: PoolIdentity> Refresh<'_, S, I> {
     /// The unfinished changes of signature keys in the ciphersuites of these KeyPackages, signed by the old keys.
     pub(super) async fn signature_key_changes<'k>(
         &self,
-        identity: &DeviceIdentity,
         key_packages: impl Iterator<Item = &'k KeyPackageRef>,
     ) -> Result<Vec<SignatureKeyChange>> {
         let mut ciphersuites = BTreeSet::new();
         for keypackage_ref in key_packages {
-            let row = self.store.find_metadata(keypackage_ref)?;
-            ciphersuites.extend(row.map(|row| row.ciphersuite).filter(|number| identity.change(*number).is_some()));
+            let row = self.pool.store.find_metadata(keypackage_ref)?;
+            ciphersuites
+                .extend(row.map(|row| row.ciphersuite).filter(|number| self.identity.change(*number).is_some()));
         }
         if ciphersuites.is_empty() {
             return Ok(Vec::new());
         }
-        let devices = self.api.devices(identity.user()).await?.devices;
-        let own = devices.into_iter().find(|one| one.device == *identity.device()).ok_or_else(|| {
-            self.api.unexpected(format!(
-                "the devices of {}, and {} is not one of them",
-                identity.user(),
-                identity.device()
-            ))
+        let device = self.identity.device();
+        let devices = self.api.devices(&device.user).await?.devices;
+        let own = devices.into_iter().find(|one| one.device == device.device).ok_or_else(|| {
+            self.api.unexpected(format!("the devices of {}, and {} is not one of them", device.user, device.device))
         })?;
         let change = |ciphersuite| {
-            let (old, next) = identity.change(ciphersuite)?;
+            let KeyChange { old_key, old_signer, new_key } = self.identity.change(ciphersuite)?;
             let content = SignatureKeyChangeContent {
-                user: identity.user(),
-                device: identity.device(),
+                user: &device.user,
+                device: &device.device,
                 registered_at: own.registered_at,
                 ciphersuite,
-                old_key: old.public(),
-                new_key: next.public(),
+                old_key: &old_key,
+                new_key: &new_key,
             };
-            let signature = old
+            let signature = old_signer
                 .sign(&content.signed_bytes())
                 .map_err(|_| Error::mls("sign the change of the signature key")("the old key does not sign".into()));
-            let signature_key = Base64Bytes(next.public().to_vec());
+            let signature_key = Base64Bytes(new_key);
             Some(signature.map(|signature| SignatureKeyChange {
                 ciphersuite,
                 signature_key,
@@ -86,18 +55,17 @@ impl MlsConnection<'_> {
     }
 
     /// Records changes that the server applied but whose answer was lost: it has KeyPackages of the new keys.
-    pub(super) fn accept_changes(&self, identity: &DeviceIdentity) -> Result<()> {
-        self.store.transaction(|| {
-            for row in self.store.metadata()?.into_iter().filter(is_on_the_server) {
-                identity.accept_change(self.store, row.ciphersuite)?;
-            }
-            Ok(())
+    pub(super) fn accept_changes(&self) -> Result<()> {
+        let store = self.pool.store;
+        store.transaction(|| {
+            let mut rows = rows(store)?.into_iter().filter(is_on_the_server);
+            rows.try_for_each(|row| self.identity.accept_change(row.ciphersuite))
         })
     }
 
     /// The number of KeyPackages of old signature keys that are recorded as revoked.
     pub(super) fn revoked_superseded(&self) -> Result<usize> {
-        let rows = self.store.get_metadata_by_status(KeyPackageStatus::Failed)?;
+        let rows = self.pool.get_metadata_by_status(KeyPackageStatus::Failed)?;
         Ok(rows.iter().filter(|row| row.superseded).count())
     }
 }

@@ -1,28 +1,69 @@
 //! The steps of a refresh.
 
+use std::fmt;
+
 use jiff::{SignedDuration, Timestamp};
 use keypool_openapi::{KeyPackageRef, MAX_REVOCATIONS, RevokeRequest};
 
-use super::report::{RefreshReport, Warning};
+use super::{
+    catch_up::CatchUp,
+    report::{RefreshReport, Warning},
+};
 use crate::{
-    clock::{MAX_SKEW, skew},
-    connection::MlsConnection,
+    api::ApiClient,
+    clock::{Clock, MAX_SKEW, SystemClock, skew},
     error::{Error, Result},
-    groups::MlsMembership,
-    identity::DeviceIdentity,
     key_package_status::KeyPackageStatus,
-    pool::{GRACE, OnProgress, Reconciliation, give_up, reconcile},
-    storage::KeyPackageMetadata,
+    pool::{
+        GRACE, KeyPackageMetadata, KeyPackagePool, OnProgress, PoolHistory, PoolIdentity, PoolStore, Reconciliation,
+        confirm_uploaded, fail, give_up, reconcile, rows,
+    },
 };
 
 /// Foreign KeyPackages in the pool mean a restored backup at first; twice within this time, they mean another client.
 const RESTORE_SPAN: SignedDuration = SignedDuration::from_hours(30 * 24);
 
-impl MlsConnection<'_> {
+/// Brings a pool and the server to agree, and keeps the pool full.
+///
+/// [`crate::MlsClient`] uses it for its own pool. An application with its own OpenMLS provider, database or HTTP stack makes one
+/// of its [`PoolStore`], its [`PoolIdentity`] and an [`ApiClient`] with the token of the device.
+pub struct Refresh<'a, S, I> {
+    pub(super) api: &'a ApiClient,
+    pub(super) pool: KeyPackagePool<'a, S>,
+    pub(super) identity: &'a I,
+    clock: &'a dyn Clock,
+    catch_up: Option<&'a dyn CatchUp>,
+}
+
+impl<S, I> fmt::Debug for Refresh<'_, S, I> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Refresh").field("api", self.api).finish_non_exhaustive()
+    }
+}
+
+impl<'a, S: PoolStore, I: PoolIdentity> Refresh<'a, S, I> {
+    /// A refresh of this device's pool, by the machine's clock.
+    #[must_use]
+    pub fn new(pool: KeyPackagePool<'a, S>, identity: &'a I, api: &'a ApiClient) -> Self {
+        Self { api, pool, identity, clock: &SystemClock, catch_up: None }
+    }
+
+    /// Uses another clock.
+    #[must_use]
+    pub fn with_clock(self, clock: &'a dyn Clock) -> Self {
+        Self { clock, ..self }
+    }
+
+    /// Has the waiting messages processed before the keys of KeyPackages are deleted: a Welcome may need them.
+    #[must_use]
+    pub fn with_catch_up(self, catch_up: &'a dyn CatchUp) -> Self {
+        Self { catch_up: Some(catch_up), ..self }
+    }
+
     /// Brings the pool up to date. Idempotent: if nothing has to change, it makes one request.
     ///
     /// 1. Fetches the status of the pool.
-    /// 2. Processes this device's queue, where a Welcome may need an old KeyPackage, and then deletes KeyPackages that
+    /// 2. Has the waiting messages processed, where a Welcome may need an old KeyPackage, and then deletes KeyPackages that
     ///    ended a day ago.
     /// 3. If the server was restored from a backup, gives up all KeyPackages that it may have handed out since.
     /// 4. If the two sides differ, reconciles with the server's inventory, and revokes KeyPackages whose keys are
@@ -37,41 +78,26 @@ impl MlsConnection<'_> {
     /// neither a clock that jumps nor a server that lies about the time deletes keys too early. Lifetimes begin by the
     /// server's clock.
     ///
-    /// Calls at the same time take turns, and the later ones find nothing to do. A call that is dropped leaves a pool that
-    /// the next one brings up to date.
-    pub async fn refresh_key_packages(
-        &self,
-        identity: &DeviceIdentity,
-        fill: bool,
-        progress: OnProgress<'_>,
-    ) -> Result<RefreshReport> {
-        let _turn = self.store.turns.pool().await;
-        self.refresh_in_turn(identity, fill, progress).await
-    }
-
-    pub(super) async fn refresh_in_turn(
-        &self,
-        identity: &DeviceIdentity,
-        fill: bool,
-        progress: OnProgress<'_>,
-    ) -> Result<RefreshReport> {
+    /// The caller sees to it that one refresh of a pool runs at a time. One that is dropped leaves a pool that the next one
+    /// brings up to date.
+    pub async fn run(&self, fill: bool, progress: OnProgress<'_>) -> Result<RefreshReport> {
         let mut report = RefreshReport::new(self.api.get_key_package_status().await?);
-        let (here, there) = (self.now(), report.pool.at);
+        let (here, there) = (self.clock.now(), report.pool.at);
         let skew = skew(here, there);
         if skew.abs() > MAX_SKEW {
             report.warnings.push(Warning::ClockSkew { seconds: skew.as_secs() });
         }
         let now = here.min(there);
-        if !self.pool().ended(now)?.is_empty() {
-            MlsMembership::new(*self, identity).catch_up().await?;
+        if let (Some(messages), false) = (self.catch_up, self.pool.ended(now)?.is_empty()) {
+            messages.catch_up().await?;
         }
-        report.removed = self.pool().cleanup_expired(now)?;
+        report.removed = self.pool.cleanup_expired(now)?;
         self.give_up_after_restore(&mut report)?;
         self.reconcile_pool(&mut report).await?;
-        self.accept_changes(identity)?;
-        self.upload_unconfirmed(identity, &mut report, &|_| {}).await?;
-        self.replenish(identity, fill, &mut report, progress).await?;
-        self.revoke_superseded(identity, &mut report).await?;
+        self.accept_changes()?;
+        self.upload_unconfirmed(&mut report, &|_| {}).await?;
+        self.replenish(fill, &mut report, progress).await?;
+        self.revoke_superseded(&mut report).await?;
         // A KeyPackage of a repeated upload may have been handed out since the first one.
         self.reconcile_pool(&mut report).await?;
         match report.rejected.first() {
@@ -89,18 +115,19 @@ impl MlsConnection<'_> {
     /// the backup. The keys stay until no Welcome can arrive. The last resort stays, because it may be handed out
     /// repeatedly anyway.
     fn give_up_after_restore(&self, report: &mut RefreshReport) -> Result<()> {
-        let fenced_at = report.pool.fenced_at.map(Timestamp::as_second);
-        if self.store.last_restore()? == fenced_at {
+        let (store, fenced_at) = (self.pool.store, report.pool.fenced_at);
+        let second = |time: Option<Timestamp>| time.map(Timestamp::as_second);
+        if second(store.history()?.fenced_at) == second(fenced_at) {
             return Ok(());
         }
-        let given_up = self.store.transaction(|| {
+        let given_up = store.transaction(|| {
             let mut given_up = 0;
-            for row in self.store.metadata()?.into_iter().filter(|row| row.status.is_live() && !row.last_resort) {
+            for row in rows(store)?.into_iter().filter(|row| row.status.is_live() && !row.last_resort) {
                 let until = row.not_after.saturating_add(GRACE).unwrap_or(Timestamp::MAX);
-                self.store.mark_failed(&row.keypackage_ref, Some(until), report.pool.at)?;
+                fail(store, &row.keypackage_ref, Some(until), report.pool.at)?;
                 given_up += 1;
             }
-            self.store.record_restore(fenced_at)?;
+            store.set_history(&PoolHistory { fenced_at, ..store.history()? })?;
             Ok(given_up)
         })?;
         if given_up > 0 {
@@ -112,29 +139,29 @@ impl MlsConnection<'_> {
 
     /// Reconciles both sides. The server decides about reservations and spends, this device about which keys exist.
     pub(super) async fn reconcile_pool(&self, report: &mut RefreshReport) -> Result<()> {
-        let pool = self.pool();
+        let (pool, store) = (self.pool, self.pool.store);
         if !pool.agrees_with(&report.pool)? {
             let now = self.later(report.pool.at);
             let inventory = self.api.get_inventory().await?;
             let before = self.revoked_superseded()?;
-            let Reconciliation { changed, to_revoke, foreign } = reconcile(self.store, &pool, inventory, now)?;
+            let Reconciliation { changed, to_revoke, foreign } = reconcile(&pool, inventory, now)?;
             // With a change of the signature key, the server itself revokes the KeyPackages of the old key.
             let revoked = self.revoked_superseded()?.saturating_sub(before);
             report.revoked += revoked;
             report.reconciled += changed.saturating_sub(revoked);
             let since = now.saturating_sub(RESTORE_SPAN).unwrap_or(Timestamp::MIN);
-            if foreign > 0 && self.store.foreign_since(since)? {
+            if foreign > 0 && store.history()?.foreign_at.is_some_and(|at| at > since) {
                 return Err(Error::TwoClients { foreign });
             }
             self.revoke(&to_revoke, report).await?;
             if foreign > 0 {
                 // Record it last: an interrupted refresh that finds the same KeyPackages again is not a second client.
-                self.store.record_foreign(now)?;
+                store.transaction(|| store.set_history(&PoolHistory { foreign_at: Some(now), ..store.history()? }))?;
                 report.warnings.push(Warning::ForeignKeyPackages { count: foreign });
             }
         }
         if pool.agrees_with(&report.pool)? {
-            self.store.confirm_uploaded()?;
+            store.transaction(|| confirm_uploaded(store))?;
         }
         Ok(())
     }
@@ -149,15 +176,9 @@ impl MlsConnection<'_> {
         Ok(())
     }
 
-    async fn replenish(
-        &self,
-        identity: &DeviceIdentity,
-        fill: bool,
-        report: &mut RefreshReport,
-        progress: OnProgress<'_>,
-    ) -> Result<()> {
-        let (pool, now) = (self.pool().as_offered_by(&report.pool), report.pool.at);
-        for ciphersuite in identity.ciphersuites() {
+    async fn replenish(&self, fill: bool, report: &mut RefreshReport, progress: OnProgress<'_>) -> Result<()> {
+        let (pool, now) = (self.pool.as_offered_by(&report.pool), report.pool.at);
+        for ciphersuite in self.identity.ciphersuites() {
             let of_suite = report.pool.ciphersuites.iter().find(|part| part.ciphersuite == u16::from(ciphersuite));
             let uses = of_suite.map_or(0, |part| part.last_resort.uses);
             let last_resort = pool.needs_last_resort(ciphersuite, uses, now)?;
@@ -168,39 +189,32 @@ impl MlsConnection<'_> {
             };
             if count > 0 || last_resort {
                 pool.check_lifetime()?;
-                pool.generate_and_update_pool(identity, ciphersuite, (count, last_resort), now, progress)?;
+                let signer = self.identity.key_package_signer(ciphersuite)?;
+                pool.generate_and_update_pool(&signer, (count, last_resort), now, progress)?;
                 report.generated += count + usize::from(last_resort);
             }
         }
-        self.upload_unconfirmed(identity, report, progress).await
+        self.upload_unconfirmed(report, progress).await
     }
 
     /// Revokes KeyPackages of an old signature key once the server has accepted the new key, except reserved ones.
-    async fn revoke_superseded(&self, identity: &DeviceIdentity, report: &mut RefreshReport) -> Result<()> {
+    async fn revoke_superseded(&self, report: &mut RefreshReport) -> Result<()> {
         let old = |row: &KeyPackageMetadata| {
-            let is_changed = identity.change(row.ciphersuite).is_none();
+            let is_changed = self.identity.change(row.ciphersuite).is_none();
             is_changed && row.superseded && row.status.is_live() && row.status != KeyPackageStatus::Reserved
         };
-        let rows = self.store.metadata()?.into_iter().filter(old);
-        let refs: Vec<_> = rows.map(|row| row.keypackage_ref).collect();
+        let store = self.pool.store;
+        let refs: Vec<_> = rows(store)?.into_iter().filter(old).map(|row| row.keypackage_ref).collect();
         if refs.is_empty() {
             return Ok(());
         }
         self.revoke(&refs, report).await?;
         let now = self.later(report.pool.at);
-        self.store.transaction(|| refs.iter().try_for_each(|old| give_up(self.store, old, now)))
+        store.transaction(|| refs.iter().try_for_each(|old| give_up(store, old, now)))
     }
 
     /// The later of this machine's time and the server's. Keys are kept for a day from then on.
     pub(super) fn later(&self, there: Timestamp) -> Timestamp {
-        self.now().max(there)
-    }
-}
-
-impl MlsMembership<'_> {
-    /// Brings the pool up to date, so that other users can add this device; see
-    /// [`MlsConnection::refresh_key_packages`].
-    pub async fn refresh_key_packages(&self, progress: OnProgress<'_>) -> Result<RefreshReport> {
-        self.connection.refresh_key_packages(self.identity, false, progress).await
+        self.clock.now().max(there)
     }
 }

@@ -75,6 +75,13 @@ impl LocalStore {
         Ok(())
     }
 
+    pub(crate) fn set_server(&self, server: &str) -> Result<()> {
+        self.connection()
+            .execute("UPDATE device_identity SET server = ?1", [server])
+            .map_err(Error::storage("write the server's address"))?;
+        Ok(())
+    }
+
     pub(crate) fn set_token(&self, token: &SecretString) -> Result<()> {
         self.connection()
             .execute("UPDATE device_identity SET token = ?1, registration_key = NULL", [token.expose_secret()])

@@ -1,7 +1,6 @@
 //! What tests look up and break in a store.
 
 use super::store::LocalStore;
-use crate::key_package_ref::hash_reference;
 
 impl LocalStore {
     /// How many rows a table has.
@@ -28,14 +27,6 @@ impl LocalStore {
     /// How SQLite would run a query.
     pub(crate) fn plan(&self, query: &str) -> String {
         self.connection().query_row(&format!("EXPLAIN QUERY PLAN {query}"), [], |row| row.get("detail")).unwrap()
-    }
-
-    /// Takes the private keys of a KeyPackage away, and leaves its row.
-    pub(crate) fn lose_keys(&self, keypackage_ref: &keypool_openapi::KeyPackageRef) {
-        use openmls_traits::{OpenMlsProvider as _, storage::StorageProvider as _};
-
-        let hash = hash_reference(keypackage_ref.as_bytes()).unwrap();
-        self.provider().storage().delete_key_package(&hash).unwrap();
     }
 
     /// All that the metadata table holds, as bytes.

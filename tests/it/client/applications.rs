@@ -147,7 +147,7 @@ async fn an_application_brings_its_own_http_client(#[values(Database::Postgres, 
     let server = start(db).await;
     let proxy = Proxy::before(&server.base).await;
     let http = reqwest::Client::builder().user_agent("a-messenger/1.0").build().unwrap();
-    let settings = Settings { http: Some(http), ..Settings::default() };
+    let settings = Settings { transport: Some(Arc::new(http)), ..Settings::default() };
     let directory = data_directory();
     let new = new_device(&proxy.base, "alice");
     let (_, report) = MlsClient::init(directory.path(), &new, settings, &|_| ()).await.unwrap();

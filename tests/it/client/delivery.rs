@@ -3,8 +3,8 @@
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use futures_util::future::join_all;
 use jiff::SignedDuration;
-use keypool_client::{CIPHERSUITE, Error, Event, KeyPackagePoolConfig};
-use keypool_openapi::ProblemType;
+use keypool_client::{CIPHERSUITE, Error, Event, KeyPackagePoolConfig, Message};
+use keypool_openapi::{Base64Bytes, ProblemType};
 use rstest::rstest;
 
 use super::helpers::{epoch, group_of, invite, members, start, user};
@@ -20,7 +20,8 @@ async fn people_are_added_talk_and_leave(#[values(Anywhere::Postgres, Anywhere::
     let added = invite(&alice, &group, &["bob"]).await;
     assert_eq!(added, ["bob/laptop", "bob/tablet"].map(str::to_owned).into());
     let alice_name = || Event::Joined { by: alice.membership().members(&group.group_id).unwrap().remove(0) };
-    assert_eq!(bob.hears().await, [alice_name(), Event::Changed], "a Welcome, and the group's name");
+    let name = Event::Changed { by: alice.name(), name: Some("friends".to_owned()) };
+    assert_eq!(bob.hears().await, [alice_name(), name], "a Welcome, and the group's name");
     assert_eq!(bob.membership().find_group("friends").unwrap().id, group.id);
     tablet.hears().await;
 
@@ -46,6 +47,23 @@ async fn people_are_added_talk_and_leave(#[values(Anywhere::Postgres, Anywhere::
     assert_eq!(members(&bob, &group).len(), 3);
     assert_eq!(bob.status().await.unwrap().reserved, 0);
     assert_eq!(tablet.status().await.unwrap().reserved, 0);
+}
+
+/// An application sends what it likes, in its own format.
+#[rstest]
+#[tokio::test]
+async fn a_message_of_any_type_arrives_as_it_was_sent(#[values(Database::Postgres, Database::Sqlite)] db: Database) {
+    let server = start(db).await;
+    let (group, owners) = group_of(&server, &["alice", "bob"]).await;
+    let [alice, bob] = owners.as_slice() else { panic!() };
+    let bytes = vec![0, 0xff, b'{'];
+    let sent = alice.membership().send(&group.group_id, Message::new("image/png", bytes.clone())).await;
+    assert_eq!(sent.unwrap(), []);
+    alice.membership().send(&group.group_id, Message::new("text/plain", "a text")).await.unwrap();
+    let image =
+        Event::Content { sender: alice.name(), content_type: "image/png".to_owned(), bytes: Base64Bytes(bytes) };
+    let text = Event::Text { sender: alice.name(), text: "a text".to_owned() };
+    assert_eq!(bob.hears().await, [image, text]);
 }
 
 #[rstest]

@@ -18,7 +18,7 @@ use super::{
 };
 use crate::{
     process::Certificate,
-    support::{Anywhere, Database, Fault, Owner, PATIENCE, ServerProcess, TestServer},
+    support::{Anywhere, Database, Fault, Owner, PATIENCE, Proxy, ServerProcess, TestServer},
 };
 
 /// The address of a port at which nothing listens.
@@ -195,7 +195,7 @@ async fn more_people_than_one_call_takes_are_invited(#[values(Database::Postgres
 
 /// Somebody with two devices, in a group with Bob. On one server: others know only after a few seconds that a token has ended.
 struct Two {
-    _server: TestServer,
+    server: TestServer,
     laptop: Shell,
     phone: Shell,
     bob: Shell,
@@ -209,7 +209,7 @@ impl Two {
         let phone = Shell::new();
         let init = ["init", "--server", &server.base, "--user", "alice"].map(str::to_owned).to_vec();
         let token = laptop.text(&["token"]);
-        let two = Self { _server: server, laptop, phone, bob, init };
+        let two = Self { server, laptop, phone, bob, init };
         two.phone.text(&two.init(&["--device", "phone", "--user-token", token.trim()]));
         two.bob.text(&["group", "create", "friends"]);
         two.bob.text(&["group", "invite", "friends", "alice"]);
@@ -286,4 +286,23 @@ async fn a_token_that_was_replaced_is_set(#[values(Database::Postgres, Database:
     assert_eq!(laptop.json(&["status"])["fresh"], 31);
     let (code, said) = laptop.failure(&["device", "remove", "tablet"]);
     assert!(code == Some(1) && said.contains("tablet"), "{said}");
+}
+
+/// The server moves to another address. A server that does not know the device is not taken.
+#[rstest]
+#[tokio::test(flavor = "multi_thread")]
+async fn the_address_of_the_server_is_changed(#[values(Database::Postgres, Database::Sqlite)] db: Database) {
+    let two = Two::devices(db).await;
+    let Two { laptop, server, .. } = &two;
+    let before = laptop.json(&["server"])["server"].as_str().unwrap().to_owned();
+    let (proxy, stranger) = (Proxy::before(&server.base).await, TestServer::start(db).await);
+    let (code, said) = laptop.failure(&["server", "--set", &stranger.base]);
+    assert!(code == Some(1) && said.contains("token"), "{said}");
+    assert_eq!(laptop.failure(&["server", "--set", "nowhere"]).0, Some(1));
+    assert_eq!(laptop.text(&["server"]).trim(), before);
+    let moved = laptop.json(&["server", "--set", &proxy.base]);
+    assert_eq!(moved["server"], format!("{}/", proxy.base));
+    proxy.seen();
+    laptop.json(&["status"]);
+    assert_eq!(proxy.seen().len(), 1);
 }

@@ -67,6 +67,11 @@ pub fn epoch(owner: &Owner, group: &Group) -> u64 {
     owner.membership().groups().unwrap().iter().find(|one| one.id == group.id).unwrap().epoch
 }
 
+/// The event of a change by a member's first device that left the group's name as it was.
+pub fn changed_by(user: &str) -> Event {
+    Event::Changed { by: device(user).to_string(), name: None }
+}
+
 /// The received items, with the notices for people.
 pub async fn heard(owner: &Owner) -> Vec<Incoming> {
     let incoming = owner.membership().receive(0).await.unwrap();

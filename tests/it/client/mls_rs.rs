@@ -6,7 +6,7 @@ use keypool_server::config::Limits;
 use rstest::rstest;
 use serde_json::json;
 
-use super::helpers::{bob_invited_carol, invite, members, names, start, user};
+use super::helpers::{bob_invited_carol, changed_by, invite, members, names, start, user};
 use crate::support::{Anywhere, Database, Owner, TestServer, builder};
 
 fn client() -> reqwest::Client {
@@ -32,7 +32,7 @@ async fn a_device_on_mls_rs_joins_talks_commits_invites_and_leaves(
     bob.send("hello").await.unwrap();
     assert_eq!(alice.texts().await, [("bob/laptop".to_owned(), "hello".to_owned())]);
     bob.update().await.unwrap();
-    assert_eq!(alice.hears().await, [Event::Changed]);
+    assert_eq!(alice.hears().await, [changed_by("bob")]);
     alice.membership().update_keys(&group.group_id).await.unwrap();
     assert_eq!(bob.receive().await.unwrap(), [Received::Changed]);
     alice.membership().send(&group.group_id, "hello, Bob").await.unwrap();

@@ -16,11 +16,11 @@ use tempfile::TempDir;
 use super::helpers::invited;
 use crate::support::{Database, Owner, TestServer, copy, new_device, now};
 
-const HISTORIES: u32 = 24;
+pub const HISTORIES: u32 = 24;
 
 /// Something that happens to Alice's device.
 #[derive(Clone, Debug)]
-enum Step {
+pub enum Step {
     Refresh,
     Rotate,
     RevokeAll,
@@ -36,7 +36,7 @@ enum Step {
     Restore,
 }
 
-fn step() -> impl Strategy<Value = Step> {
+pub fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
         4 => Just(Step::Refresh),
         1 => Just(Step::Rotate),
@@ -146,7 +146,7 @@ impl History<'_> {
         assert_eq!(counts.values().sum::<usize>(), rows);
         assert_eq!((rows, without), (keys, 0));
         for status in KeyPackageStatus::iter() {
-            assert_eq!(self.alice().store().get_metadata_by_status(status).unwrap().len(), counts[&status]);
+            assert_eq!(self.alice().pool().get_metadata_by_status(status).unwrap().len(), counts[&status]);
         }
     }
 }

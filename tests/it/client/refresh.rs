@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use jiff::SignedDuration;
 use keypool_client::{
-    CIPHERSUITE, Error, Event, KeyPackagePoolConfig, KeyPackageStatus, MlsClient, RefreshReport, Settings, Warning,
+    CIPHERSUITE, Error, Event, KeyPackagePoolConfig, KeyPackageStatus, MlsClient, PoolStore as _, RefreshReport,
+    Settings, Warning,
     openmls::prelude::{Ciphersuite, MlsMessageBodyIn, MlsMessageIn, OpenMlsProvider, ProtocolVersion},
 };
 use keypool_openapi::{Health, PoolStatus, Reservation, State, UserName};

@@ -1,7 +1,9 @@
 //! A new signature key: a new pool, and old invitations that still work.
 
 use jiff::SignedDuration;
-use keypool_client::{CIPHERSUITE, Error, Event, KeyPackagePoolConfig, KeyPackageStatus, NewDevice, Notice};
+use keypool_client::{
+    CIPHERSUITE, Error, Event, KeyPackagePoolConfig, KeyPackageStatus, NewDevice, Notice, PoolStore as _,
+};
 use keypool_openapi::State;
 use openmls::prelude::Ciphersuite;
 use rstest::rstest;

@@ -4,7 +4,7 @@ use keypool_client::Event;
 use rstest::rstest;
 use serde_json::json;
 
-use super::helpers::{bob_invited_carol, invite, members, names, start, user};
+use super::helpers::{bob_invited_carol, changed_by, invite, members, names, start, user};
 use crate::support::{Anywhere, Foreigner, Owner};
 
 #[rstest]
@@ -23,7 +23,7 @@ async fn a_device_on_ts_mls_joins_talks_commits_invites_and_leaves(
     bob.does("say", &json!("hello"));
     assert_eq!(alice.texts().await, [("bob/laptop".to_owned(), "hello".to_owned())]);
     bob.does("update", &json!(null));
-    assert_eq!(alice.hears().await, [Event::Changed]);
+    assert_eq!(alice.hears().await, [changed_by("bob")]);
     alice.membership().update_keys(&group.group_id).await.unwrap();
     assert_eq!(bob.does("receive", &json!(null)), json!([{ "changed": true }]));
     alice.membership().send(&group.group_id, "hello, Bob").await.unwrap();

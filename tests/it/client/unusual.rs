@@ -8,7 +8,7 @@ use rstest::rstest;
 use serde_json::json;
 
 use super::{
-    helpers::{device, epoch, group_of, members, names, start, user},
+    helpers::{changed_by, device, epoch, group_of, members, names, start, user},
     impostors::{HONEST, with_mallory},
 };
 use crate::support::{Anywhere, Device, Insider, Owner};
@@ -29,7 +29,7 @@ async fn what_a_member_commits_and_proposes_in_the_open_is_applied(
     mallory.commits_in_the_open();
     mallory.updates(&HONEST).await;
     for owner in [alice, bob] {
-        assert_eq!(owner.hears().await, [Event::Changed], "{}", owner.name());
+        assert_eq!(owner.hears().await, [changed_by("mallory")], "{}", owner.name());
         assert_eq!(epoch(owner, &group), 3);
     }
     mallory.leaves(&HONEST).await;
@@ -177,7 +177,7 @@ async fn who_is_refused_for_a_proof_is_told_the_way_on(#[values(Anywhere::Postgr
     let (group, owners, mut mallory) = with_mallory(&server).await;
     let [alice, bob] = owners.as_slice() else { panic!() };
     mallory.names_a_wrong_digest(&HONEST).await;
-    assert_eq!(alice.hears().await, [Event::Changed]);
+    assert_eq!(alice.hears().await, [changed_by("mallory")]);
     let refused = alice.membership().update_keys(&group.group_id).await.unwrap_err();
     assert!(matches!(&refused, Error::ProofRefused { group, .. } if group == "friends"), "{refused}");
     // Nothing is left pending, and the group can still be read and written.

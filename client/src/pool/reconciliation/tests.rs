@@ -3,28 +3,25 @@ use keypool_openapi::{Base64Bytes, DeviceOf};
 use tempfile::TempDir;
 
 use super::*;
-use crate::{
-    identity::{CIPHERSUITE, DeviceIdentity},
-    pool::{GRACE, KeyPackagePoolConfig},
+use crate::pool::{
+    CIPHERSUITE, GRACE, KeyPackagePoolConfig, confirm_uploaded, fail, supersede_all,
+    test_support::{TestStore, over_each_store, signer},
 };
 
-struct Device {
+struct Device<S> {
     _directory: TempDir,
-    store: LocalStore,
+    store: S,
     config: KeyPackagePoolConfig,
     refs: Vec<KeyPackageRef>,
 }
 
-impl Device {
+impl<S: TestStore> Device<S> {
     /// A device with `count` KeyPackages that are not uploaded.
     fn new(count: usize) -> Self {
-        let directory = tempfile::tempdir().unwrap();
-        let store = LocalStore::open(directory.path()).unwrap();
-        let names = (&"alice".parse().unwrap(), &"laptop".parse().unwrap());
-        let identity = DeviceIdentity::create(&store, "http://localhost:8080", names, &[CIPHERSUITE]).unwrap();
+        let (directory, store) = S::open();
         let config = KeyPackagePoolConfig::default();
         let pool = KeyPackagePool::new(&store, &config);
-        pool.generate_and_update_pool(&identity, CIPHERSUITE, (count, false), start(), &|_| {}).unwrap();
+        pool.generate_and_update_pool(&signer(CIPHERSUITE), (count, false), start(), &|_| {}).unwrap();
         let refs: Vec<_> = pool.unconfirmed(start()).unwrap().into_iter().map(|(one, _)| one).collect();
         Self { _directory: directory, store, config, refs }
     }
@@ -32,14 +29,14 @@ impl Device {
     fn uploaded(count: usize) -> Self {
         let device = Self::new(count);
         for one in &device.refs {
-            device.store.update_pool_metadata_status(one, KeyPackageStatus::Uploaded, start()).unwrap();
+            change_status(&device.store, one, KeyPackageStatus::Uploaded, start()).unwrap();
         }
-        device.store.confirm_uploaded().unwrap();
+        confirm_uploaded(&device.store).unwrap();
         device
     }
 
     fn reconcile(&self, inventory: Vec<InventoryItem>) -> Reconciliation {
-        reconcile(&self.store, &KeyPackagePool::new(&self.store, &self.config), inventory, start()).unwrap()
+        reconcile(&KeyPackagePool::new(&self.store, &self.config), inventory, start()).unwrap()
     }
 
     fn row(&self, index: usize) -> KeyPackageMetadata {
@@ -53,6 +50,17 @@ impl Device {
 
 fn start() -> Timestamp {
     "2030-01-01T00:00:00Z".parse().unwrap()
+}
+
+over_each_store! {
+    the_servers_word_is_taken_over_once,
+    a_reservation_that_lapsed_is_available_and_not_fresh,
+    an_upload_whose_answer_was_lost_is_found_there,
+    what_the_server_has_lost_is_uploaded_again_unless_somebody_may_have_it,
+    what_was_superseded_is_not_uploaded_again,
+    what_has_no_keys_here_is_withdrawn_there,
+    what_was_handed_out_and_joined_with_is_no_foreigner,
+    what_is_used_up_here_is_withdrawn_where_it_could_be_handed_out_again,
 }
 
 fn item(keypackage_ref: &KeyPackageRef, state: State) -> InventoryItem {
@@ -71,9 +79,8 @@ fn item(keypackage_ref: &KeyPackageRef, state: State) -> InventoryItem {
     }
 }
 
-#[test]
-fn the_servers_word_is_taken_over_once() {
-    let device = Device::uploaded(6);
+fn the_servers_word_is_taken_over_once<S: TestStore>() {
+    let device = Device::<S>::uploaded(6);
     let states = [State::Available, State::Reserved, State::Spent, State::Revoked, State::Retired, State::Expired];
     let inventory = || device.refs.iter().zip(states).map(|(one, state)| item(one, state)).collect();
     assert_eq!(device.reconcile(inventory()), Reconciliation { changed: 5, ..Reconciliation::default() });
@@ -96,9 +103,8 @@ fn the_servers_word_is_taken_over_once() {
     assert_eq!(device.reconcile(inventory()), Reconciliation::default(), "the second time there is nothing new");
 }
 
-#[test]
-fn a_reservation_that_lapsed_is_available_and_not_fresh() {
-    let device = Device::uploaded(1);
+fn a_reservation_that_lapsed_is_available_and_not_fresh<S: TestStore>() {
+    let device = Device::<S>::uploaded(1);
     device.reconcile(vec![item(&device.refs[0], State::Reserved)]);
     let mut back = item(&device.refs[0], State::Reserved);
     back.state = State::Available;
@@ -107,37 +113,33 @@ fn a_reservation_that_lapsed_is_available_and_not_fresh() {
     assert!(!device.row(0).is_fresh(start()) && device.row(0).is_available(start()));
 }
 
-#[test]
-fn an_upload_whose_answer_was_lost_is_found_there() {
-    let device = Device::new(2);
+fn an_upload_whose_answer_was_lost_is_found_there<S: TestStore>() {
+    let device = Device::<S>::new(2);
     let inventory = vec![item(&device.refs[0], State::Available), item(&device.refs[1], State::Spent)];
     assert_eq!(device.reconcile(inventory), Reconciliation { changed: 2, ..Reconciliation::default() });
     assert_eq!((device.status(0), device.status(1)), (KeyPackageStatus::Available, KeyPackageStatus::Spent));
     assert_eq!(device.row(0).uploaded_at, Some(start()));
 }
 
-#[test]
-fn what_the_server_has_lost_is_uploaded_again_unless_somebody_may_have_it() {
-    let device = Device::uploaded(3);
-    device.store.update_pool_metadata_status(&device.refs[1], KeyPackageStatus::Reserved, start()).unwrap();
-    device.store.update_pool_metadata_status(&device.refs[2], KeyPackageStatus::Spent, start()).unwrap();
+fn what_the_server_has_lost_is_uploaded_again_unless_somebody_may_have_it<S: TestStore>() {
+    let device = Device::<S>::uploaded(3);
+    change_status(&device.store, &device.refs[1], KeyPackageStatus::Reserved, start()).unwrap();
+    change_status(&device.store, &device.refs[2], KeyPackageStatus::Spent, start()).unwrap();
     assert_eq!(device.reconcile(vec![]), Reconciliation { changed: 2, ..Reconciliation::default() });
     assert_eq!(device.status(0), KeyPackageStatus::Created);
     assert_eq!((device.status(1), device.row(1).keep_until), (KeyPackageStatus::Failed, Some(start() + GRACE)));
     assert_eq!(device.status(2), KeyPackageStatus::Spent);
 }
 
-#[test]
-fn what_was_superseded_is_not_uploaded_again() {
-    let device = Device::uploaded(1);
-    device.store.supersede_all().unwrap();
+fn what_was_superseded_is_not_uploaded_again<S: TestStore>() {
+    let device = Device::<S>::uploaded(1);
+    supersede_all(&device.store).unwrap();
     device.reconcile(vec![]);
     assert_eq!(device.status(0), KeyPackageStatus::Failed);
 }
 
-#[test]
-fn what_has_no_keys_here_is_withdrawn_there() {
-    let device = Device::uploaded(2);
+fn what_has_no_keys_here_is_withdrawn_there<S: TestStore>() {
+    let device = Device::<S>::uploaded(2);
     let pool = KeyPackagePool::new(&device.store, &device.config);
     // The first has lost its keys; the second also its row.
     device.store.lose_keys(&device.refs[0]);
@@ -150,19 +152,17 @@ fn what_has_no_keys_here_is_withdrawn_there() {
     assert_eq!(device.store.metadata().unwrap(), []);
 }
 
-#[test]
-fn what_was_handed_out_and_joined_with_is_no_foreigner() {
-    let device = Device::uploaded(1);
+fn what_was_handed_out_and_joined_with_is_no_foreigner<S: TestStore>() {
+    let device = Device::<S>::uploaded(1);
     let joined = vec![7; 32].into();
     let found = device.reconcile(vec![item(&device.refs[0], State::Available), item(&joined, State::Reserved)]);
     assert_eq!(found, Reconciliation { changed: 0, to_revoke: vec![joined], foreign: 0 });
 }
 
-#[test]
-fn what_is_used_up_here_is_withdrawn_where_it_could_be_handed_out_again() {
-    let device = Device::uploaded(2);
-    device.store.update_pool_metadata_status(&device.refs[0], KeyPackageStatus::Spent, start()).unwrap();
-    device.store.mark_failed(&device.refs[1], None, start()).unwrap();
+fn what_is_used_up_here_is_withdrawn_where_it_could_be_handed_out_again<S: TestStore>() {
+    let device = Device::<S>::uploaded(2);
+    change_status(&device.store, &device.refs[0], KeyPackageStatus::Spent, start()).unwrap();
+    fail(&device.store, &device.refs[1], None, start()).unwrap();
     let inventory = device.refs.iter().map(|one| item(one, State::Available)).collect();
     let mut refs = device.refs.clone();
     refs.sort_unstable();

@@ -1,7 +1,7 @@
 use rusqlite::params;
 
 use super::*;
-use crate::{key_package_status::KeyPackageStatus, storage::LocalStore};
+use crate::{pool::PoolStore as _, storage::LocalStore};
 
 /// A file as each older version left it keeps its device and its KeyPackages.
 #[test]
@@ -23,7 +23,7 @@ fn a_file_of_an_older_version_is_brought_up_to_date() {
         old.pragma_update(None, "user_version", i64::try_from(version).unwrap()).unwrap();
         drop(old);
         let store = LocalStore::open(directory.path()).unwrap();
-        let row = store.get_metadata_by_status(KeyPackageStatus::Uploaded).unwrap().remove(0);
+        let row = store.metadata().unwrap().remove(0);
         assert_eq!((row.created_at.as_second(), row.not_after.as_second(), row.superseded), (1, 3, false));
         let identity = store.identity().unwrap().unwrap();
         assert_eq!((identity.user.as_str(), identity.signature_keys), ("alice", vec![(1, vec![1])]));

@@ -1,5 +1,7 @@
 //! A signer for many signatures by one key pair.
 
+use std::sync::Arc;
+
 use ed25519_dalek::{Signer as _, SigningKey};
 use openmls_basic_credential::SignatureKeyPair;
 use openmls_traits::{
@@ -11,15 +13,15 @@ use tls_codec::{Deserialize, Error, SecretVLBytes, Serialize};
 
 /// Signs like OpenMLS's key pair, but derives the Ed25519 public key only once. OpenMLS derives it for each signature,
 /// which takes half of the time of signing.
-pub(crate) struct PreparedSigner<'k> {
-    pair: &'k SignatureKeyPair,
+pub(crate) struct PreparedSigner {
+    pair: Arc<SignatureKeyPair>,
     /// The private key with its public key, for Ed25519 only.
     ed25519: Option<SigningKey>,
 }
 
-impl<'k> PreparedSigner<'k> {
+impl PreparedSigner {
     /// Fails if the private key does not fit its signature scheme.
-    pub(crate) fn new(pair: &'k SignatureKeyPair) -> Result<Self, Error> {
+    pub(crate) fn new(pair: Arc<SignatureKeyPair>) -> Result<Self, Error> {
         if pair.signature_scheme() != SignatureScheme::ED25519 {
             return Ok(Self { pair, ed25519: None });
         }
@@ -31,7 +33,7 @@ impl<'k> PreparedSigner<'k> {
     }
 }
 
-impl Signer for PreparedSigner<'_> {
+impl Signer for PreparedSigner {
     fn sign(&self, payload: &[u8]) -> Result<Vec<u8>, SignerError> {
         match &self.ed25519 {
             Some(key) => Ok(key.sign(payload).to_bytes().into()),
@@ -51,8 +53,8 @@ mod tests {
     /// Ed25519 is deterministic, so both signers must produce the same signature.
     #[test]
     fn its_signatures_are_those_of_the_key_pair() {
-        let pair = SignatureKeyPair::new(SignatureScheme::ED25519).unwrap();
-        let many = PreparedSigner::new(&pair).unwrap();
+        let pair = Arc::new(SignatureKeyPair::new(SignatureScheme::ED25519).unwrap());
+        let many = PreparedSigner::new(Arc::clone(&pair)).unwrap();
         assert!(many.ed25519.is_some());
         for payload in [b"a KeyPackage".as_slice(), b""] {
             assert_eq!(many.sign(payload).unwrap(), pair.sign(payload).unwrap());
@@ -61,8 +63,8 @@ mod tests {
 
     #[test]
     fn other_schemes_are_left_to_the_key_pair() {
-        let pair = SignatureKeyPair::new(SignatureScheme::ECDSA_SECP256R1_SHA256).unwrap();
-        let many = PreparedSigner::new(&pair).unwrap();
+        let pair = Arc::new(SignatureKeyPair::new(SignatureScheme::ECDSA_SECP256R1_SHA256).unwrap());
+        let many = PreparedSigner::new(Arc::clone(&pair)).unwrap();
         assert!(many.ed25519.is_none());
         assert_eq!(many.sign(b"a KeyPackage").unwrap(), pair.sign(b"a KeyPackage").unwrap());
     }
@@ -70,6 +72,6 @@ mod tests {
     #[test]
     fn a_private_key_of_another_length_is_refused() {
         let pair = SignatureKeyPair::from_raw(SignatureScheme::ED25519, vec![7; 31], vec![7; 32]);
-        assert!(PreparedSigner::new(&pair).is_err());
+        assert!(PreparedSigner::new(Arc::new(pair)).is_err());
     }
 }
