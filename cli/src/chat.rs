@@ -346,7 +346,7 @@ impl Chat<'_> {
             if matches!(one.event, Event::Text { .. } | Event::Content { .. }) {
                 self.messages_since_refresh += 1;
             }
-            let is_nothing = matches!(one.event, Event::Ignored { .. } | Event::Changed { .. });
+            let is_nothing = matches!(one.event, Event::Ignored { .. } | Event::Changed { .. } | Event::Stranger);
             let time = one.sent_at.to_zoned_datetime(TimeZone::system()).strftime("%H:%M").to_string();
             let is_here = one.group == self.group.id || one.group.is_empty();
             let group = incoming::group_name(&groups, one);

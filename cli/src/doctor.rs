@@ -1,13 +1,18 @@
 //! Checks what may be wrong with a device, and gives advice.
 
-use std::path::Path;
+use std::{collections::BTreeMap, path::Path};
 
 use jiff::{SignedDuration, Timestamp};
-use keypool_client::{Clock as _, Error, KeyPackageStatus, MAX_SKEW, MlsClient, SystemClock, is_in_the_clear, skew};
-use keypool_openapi::{Health, PoolStatus};
+use keypool_client::{
+    Clock as _, Error, Group, GroupState, KeyPackageStatus, MAX_SKEW, MlsClient, SystemClock, is_in_the_clear, skew,
+};
+use keypool_openapi::{GroupsQuery, Health, PoolStatus, ProblemType};
 use serde::Serialize;
 
 use crate::error::hint;
+
+/// The most groups that are compared with the server's list.
+const MAX_GROUPS: usize = 10_000;
 
 /// The result of a check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -75,10 +80,49 @@ pub async fn check(client: &MlsClient) -> Vec<Check> {
             checks.push(clocks(SystemClock.now(), status.at));
             checks.push(agreement(client, &status));
             checks.push(health(&status));
+            checks.push(groups(client).await);
         }
         Err(error) => checks.push(Check::of_error("token", &error)),
     }
     checks
+}
+
+/// Compares the epochs of this device's groups with those that the server knows.
+async fn groups(client: &MlsClient) -> Check {
+    const NAME: &str = "groups";
+    let groups = match client.membership().groups() {
+        Ok(groups) => groups,
+        Err(error) => return Check::of_error(NAME, &error),
+    };
+    let mut newest = BTreeMap::new();
+    let mut query = GroupsQuery::default();
+    loop {
+        let page = match client.api().groups(&query).await {
+            Ok(page) => page,
+            // A server of an older version keeps no list.
+            Err(error) if error.problem() == Some(ProblemType::NotFound) => break,
+            Err(error) => return Check::of_error(NAME, &error),
+        };
+        newest.extend(page.groups.into_iter().map(|group| (group.group_id.0, group.epoch)));
+        match page.next {
+            Some(next) if newest.len() < MAX_GROUPS => query.after = Some(next),
+            _ => break,
+        }
+    }
+    let has_left = |group: &&Group| {
+        let is_behind = matches!(group.state, GroupState::Behind | GroupState::FellBehind);
+        let epoch = newest.get(&group.group_id).copied().unwrap_or_default();
+        is_behind || group.state == GroupState::Active && epoch > group.epoch
+    };
+    let left: Vec<_> = groups.iter().filter(has_left).map(|group| group.name.as_str()).collect();
+    if left.is_empty() {
+        return Check::ok(NAME, format!("this device follows its {} groups", groups.len()));
+    }
+    Check::warning(
+        NAME,
+        format!("the other members have gone on in {}", left.join(", ")),
+        "run `keypool receive`: the device catches up, or comes back by itself if it can; `keypool group list` shows the state",
+    )
 }
 
 fn integrity(client: &MlsClient) -> Check {

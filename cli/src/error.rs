@@ -122,9 +122,13 @@ pub fn hint(error: &ClientError) -> Option<&'static str> {
             "run `keypool group renew GROUP --without USER/DEVICE`: it makes a new group with everybody else"
         }
         E::FellBehind { .. } => {
-            "ask another member to remove this device's user from the group and to invite it again, or make a new group \
-             with `keypool group renew GROUP`"
+            "run `keypool receive`: the device comes back by itself if it can. Otherwise ask another member to invite its user \
+             again, or make a new group with `keypool group renew GROUP`"
         }
+        E::Leaving { .. } => {
+            "wait until another member lets it go, or delete the group with `keypool group forget GROUP`"
+        }
+        E::OwnLeaf { .. } => "a device cannot remove itself: run `keypool group leave GROUP`",
         E::ReadOnlyGroup { .. } => "use the new group of the same name",
         E::AmbiguousGroup { .. } => "give its whole id; `keypool group list` prints the ids",
         E::Encrypted(_) => "give its passphrase in KEYPOOL_PASSPHRASE or by --passphrase-file",

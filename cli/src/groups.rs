@@ -2,8 +2,8 @@
 
 use std::io::{self, Read as _};
 
-use clap::{Args, Subcommand, builder::NonEmptyStringValueParser};
-use keypool_client::{Group, GroupState, MlsClient, MlsMembership};
+use clap::{Args, Subcommand, ValueEnum, builder::NonEmptyStringValueParser};
+use keypool_client::{Group, GroupState, MlsClient, MlsMembership, Removed};
 use keypool_openapi::{DeviceOf, UserName};
 
 use crate::{
@@ -34,12 +34,33 @@ pub enum GroupCommand {
         #[arg(required = true)]
         users: Vec<UserName>,
     },
-    /// Remove all devices of a user from a group
+    /// Remove a user, with all devices, or one device from a group
+    #[command(
+        after_help = "Examples: keypool group remove friends bob\n          keypool group remove friends bob/phone"
+    )]
     Remove {
         /// The group, by its name or the beginning of its id
         group: String,
-        /// The user
-        user: UserName,
+        /// The user, or one device of it
+        #[arg(value_name = "USER[/DEVICE]")]
+        member: String,
+    },
+    /// Delete a group from this device without asking anybody
+    ///
+    /// For a group that is beyond help. The other members still see this device as a member, and members bring it back
+    /// only if somebody invites its user.
+    Forget {
+        /// The group, by its name or the beginning of its id
+        group: String,
+    },
+    /// Say whether members bring new devices of the group's users in by themselves
+    #[command(after_help = "Example: keypool group admit friends no\n\nBy default they do, and everybody sees it.")]
+    Admit {
+        /// The group, by its name or the beginning of its id
+        group: String,
+        /// Whether they do
+        #[arg(value_enum)]
+        devices: Admission,
     },
     /// Replace a group that cannot be changed any more by a new one of the same name
     ///
@@ -73,6 +94,15 @@ pub enum GroupCommand {
     },
 }
 
+/// Whether members bring new devices in by themselves.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum Admission {
+    /// They do
+    Yes,
+    /// They do not: somebody has to invite the user again
+    No,
+}
+
 /// The arguments of `keypool send`.
 #[derive(Debug, Args)]
 pub struct SendArgs {
@@ -100,9 +130,21 @@ pub async fn group(command: GroupCommand, client: &MlsClient, output: &Output) -
             let group = membership.find_group(&group)?;
             output.invited(&group, &membership.invite(&group.group_id, &users).await?)?;
         }
-        GroupCommand::Remove { group, user } => {
+        GroupCommand::Remove { group, member } => {
             let group = membership.find_group(&group)?;
-            output.removed(&group, &membership.remove(&group.group_id, &user).await?)?;
+            output.removed(&group, &remove(&membership, &group, &member).await?)?;
+        }
+        GroupCommand::Forget { group } => {
+            let group = membership.find_group(&group)?;
+            membership.forget(&group.group_id).await?;
+            output.delivered(&format!("{} is deleted from this device.", group.name), &[])?;
+        }
+        GroupCommand::Admit { group, devices } => {
+            let group = membership.find_group(&group)?;
+            let admits = matches!(devices, Admission::Yes);
+            let undelivered = membership.set_admits_devices(&group.group_id, admits).await?;
+            let now = if admits { "bring new devices in by themselves" } else { "wait until somebody invites" };
+            output.delivered(&format!("The members of {} {now}.", group.name), &undelivered)?;
         }
         GroupCommand::Renew { group, without } => {
             let group = membership.find_group(&group)?;
@@ -124,6 +166,21 @@ pub async fn group(command: GroupCommand, client: &MlsClient, output: &Output) -
         }
     }
     Ok(())
+}
+
+/// Removes a user with all devices, or the one device that the text names.
+async fn remove(membership: &MlsMembership<'_>, group: &Group, member: &str) -> Result<Removed> {
+    let members = membership.members(&group.group_id)?;
+    let is_user = members.iter().any(|one| one.user.as_str() == member);
+    match member.parse::<DeviceOf>() {
+        Ok(device) if !is_user && members.contains(&device) => {
+            Ok(membership.remove_device(&group.group_id, &device).await?)
+        }
+        _ => {
+            let user = member.parse::<UserName>().map_err(|error| Error::Usage(format!("{member:?}: {error}")))?;
+            Ok(membership.remove(&group.group_id, &user).await?)
+        }
+    }
 }
 
 /// Creates a group, unless this device is in one of that name: nobody could tell them apart.

@@ -34,11 +34,14 @@ fn event_text(event: &Event, place: Place<'_>) -> String {
     match event {
         Event::Text { sender, text } => format!("{}: {}", painted(&clean(sender), AnsiColor::Cyan), clean_lines(text)),
         Event::Joined { by } => format!("{by} added this device"),
-        Event::Members { by, added, removed } => members_text(by, added, removed),
         Event::Content { sender, content_type, bytes } => {
             format!("{} sent {} bytes of {}", clean(sender), bytes.0.len(), clean(content_type))
         }
         Event::Changed { .. } => "the group changed".to_owned(),
+        Event::Members { by, added, removed, updated } => members_text(by, (added, removed, updated)),
+        Event::FellBehind => warning("this device missed a change of the group, and cannot read what follows"),
+        Event::CameBack => "this device is back in the group; what was sent meanwhile stays unread".to_owned(),
+        Event::Stranger => "ignored: this device is not in that group; the sender was notified".to_owned(),
         Event::Removed => "this device is no longer in the group".to_owned(),
         Event::Refused { kind, by, reason, why } => refused_text(*kind, by, (*reason, why), place),
         Event::Renewed { by, without, .. } => renewed_text(by, without),
@@ -90,16 +93,32 @@ fn list(word: &str, members: &[String]) -> String {
     if members.is_empty() { String::new() } else { format!(", {word} {}", clean(&members.join(", "))) }
 }
 
-fn members_text(by: &str, added: &[String], removed: &[String]) -> String {
+fn members_text(by: &str, (added, removed, updated): (&[String], &[String], &[String])) -> String {
+    if let ([], [], [back]) = (added, removed, updated)
+        && back == by
+    {
+        return format!("{} fell behind and is back", clean(by));
+    }
     let part =
         |verb: &str, names: &[String]| (!names.is_empty()).then(|| format!("{verb} {}", clean(&names.join(", "))));
-    let parts: Vec<_> = [part("added", added), part("removed", removed)].into_iter().flatten().collect();
+    let parts = [part("added", added), part("removed", removed), part("brought back", updated)];
+    let parts: Vec<_> = parts.into_iter().flatten().collect();
     format!("{} {}", clean(by), parts.join(" and "))
 }
 
 fn unreadable_text(device: &DeviceOf, about: MessageKind, reason: RefusalReason) -> String {
     let (name, user) = (device, &device.user);
-    let what = if about == MessageKind::Commit { "this device's change of the group" } else { "the invitation" };
+    if (about, reason) == (MessageKind::Message, RefusalReason::KeysGone) {
+        return warning(&format!(
+            "{name} cannot read the group: it was installed anew, or has left. If it has a new signature key, members bring it back \
+             by themselves"
+        ));
+    }
+    let what = match about {
+        MessageKind::Commit => "this device's change of the group",
+        MessageKind::Message => "a message",
+        MessageKind::Welcome | MessageKind::Unreadable => "the invitation",
+    };
     let why = match reason {
         RefusalReason::KeysGone => "its keys for that are gone. Have it refresh its pool",
         RefusalReason::Unsupported => {
@@ -128,8 +147,8 @@ fn refused_text(kind: MessageKind, by: &str, (reason, why): (RefusalReason, &str
     }
     if reason != RefusalReason::NotTrusted {
         return format!(
-            "{refused}. This device can no longer read or write in the group: ask another member to remove this user from \
-             the group, and to invite it again"
+            "{refused}. This device comes back by itself if it can. If it does not, ask another member to remove this device from \
+             the group, and to invite its user again"
         );
     }
     let by = argument(by);
@@ -174,7 +193,12 @@ mod tests {
     fn what_others_wrote_does_nothing_to_a_terminal() {
         let hostile = || HOSTILE.to_owned();
         let events = [
-            Event::Members { by: hostile(), added: vec![hostile()], removed: vec![hostile()] },
+            Event::Members {
+                by: hostile(),
+                added: vec![hostile()],
+                removed: vec![hostile()],
+                updated: vec![hostile()],
+            },
             Event::Refused {
                 kind: MessageKind::Commit,
                 by: hostile(),
@@ -210,6 +234,6 @@ mod tests {
         let Event::Refused { kind, by, why, .. } = refused else { unreachable!() };
         let unreadable = Event::Refused { kind, by, reason: RefusalReason::Unsupported, why };
         let text = event_text(&unreadable, Place::Chat);
-        assert!(text.contains("ask another member to remove this user") && !text.contains("can still talk"), "{text}");
+        assert!(text.contains("comes back by itself if it can") && !text.contains("can still talk"), "{text}");
     }
 }

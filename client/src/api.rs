@@ -16,10 +16,11 @@ use backon::{ExponentialBuilder, Retryable};
 use http::{Request, Response};
 use keypool_openapi::{
     AckRequest, AckResponse, AuditPage, AuditQuery, CommitRequest, CommitResponse, DeviceList, DeviceName,
-    DevicesQuery, GroupId, InventoryItem, InventoryPage, InventoryQuery, LookupRequest, LookupResponse, MessageRequest,
-    MessageResponse, MessagesPage, MessagesQuery, PoolStatus, RegisterRequest, RegisterResponse, ReleaseRequest,
-    ReleaseResponse, RemovedDevice, ReserveRequest, ReserveResponse, RevokeRequest, RevokeResponse, SpendRequest,
-    SpendResponse, TokenResponse, UploadRequest, UploadResponse, UserName,
+    DevicesQuery, GroupId, GroupInfoRequest, GroupInfoResponse, GroupList, GroupsQuery, InventoryItem, InventoryPage,
+    InventoryQuery, KeptGroupInfo, LookupRequest, LookupResponse, MessageRequest, MessageResponse, MessagesPage,
+    MessagesQuery, PoolStatus, RegisterRequest, RegisterResponse, ReleaseRequest, ReleaseResponse, RemovedDevice,
+    ReserveRequest, ReserveResponse, RevokeRequest, RevokeResponse, SpendRequest, SpendResponse, TokenResponse,
+    UploadRequest, UploadResponse, UserName,
 };
 use parking_lot::RwLock;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
@@ -242,6 +243,21 @@ impl ApiClient {
     /// Commits to a group. The server applies the whole request, or nothing.
     pub async fn commit(&self, group_id: &GroupId, request: &CommitRequest) -> Result<CommitResponse> {
         self.call(Call::post(&format!("groups/{group_id}/commits"), request)?).await
+    }
+
+    /// The GroupInfo of a group's current epoch, for a device of a user who has a device in the group.
+    pub async fn group_info(&self, group_id: &GroupId) -> Result<GroupInfoResponse> {
+        self.call(Call::get(&format!("groups/{group_id}/info"))).await
+    }
+
+    /// Keeps the GroupInfo of a group whose newest Commit brought none.
+    pub async fn keep_group_info(&self, group_id: &GroupId, request: &GroupInfoRequest) -> Result<KeptGroupInfo> {
+        self.call(Call::put(&format!("groups/{group_id}/info"), request)?).await
+    }
+
+    /// The groups in which devices of the user are, as far as their GroupInfos are kept.
+    pub async fn groups(&self, query: &GroupsQuery) -> Result<GroupList> {
+        self.call(Call::get("groups").query(query)?).await
     }
 
     /// Sends a message to members of a group. After a lost answer it may be queued twice: receivers detect that through

@@ -1,7 +1,7 @@
 use std::{io, path::PathBuf, time::Duration};
 
 use jiff::SignedDuration;
-use keypool_openapi::{KeyPackageRef, ProblemType, ReservationId, UserName};
+use keypool_openapi::{DeviceOf, KeyPackageRef, ProblemType, ReservationId, UserName};
 
 use crate::{
     cause::Cause, key_package_status::KeyPackageStatus, leaf_identity::LeafIdentity, transport::TransportError,
@@ -150,14 +150,26 @@ pub enum Error {
         /// The sender of the Commit.
         by: String,
     },
-    /// This device could not apply a Commit that the server accepted. The members who applied it are in a later epoch, and
-    /// cannot read what this device would send.
-    #[error("this device fell behind in the group {group:?}: it could not apply a Commit by {by}")]
+    /// This device missed or could not apply a Commit that the server accepted. The members who applied it are in a later
+    /// epoch, and cannot read what this device would send.
+    #[error("this device fell behind in the group {group:?}: {}", missed(by.as_deref()))]
     FellBehind {
         /// The group.
         group: String,
-        /// The sender of the Commit.
-        by: String,
+        /// The sender of the Commit; `None` if the Commit did not arrive.
+        by: Option<String>,
+    },
+    /// This device has asked the other members to let it go, so it can neither write in the group nor change it.
+    #[error("this device has asked to leave the group {group:?}")]
+    Leaving {
+        /// The group.
+        group: String,
+    },
+    /// The device to remove is this device.
+    #[error("{device} is this device itself")]
+    OwnLeaf {
+        /// The device.
+        device: DeviceOf,
     },
     /// Another group replaced this group.
     #[error("the group {group:?} is read-only: another group has replaced it")]
@@ -415,6 +427,11 @@ impl Error {
             Self::Storage { doing, source }
         }
     }
+}
+
+/// Why a device fell behind, as the end of a sentence.
+fn missed(by: Option<&str>) -> String {
+    by.map_or_else(|| "a Commit did not arrive".to_owned(), |by| format!("it could not apply a Commit by {by}"))
 }
 
 #[cfg(test)]

@@ -1,12 +1,15 @@
 //! Groups: their members, their Commits, and their messages.
 
+mod arrivals;
 mod checks;
+mod come_back;
 mod commit;
 mod commit_proof;
 mod content;
 mod encoding;
 mod fit;
 mod group;
+mod group_info;
 mod incoming;
 mod invitation;
 mod invite;

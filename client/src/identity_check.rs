@@ -7,5 +7,5 @@ mod notice;
 
 pub use check::{Checking, IdentityCheck, Standing};
 pub(crate) use directory::DirectoryCheck;
-pub(crate) use new_leaves::{NewLeaves, Standings, check_sender};
+pub(crate) use new_leaves::{MemberChanges, NewLeaves, Standings, check_sender};
 pub use notice::Notice;

@@ -19,6 +19,7 @@ mod test_support;
 mod tests;
 mod turns;
 
+pub(crate) use commits::PendingCommit;
 pub(crate) use device::IdentityRow;
 pub(crate) use groups::{GroupRow, RefusedCommit};
 pub use provider::{Cbor, CborError, HeldConnection, Provider, SqliteStorage};

@@ -113,7 +113,8 @@ fn unknown() -> Extension {
 
 fn write_mls_messages(folder: &Path) -> Fallible<()> {
     fs::create_dir_all(folder)?;
-    let of_group = |epoch, is_commit| Some(Header::OfGroup { group_id: b"garden".into(), epoch, is_commit });
+    let of_group =
+        |epoch, is_commit| Some(Header::OfGroup { group_id: b"garden".into(), epoch, is_commit, is_external: false });
     let [commit_public, ..] = of_a_group(PURE_PLAINTEXT_WIRE_FORMAT_POLICY)?;
     let [commit_private, welcome, application] = of_a_group(PURE_CIPHERTEXT_WIRE_FORMAT_POLICY)?;
     for (name, bytes, expected) in [

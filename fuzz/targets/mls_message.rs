@@ -37,7 +37,7 @@ fn check_read(read: &Header, bytes: &[u8]) {
     let wire_format = u16::from_be_bytes([bytes[2], bytes[3]]);
     match read {
         Header::Welcome => assert_eq!(wire_format, WELCOME),
-        Header::OfGroup { group_id, epoch, is_commit } => {
+        Header::OfGroup { group_id, epoch, is_commit, .. } => {
             // A varint before the group's id; its first two bits are its own length (RFC 9420, section 2.1.2).
             let id = &bytes[4 + (1 << (bytes[4] >> 6))..];
             let (id, rest) = id.split_at(group_id.len());

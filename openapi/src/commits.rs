@@ -33,6 +33,19 @@ pub struct CommitRequest {
     #[serde(default, deserialize_with = "objects_or_empty::<_, _, MAX_RECIPIENTS>")]
     #[schema(value_type = Option<Vec<DeviceOf>>, max_items = 1000)]
     pub recipients: Vec<DeviceOf>,
+    /// The `GroupInfo` of the epoch after the Commit, an `MLSMessage` with the extensions `external_pub` and
+    /// `ratchet_tree`: by it, a member that fell behind comes back while all others are offline. It shows the server the
+    /// group's tree. Send it with `members`, or neither.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub group_info: Option<Base64Bytes>,
+    /// The devices in the group after the Commit, up to 1000, the caller included. They may read the `GroupInfo`.
+    #[serde(
+        default,
+        deserialize_with = "objects_or_empty::<_, _, MAX_RECIPIENTS>",
+        skip_serializing_if = "Vec::is_empty"
+    )]
+    #[schema(value_type = Option<Vec<DeviceOf>>, max_items = 1000)]
+    pub members: Vec<DeviceOf>,
 }
 
 /// An accepted Commit.
@@ -43,6 +56,9 @@ pub struct CommitResponse {
     pub epoch: u64,
     /// The devices that do not get the Commit or the Welcome.
     pub undelivered: Vec<Undelivered>,
+    /// Whether the server keeps the `group_info`. It keeps a limited number of bytes for each user.
+    #[serde(default)]
+    pub group_info_kept: bool,
 }
 
 /// A device that does not get a message.

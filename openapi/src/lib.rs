@@ -8,6 +8,7 @@ mod audit;
 mod commits;
 mod devices;
 mod fields;
+mod groups;
 mod ids;
 mod inventory;
 mod messages;
@@ -29,6 +30,7 @@ pub use devices::{
     Device, DeviceList, DeviceOf, DevicesQuery, LookupRequest, LookupResponse, RegisterRequest, RegisterResponse,
     RemovedDevice, TokenResponse,
 };
+pub use groups::{GroupInfoRequest, GroupInfoResponse, GroupList, GroupsQuery, KeptGroupInfo, ListedGroup};
 pub use ids::{
     Base64Bytes, DeviceName, GroupId, InvalidId, KeyPackageRef, MAX_USER_NAME_SIZE, ReservationId, UserName,
     device_name,

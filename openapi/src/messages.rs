@@ -5,7 +5,7 @@ use utoipa::{IntoParams, ToSchema};
 
 use crate::{
     Base64Bytes, DeviceOf, MAX_ACKNOWLEDGED, MAX_RECIPIENTS, Undelivered, objects, objects_or_empty,
-    schemas::group_id_schema, signed_number, whole_numbers,
+    schemas::group_id_schema, signed_number, whole, whole_numbers,
 };
 
 /// A message to members of a group.
@@ -18,6 +18,11 @@ pub struct MessageRequest {
     #[serde(deserialize_with = "objects::<_, _, MAX_RECIPIENTS>")]
     #[schema(max_items = 1000)]
     pub recipients: Vec<DeviceOf>,
+    /// The epoch in which the group has to be. If it has left this epoch, the server queues nothing and answers
+    /// `stale-epoch`: members who have applied the newest Commit may not be able to read the message any more.
+    #[serde(default, deserialize_with = "whole", skip_serializing_if = "Option::is_none")]
+    #[schema(example = 8)]
+    pub expected_epoch: Option<u64>,
 }
 
 /// A queued message.
@@ -92,28 +97,28 @@ pub enum MessageKind {
     Commit,
     /// An application message or a proposal.
     Message,
-    /// A notice: the sender could not use the caller's Welcome or Commit, see `refusal`.
+    /// A notice: the sender could not use a Welcome, Commit or message of the caller, see `refusal`.
     Unreadable,
 }
 
 /// What a device could not use, and why.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Refusal {
-    /// The kind of message: `welcome` or `commit`.
+    /// The kind of message: `welcome`, `commit` or `message`.
     #[schema(example = "commit")]
     pub about: MessageKind,
     /// The reason.
     pub reason: RefusalReason,
 }
 
-/// Why a device could not use a Welcome or a Commit.
+/// Why a device could not use a Welcome, a Commit or a message.
 #[derive(
     Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, Display, EnumIter, EnumString, IntoStaticStr, ToSchema,
 )]
 #[serde(rename_all = "kebab-case")]
 #[strum(serialize_all = "kebab-case")]
 pub enum RefusalReason {
-    /// The private keys of the Welcome's KeyPackage are gone. The device needs a new pool.
+    /// The private keys are gone: those of the Welcome's KeyPackage, or those of the group.
     KeysGone,
     /// The device's MLS library does not support something in it, for example an extension or a kind of proposal.
     Unsupported,
@@ -135,8 +140,8 @@ pub struct AckRequest {
     #[serde(default, deserialize_with = "whole_numbers::<_, MAX_ACKNOWLEDGED>")]
     #[schema(value_type = Option<Vec<u64>>, max_items = 1000)]
     pub unreadable: Vec<u64>,
-    /// Welcomes and Commits that the caller cannot use, up to 1000. The server removes them, too, and tells their
-    /// senders the reason.
+    /// Messages that the caller cannot use, up to 1000. The server removes them, too, and tells their senders the reason:
+    /// of application messages, once for each sender and group in an acknowledgement.
     #[serde(
         default,
         deserialize_with = "objects_or_empty::<_, _, MAX_ACKNOWLEDGED>",
@@ -146,7 +151,7 @@ pub struct AckRequest {
     pub refused: Vec<RefusedMessage>,
 }
 
-/// A Welcome or a Commit that the caller cannot use.
+/// A message that the caller cannot use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RefusedMessage {

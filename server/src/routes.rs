@@ -3,6 +3,7 @@
 mod audit;
 mod commits;
 mod devices;
+mod group_infos;
 mod health;
 mod inventory;
 mod messages;
@@ -45,6 +46,9 @@ pub(crate) fn register(config: &mut ServiceConfig<'_>) {
         .service(devices::remove_device)
         .service(devices::remove_user_device)
         .service(status::get_user_pool_status)
+        .service(group_infos::list_groups)
         .service(commits::send_commit)
-        .service(messages::send_message);
+        .service(messages::send_message)
+        .service(group_infos::get_group_info)
+        .service(group_infos::keep_group_info);
 }

@@ -9,6 +9,7 @@ mod core;
 mod devices;
 mod directory;
 mod examples;
+mod group_infos;
 mod health;
 mod inventory;
 mod low_pools;

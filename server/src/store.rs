@@ -11,8 +11,10 @@ mod commits;
 mod database;
 mod devices;
 mod directory;
+mod group_infos;
 mod idempotency;
 mod inventory;
+mod late_group_info;
 mod locks;
 mod low_pools;
 mod messages;
@@ -34,15 +36,17 @@ mod tokens;
 mod upload;
 
 pub use as_of::AsOf;
-pub use commits::{Commit, CommitError};
+pub use commits::{Accepted, Commit, CommitError};
 pub use database::{
     ClockOff, Failure, ServerLock, Store, StoreError,
     rows::{DeviceId, DeviceRow},
 };
 pub use directory::{Directory, Listed, Listing};
+pub use group_infos::{GroupInfo, ListedGroupRow, NewGroupInfo};
 pub use idempotency::IdempotencyKey;
+pub use late_group_info::{GroupInfoError, KeepGroupInfo};
 pub use low_pools::LowPoolPlace;
-pub use messages::Queued;
+pub use messages::{PostError, Queued};
 pub use notify::Heard;
 pub(crate) use queues::MESSAGE_UNIT;
 pub use queues::{Delivered, Post};

@@ -261,7 +261,12 @@ class Attacker {
       info, publicPackage, privatePackage, replaces !== undefined, suite, undefined, config,
     );
     const message: MLSMessage = { version: "mls10", wireformat: "mls_public_message", publicMessage };
-    await this.sendCommit(message, newState, { recipients: devices(recipients) });
+    const groupInfo = await createGroupInfoWithExternalPubAndRatchetTree(newState, [], suite);
+    await this.sendCommit(message, newState, {
+      recipients: devices(recipients),
+      group_info: encode(encodeMlsMessage({ version: "mls10", wireformat: "mls_group_info", groupInfo })),
+      members: devices([...recipients, this.name]),
+    });
   }
 
   /** Says something in the group, or in the epoch before its last Commit. */

@@ -25,6 +25,7 @@ mod refresh;
 mod registered_anew;
 mod renewals;
 mod requests;
+mod returns;
 mod rfc9420;
 mod rotation;
 mod ts_mls;

@@ -64,7 +64,7 @@ async fn an_addition_goes_all_the_way(#[values(Database::Postgres, Database::Sql
     let mut alices = at_alice.founds("friends");
     let reservation = alice.reserved("bob").await;
     let answer = add(&alice, &mut alices, &[&reservation], &[]).await.ok();
-    assert_eq!(answer, json!({"epoch": 1, "undelivered": []}));
+    assert_eq!(answer, json!({"epoch": 1, "undelivered": [], "group_info_kept": false}));
     alices.merges();
     assert_eq!(bob.status().await["spent"], 1);
     let welcome = queue(&bob).await.remove(0);
@@ -281,13 +281,19 @@ async fn a_commit_whose_answer_was_lost_can_be_asked_for_again(
     let path = format!("/groups/{}/commits", alices.path());
     let missed = json!([{"user": "nobody", "device": "phone", "reason": "unknown-device"}]);
     for _ in 0..3 {
-        assert_eq!(alice.post(&path, &body).await.ok(), json!({"epoch": 1, "undelivered": missed}));
+        assert_eq!(
+            alice.post(&path, &body).await.ok(),
+            json!({"epoch": 1, "undelivered": missed, "group_info_kept": false})
+        );
     }
     assert_eq!((queue(&bob).await.len(), &bob.status().await["spent"]), (1, &json!(1)));
     // Also when others have come since.
     alices.merges();
     update(&alice, &mut alices, &[]).await.ok();
-    assert_eq!(alice.post(&path, &body).await.ok(), json!({"epoch": 1, "undelivered": missed}));
+    assert_eq!(
+        alice.post(&path, &body).await.ok(),
+        json!({"epoch": 1, "undelivered": missed, "group_info_kept": false})
+    );
     assert_eq!(queue(&bob).await.len(), 1);
 }
 

@@ -58,7 +58,17 @@ fn set_apart(directory: &Path, commit: &str) {
     let program = "[[bin]]\nname = \"keypool-server-previous\"\npath = \"src/main.rs\"\n\n[dependencies]";
     change("server/Cargo.toml", &|text| text.replacen("[dependencies]", program, 1));
     // They would have the names of today's.
-    let _ = fs::remove_dir_all(directory.join("client/examples"));
+    for member in ["client", "transparency"] {
+        let _ = fs::remove_dir_all(directory.join(member).join("examples"));
+        change(&format!("{member}/Cargo.toml"), &|text| without_examples(&text));
+    }
+}
+
+/// A manifest without its sections of examples.
+fn without_examples(manifest: &str) -> String {
+    let sections = manifest.split("\n[").enumerate();
+    let kept = sections.filter(|(_, section)| !section.starts_with("[example]]"));
+    kept.map(|(n, section)| if n == 0 { section.to_owned() } else { format!("\n[{section}") }).collect()
 }
 
 /// That Bob can reserve and spend at one server what Alice has uploaded at another.

@@ -12,6 +12,7 @@ use keypool_openapi::{ProblemType, RejectionReason};
 use keypool_server::{app::openapi_json, config::Config};
 use rstest::rstest;
 use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
 use strum::IntoEnumIterator;
 use tempfile::TempDir;
 
@@ -137,13 +138,22 @@ async fn scene(server: &Running, directory: &Path) -> (Http, Http) {
         let lines: Vec<_> = values.iter().map(|value| format!("\"{value}\"")).collect();
         fs::write(directory.join(name).with_extension("dict"), lines.join("\n")).unwrap();
     };
-    // A group that has committed once: that Commit can be repeated, and messages can be sent.
+    // A group that has committed once: that Commit can be repeated, messages can be sent, and its GroupInfo is there.
     let mut party = Device::new("contract", "runner").founds("contract");
-    let commit = encode(&party.updates());
-    runner.post(&format!("/groups/{}/commits", party.path()), &json!({"commit": commit})).await.ok();
+    let (commit, message) = (encode(&party.updates()), encode(&party.says("hello")));
+    party.merges();
+    let (info, proof) = (encode(&party.group_info()), [7; 32]);
+    let body = json!({
+        "commit": commit, "group_info": info, "members": [{"user": "contract", "device": "runner"}],
+        "next_proof_digest": encode(&Sha256::digest(proof)),
+    });
+    runner.post(&format!("/groups/{}/commits", party.path()), &body).await.ok();
     dictionary("groups", vec![party.path()]);
     dictionary("commits", vec![commit]);
-    dictionary("messages", vec![encode(&party.says("hello"))]);
+    dictionary("messages", vec![message]);
+    dictionary("group-infos", vec![info]);
+    dictionary("proofs", vec![encode(&proof)]);
+    dictionary("members", vec!["runner".to_owned()]);
     dictionary("users", ["erika", "contract", "guest"].map(str::to_owned).to_vec());
     dictionary("spare-devices", spares);
     dictionary("key-packages", packages.iter().map(|bytes| encode(bytes)).collect());

@@ -28,6 +28,7 @@ mod language;
 mod lapse;
 mod lifecycle;
 mod limits;
+mod log_checker;
 mod messages;
 mod metrics;
 mod migrations;

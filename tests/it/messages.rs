@@ -152,11 +152,16 @@ async fn a_welcome_that_cannot_be_opened_is_told_to_who_sent_it(
     assert_eq!((&told[0]["kind"], &told[0]["from"]), (&json!("unreadable"), &named(&["bob"])[0]));
     assert_eq!((&told[0]["group_id"], &told[0]["message"]), (&json!("ZnJpZW5kcw=="), &json!("")));
     assert_eq!(told[0]["refusal"], json!({"about": "welcome", "reason": "keys-gone"}));
-    // For another kind of message, nobody gets a notice.
-    say(&alice, &mut party, "hello", &["bob"]).await.ok();
-    let message = queue(&bob).await.remove(0);
-    bob.post("/messages/ack", &json!({"unreadable": [message["id"]]})).await.ok();
-    assert_eq!(queue(&alice).await.len(), 1);
+    // Of several messages of a sender, one notice tells.
+    for text in ["hello", "are you there?"] {
+        say(&alice, &mut party, text, &["bob"]).await.ok();
+    }
+    let ids: Vec<_> = queue(&bob).await.iter().map(|one| one["id"].clone()).collect();
+    assert_eq!(ids.len(), 2);
+    bob.post("/messages/ack", &json!({"unreadable": ids})).await.ok();
+    let told = queue(&alice).await;
+    assert_eq!(told.len(), 2);
+    assert_eq!(told[1]["refusal"], json!({"about": "message", "reason": "keys-gone"}));
 }
 
 #[rstest]
@@ -176,9 +181,8 @@ async fn who_cannot_use_a_commit_or_a_welcome_tells_its_sender_why(
     assert_eq!(bob.post("/messages/ack", &body).await.ok()["acknowledged"], 3);
     assert_eq!(bob.post("/messages/ack", &body).await.ok()["acknowledged"], 0);
     let told: Vec<_> = queue(&alice).await.iter().map(|one| one["refusal"].clone()).collect();
-    // The sender of an application message is not told.
     let about = |about, reason| json!({"about": about, "reason": reason});
-    assert_eq!(told, [about("welcome", "not-trusted"), about("commit", "unsupported")]);
+    assert_eq!(told, [about("welcome", "not-trusted"), about("commit", "unsupported"), about("message", "invalid")]);
 }
 
 /// Notices that an older version stored have no content.

@@ -1,4 +1,4 @@
-//! Whom a verifier trusts: logs, witnesses and a quorum of them (C2SP tlog-policy).
+//! The parties that a verifier trusts: logs, witnesses and a quorum of them (C2SP tlog-policy).
 
 use std::{
     collections::{BTreeMap, BTreeSet},

@@ -1,7 +1,7 @@
 //! Reads the header of an `MLSMessage` (RFC 9420, section 6): its kind, group and epoch.
 
 use openmls::{
-    framing::{ContentType, MlsMessageBodyIn, MlsMessageIn},
+    framing::{ContentType, MlsMessageBodyIn, MlsMessageIn, Sender},
     prelude::tls_codec::Deserialize,
 };
 
@@ -18,6 +18,8 @@ pub enum Header {
         epoch: u64,
         /// Whether the message is a Commit.
         is_commit: bool,
+        /// Whether it is an external Commit, by which a device joins (RFC 9420, section 12.4.3.2).
+        is_external: bool,
     },
     /// Any other MLS message: a KeyPackage or a `GroupInfo`.
     Other,
@@ -38,11 +40,13 @@ pub fn header(bytes: &[u8]) -> Option<Header> {
             group_id: message.group_id().to_vec(),
             epoch: message.epoch().as_u64(),
             is_commit: message.content_type() == ContentType::Commit,
+            is_external: false,
         },
         MlsMessageBodyIn::PublicMessage(message) => Header::OfGroup {
             group_id: message.group_id().to_vec(),
             epoch: message.epoch().as_u64(),
             is_commit: message.content_type() == ContentType::Commit,
+            is_external: *message.sender() == Sender::NewMemberCommit,
         },
         _ => Header::Other,
     })

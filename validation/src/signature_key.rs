@@ -5,6 +5,8 @@ use openmls::prelude::Ciphersuite;
 use openmls_rust_crypto::RustCrypto;
 use openmls_traits::crypto::OpenMlsCrypto;
 
+use crate::wire::Wire;
+
 /// The most bytes of a KeyPackage that [`signature_key_in`] needs, for the ciphersuites of RFC 9420, section 17.1.
 pub const HEAD: usize = 1024;
 
@@ -15,22 +17,10 @@ const FIXED: usize = 8;
 /// KeyPackage was validated when it was uploaded; `None` if the bytes are damaged.
 #[must_use]
 pub fn signature_key_in(head: &[u8]) -> Option<&[u8]> {
+    let mut wire = Wire::new(head.get(FIXED..)?);
     // Init key, encryption key, signature key (RFC 9420, sections 10 and 7.2).
-    let (_, rest) = vector(head.get(FIXED..)?)?;
-    let (_, rest) = vector(rest)?;
-    let (key, _) = vector(rest)?;
+    let (_, _, key) = (wire.vector()?, wire.vector()?, wire.vector()?);
     Some(key)
-}
-
-/// A vector with its length before it (RFC 9420, section 2.1.2), and the rest of the bytes.
-fn vector(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
-    let first = *bytes.first()?;
-    let (length, content) = match first >> 6 {
-        0 => (usize::from(first), bytes.get(1..)?),
-        1 => (usize::from(u16::from_be_bytes([first & 0x3f, *bytes.get(1)?])), bytes.get(2..)?),
-        _ => return None,
-    };
-    content.split_at_checked(length)
 }
 
 /// Whether the old key has signed the change to the new one.

@@ -47,7 +47,7 @@ pub enum Command {
     Evidence(EvidenceArgs),
 }
 
-/// Whom to believe.
+/// The keys to believe.
 #[derive(Args, Debug)]
 #[group(required = false, multiple = true)]
 pub struct Trust {

@@ -34,6 +34,10 @@ impl Call {
         Ok(Self { body: Some(body), ..Self::post_nothing(path) })
     }
 
+    pub(super) fn put(path: &str, body: &impl Serialize) -> Result<Self> {
+        Ok(Self { method: Method::PUT, ..Self::post(path, body)? })
+    }
+
     pub(super) fn post_nothing(path: &str) -> Self {
         Self { method: Method::POST, ..Self::get(path) }
     }

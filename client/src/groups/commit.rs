@@ -1,7 +1,13 @@
 //! Commits through the server's fence: this device merges its Commit only after the server has accepted it.
 
+use std::collections::BTreeSet;
+
 use keypool_openapi::{Base64Bytes, CommitRequest, ProblemType, Reservation, ReservationId, Undelivered};
-use openmls::prelude::{LeafNodeIndex, LeafNodeParameters, MlsGroup, MlsMessageOut};
+use openmls::{
+    messages::group_info::GroupInfo,
+    prelude::{KeyPackage, LeafNodeIndex, LeafNodeParameters, MlsGroup, MlsMessageOut},
+};
+use openmls_basic_credential::SignatureKeyPair;
 use openmls_traits::OpenMlsProvider as _;
 use sha2::{Digest, Sha256};
 use tracing::warn;
@@ -9,16 +15,16 @@ use tracing::warn;
 use super::{
     commit_proof::{PROOF_LABEL, PROOF_LENGTH},
     encoding::encode,
-    membership::MlsMembership,
+    group::members_of,
+    group_info::NextEpoch,
+    membership::{ATTEMPTS, MlsMembership},
     messages::log_undelivered,
+    reserve::device_of,
 };
 use crate::{
     error::{Error, Result},
-    storage::RefusedCommit,
+    storage::{PendingCommit, RefusedCommit},
 };
-
-/// The number of attempts to commit, if other Commits keep coming first.
-pub(super) const ATTEMPTS: u32 = 16;
 
 /// The change that a Commit makes.
 #[derive(Clone, Debug)]
@@ -57,17 +63,17 @@ impl MlsMembership<'_> {
 
     /// Settles the Commits without an answer. The caller has the turn.
     pub(super) async fn settle_in_turn(&self) -> Result<()> {
-        for (group_id, request) in self.store.pending_commits()? {
+        for PendingCommit { group_id, request, is_external } in self.store.pending_commits()? {
             let request: CommitRequest = serde_json::from_str(&request)
                 .map_err(|error| Error::Damaged(format!("a pending Commit cannot be read: {error}")))?;
             match self.send_commit(&group_id, &request).await {
                 Ok(answer) => {
-                    self.accept(&group_id)?;
                     log_undelivered(&answer.undelivered);
+                    if is_external { self.accept_return(&group_id, Vec::new())? } else { self.accept(&group_id)? }
                 }
                 Err(error) if is_final(&error) => {
                     warn!(%error, "a Commit without an answer was refused");
-                    self.reject(&group_id)?;
+                    if is_external { self.store.delete_pending_commit(&group_id)? } else { self.reject(&group_id)? }
                 }
                 Err(error) => return Err(error),
             }
@@ -107,8 +113,7 @@ impl MlsMembership<'_> {
         match (error.problem(), error.reservation_id()) {
             (Some(ProblemType::StaleEpoch), _) => {
                 self.reject(group_id)?;
-                // The Commit that came first is in the queue.
-                self.process_queue(None).await?;
+                self.catch_up_with(group_id, error.group_epoch()).await?;
                 self.check_writable(group_id)?;
                 match self.store.refused_commit(group_id)? {
                     Some(RefusedCommit { by, .. }) => {
@@ -145,24 +150,28 @@ impl MlsMembership<'_> {
             Change::Add(held) => held.iter().map(|one| self.read_reserved(one)).collect::<Result<Vec<_>>>()?,
             _ => Vec::new(),
         };
+        let replaced = match change {
+            Change::Add(held) => leaves_of(&group, held),
+            _ => Vec::new(),
+        };
         self.store.transaction(|| {
             let proof = self.epoch_proof(&group)?;
-            let (commit, welcome): (MlsMessageOut, Option<MlsMessageOut>) = match change {
-                Change::Add(_) => {
-                    let (commit, welcome, _) =
+            let (commit, welcome, info): (MlsMessageOut, Option<MlsMessageOut>, Option<GroupInfo>) = match change {
+                Change::Add(_) if replaced.is_empty() => {
+                    let (commit, welcome, info) =
                         group.add_members(&provider, &signer, &key_packages).map_err(|error| failed(error.into()))?;
-                    (commit, Some(welcome))
+                    (commit, Some(welcome), info)
                 }
+                Change::Add(_) => self.replace_members(&mut group, &signer, &replaced, &key_packages)?,
                 Change::Remove(leaves) => {
-                    let (commit, welcome, _) =
-                        group.remove_members(&provider, &signer, leaves).map_err(|error| failed(error.into()))?;
-                    (commit, welcome)
+                    group.remove_members(&provider, &signer, leaves).map_err(|error| failed(error.into()))?
                 }
                 Change::Update => {
                     let bundle = group
                         .self_update(&provider, &signer, LeafNodeParameters::default())
                         .map_err(|error| failed(error.into()))?;
-                    (bundle.into_commit(), None)
+                    let (commit, _, info) = bundle.into_contents();
+                    (commit, None, info)
                 }
             };
             let reservations = match change {
@@ -174,6 +183,7 @@ impl MlsMembership<'_> {
             let next_proof = pending
                 .export_secret(provider.crypto(), PROOF_LABEL, &[], PROOF_LENGTH)
                 .map_err(|error| failed(error.into()))?;
+            let NextEpoch { group_info, members } = NextEpoch::after(&group, pending, info, &self.own_device())?;
             let request = CommitRequest {
                 commit: Base64Bytes(encode(&commit)?),
                 welcome: welcome.as_ref().map(|welcome| encode(welcome).map(Base64Bytes)).transpose()?,
@@ -181,12 +191,39 @@ impl MlsMembership<'_> {
                 next_proof_digest: Some(Base64Bytes(Sha256::digest(next_proof).to_vec())),
                 reservations,
                 recipients: recipients.clone(),
+                group_info,
+                members,
             };
             let json = serde_json::to_string(&request)
                 .map_err(|error| Error::Damaged(format!("a Commit cannot be written: {error}")))?;
-            self.store.put_pending_commit(group_id, &json)?;
+            self.store.put_pending_commit(group_id, &json, false)?;
             Ok(request)
         })
+    }
+
+    /// Makes the Commit that replaces the leaves of devices by those of their new KeyPackages.
+    fn replace_members(
+        &self,
+        group: &mut MlsGroup,
+        signer: &SignatureKeyPair,
+        leaves: &[LeafNodeIndex],
+        key_packages: &[KeyPackage],
+    ) -> Result<(MlsMessageOut, Option<MlsMessageOut>, Option<GroupInfo>)> {
+        let failed = |cause| Error::mls("commit to the group")(cause);
+        let provider = self.store.provider();
+        let bundle = group
+            .commit_builder()
+            .propose_removals(leaves.iter().copied())
+            .propose_adds(key_packages.iter().cloned())
+            .load_psks(provider.storage())
+            .map_err(|error| failed(error.into()))?
+            .build(provider.rand(), provider.crypto(), signer, |_| true)
+            .map_err(|error| failed(error.into()))?
+            .stage_commit(&provider)
+            .map_err(|error| failed(error.into()))?;
+        let welcome = bundle.to_welcome_msg();
+        let (commit, _, info) = bundle.into_contents();
+        Ok((commit, welcome, info))
     }
 
     /// Merges the pending Commit, because the server accepted it.
@@ -213,6 +250,12 @@ impl MlsMembership<'_> {
             self.store.delete_pending_commit(group_id)
         })
     }
+}
+
+/// The leaves of the devices that these reservations are of.
+pub(super) fn leaves_of(group: &MlsGroup, held: &[Reservation]) -> Vec<LeafNodeIndex> {
+    let devices: BTreeSet<_> = held.iter().map(device_of).collect();
+    members_of(group).into_iter().filter(|(_, device)| devices.contains(device)).map(|(index, _)| index).collect()
 }
 
 /// Whether the server refused this Commit for good. After any other error, for example an invalid token, an earlier

@@ -38,6 +38,8 @@ pub(super) enum Content {
     GroupName(String),
     /// The id, in hex, of the group that this one replaces.
     Renews(String),
+    /// Whether members bring new devices of the group's users in by themselves.
+    AdmitsDevices(bool),
 }
 
 impl From<Message> for Content {

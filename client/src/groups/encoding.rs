@@ -2,8 +2,8 @@
 
 use keypool_openapi::GroupId;
 use openmls::prelude::{
-    MlsMessageIn, MlsMessageOut,
-    tls_codec::{self, Deserialize as _, Serialize as _},
+    LeafNodeIndex, MlsMessageIn, MlsMessageOut,
+    tls_codec::{self, Deserialize as _, Serialize as _, VLBytes},
 };
 
 use crate::error::{Error, Result};
@@ -22,4 +22,20 @@ pub(super) fn decode(bytes: &[u8]) -> std::result::Result<MlsMessageIn, tls_code
 
 pub(super) fn group_path(group_id: &[u8]) -> Result<GroupId> {
     GroupId::new(group_id.to_vec()).map_err(|error| Error::Damaged(error.to_string()))
+}
+
+/// The leaf index of a GroupInfo's signer (RFC 9420, section 12.4.3).
+pub(super) fn signer_of_group_info(bytes: &[u8]) -> std::result::Result<LeafNodeIndex, tls_codec::Error> {
+    let mut rest = bytes;
+    // Version and wire format of the message; version and ciphersuite of the group.
+    for _ in 0..4 {
+        u16::tls_deserialize(&mut rest)?;
+    }
+    VLBytes::tls_deserialize(&mut rest)?;
+    u64::tls_deserialize(&mut rest)?;
+    // Tree hash, transcript hash, extensions of the group, extensions of the GroupInfo, confirmation tag.
+    for _ in 0..5 {
+        VLBytes::tls_deserialize(&mut rest)?;
+    }
+    u32::tls_deserialize(&mut rest).map(LeafNodeIndex::new)
 }

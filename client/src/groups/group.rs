@@ -53,8 +53,9 @@ pub enum GroupState {
     /// names. The members who refused it can talk, but cannot change the group any more. [`MlsMembership::renew`] makes
     /// a new one.
     Behind,
-    /// The server accepted a Commit that this device could not apply. Others have, so this device can neither read nor
-    /// write in the group, until a member removes its user and invites it again, or makes a new group.
+    /// The server accepted a Commit that this device missed or could not apply. Others have it, so this device can neither
+    /// read nor write in the group. It comes back by itself, with [`MlsMembership::come_back`], if the group's newest Commit
+    /// brought a GroupInfo; otherwise a member invites it again, or makes a new group.
     FellBehind,
     /// Another group has replaced it: members can neither talk in it nor change it.
     ReadOnly,
@@ -212,6 +213,7 @@ impl MlsMembership<'_> {
         self.check_in_use(group_id)?;
         match self.store.refused_commit(group_id)? {
             Some(RefusedCommit { by, reason }) if reason != RefusalReason::NotTrusted => {
+                let by = Some(by).filter(|by| !by.is_empty());
                 Err(Error::FellBehind { group: self.group_name(group_id)?, by })
             }
             _ => Ok(()),

@@ -47,6 +47,9 @@ pub enum Event {
         added: Vec<String>,
         /// The members that were removed or left.
         removed: Vec<String>,
+        /// The members whose leaf was replaced: they came back after they fell behind or were installed anew.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        updated: Vec<String>,
     },
     /// A message of another type than text from a member.
     Content {
@@ -66,6 +69,10 @@ pub enum Event {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         name: Option<String>,
     },
+    /// This device missed a Commit: the group is in a later epoch. It comes back by itself if it can.
+    FellBehind,
+    /// This device fell behind and is back. What was sent meanwhile stays unread.
+    CameBack,
     /// This device was removed from the group or left it.
     Removed,
     /// A message was refused: it cannot be read, or a leaf in it does not belong to the device that it names. The
@@ -130,6 +137,9 @@ pub enum Event {
         /// The sender of the Welcome.
         by: DeviceOf,
     },
+    /// A message arrived for a group that this device is not in, for example because it was installed anew. Its sender was
+    /// notified.
+    Stranger,
     /// The message is old, repeated, or not for this device. Nothing has to be done.
     Ignored {
         /// The reason.

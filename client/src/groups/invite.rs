@@ -9,14 +9,14 @@ use keypool_openapi::{
 use tracing::info;
 
 use super::{
-    commit::{ATTEMPTS, Change, Refusal},
-    group::members_of,
-    membership::MlsMembership,
-    reserve::{Reserved, UnfitDevice, release},
+    commit::{Change, Refusal},
+    membership::{ATTEMPTS, MlsMembership},
+    reserve::{Reserved, UnfitDevice, device_of, release},
 };
 use crate::{
     error::{Error, Result},
     identity_check::Notice,
+    leaf_identity::credential_name,
 };
 
 /// The result of inviting users to a group.
@@ -128,8 +128,10 @@ impl MlsMembership<'_> {
                 return Err(refusal.into_error());
             }
         };
-        let added = held.into_iter().map(|one| DeviceOf { user: one.user, device: one.device }).collect();
-        self.send_name(group_id).await;
+        let added: Vec<_> = held.into_iter().map(|one| DeviceOf { user: one.user, device: one.device }).collect();
+        if !added.is_empty() {
+            self.send_name(group_id).await;
+        }
         Ok(Invited { added, missing, unfit, undelivered, notices })
     }
 
@@ -200,14 +202,23 @@ impl MlsMembership<'_> {
         }
     }
 
-    /// Releases the reservations of devices that are already in the group.
+    /// Releases the reservations of devices that are already in the group with their signature key. A device with another
+    /// key was installed anew, or has changed its key: its KeyPackage replaces its leaf.
     async fn release_members(&self, group_id: &[u8], held: &mut Vec<Reservation>) -> Result<()> {
-        let members: BTreeSet<_> =
-            members_of(&self.load_group(group_id)?).into_iter().map(|(_, device)| device).collect();
-        let is_member =
-            |one: &Reservation| members.contains(&DeviceOf { user: one.user.clone(), device: one.device.clone() });
-        let (spared, rest): (Vec<_>, Vec<_>) = std::mem::take(held).into_iter().partition(is_member);
-        *held = rest;
+        let members: BTreeSet<_> = self
+            .load_group(group_id)?
+            .members()
+            .map(|member| (credential_name(&member.credential), member.signature_key))
+            .collect();
+        let mut spared = Vec::new();
+        for one in std::mem::take(held) {
+            let key_package = self.read_reserved(&one)?;
+            let signature_key = key_package.leaf_node().signature_key().as_slice().to_vec();
+            let (device, own) = (device_of(&one), self.own_device());
+            // No device can remove its own leaf.
+            let is_member = device == own || members.contains(&(device.to_string(), signature_key));
+            if is_member { spared.push(one) } else { held.push(one) }
+        }
         release(self.connection.api(), &spared).await;
         Ok(())
     }

@@ -5,6 +5,9 @@ use keypool_openapi::DeviceOf;
 
 use crate::{connection::MlsConnection, identity::DeviceIdentity, storage::LocalStore};
 
+/// The number of attempts to commit or to send, if other Commits keep coming first.
+pub(super) const ATTEMPTS: u32 = 16;
+
 /// A device in its groups: creates and joins groups, changes their members, and sends and receives their messages.
 ///
 /// Calls may run at the same time, and take turns where they change groups. A call that is dropped is as one that

@@ -47,6 +47,7 @@ impl MlsMembership<'_> {
             }
         };
         self.store.transaction(|| {
+            self.expect_new_devices(&changes)?;
             let first = FIRST_ID.saturating_add(version.saturating_mul(MAX_CHANGES));
             for (id, (device, change, at)) in (first..first + MAX_CHANGES).zip(changes) {
                 let device = DeviceOf { user: self.identity.user().clone(), device };
@@ -60,6 +61,17 @@ impl MlsMembership<'_> {
             }
             self.store.set_own_devices(version, &json)
         })
+    }
+
+    /// Records that new devices of the user are to be brought into this device's groups.
+    fn expect_new_devices(&self, changes: &[(DeviceName, DeviceChange, Timestamp)]) -> Result<()> {
+        for (device, ..) in changes.iter().filter(|(_, change, _)| *change == DeviceChange::Registered) {
+            let device = DeviceOf { user: self.identity.user().clone(), device: device.clone() };
+            for row in self.store.groups()? {
+                self.store.put_arriving_device(&row.group_id, &device)?;
+            }
+        }
+        Ok(())
     }
 
     /// The changes, except those that this device made itself.

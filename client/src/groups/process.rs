@@ -18,7 +18,7 @@ use super::{
 };
 use crate::{
     error::{Error, Result},
-    identity_check::{NewLeaves, Notice, Standings, check_sender},
+    identity_check::{MemberChanges, NewLeaves, Notice, Standings, check_sender},
     leaf_identity::credential_name,
 };
 
@@ -126,14 +126,23 @@ impl MlsMembership<'_> {
         let group_id = &message.group_id.0;
         let ignored = |why: &str| Ok((Event::Ignored { why: why.to_owned() }, Vec::new()));
         match message.kind {
-            MessageKind::Unreadable => return Ok((unreadable(message), Vec::new())),
+            MessageKind::Unreadable => return self.process_notice(message),
             MessageKind::Welcome => return self.process_welcome(message, standings),
             MessageKind::Commit | MessageKind::Message => {}
         }
-        let Ok(mut group) = self.load_group(group_id) else { return ignored("this device is not in the group") };
+        let mut group = match self.load_group(group_id) {
+            Ok(group) => group,
+            Err(Error::UnknownGroup(_)) => return self.process_stranger(message),
+            Err(error) => return Err(error),
+        };
         let protocol = protocol_message(message)?;
         if message.kind == MessageKind::Commit && protocol.epoch() < group.epoch() {
             return ignored(&format!("its epoch {} is past", protocol.epoch()));
+        }
+        // The queue has the Commits in their order, so one is missing.
+        if protocol.epoch() > group.epoch() && self.state_of(group_id)? == GroupState::Active {
+            self.store.record_missed_commit(group_id)?;
+            return Ok((Event::FellBehind, Vec::new()));
         }
         let processed = group.process_message(&self.store.provider(), protocol).map_err(|error| match error {
             ProcessMessageError::StorageError(error) => Error::storage("read the message")(error),
@@ -168,10 +177,11 @@ impl MlsMembership<'_> {
                 }
                 self.epoch_proof(&group)?;
                 self.store.forget_refused_commit(group_id)?;
-                if changes.added.is_empty() && changes.removed.is_empty() {
+                if changes == MemberChanges::default() {
                     return Ok((Event::Changed { by, name: None }, notices));
                 }
-                Ok((Event::Members { by, added: changes.added, removed: changes.removed }, notices))
+                let MemberChanges { added, removed, updated } = changes;
+                Ok((Event::Members { by, added, removed, updated }, notices))
             }
             ProcessedMessageContent::ExternalJoinProposalMessage(_) => {
                 ignored("it is a proposal to join from outside the group")
@@ -180,6 +190,25 @@ impl MlsMembership<'_> {
                 ignored("this device sent it")
             }
         }
+    }
+
+    /// Processes a notice that another device could not use a message of this device. A device without its keys is to be
+    /// brought back, if it is installed anew.
+    fn process_notice(&self, message: &QueuedMessage) -> Result<Outcome> {
+        let event = unreadable(message);
+        if let Event::Unreadable { device, reason: RefusalReason::KeysGone, .. } = &event {
+            self.store.put_arriving_device(&message.group_id.0, device)?;
+        }
+        Ok((event, Vec::new()))
+    }
+
+    /// Processes a message of a group that this device is not in: it may have been installed anew, and the sender does not
+    /// know that yet. Tells each sender once a day.
+    fn process_stranger(&self, message: &QueuedMessage) -> Result<Outcome> {
+        let is_news = message.kind == MessageKind::Message
+            && self.store.tell_stranger(&message.group_id.0, &message.from, self.now())?;
+        let ignored = Event::Ignored { why: "this device is not in the group".to_owned() };
+        Ok((if is_news { Event::Stranger } else { ignored }, Vec::new()))
     }
 
     /// Stores a member's proposal for the next Commit.
@@ -213,6 +242,10 @@ impl MlsMembership<'_> {
                 info!(%sender, "the group has a name");
                 self.store.put_group(group.group_id().as_slice(), Some(&name), self.now())?;
                 return Ok(Event::Changed { by: sender, name: Some(name) });
+            }
+            Ok(Content::AdmitsDevices(admits)) => {
+                self.store.set_admits_devices(group.group_id().as_slice(), admits)?;
+                return Ok(Event::Changed { by: sender, name: None });
             }
             Ok(Content::Renews(old_group)) => return self.process_renewal(group, sender, &old_group),
             Ok(Content::Data { content_type, data: bytes }) => {

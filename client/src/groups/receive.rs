@@ -2,10 +2,11 @@
 
 use std::collections::BTreeSet;
 
-use keypool_openapi::{AckRequest, MessageKind, MessagesPage, QueuedMessage, RefusedMessage};
+use keypool_openapi::{AckRequest, MessageKind, MessagesPage, QueuedMessage, RefusalReason, RefusedMessage};
 use tracing::warn;
 
 use super::{
+    group::GroupState,
     incoming::{Event, Incoming},
     membership::MlsMembership,
 };
@@ -43,10 +44,12 @@ impl MlsMembership<'_> {
             first = first.filter(|_| fetches.has_changed().is_ok_and(|changed| !changed));
         }
         self.process_queue(first).await?;
+        self.come_back_everywhere().await?;
         if let Err(error) = self.commit_to_all_proposals().await {
             // Another member may commit them. Return what arrived anyway.
             warn!(error = error.with_causes(), "could not commit the proposals of other members");
         }
+        self.bring_in_arrivals().await?;
         let read = |json: String| {
             serde_json::from_str(&json).map_err(|error| Error::Damaged(format!("the inbox cannot be read: {error}")))
         };
@@ -70,7 +73,19 @@ impl MlsMembership<'_> {
     /// past epoch. The caller has the turn.
     pub(super) async fn catch_up_in_turn(&self) -> Result<()> {
         self.settle_in_turn().await?;
-        self.process_queue(None).await
+        self.process_queue(None).await?;
+        self.come_back_everywhere().await
+    }
+
+    /// Processes the queue, because the server is in another epoch of a group than this device: the Commits that came
+    /// first are in the queue. If they are not, this device missed one, and comes back if it can.
+    pub(super) async fn catch_up_with(&self, group_id: &[u8], epoch: Option<u64>) -> Result<()> {
+        self.process_queue(None).await?;
+        let own = self.load_group(group_id)?.epoch().as_u64();
+        if epoch.is_some_and(|epoch| epoch > own) && self.state_of(group_id)? == GroupState::Active {
+            self.store.record_missed_commit(group_id)?;
+        }
+        self.come_back_everywhere().await
     }
 
     /// A page of the queue. Waits up to `wait` seconds for a message.
@@ -107,6 +122,9 @@ impl MlsMembership<'_> {
                     Ok(Some(Event::KeysGone { .. })) => done.unreadable.push(message.id),
                     Ok(Some(Event::Refused { kind: MessageKind::Welcome | MessageKind::Commit, reason, .. })) => {
                         done.refused.push(RefusedMessage { id: message.id, reason });
+                    }
+                    Ok(Some(Event::Stranger)) => {
+                        done.refused.push(RefusedMessage { id: message.id, reason: RefusalReason::KeysGone });
                     }
                     Ok(_) => done.ids.push(message.id),
                     Err(error) => {

@@ -1,9 +1,10 @@
 //! Replaces this device's keys in a group, and commits the proposals of other members.
 
 use keypool_openapi::Undelivered;
-use openmls::prelude::Sender;
 
-use super::{commit::Change, group::GroupState, membership::MlsMembership, messages::log_undelivered};
+use super::{
+    commit::Change, group::GroupState, leave::is_leaving, membership::MlsMembership, messages::log_undelivered,
+};
 use crate::error::Result;
 
 impl MlsMembership<'_> {
@@ -13,6 +14,7 @@ impl MlsMembership<'_> {
         let _turn = self.store.turns.groups().await;
         self.settle_in_turn().await?;
         self.check_writable(group_id)?;
+        self.check_stays(group_id)?;
         self.commit(group_id, |_| Some(Change::Update)).await
     }
 
@@ -20,11 +22,7 @@ impl MlsMembership<'_> {
     /// one wins. A device that proposed to leave cannot commit that proposal itself.
     pub(super) async fn commit_to_proposals(&self, group_id: &[u8]) -> Result<()> {
         let undelivered = self
-            .commit(group_id, |group| {
-                let own = Sender::Member(group.own_leaf_index());
-                let is_leaving = group.pending_proposals().any(|one| *one.sender() == own);
-                (group.has_pending_proposals() && !is_leaving).then_some(Change::Update)
-            })
+            .commit(group_id, |group| (group.has_pending_proposals() && !is_leaving(group)).then_some(Change::Update))
             .await?;
         log_undelivered(&undelivered);
         Ok(())
@@ -32,7 +30,9 @@ impl MlsMembership<'_> {
 
     pub(super) async fn commit_to_all_proposals(&self) -> Result<()> {
         for row in self.store.groups()?.iter().filter(|row| GroupState::of(row) == GroupState::Active) {
-            self.commit_to_proposals(&row.group_id).await?;
+            if !self.forget_if_all_leave(&row.group_id)? {
+                self.commit_to_proposals(&row.group_id).await?;
+            }
         }
         Ok(())
     }

@@ -78,6 +78,18 @@ fn credential_bytes(credential: &Credential) -> Result<Vec<u8>> {
 pub(crate) struct MemberChanges {
     pub(crate) added: Vec<String>,
     pub(crate) removed: Vec<String>,
+    /// The members whose leaf is replaced by another one.
+    pub(crate) updated: Vec<String>,
+}
+
+impl MemberChanges {
+    /// Moves the members that are removed and added again.
+    fn merge_updates(&mut self) {
+        let (updated, removed) =
+            std::mem::take(&mut self.removed).into_iter().partition(|member| self.added.contains(member));
+        (self.updated, self.removed) = (updated, removed);
+        self.added.retain(|member| !self.updated.contains(member));
+    }
 }
 
 /// The leaves that one message brings into a group.
@@ -137,6 +149,15 @@ impl NewLeaves {
         leaves
     }
 
+    /// All leaves of a group that this device comes back into, except its own.
+    pub(crate) fn of_tree(group: &MlsGroup) -> Self {
+        let mut leaves = Self::new(group.ciphersuite());
+        for member in group.members().filter(|member| member.index != group.own_leaf_index()) {
+            leaves.add(&member.credential, &member.signature_key, Entry::InTree);
+        }
+        leaves
+    }
+
     /// The leaf of a proposal, if it has one.
     pub(crate) fn of_proposal(group: &MlsGroup, sender: &Sender, proposal: &Proposal) -> Result<Self> {
         let mut leaves = Self::new(group.ciphersuite());
@@ -173,20 +194,34 @@ impl NewLeaves {
                 leaves.replace(leaf(group, *committer)?, after, Entry::Committed)?;
             }
             (Sender::NewMemberCommit, Some(joiner)) => {
-                leaves.join(joiner, &mut changes)?;
+                leaves.join(group, (joiner, commit), &mut changes)?;
             }
             _ => {}
         }
+        changes.merge_updates();
         Ok((leaves, changes))
     }
 
-    /// Adds the leaf of a device that joins by an external Commit. It may remove only its own old leaf (RFC 9420,
-    /// section 12.4.3.2).
-    fn join(&mut self, joiner: &LeafNode, changes: &mut MemberChanges) -> Result<()> {
+    /// Adds the leaf of a device that comes back by an external Commit (RFC 9420, section 12.4.3.2). It must replace its
+    /// own leaf with the same signature key: so nobody new comes in, whatever the server says of keys.
+    fn join(
+        &mut self,
+        group: &MlsGroup,
+        (joiner, commit): (&LeafNode, &StagedCommit),
+        changes: &mut MemberChanges,
+    ) -> Result<()> {
         let name = credential_name(joiner.credential());
-        if let Some(other) = changes.removed.iter().find(|removed| **removed != name) {
-            let why = format!("it joins by an external Commit and removes {other}");
-            return Err(Error::WrongIdentity { member: name, why });
+        let refused = |why: String| Err(Error::WrongIdentity { member: name.clone(), why });
+        let mut removed = commit.remove_proposals().map(|one| leaf(group, one.remove_proposal().removed()));
+        let Some(before) = removed.next().transpose()? else {
+            return refused("it joins by an external Commit and was not in the group".to_owned());
+        };
+        let is_its_own = before.credential() == joiner.credential() && before.signature_key() == joiner.signature_key();
+        if !is_its_own || removed.next().is_some() {
+            let others = changes.removed.join(", ");
+            return refused(format!(
+                "it joins by an external Commit and removes {others}, with another key or identity"
+            ));
         }
         self.add_leaf(joiner, Entry::Committed);
         changes.added.push(name);

@@ -1,25 +1,40 @@
 //! Commits that the server has not answered, and the proofs of the last epochs.
 
-use rusqlite::{OptionalExtension, params};
+use rusqlite::{OptionalExtension, Row, params};
 
 use super::store::LocalStore;
 use crate::error::{Error, Result};
 
+/// A Commit that the server has not answered.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct PendingCommit {
+    pub(crate) group_id: Vec<u8>,
+    /// The request that carries it, as JSON.
+    pub(crate) request: String,
+    /// Whether this device comes back into the group by it. OpenMLS has merged it already.
+    pub(crate) is_external: bool,
+}
+
 impl LocalStore {
     /// Stores the request with the pending Commit of a group before it is sent. Until the answer arrives, it is unknown
     /// whether the server accepted the Commit.
-    pub(crate) fn put_pending_commit(&self, group_id: &[u8], request: &str) -> Result<()> {
+    pub(crate) fn put_pending_commit(&self, group_id: &[u8], request: &str, is_external: bool) -> Result<()> {
         self.connection()
-            .execute("INSERT INTO pending_commits (group_id, request) VALUES (?1, ?2)", params![group_id, request])
+            .execute(
+                "INSERT INTO pending_commits (group_id, request, is_external) VALUES (?1, ?2, ?3)",
+                params![group_id, request, is_external],
+            )
             .map_err(Error::storage("write a pending Commit"))?;
         Ok(())
     }
 
-    /// The requests with Commits that the server has not answered, each with its group id.
-    pub(crate) fn pending_commits(&self) -> Result<Vec<(Vec<u8>, String)>> {
+    /// The Commits that the server has not answered.
+    pub(crate) fn pending_commits(&self) -> Result<Vec<PendingCommit>> {
+        let pending =
+            |row: &Row<'_>| Ok(PendingCommit { group_id: row.get(0)?, request: row.get(1)?, is_external: row.get(2)? });
         self.connection()
-            .prepare_cached("SELECT group_id, request FROM pending_commits ORDER BY group_id")
-            .and_then(|mut select| select.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?.collect())
+            .prepare_cached("SELECT group_id, request, is_external FROM pending_commits ORDER BY group_id")
+            .and_then(|mut select| select.query_map([], pending)?.collect())
             .map_err(Error::storage("read the pending Commits"))
     }
 

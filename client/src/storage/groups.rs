@@ -1,11 +1,14 @@
 //! The rows of the groups that this device is in.
 
-use jiff::Timestamp;
-use keypool_openapi::RefusalReason;
+use jiff::{SignedDuration, Timestamp};
+use keypool_openapi::{DeviceOf, RefusalReason};
 use rusqlite::{OptionalExtension, Row, params};
 
 use super::{column::Sql, store::LocalStore};
 use crate::error::{Error, Result};
+
+/// The most notices in a day that this device is not in a group. Strangers could have it send many.
+const MOST_STRANGERS: u32 = 1_000;
 
 /// A group that this device is in.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -18,12 +21,14 @@ pub(crate) struct GroupRow {
     pub(crate) refused_commit: Option<RefusedCommit>,
     /// The group that replaced this one.
     pub(crate) replaced_by: Option<Vec<u8>>,
+    /// Whether members bring new devices of the group's users in by themselves.
+    pub(crate) admits_devices: bool,
 }
 
 /// A Commit that the server accepted and this device refused.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct RefusedCommit {
-    /// Its sender.
+    /// Its sender; empty if the Commit never arrived.
     pub(crate) by: String,
     pub(crate) reason: RefusalReason,
 }
@@ -58,6 +63,7 @@ impl LocalStore {
                 joined_at: row.get::<_, Sql<_>>("joined_at")?.0,
                 refused_commit: refused_commit(row)?,
                 replaced_by: row.get("replaced_by")?,
+                admits_devices: row.get("admits_devices")?,
             })
         };
         self.connection()
@@ -72,6 +78,7 @@ impl LocalStore {
             .execute("DELETE FROM device_groups WHERE group_id = ?1", [group_id])
             .and_then(|_| self.connection().execute("DELETE FROM pending_commits WHERE group_id = ?1", [group_id]))
             .and_then(|_| self.connection().execute("DELETE FROM commit_proofs WHERE group_id = ?1", [group_id]))
+            .and_then(|_| self.connection().execute("DELETE FROM arriving_devices WHERE group_id = ?1", [group_id]))
             .map_err(Error::storage("delete a group"))?;
         Ok(())
     }
@@ -85,6 +92,62 @@ impl LocalStore {
             )
             .map_err(Error::storage("record a refused Commit"))?;
         Ok(())
+    }
+
+    /// Records that a device is to be brought into a group.
+    pub(crate) fn put_arriving_device(&self, group_id: &[u8], device: &DeviceOf) -> Result<()> {
+        self.connection()
+            .execute(
+                "INSERT INTO arriving_devices (group_id, device) VALUES (?1, ?2) ON CONFLICT DO NOTHING",
+                params![group_id, device.to_string()],
+            )
+            .map_err(Error::storage("record an arriving device"))?;
+        Ok(())
+    }
+
+    /// Takes the devices that are to be brought into groups: group id and name of the device.
+    pub(crate) fn take_arriving_devices(&self) -> Result<Vec<(Vec<u8>, String)>> {
+        self.connection()
+            .prepare_cached("DELETE FROM arriving_devices RETURNING group_id, device")
+            .and_then(|mut delete| delete.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?.collect())
+            .map_err(Error::storage("take the arriving devices"))
+    }
+
+    /// Records whether members bring new devices of the group's users in by themselves.
+    pub(crate) fn set_admits_devices(&self, group_id: &[u8], admits: bool) -> Result<()> {
+        self.connection()
+            .execute("UPDATE device_groups SET admits_devices = ?2 WHERE group_id = ?1", params![group_id, admits])
+            .map_err(Error::storage("record a setting of a group"))?;
+        Ok(())
+    }
+
+    /// Records that a Commit did not arrive, unless this device refused one before.
+    pub(crate) fn record_missed_commit(&self, group_id: &[u8]) -> Result<()> {
+        self.connection()
+            .execute(
+                "UPDATE device_groups SET refused_commit_by = '', refused_commit_reason = ?2
+                 WHERE group_id = ?1 AND refused_commit_by IS NULL",
+                params![group_id, Sql(&RefusalReason::Invalid)],
+            )
+            .map_err(Error::storage("record a missed Commit"))?;
+        Ok(())
+    }
+
+    /// Whether a device is to be told that this device is not in a group: once in a day, and so for
+    /// [`MOST_STRANGERS`] devices and groups. Records that it was.
+    pub(crate) fn tell_stranger(&self, group_id: &[u8], device: &DeviceOf, now: Timestamp) -> Result<bool> {
+        let day_ago = now.saturating_sub(SignedDuration::from_hours(24)).unwrap_or(Timestamp::MIN);
+        self.connection()
+            .execute("DELETE FROM told_strangers WHERE told_at <= ?1", [Sql(&day_ago)])
+            .and_then(|_| {
+                self.connection().execute(
+                    "INSERT INTO told_strangers (group_id, device, told_at)
+                     SELECT ?1, ?2, ?3 WHERE (SELECT count(*) FROM told_strangers) < ?4 ON CONFLICT DO NOTHING",
+                    params![group_id, device.to_string(), Sql(&now), MOST_STRANGERS],
+                )
+            })
+            .map(|rows| rows == 1)
+            .map_err(Error::storage("record who was told"))
     }
 
     /// Records that this device refused a proposal of an epoch because of a leaf in it.

@@ -6,7 +6,7 @@ use rusqlite_migration::{Error as MigrationError, M, MigrationDefinitionError, M
 use crate::error::{Error, Result};
 
 /// One entry for each version of the schema. `PRAGMA user_version` counts those that ran. Never change an entry: add one.
-pub(super) const MIGRATIONS: [&str; 7] = [
+pub(super) const MIGRATIONS: [&str; 8] = [
     "
     CREATE TABLE keypackage_pool_metadata (
         ref         BLOB    NOT NULL PRIMARY KEY,
@@ -114,6 +114,25 @@ pub(super) const MIGRATIONS: [&str; 7] = [
     ALTER TABLE device_groups ADD COLUMN refused_commit_reason TEXT;
     -- The epoch in which this device last refused a proposal because of a leaf in it.
     ALTER TABLE device_groups ADD COLUMN refused_proposal_epoch INTEGER;
+    ",
+    "
+    -- Whether the pending Commit is external: by it, this device comes back into a group in which it fell behind.
+    ALTER TABLE pending_commits ADD COLUMN is_external INTEGER NOT NULL DEFAULT 0;
+    -- The devices that were told that this device is not in a group.
+    CREATE TABLE told_strangers (
+        group_id BLOB NOT NULL,
+        device   TEXT NOT NULL,
+        told_at  INTEGER NOT NULL,
+        PRIMARY KEY (group_id, device)
+    ) STRICT, WITHOUT ROWID;
+    -- The devices that this device is about to bring into a group: new ones, and those that were installed anew.
+    CREATE TABLE arriving_devices (
+        group_id BLOB NOT NULL,
+        device   TEXT NOT NULL,
+        PRIMARY KEY (group_id, device)
+    ) STRICT, WITHOUT ROWID;
+    -- Whether members bring new devices of the group's users in by themselves.
+    ALTER TABLE device_groups ADD COLUMN admits_devices INTEGER NOT NULL DEFAULT 1;
     ",
 ];
 

@@ -9,9 +9,9 @@ use actix_web::{
     web,
 };
 use keypool_openapi::{
-    AckRequest, CommitRequest, LookupRequest, MAX_KEY_PACKAGE_SIZE, MAX_LOOKUP_USERS, MAX_MESSAGE_SIZE,
-    MAX_UPLOAD_BATCH, MAX_USER_NAME_SIZE, MessageRequest, Object, ProblemType, RegisterRequest, ReleaseRequest,
-    ReserveRequest, RevokeRequest, SpendRequest, UploadRequest,
+    AckRequest, CommitRequest, GroupInfoRequest, LookupRequest, MAX_KEY_PACKAGE_SIZE, MAX_LOOKUP_USERS,
+    MAX_MESSAGE_SIZE, MAX_UPLOAD_BATCH, MAX_USER_NAME_SIZE, MessageRequest, Object, ProblemType, RegisterRequest,
+    ReleaseRequest, ReserveRequest, RevokeRequest, SpendRequest, UploadRequest,
 };
 use serde::{
     Deserialize, Deserializer,
@@ -61,8 +61,11 @@ impl Body for ReleaseRequest {}
 impl Body for RevokeRequest {}
 impl Body for AckRequest {}
 impl Body for CommitRequest {
-    /// A Commit and a Welcome in base64, and a thousand names.
-    const LIMIT: usize = 2 * MAX_MESSAGE_SIZE * 4 / 3 + 512 * 1024;
+    /// A Commit, a Welcome and a GroupInfo in base64, and two thousand names.
+    const LIMIT: usize = 3 * MAX_MESSAGE_SIZE * 4 / 3 + 1024 * 1024;
+}
+impl Body for GroupInfoRequest {
+    const LIMIT: usize = MAX_MESSAGE_SIZE * 4 / 3 + 512 * 1024;
 }
 impl Body for MessageRequest {
     const LIMIT: usize = MAX_MESSAGE_SIZE * 4 / 3 + 512 * 1024;

@@ -25,7 +25,7 @@ use crate::{
     params(("group_id" = GroupId, Path, description = "The group")),
     request_body = MessageRequest,
     responses((status = 200, description = "The message is queued", body = MessageResponse)),
-    extensions(("x-problems" = json!([ProblemType::UnknownGroup])))
+    extensions(("x-problems" = json!([ProblemType::UnknownGroup, ProblemType::StaleEpoch])))
 )]
 #[post("/groups/{group_id}/messages")]
 pub(crate) async fn send_message(

@@ -5,15 +5,15 @@ use keypool_validation::mls_message::{Header, header};
 use sha2::{Digest, Sha256};
 
 use super::{
-    Service,
-    mls_messages::{malformed, sized, wrong_message},
+    Service, group_infos,
+    mls_messages::{malformed, representable, sha256, sized, wrong_message},
     reservations::lost_reservation,
     times::after,
 };
 use crate::{
     caller::Caller,
     problem::{About, Failure, unknown_token},
-    store::{self, Commit, CommitError, Delivered, MESSAGE_UNIT, Post},
+    store::{self, Accepted, Commit, CommitError, Delivered, MESSAGE_UNIT, NewGroupInfo, Post},
 };
 
 impl Service {
@@ -24,12 +24,17 @@ impl Service {
         group_id: GroupId,
         request: CommitRequest,
     ) -> Result<CommitResponse, Failure> {
-        let epoch = commit_epoch(&request, &group_id)?;
+        let (epoch, is_external) = commit_epoch(&request, &group_id)?;
+        let info = new_info(&request, &caller, (&group_id, epoch))?;
         let next_proof_digest = request.next_proof_digest.as_ref().map(|digest| sha256(&digest.0)).transpose()?;
         request.proof.as_ref().map(|proof| sha256(&proof.0)).transpose()?;
-        let bytes = request.commit.0.len() + request.welcome.as_ref().map_or(0, |welcome| welcome.0.len());
+        let sent = [Some(&request.commit), request.welcome.as_ref(), request.group_info.as_ref()];
+        let bytes: usize = sent.iter().flatten().map(|sent| sent.0.len()).sum();
         self.limits.request(&caller.device.user, bytes / MESSAGE_UNIT)?;
         self.block(move |service, now| {
+            if is_external {
+                service.check_external(&caller, (&group_id, epoch), &request)?;
+            }
             let expires_at = after(now.as_second(), service.policy.message_retention)?;
             let want = Commit {
                 epoch,
@@ -38,6 +43,8 @@ impl Service {
                 reservations: request.reservations,
                 proof_digest: request.proof.map(|proof| Sha256::digest(&proof.0).into()),
                 next_proof_digest,
+                info,
+                is_external,
                 post: Post {
                     by: caller.shown_token(),
                     by_user: caller.device.user.clone(),
@@ -49,10 +56,10 @@ impl Service {
                 },
             };
             match service.store.commit(&want, now) {
-                Ok(Delivered { to, undelivered }) => {
+                Ok(Accepted { delivered: Delivered { to, undelivered }, is_kept }) => {
                     service.limits.spent(&caller.device.user, want.reservations.len());
                     service.fetches.ring(&to);
-                    Ok(CommitResponse { epoch: epoch.cast_unsigned() + 1, undelivered })
+                    Ok(CommitResponse { epoch: epoch.cast_unsigned() + 1, undelivered, group_info_kept: is_kept })
                 }
                 Err(store::Failure::Refused(error)) => Err(not_accepted(error, &group_id, epoch)),
                 Err(store::Failure::Store(error)) => Err(error.into()),
@@ -62,13 +69,24 @@ impl Service {
     }
 }
 
-/// Returns the epoch of a Commit if the whole request is valid.
-fn commit_epoch(request: &CommitRequest, group_id: &GroupId) -> Result<i64, Failure> {
+/// Returns the epoch of a Commit, and whether it is an external one, if the whole request is valid.
+fn commit_epoch(request: &CommitRequest, group_id: &GroupId) -> Result<(i64, bool), Failure> {
     sized("commit", &request.commit.0)?;
-    let epoch = match header(&request.commit.0) {
-        Some(Header::OfGroup { group_id: of, epoch, is_commit: true }) if of == group_id.as_bytes() => epoch,
+    let (epoch, is_external) = match header(&request.commit.0) {
+        Some(Header::OfGroup { group_id: of, epoch, is_commit: true, is_external }) if of == group_id.as_bytes() => {
+            (epoch, is_external)
+        }
         found => return Err(wrong_message("commit", found, group_id)),
     };
+    if is_external && !request.reservations.is_empty() {
+        return Err(malformed("An external Commit adds no devices: leave out `reservations` and `welcome`."));
+    }
+    if is_external && (request.group_info.is_none() || request.next_proof_digest.is_none()) {
+        return Err(malformed(
+            "An external Commit brings the next `group_info`, its `members` and the `next_proof_digest`: without them, the next \
+             device that falls behind could not come back.",
+        ));
+    }
     match &request.welcome {
         None if !request.reservations.is_empty() => {
             return Err(malformed("The Commit adds devices, and there is no `welcome` for them."));
@@ -86,19 +104,22 @@ fn commit_epoch(request: &CommitRequest, group_id: &GroupId) -> Result<i64, Fail
         }
         None => {}
     }
-    // One less than the largest value: the next epoch must be representable, too.
-    i64::try_from(epoch)
-        .ok()
-        .filter(|epoch| *epoch < i64::MAX)
-        .ok_or_else(|| malformed(format!("`epoch` {epoch} is too large. Create a new group.")))
+    Ok((representable(epoch)?, is_external))
 }
 
-/// Parses a SHA-256, which has 32 bytes.
-fn sha256(bytes: &[u8]) -> Result<[u8; 32], Failure> {
-    let length = bytes.len();
-    bytes
-        .try_into()
-        .map_err(|_| malformed(format!("`proof` and `next_proof_digest` must have 32 bytes; got {length}.")))
+/// Returns the GroupInfo that a Commit brings, for the epoch after it.
+fn new_info(
+    request: &CommitRequest,
+    caller: &Caller,
+    (group_id, epoch): (&GroupId, i64),
+) -> Result<Option<NewGroupInfo>, Failure> {
+    match &request.group_info {
+        Some(info) => {
+            group_infos::new_info(info, (&request.members, caller), (group_id, epoch.saturating_add(1))).map(Some)
+        }
+        None if request.members.is_empty() => Ok(None),
+        None => Err(malformed("`members` come with the `group_info` of the epoch after the Commit.")),
+    }
 }
 
 fn not_accepted(error: CommitError, group_id: &GroupId, made_in: i64) -> Failure {
@@ -125,6 +146,7 @@ fn not_accepted(error: CommitError, group_id: &GroupId, made_in: i64) -> Failure
                  the Commit before was wrong: make a new group."
             ),
         ),
+        CommitError::NotListed => group_infos::not_listed(group_id),
         CommitError::QueueFull(id, DeviceOf { user, device }) => Failure {
             about: About::Reservation(id),
             ..Failure::new(

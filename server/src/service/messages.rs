@@ -10,7 +10,7 @@ use keypool_validation::mls_message::{Header, header};
 
 use super::{
     Service,
-    mls_messages::{malformed, sized, wrong_message},
+    mls_messages::{malformed, representable, sized, unknown_group, wrong_message},
     times::after,
 };
 use crate::{
@@ -18,8 +18,8 @@ use crate::{
     caller::Caller,
     connections::End,
     fetches::{Call, Fetch},
-    problem::Failure,
-    store::{self, Delivered, MESSAGE_UNIT, Post, Queued, TokenRevoked},
+    problem::{About, Failure, unknown_token},
+    store::{self, Delivered, MESSAGE_UNIT, Post, PostError, Queued, TokenRevoked},
 };
 
 /// The longest that a request may wait for a message, in seconds.
@@ -66,6 +66,7 @@ impl Service {
             found => return Err(wrong_message("message", found, &group_id)),
         }
         sized("message", &request.message.0)?;
+        let expected_epoch = request.expected_epoch.map(representable).transpose()?;
         self.limits.request(&caller.device.user, request.message.0.len() / MESSAGE_UNIT)?;
         self.block(move |service, now| {
             let want = Post {
@@ -77,14 +78,10 @@ impl Service {
                 expires_at: after(now.as_second(), service.policy.message_retention)?,
                 capacity: service.policy.queue_capacity,
             };
-            let Some(Delivered { to, undelivered }) = service.store.post(&want, now)? else {
-                return Err(Failure::new(
-                    ProblemType::UnknownGroup,
-                    format!("The group {group_id} is unknown: this server has received no Commit of it. Send a Commit first."),
-                ));
-            };
+            let Delivered { to, undelivered } =
+                service.store.post(&want, expected_epoch, now).map_err(|error| not_queued(error, &group_id))?;
             service.fetches.ring(&to);
-            Ok(MessageResponse { undelivered })
+            Ok::<_, Failure>(MessageResponse { undelivered })
         })
         .await
     }
@@ -178,11 +175,33 @@ impl Service {
             let gone = request.unreadable.into_iter().map(|id| (id.cast_signed(), RefusalReason::KeysGone));
             let refused = request.refused.into_iter().map(|one| (one.id.cast_signed(), one.reason));
             let refused = gone.chain(refused).collect();
-            let (acknowledged, told) =
-                service.store.acknowledge(&caller.shown_token(), (&ids, &refused), now, expires_at)?;
+            let (acknowledged, told) = service.store.acknowledge(
+                &caller.shown_token(),
+                (&ids, &refused),
+                (now, expires_at),
+                service.policy.queue_capacity,
+            )?;
             service.fetches.ring(&told);
             Ok::<_, Failure>(AckResponse { acknowledged: acknowledged as u64 })
         })
         .await
+    }
+}
+
+fn not_queued(error: store::Failure<PostError>, group_id: &GroupId) -> Failure {
+    match error {
+        store::Failure::Store(error) => error.into(),
+        store::Failure::Refused(PostError::TokenRevoked) => unknown_token(),
+        store::Failure::Refused(PostError::UnknownGroup) => unknown_group(group_id),
+        store::Failure::Refused(PostError::Stale(epoch)) => Failure {
+            about: About::Epoch(epoch.cast_unsigned()),
+            ..Failure::new(
+                ProblemType::StaleEpoch,
+                format!(
+                    "The group {group_id} is in epoch {epoch}, not in `expected_epoch`. Fetch the Commits that came since, and \
+                     encrypt the message anew. Nothing was delivered."
+                ),
+            )
+        },
     }
 }

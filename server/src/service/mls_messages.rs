@@ -33,3 +33,25 @@ pub(super) fn wrong_message(name: &str, found: Option<Header>, group_id: &GroupI
         }
     })
 }
+
+/// An epoch as the database keeps it. The next epoch is representable, too.
+pub(super) fn representable(epoch: u64) -> Result<i64, Failure> {
+    i64::try_from(epoch)
+        .ok()
+        .filter(|epoch| *epoch < i64::MAX)
+        .ok_or_else(|| malformed(format!("The epoch {epoch} is too large. Create a new group.")))
+}
+
+/// Parses a SHA-256, which has 32 bytes.
+pub(super) fn sha256(bytes: &[u8]) -> Result<[u8; 32], Failure> {
+    let length = bytes.len();
+    bytes
+        .try_into()
+        .map_err(|_| malformed(format!("`proof` and `next_proof_digest` must have 32 bytes; got {length}.")))
+}
+
+pub(super) fn unknown_group(group_id: &GroupId) -> Failure {
+    let detail =
+        format!("The group {group_id} is unknown: this server has received no Commit of it. Send a Commit first.");
+    Failure::new(ProblemType::UnknownGroup, detail)
+}

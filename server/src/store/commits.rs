@@ -9,6 +9,7 @@ use keypool_openapi::{DeviceOf, MessageKind, ReservationId, State, Undelivered};
 use super::{
     database::{Conn, Failure, Store, StoreError, rows::DeviceId, schema::commits, sql::statements},
     devices,
+    group_infos::{self, NewGroupInfo, is_current, may_come_back},
     idempotency::{self, IdempotencyKey},
     queues::{Delivered, NewEnvelope, Part, Post, envelope, found, own_devices, queue},
     reservations::ReservationError,
@@ -34,6 +35,20 @@ pub struct Commit {
     pub proof_digest: Option<[u8; 32]>,
     /// The SHA-256 of the proof that the next Commit must show.
     pub next_proof_digest: Option<[u8; 32]>,
+    /// The GroupInfo of the epoch after the Commit, and the devices in the group.
+    pub info: Option<NewGroupInfo>,
+    /// Whether a device comes back into the group by it (RFC 9420, section 12.4.3.2). The service has verified that the
+    /// caller's device signed it for this epoch.
+    pub is_external: bool,
+}
+
+/// The result of a Commit.
+#[derive(Clone, Debug, Default)]
+pub struct Accepted {
+    /// Where the Commit and its Welcome were queued.
+    pub delivered: Delivered,
+    /// Whether the GroupInfo that it brings is kept.
+    pub is_kept: bool,
 }
 
 /// The reason why a Commit was not accepted. Nothing has changed then.
@@ -45,6 +60,8 @@ pub enum CommitError {
     Stale(i64),
     /// The Commit does not show the proof that the Commit before it requires.
     NotAMember,
+    /// The caller is not among the devices that were in the group after its newest Commit.
+    NotListed,
     /// The queue of the reservation's owner has no capacity for the Welcome.
     QueueFull(ReservationId, DeviceOf),
     /// A reservation cannot be spent.
@@ -128,30 +145,42 @@ fn due(conn: &mut Conn<'_>, request: &Commit) -> QueryResult<Due> {
 
 impl Due {
     /// Returns whether the Commit meets the requirements; otherwise the reason.
-    fn admits(&self, request: &Commit) -> Result<bool, CommitError> {
+    fn admits(&self, conn: &mut Conn<'_>, request: &Commit) -> Result<bool, Failure<CommitError>> {
+        if request.is_external {
+            // A device that fell behind cannot know the proof.
+            let group = (request.post.group_id.as_slice(), self.next);
+            return match request.epoch == self.next {
+                true if may_come_back(conn, group, request.post.by.device.0)? => Ok(true),
+                true => Err(Failure::Refused(CommitError::NotListed)),
+                false => Ok(false),
+            };
+        }
         let shows = self.asked.as_ref().is_none_or(|asked| request.proof_digest.is_some_and(|shown| shown == **asked));
         match (request.epoch == self.next, shows) {
-            (true, false) => Err(CommitError::NotAMember),
+            (true, false) => Err(Failure::Refused(CommitError::NotAMember)),
             // The answer names the epoch whose proof is required.
-            (false, false) if self.skips => Err(CommitError::Stale(self.next)),
+            (false, false) if self.skips => Err(Failure::Refused(CommitError::Stale(self.next))),
             (is_next, _) => Ok(is_next || self.skips),
         }
     }
 }
 
 /// Accepts a whole Commit or nothing. A Commit that was accepted before gets the same answer and changes nothing.
-fn commit(conn: &mut Conn<'_>, request: &Commit, now: Timestamp) -> Result<Delivered, Failure<CommitError>> {
+fn commit(conn: &mut Conn<'_>, request: &Commit, now: Timestamp) -> Result<Accepted, Failure<CommitError>> {
     hold_caller::<CommitError>(conn, &request.post.by)?;
     let (group_id, second) = (&request.post.group_id, now.as_second());
     let due = due(conn, request)?;
-    if !due.admits(request).map_err(Failure::Refused)? || !add_commit(conn, request, second)? {
+    if !due.admits(conn, request)? || !add_commit(conn, request, second)? {
         if commit_digest(conn, group_id, request.epoch)?.is_some_and(|known| known == request.digest) {
-            return Ok(Delivered { undelivered: missed_before(conn, request)?, ..Delivered::default() });
+            let is_kept = request.info.is_some() && is_current(conn, (group_id, request.epoch.saturating_add(1)))?;
+            let undelivered = missed_before(conn, request)?;
+            return Ok(Accepted { delivered: Delivered { undelivered, ..Delivered::default() }, is_kept });
         }
         let newest = newest_commit(conn, group_id)?.map_or(due.next, |(newest, ..)| newest);
         return Err(Failure::Refused(CommitError::Stale(newest.saturating_add(1))));
     }
     supersede(conn, group_id, request.epoch)?;
+    let is_kept = keep_info(conn, request, second)?;
     // Sorted, so that two Commits that spend the same reservations cannot deadlock.
     let mut reservations = request.reservations.clone();
     reservations.sort_unstable_by_key(|one| (one.owner, one.nonce));
@@ -188,7 +217,20 @@ fn commit(conn: &mut Conn<'_>, request: &Commit, now: Timestamp) -> Result<Deliv
         idempotency::begin_answer(conn, request.post.by.device.0, &missed_by(request), second)?;
         idempotency::keep_answer(conn, request.post.by.device.0, &request.digest, &answer)?;
     }
-    Ok(Delivered { undelivered, ..delivered })
+    Ok(Accepted { delivered: Delivered { undelivered, ..delivered }, is_kept })
+}
+
+/// Keeps the GroupInfo that the Commit brings. If it brings none, forgets the one of the epoch before. Returns whether one
+/// is kept.
+fn keep_info(conn: &mut Conn<'_>, request: &Commit, now: i64) -> Result<bool, StoreError> {
+    let group_id = &request.post.group_id;
+    match &request.info {
+        Some(info) => {
+            let group = (group_id.as_slice(), request.epoch.saturating_add(1));
+            group_infos::keep(conn, group, request.post.by_user.as_str(), info, now)
+        }
+        None => group_infos::forget(conn, group_id).map(|()| false).map_err(StoreError::from),
+    }
 }
 
 /// Queues a Welcome. A device without it cannot follow the group, so one full queue refuses the whole Commit. The
@@ -231,7 +273,7 @@ impl Store {
     ///
     /// # Errors
     /// See [`CommitError`]. Nothing has changed then.
-    pub fn commit(&self, request: &Commit, now: Timestamp) -> Result<Delivered, Failure<CommitError>> {
+    pub fn commit(&self, request: &Commit, now: Timestamp) -> Result<Accepted, Failure<CommitError>> {
         self.write("commit", |conn| commit(conn, request, now))
     }
 }

@@ -1,6 +1,6 @@
 //! Messages: fetches and acknowledges the contents of each device's queue.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use diesel::prelude::*;
 use jiff::Timestamp;
@@ -109,18 +109,43 @@ statements! {
     }
 }
 
-/// Queues a message. Returns `None` if the group is unknown.
-fn post(conn: &mut Conn<'_>, request: &Post, now: Timestamp) -> Result<Option<Delivered>, Failure<TokenRevoked>> {
-    hold_caller::<TokenRevoked>(conn, &request.by)?;
-    if commits::newest_commit(conn, &request.group_id)?.is_none() {
-        return Ok(None);
+/// The reason why a message was not queued.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PostError {
+    /// The caller's token has been revoked.
+    TokenRevoked,
+    /// The server has received no Commit of the group.
+    UnknownGroup,
+    /// The group is in this epoch, which differs from the expected one.
+    Stale(i64),
+}
+
+impl From<TokenRevoked> for PostError {
+    fn from(TokenRevoked: TokenRevoked) -> Self {
+        Self::TokenRevoked
+    }
+}
+
+/// Queues a message, if the group is in the expected epoch.
+fn post(
+    conn: &mut Conn<'_>,
+    request: &Post,
+    expected_epoch: Option<i64>,
+    now: Timestamp,
+) -> Result<Delivered, Failure<PostError>> {
+    hold_caller::<PostError>(conn, &request.by)?;
+    let newest = commits::newest_commit(conn, &request.group_id)?;
+    let (newest, ..) = newest.ok_or(Failure::Refused(PostError::UnknownGroup))?;
+    let epoch = newest.saturating_add(1);
+    if expected_epoch.is_some_and(|expected| expected != epoch) {
+        return Err(Failure::Refused(PostError::Stale(epoch)));
     }
     let (members, mut undelivered) = found(conn, request)?;
     let message = envelope(request, MessageKind::Message, now.as_second());
     let own = own_devices(conn, request)?;
     let mut delivered = queue(conn, message, &members, (&own, request.capacity), |_| &[Part::Common])?;
     undelivered.append(&mut delivered.undelivered);
-    Ok(Some(Delivered { undelivered, ..delivered }))
+    Ok(Delivered { undelivered, ..delivered })
 }
 
 /// Returns the oldest messages of a device that fit into the answer, or `Err` with the size of the first if not even
@@ -186,12 +211,13 @@ fn hold_envelopes(conn: &mut Conn<'_>, device: i64, ids: &[i64]) -> QueryResult<
     brought.order(envelopes::id.asc()).select(envelopes::id).for_no_key_update().load::<i64>(*conn).map(drop)
 }
 
-/// Removes messages from a device's queue. Notifies the senders of the refused Welcomes and Commits.
+/// Removes messages from a device's queue. Notifies the senders of refused messages: of application messages, once for each
+/// sender and group.
 fn acknowledge(
     conn: &mut Conn<'_>,
     caller: &ShownToken,
     (ids, refused): (&[i64], &BTreeMap<i64, RefusalReason>),
-    (now, expires_at): (i64, i64),
+    (now, expires_at, capacity): (i64, i64, u32),
 ) -> Result<(usize, Vec<DeviceId>), Failure<TokenRevoked>> {
     let device = caller.device;
     let all: Vec<_> = ids.iter().chain(refused.keys()).copied().collect();
@@ -202,15 +228,25 @@ fn acknowledge(
     if removed == 0 && !tokens::has_token(conn, caller)? {
         return Err(TokenRevoked.into());
     }
-    let mut told = Vec::new();
+    let (mut told, mut told_of_messages) = (Vec::new(), BTreeSet::new());
     for (id, _, kind, sender, group_id) in &held {
         let about: MessageKind = kind.parse().map_err(StoreError::fatal)?;
-        let (MessageKind::Welcome | MessageKind::Commit, Some(reason)) = (about, refused.get(id)) else { continue };
+        let Some(reason) = refused.get(id) else { continue };
         let message = serde_json::to_vec(&Refusal { about, reason: *reason }).map_err(StoreError::fatal)?;
         let kind = MessageKind::Unreadable.into();
         let notice = NewEnvelope { sender: device.0, kind, group_id, message: &message, at: now, expires_at };
-        // Ignores the queue limit: each notice answers one Welcome or Commit that the owner of this queue sent.
-        told.extend(put(conn, notice, &[(*sender, Part::Welcomes)])?);
+        match about {
+            // Ignores the queue limit: each notice answers one Welcome or Commit that the owner of this queue sent.
+            MessageKind::Welcome | MessageKind::Commit => {
+                told.extend(put(conn, notice, &[(*sender, Part::Welcomes)])?);
+            }
+            // Takes room of this device's share: there may be many messages.
+            MessageKind::Message if told_of_messages.insert((*sender, group_id)) => {
+                let (own, to) = (HashSet::from([device.0]), BTreeSet::from([*sender]));
+                told.extend(queue(conn, notice, &to, (&own, capacity), |_| &[Part::Common])?.to);
+            }
+            MessageKind::Message | MessageKind::Unreadable => {}
+        }
     }
     let envelopes: BTreeSet<_> = held.iter().map(|row| row.1).collect();
     let envelopes: Vec<_> = envelopes.into_iter().collect();
@@ -223,12 +259,17 @@ fn acknowledge(
 }
 
 impl Store {
-    /// Queues a message. Returns `None` if the group is unknown.
+    /// Queues a message, if the group is in the expected epoch.
     ///
     /// # Errors
-    /// `TokenRevoked`, or when the database fails. Nothing is queued then.
-    pub fn post(&self, request: &Post, now: Timestamp) -> Result<Option<Delivered>, Failure<TokenRevoked>> {
-        self.write("post", |conn| post(conn, request, now))
+    /// See [`PostError`], or when the database fails. Nothing is queued then.
+    pub fn post(
+        &self,
+        request: &Post,
+        expected_epoch: Option<i64>,
+        now: Timestamp,
+    ) -> Result<Delivered, Failure<PostError>> {
+        self.write("post", |conn| post(conn, request, expected_epoch, now))
     }
 
     /// Returns the oldest messages that wait for the caller, and the version of its user's devices. `has_room` returns
@@ -255,8 +296,8 @@ impl Store {
         queued.ok_or_else(|| TokenRevoked.into())
     }
 
-    /// Removes messages from a device's queue. The senders of the refused Welcomes and Commits are told the reasons.
-    /// Returns the number of removed messages, and the devices whose queues have new messages.
+    /// Removes messages from a device's queue. The senders of refused messages are told the reasons; `capacity` is that of
+    /// their queues. Returns the number of removed messages, and the devices whose queues have new messages.
     ///
     /// # Errors
     /// `TokenRevoked`, or when the database fails. Nothing has left the queue then.
@@ -264,10 +305,10 @@ impl Store {
         &self,
         caller: &ShownToken,
         messages: (&[i64], &BTreeMap<i64, RefusalReason>),
-        now: Timestamp,
-        expires_at: Timestamp,
+        (now, expires_at): (Timestamp, Timestamp),
+        capacity: u32,
     ) -> Result<(usize, Vec<DeviceId>), Failure<TokenRevoked>> {
-        let times = (now.as_second(), expires_at.as_second());
-        self.write("acknowledge", |conn| acknowledge(conn, caller, messages, times))
+        let bounds = (now.as_second(), expires_at.as_second(), capacity);
+        self.write("acknowledge", |conn| acknowledge(conn, caller, messages, bounds))
     }
 }

@@ -85,15 +85,22 @@ statements! {
     }
 }
 
-/// Returns the ids of the recipients that exist, and the list of those that do not.
-pub(super) fn found(conn: &mut Conn<'_>, post: &Post) -> Result<(BTreeSet<i64>, Vec<Undelivered>), StoreError> {
-    let users: BTreeSet<_> = post.recipients.iter().map(|one| one.user.as_str()).collect();
+/// Returns the ids of those of these devices that exist.
+pub(super) fn known(conn: &mut Conn<'_>, named: &[DeviceOf]) -> Result<HashMap<DeviceOf, i64>, StoreError> {
+    let users: BTreeSet<_> = named.iter().map(|one| one.user.as_str()).collect();
     let users: Vec<_> = users.into_iter().collect();
     let rows: Vec<DeviceColumns> = if users.is_empty() { Vec::new() } else { devices::devices_of(conn, &users)? };
-    let known: HashMap<_, _> = rows
+    let ids: HashMap<_, _> = rows
         .into_iter()
         .map(|columns| DeviceRow::from_columns(columns).map(|row| (row.named(), row.id.0)))
         .collect::<Result<_, _>>()?;
+    let wanted = |one: &DeviceOf| ids.get(one).map(|id| (one.clone(), *id));
+    Ok(named.iter().filter_map(wanted).collect())
+}
+
+/// Returns the ids of the recipients that exist, and the list of those that do not.
+pub(super) fn found(conn: &mut Conn<'_>, post: &Post) -> Result<(BTreeSet<i64>, Vec<Undelivered>), StoreError> {
+    let known = known(conn, &post.recipients)?;
     let (mut there, mut missing) = (BTreeSet::new(), Vec::new());
     for one in &post.recipients {
         match known.get(one) {

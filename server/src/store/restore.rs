@@ -20,6 +20,7 @@ use super::database::{
     schema::{audit_events, idempotency_keys, key_packages},
     sql::statements,
 };
+use super::group_infos;
 use crate::{clock::Clock, config::Config, metrics::Metrics};
 pub(super) use lineage::{NOBODY, fenced_at};
 
@@ -154,6 +155,9 @@ fn fence(conn: &mut Conn<'_>, signs: Option<&Signs>, up: &TakeUp<'_>) -> QueryRe
     lineage::hold_pools(conn)?;
     let withdrawn = withdraw_all(conn, up.now)?;
     forget_all_answers(conn)?;
+    // The members may be in later epochs. A device that came back by a GroupInfo of the backup would take an epoch that they
+    // have left, and change the proof that the next Commit has to show.
+    group_infos::forget_all(conn)?;
     lineage::skip_deliveries(conn)?;
     let row = next_row(signs, up);
     // Clients tell two fences apart by their times, so the times must differ.

@@ -15,8 +15,11 @@ use super::{
         schema::key_packages,
         sql::statements,
     },
-    messages,
+    group_infos, messages,
 };
+
+/// How long the GroupInfo of a group without a new Commit is kept, in seconds: 180 days.
+const GROUP_INFO_RETENTION: i64 = 180 * 24 * 60 * 60;
 
 /// The result of one batch.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -212,8 +215,8 @@ impl Store {
         self.write("forget_events", |conn| forget_events(conn, before.as_second(), i64::from(limit)))
     }
 
-    /// Deletes messages whose retention is over, and Commits that are older than `before`, except the newest of each
-    /// group. Returns the number of rows.
+    /// Deletes messages and GroupInfos whose retention is over, and Commits that are older than `before`, except the newest
+    /// of each group. Returns the number of rows.
     ///
     /// # Errors
     /// When the database fails. Nothing is forgotten then.
@@ -222,7 +225,8 @@ impl Store {
         self.write("forget_messages", |conn| {
             let ids = messages::expired_envelopes(conn, now, limit)?;
             let rows = if ids.is_empty() { 0 } else { messages::remove_envelopes(conn, &ids)? };
-            Ok::<_, StoreError>(rows + forget_commits(conn, before, limit)?)
+            let infos = group_infos::forget_aged(conn, now.saturating_sub(GROUP_INFO_RETENTION), limit)?;
+            Ok::<_, StoreError>(rows + infos + forget_commits(conn, before, limit)?)
         })
     }
 }

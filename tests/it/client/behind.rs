@@ -1,6 +1,5 @@
 //! Devices that have not read yet what changed: they act in the group as it is, and find back into it.
 
-use keypool_client::Event;
 use keypool_openapi::{Undelivered, UndeliveredReason};
 use rstest::rstest;
 
@@ -102,34 +101,4 @@ async fn whoever_is_sent_nothing_is_named(#[values(Anywhere::Postgres, Anywhere:
     assert_eq!(membership.remove(id, &user("carol")).await.unwrap().undelivered, missed);
     assert_eq!(membership.leave(id).await.unwrap(), missed);
     drop(dave);
-}
-
-/// The device has an old epoch of the group, and the server has deleted the Commits that followed.
-#[rstest]
-#[tokio::test]
-async fn who_fell_behind_for_good_is_invited_anew_and_is_back(
-    #[values(Anywhere::Postgres, Anywhere::Sqlite)] db: Anywhere,
-) {
-    let server = start(db).await;
-    let (group, owners) = group_of(&server, &["alice", "bob"]).await;
-    let [alice, bob] = owners.as_slice() else { panic!() };
-    let restored = bob.copied();
-    for _ in 0..3 {
-        alice.membership().update_keys(&group.group_id).await.unwrap();
-    }
-    bob.hears().await;
-    alice.membership().send(&group.group_id, "lost").await.unwrap();
-    assert_eq!(restored.texts().await, []);
-    assert_eq!(epoch(&restored, &group), 1);
-
-    alice.membership().remove(&group.group_id, &user("bob")).await.unwrap();
-    invite(alice, &group, &["bob"]).await;
-    let heard = restored.hears().await;
-    assert!(heard.iter().any(|event| matches!(event, Event::Joined { .. })), "{heard:?}");
-    assert_eq!(epoch(&restored, &group), epoch(alice, &group));
-    assert_eq!(restored.membership().find_group("friends").unwrap().id, group.id);
-    restored.membership().send(&group.group_id, "back").await.unwrap();
-    assert_eq!(alice.texts().await, [("bob/laptop".to_owned(), "back".to_owned())]);
-    alice.membership().send(&group.group_id, "welcome").await.unwrap();
-    assert_eq!(restored.texts().await, [("alice/laptop".to_owned(), "welcome".to_owned())]);
 }

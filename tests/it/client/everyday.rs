@@ -306,3 +306,24 @@ async fn the_address_of_the_server_is_changed(#[values(Database::Postgres, Datab
     laptop.json(&["status"]);
     assert_eq!(proxy.seen().len(), 1);
 }
+
+#[rstest]
+#[tokio::test(flavor = "multi_thread")]
+async fn the_doctor_names_the_groups_in_which_the_others_have_gone_on(
+    #[values(Anywhere::Postgres, Anywhere::Sqlite)] db: Anywhere,
+) {
+    let server = TestServer::start(db).await;
+    let (alice, bob) = (Shell::of(&server.base, "alice", &[]), Shell::of(&server.base, "bob", &[]));
+    alice.text(&["group", "create", "friends"]);
+    alice.text(&["group", "invite", "friends", "bob"]);
+    bob.text(&["receive"]);
+    assert!(bob.text(&["doctor"]).contains("this device follows its 1 groups"));
+    alice.text(&["group", "update", "friends"]);
+    let shown = bob.text(&["doctor"]);
+    assert!(
+        shown.contains("the other members have gone on in friends") && shown.contains("keypool receive"),
+        "{shown}"
+    );
+    bob.text(&["receive"]);
+    assert!(bob.text(&["doctor"]).contains("this device follows its 1 groups"));
+}

@@ -71,7 +71,7 @@ async fn who_cannot_apply_a_commit_says_so_and_is_silent_until_it_is_back(
     ];
     for refusal in refused {
         let error = refusal.unwrap_err();
-        assert!(matches!(&error, Error::FellBehind { by, .. } if by == "mallory/laptop"), "{error}");
+        assert!(matches!(&error, Error::FellBehind { by: Some(by), .. } if by == "mallory/laptop"), "{error}");
     }
 
     // A member removes her and invites her again.

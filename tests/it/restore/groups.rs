@@ -112,6 +112,40 @@ async fn members_go_on_after_a_restore_and_former_members_do_not(
     drop((server, place));
 }
 
+/// The GroupInfo in the backup is of an epoch that the members have left. Who came back by it would be there alone, and the
+/// members could not show the proof that the next Commit asks for.
+#[rstest]
+#[tokio::test]
+async fn after_a_fence_nobody_comes_back_before_a_member_has_committed(
+    #[values(Database::Postgres, Database::Sqlite)] db: Database,
+) {
+    let place = fresh(db).await;
+    let server = serving(&place).await;
+    let base = server.base.clone();
+    let (alice, bob) = (Owner::at(&base, "alice").await, Owner::at(&base, "bob").await);
+    let group = alice.membership().create_named_group("friends").unwrap();
+    let id = &group.group_id;
+    alice.membership().invite(id, &["bob".parse().unwrap()]).await.unwrap();
+    bob.hears().await;
+    let behind = bob.copied();
+    alice.membership().update_keys(id).await.unwrap();
+    // In the backup, his queue is empty.
+    bob.hears().await;
+    let (place, backup) = backed_up(place).await;
+    for _ in 0..3 {
+        alice.membership().update_keys(id).await.unwrap();
+    }
+    let (server, place) = restored(server, place, backup).await;
+
+    let refused = behind.membership().come_back(id).await.unwrap_err();
+    assert_eq!(refused.problem(), Some(ProblemType::UnknownGroup), "{refused}");
+    alice.membership().update_keys(id).await.unwrap();
+    behind.membership().come_back(id).await.unwrap();
+    behind.membership().send(id, "back").await.unwrap();
+    assert_eq!(alice.texts().await, [("bob/laptop".to_owned(), "back".to_owned())]);
+    drop((server, place));
+}
+
 /// As many epochs as a server lets a Commit skip, and one more.
 #[rstest]
 #[tokio::test]

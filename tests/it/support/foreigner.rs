@@ -45,12 +45,24 @@ impl Foreigner {
     /// Calls a method that has to succeed, and returns its answer.
     #[track_caller]
     pub fn does(&mut self, call: &str, with: &Value) -> Value {
+        let mut said = self.says(call, with);
+        assert!(said["failure"].is_null(), "{call}: {}", said["failure"]);
+        said["answer"].take()
+    }
+
+    /// Has it do something that the server refuses, and answers the problem.
+    #[track_caller]
+    pub fn fails(&mut self, call: &str, with: &Value) -> String {
+        let said = self.says(call, with);
+        said["failure"].as_str().unwrap_or_else(|| panic!("{call}: {said}")).to_owned()
+    }
+
+    #[track_caller]
+    fn says(&mut self, call: &str, with: &Value) -> Value {
         writeln!(self.calls, "{}", json!({ "call": call, "with": with })).unwrap();
         let mut line = String::new();
         self.answers.read_line(&mut line).unwrap();
-        let mut said: Value = serde_json::from_str(&line).unwrap_or_else(|error| panic!("{call}: {error}: {line:?}"));
-        assert!(said["failure"].is_null(), "{call}: {}", said["failure"]);
-        said["answer"].take()
+        serde_json::from_str(&line).unwrap_or_else(|error| panic!("{call}: {error}: {line:?}"))
     }
 }
 

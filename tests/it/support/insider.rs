@@ -234,28 +234,38 @@ impl Insider {
         self.sends(&bytes(&proposal), recipients).await;
     }
 
-    /// Comes in by an external Commit, as itself, with another signature key.
-    pub async fn comes_in_with_another_key(&mut self, recipients: &[&str]) {
-        let (name, new) = (self.name(), new_signer());
-        let info = self.group.as_ref().unwrap().export_group_info(self.provider.crypto(), &self.signer, true).unwrap();
-        let message = MlsMessageIn::tls_deserialize(&mut bytes(&info).as_slice()).unwrap().extract();
+    /// Comes back by an external Commit from a GroupInfo, as itself, with its own signature key or with another one.
+    pub async fn comes_back(&mut self, info: &[u8], with_own_key: bool, recipients: &[&str]) -> Answer {
+        let name = self.name();
+        let other = new_signer();
+        let signer = if with_own_key { &self.signer } else { &other };
+        let message = MlsMessageIn::tls_deserialize(&mut &*info).unwrap().extract();
         let MlsMessageBodyIn::GroupInfo(info) = message else { panic!("no GroupInfo") };
-        let proof = self.proof();
         // In a store of its own: in the insider's there is the group already.
         let provider = OpenMlsRustCrypto::default();
-        let (_, bundle) = ExternalCommitBuilder::new()
-            .build_group(&provider, info, credential(&name, &new))
+        let (group, bundle) = ExternalCommitBuilder::new()
+            .build_group(&provider, info, credential(&name, signer))
             .unwrap()
             .load_psks(provider.storage())
             .unwrap()
-            .build(provider.rand(), provider.crypto(), &new, |_| true)
+            .build(provider.rand(), provider.crypto(), signer, |_| true)
             .unwrap()
             .finalize(&provider)
             .unwrap();
+        let next = group.export_secret(provider.crypto(), "keypool commit proof", &[], 32).unwrap();
+        let info = group.export_group_info(provider.crypto(), signer, true).unwrap();
         let body = json!({
-            "commit": encode(&bytes(bundle.commit())), "proof": encode(&proof), "recipients": devices(recipients),
+            "commit": encode(&bytes(bundle.commit())), "recipients": devices(recipients),
+            "group_info": encode(&bytes(&info)), "members": devices(&[recipients, &[&name]].concat()),
+            "next_proof_digest": encode(&Sha256::digest(next)),
         });
-        self.http.post(&self.path("commits"), &body).await.ok();
+        self.http.post(&self.path("commits"), &body).await
+    }
+
+    /// The GroupInfo of its group, as the insider makes it.
+    pub fn group_info(&self) -> Vec<u8> {
+        let group = self.group.as_ref().unwrap();
+        bytes(&group.export_group_info(self.provider.crypto(), &self.signer, true).unwrap())
     }
 
     /// Says something in its group.

@@ -81,6 +81,13 @@ impl Party {
     }
 
     /// The pending Commit counts.
+    /// The GroupInfo of the epoch that the group is in.
+    pub fn group_info(&self) -> Vec<u8> {
+        let Device { provider, signer, .. } = &self.device;
+        let info = self.group.export_group_info(provider.crypto(), &**signer, true).unwrap();
+        info.tls_serialize_detached().unwrap()
+    }
+
     pub fn merges(&mut self) {
         self.group.merge_pending_commit(&self.device.provider).unwrap();
     }

@@ -73,7 +73,7 @@ fn an_honest_repetition_is_no_repeated_tag() {
     }
 }
 
-/// Who signs with another key under the log's name, or names another log, accuses nobody.
+/// A signature of another key under the log's name, or a note that names another log, accuses nobody.
 #[test]
 fn a_forged_signature_proves_nothing() {
     let server = honest();

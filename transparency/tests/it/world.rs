@@ -23,7 +23,7 @@ use crate::support::Log;
 pub const TTL: u64 = 60;
 pub const OWNER: &str = "alice/laptop";
 
-/// Who asks.
+/// The device that asks.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Viewer<'a> {
     Owner,

@@ -3,13 +3,14 @@
 use jiff::Timestamp;
 use keypool_openapi::{
     AcceptedKeyPackage, AckRequest, AckResponse, Action, AuditEvent, AuditPage, Base64Bytes, CommitRequest,
-    CommitResponse, Device, DeviceList, DeviceName, DeviceOf, Drain, EndedKeyPackage, Health, InventoryItem,
-    InventoryPage, KeyPackageRef, LastResortStatus, LookupRequest, LookupResponse, LowPool, LowPools, MessageKind,
-    MessageRequest, MessageResponse, MessagesPage, MissingDevice, MissingReason, PoolStatus, PreviousSignatureKey,
-    QueuedMessage, RegisterRequest, RegisterResponse, RejectedKeyPackage, RejectionReason, ReleaseRequest,
-    ReleaseResponse, RemovedDevice, Reservation, ReservationId, ReserveRequest, ReserveResponse, RevokeRequest,
-    RevokeResponse, SignatureKey, SpendRequest, SpendResponse, State, SuiteStatus, TokenResponse, Undelivered,
-    UndeliveredReason, UploadRequest, UploadResponse, UserName,
+    CommitResponse, Device, DeviceList, DeviceName, DeviceOf, Drain, EndedKeyPackage, GroupInfoRequest,
+    GroupInfoResponse, GroupList, Health, InventoryItem, InventoryPage, KeptGroupInfo, KeyPackageRef, LastResortStatus,
+    ListedGroup, LookupRequest, LookupResponse, LowPool, LowPools, MessageKind, MessageRequest, MessageResponse,
+    MessagesPage, MissingDevice, MissingReason, PoolStatus, PreviousSignatureKey, QueuedMessage, RegisterRequest,
+    RegisterResponse, RejectedKeyPackage, RejectionReason, ReleaseRequest, ReleaseResponse, RemovedDevice, Reservation,
+    ReservationId, ReserveRequest, ReserveResponse, RevokeRequest, RevokeResponse, SignatureKey, SpendRequest,
+    SpendResponse, State, SuiteStatus, TokenResponse, Undelivered, UndeliveredReason, UploadRequest, UploadResponse,
+    UserName,
 };
 use serde::Serialize;
 use serde_json::Value;
@@ -95,9 +96,25 @@ fn example(operation: &str) -> Option<Example> {
         "list_inventory" => of(None, value(&inventory())),
         "list_audit_events" => of(None, value(&audit())),
         "list_low_pools" => of(None, value(&low_pools())),
-        "send_commit" => of(json(&commit()), value(&CommitResponse { epoch: 8, undelivered: vec![undelivered()] })),
+        "send_commit" => of(
+            json(&commit()),
+            value(&CommitResponse { epoch: 8, undelivered: vec![undelivered()], group_info_kept: false }),
+        ),
+        "list_groups" => {
+            let groups = vec![ListedGroup { group_id: group(), epoch: 8, listed: true }];
+            of(None, value(&GroupList { groups, next: None }))
+        }
+        "get_group_info" => of(None, value(&GroupInfoResponse { epoch: 8, group_info: message(), members: members() })),
+        "keep_group_info" => of(
+            json(&GroupInfoRequest {
+                group_info: message(),
+                members: members(),
+                proof: Some(Base64Bytes(vec![1; 32])),
+            }),
+            value(&KeptGroupInfo { epoch: 8 }),
+        ),
         "send_message" => of(
-            json(&MessageRequest { message: message(), recipients: vec![named("bob", "phone")] }),
+            json(&MessageRequest { message: message(), recipients: vec![named("bob", "phone")], expected_epoch: None }),
             value(&MessageResponse { undelivered: vec![undelivered()] }),
         ),
         "fetch_messages" => of(None, value(&MessagesPage { messages: vec![queued()], devices_version: 3 })),
@@ -305,7 +322,13 @@ fn commit() -> CommitRequest {
         next_proof_digest: Some(Base64Bytes(vec![2; 32])),
         reservations: vec![reservation_id()],
         recipients: vec![named("bob", "phone")],
+        group_info: None,
+        members: Vec::new(),
     }
+}
+
+fn members() -> Vec<DeviceOf> {
+    vec![named("alice", "laptop"), named("bob", "phone")]
 }
 
 fn message() -> Base64Bytes {

@@ -109,6 +109,24 @@ diesel::table! {
 }
 
 diesel::table! {
+    group_infos (group_id) {
+        group_id -> Binary,
+        epoch -> BigInt,
+        group_info -> Binary,
+        user_name -> Text,
+        size -> Integer,
+        at -> BigInt,
+    }
+}
+
+diesel::table! {
+    group_members (group_id, device_id) {
+        group_id -> Binary,
+        device_id -> BigInt,
+    }
+}
+
+diesel::table! {
     envelopes (id) {
         id -> BigInt,
         sender -> BigInt,
@@ -151,3 +169,4 @@ diesel::joinable!(deliveries -> envelopes (envelope_id));
 diesel::allow_tables_to_appear_in_same_query!(users, devices, key_packages, hpke_keys, audit_events, signature_keys);
 diesel::allow_tables_to_appear_in_same_query!(devices, deliveries, envelopes);
 diesel::allow_tables_to_appear_in_same_query!(devices, lineage);
+diesel::allow_tables_to_appear_in_same_query!(devices, group_infos, group_members);

@@ -1,0 +1,58 @@
+//! Brings devices of a group's users in: new ones, and those that were installed anew. Nobody has to invite them.
+
+use std::collections::BTreeSet;
+
+use keypool_openapi::{DeviceOf, Undelivered};
+use tracing::{info, warn};
+
+use super::{
+    content::Content,
+    group::{GroupState, members_of},
+    membership::MlsMembership,
+};
+use crate::{error::Result, storage::GroupRow};
+
+impl MlsMembership<'_> {
+    /// Sets whether members bring new devices of the group's users in by themselves, and tells the other members. They do by
+    /// default.
+    ///
+    /// Returns the devices for which the server could not queue the message.
+    pub async fn set_admits_devices(&self, group_id: &[u8], admits: bool) -> Result<Vec<Undelivered>> {
+        let _turn = self.store.turns.groups().await;
+        self.catch_up_in_turn().await?;
+        self.check_writable(group_id)?;
+        self.commit_to_proposals(group_id).await?;
+        let undelivered = self.send_content(group_id, &Content::AdmitsDevices(admits)).await?;
+        self.store.set_admits_devices(group_id, admits)?;
+        Ok(undelivered)
+    }
+
+    /// Brings in the devices that are to be brought into groups. Errors are only logged: another member may bring them in.
+    pub(super) async fn bring_in_arrivals(&self) -> Result<()> {
+        for (group_id, device) in self.store.take_arriving_devices()? {
+            let Ok(device) = device.parse::<DeviceOf>() else { continue };
+            if !self.admits(&group_id, &device)? {
+                continue;
+            }
+            let only = std::slice::from_ref(&device);
+            match self.invite_only(&group_id, std::slice::from_ref(&device.user), Some(only)).await {
+                Ok(invited) if invited.added.is_empty() => {}
+                Ok(_) => info!(%device, "a device of a member was brought into a group"),
+                Err(error) => warn!(%device, error = error.with_causes(), "cannot bring a device into a group"),
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether a device may come into a group by itself: a device of its user is in it, and the group allows it.
+    fn admits(&self, group_id: &[u8], device: &DeviceOf) -> Result<bool> {
+        let row = self.store.groups()?.into_iter().find(|row| row.group_id == group_id);
+        let is_open = |row: &GroupRow| GroupState::of(row) == GroupState::Active && row.admits_devices;
+        if !row.as_ref().is_some_and(is_open) {
+            return Ok(false);
+        }
+        let users: BTreeSet<_> =
+            members_of(&self.load_group(group_id)?).into_iter().map(|(_, member)| member.user).collect();
+        Ok(users.contains(&device.user))
+    }
+}
