@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use clap::{ArgAction, Args, CommandFactory as _, Parser, Subcommand};
+use clap::{ArgAction, Args, CommandFactory as _, Parser, Subcommand, builder::FalseyValueParser};
 use clap_complete::Shell;
 use etcetera::BaseStrategy as _;
 use keypool_client::{
@@ -71,6 +71,9 @@ struct Cli {
     #[arg(long, global = true, value_name = "SECONDS", env = "KEYPOOL_TIMEOUT", default_value_t = DEFAULT_TIMEOUT.as_secs(),
         value_parser = clap::value_parser!(u64).range(1..=86_400))]
     timeout: u64,
+    /// Do not show the server the trees of groups; a member that falls behind then waits for an invitation
+    #[arg(long, global = true, env = "KEYPOOL_NO_GROUP_INFO", value_parser = FalseyValueParser::new())]
+    no_group_info: bool,
     /// Print JSON for programs, also for errors
     #[arg(long, global = true)]
     json: bool,
@@ -291,7 +294,7 @@ fn log(verbose: u8) {
 }
 
 async fn run(cli: Cli, output: &Output) -> Result<ExitCode> {
-    let Cli { data_dir, passphrase_file, timeout, command, .. } = cli;
+    let Cli { data_dir, passphrase_file, timeout, no_group_info, command, .. } = cli;
     if let Command::Completions { shell } = command {
         let mut script = Vec::new();
         clap_complete::generate(shell, &mut Cli::command(), "keypool", &mut script);
@@ -304,6 +307,7 @@ async fn run(cli: Cli, output: &Output) -> Result<ExitCode> {
         passphrase,
         timeout: Duration::from_secs(timeout),
         on_retry: Some(retries.hook()),
+        group_info: !no_group_info,
         ..Settings::default()
     };
     match command {

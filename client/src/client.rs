@@ -53,6 +53,10 @@ pub struct Settings {
     pub transport: Option<Arc<dyn Transport>>,
     /// What is called before a call to the server is repeated.
     pub on_retry: Option<OnRetry>,
+    /// Whether this device's Commits bring a GroupInfo, by which a member that fell behind comes back while all others are
+    /// away. It shows the server the group's tree: names, signature keys and capabilities. Without it, a member that fell behind
+    /// waits until another one invites it.
+    pub group_info: bool,
 }
 
 impl Default for Settings {
@@ -64,6 +68,7 @@ impl Default for Settings {
             timeout: DEFAULT_TIMEOUT,
             transport: None,
             on_retry: None,
+            group_info: true,
         }
     }
 }
@@ -201,6 +206,7 @@ impl MlsClient {
     fn connection(&self) -> MlsConnection<'_> {
         let OpenDevice { store, api, settings, .. } = &*self.device;
         let connection = MlsConnection::new(api, store, &*settings.clock, &settings.pool);
+        let connection = if settings.group_info { connection } else { connection.without_group_info() };
         match &self.identity_check {
             Some(check) => connection.with_identity_check(&**check),
             None => connection,

@@ -23,6 +23,8 @@ pub struct MlsConnection<'a> {
     pub(crate) clock: &'a dyn Clock,
     config: &'a KeyPackagePoolConfig,
     identity_check: Option<&'a dyn IdentityCheck>,
+    /// Whether the device's Commits bring a GroupInfo.
+    pub(crate) has_group_info: bool,
 }
 
 impl std::fmt::Debug for MlsConnection<'_> {
@@ -40,13 +42,19 @@ impl<'a> MlsConnection<'a> {
         clock: &'a dyn Clock,
         config: &'a KeyPackagePoolConfig,
     ) -> Self {
-        Self { api, store, clock, config, identity_check: None }
+        Self { api, store, clock, config, identity_check: None, has_group_info: true }
     }
 
     /// Replaces the server's directory by another identity check.
     #[must_use]
     pub fn with_identity_check(self, check: &'a dyn IdentityCheck) -> Self {
         Self { identity_check: Some(check), ..self }
+    }
+
+    /// Makes Commits without a GroupInfo, which shows the server the group's tree.
+    #[must_use]
+    pub fn without_group_info(self) -> Self {
+        Self { has_group_info: false, ..self }
     }
 
     /// The check of the identities in leaves: the application's, or the server's directory.

@@ -24,6 +24,7 @@ use crate::{
     cause::Cause,
     error::{Error, Result},
     identity_check::{NewLeaves, Notice, Standings},
+    storage::GroupRow,
 };
 
 impl MlsMembership<'_> {
@@ -39,14 +40,69 @@ impl MlsMembership<'_> {
         self.come_back_in_turn(group_id).await
     }
 
-    /// Comes back into all groups in which this device fell behind, as far as possible.
+    /// Finds out where this device fell behind, and comes back into these groups as far as possible.
     pub(super) async fn come_back_everywhere(&self) -> Result<()> {
+        let is_doubtful = |row: &&GroupRow| row.may_be_behind && GroupState::of(row) == GroupState::Active;
+        for row in self.store.groups()?.iter().filter(is_doubtful) {
+            if let Err(error) = self.ask_for_epoch(&row.group_id).await {
+                warn!(error = error.with_causes(), "cannot find out whether this device fell behind");
+            }
+        }
         for row in self.store.groups()?.iter().filter(|row| GroupState::of(row) == GroupState::FellBehind) {
             if let Err(error) = self.come_back_in_turn(&row.group_id).await {
                 warn!(error = error.with_causes(), "cannot come back into a group by itself");
             }
         }
         Ok(())
+    }
+
+    /// Asks the server whether a group is in a later epoch than this device.
+    async fn ask_for_epoch(&self, group_id: &[u8]) -> Result<()> {
+        let own = self.load_group(group_id)?.epoch().as_u64();
+        let epoch = match self.connection.api().group_info(&group_path(group_id)?).await {
+            Ok(kept) => Some(kept.epoch),
+            Err(error) if error.problem() == Some(ProblemType::UnknownGroup) => self.probe_epoch(group_id, own).await?,
+            Err(error) => return Err(error),
+        };
+        if epoch.is_some_and(|epoch| epoch > own) {
+            return self.fall_behind(group_id);
+        }
+        self.store.set_may_be_behind(group_id, false)
+    }
+
+    /// The server's epoch of a group without a GroupInfo, if it is another one: that of the refusal of a message to nobody.
+    async fn probe_epoch(&self, group_id: &[u8], own: u64) -> Result<Option<u64>> {
+        let mut group = self.load_group(group_id)?;
+        let signer = self.identity.signer_in(self.store, &group)?;
+        let message = self.store.transaction(|| {
+            let message = group
+                .create_message(&self.store.provider(), &signer, &[])
+                .map_err(|error| Error::mls("encrypt a message")(error.into()))?;
+            encode(&message)
+        })?;
+        match self.post(group_id, (&message, Vec::new()), Some(own)).await {
+            Ok(_) => Ok(None),
+            Err(error) if error.problem() == Some(ProblemType::StaleEpoch) => Ok(error.group_epoch()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Records that this device missed a Commit, and puts that into the inbox.
+    pub(super) fn fall_behind(&self, group_id: &[u8]) -> Result<()> {
+        self.store.transaction(|| {
+            self.store.record_missed_commit(group_id)?;
+            self.store.set_may_be_behind(group_id, false)?;
+            self.tell(group_id, Event::FellBehind, Vec::new())
+        })
+    }
+
+    /// Puts an event of this device into the inbox.
+    fn tell(&self, group_id: &[u8], event: Event, notices: Vec<Notice>) -> Result<()> {
+        let (id, group) = (self.store.next_local_id()?, hex::encode(group_id));
+        let incoming = Incoming { id, group, sent_at: self.now(), event, notices };
+        let json = serde_json::to_string(&incoming)
+            .map_err(|error| Error::Damaged(format!("an event cannot be written: {error}")))?;
+        self.store.put_in_inbox(id, &json)
     }
 
     /// See [`Self::come_back`]. The caller has the turn, and the queue is processed.
@@ -77,10 +133,11 @@ impl MlsMembership<'_> {
         }
     }
 
-    /// Whether this device applied each Commit that it received.
+    /// Whether the stored state is one of the group's: this device applied each Commit that it received, and did not make
+    /// an external Commit that the server has not accepted.
     fn is_in_sync(&self, group_id: &[u8]) -> Result<bool> {
-        let refused = self.store.refused_commit(group_id)?;
-        Ok(refused.is_none_or(|refused| refused.by.is_empty()))
+        let row = self.store.groups()?.into_iter().find(|row| row.group_id == group_id);
+        Ok(row.is_none_or(|row| !row.is_provisional && row.refused_commit.is_none_or(|refused| refused.by.is_empty())))
     }
 
     /// Makes the external Commit, and stores the group after it with the request that carries the Commit.
@@ -143,6 +200,7 @@ impl MlsMembership<'_> {
         self.store.put_pending_commit(group_id, &json, true)?;
         // Until the server has accepted the Commit, this device stays behind.
         self.store.record_missed_commit(group_id)?;
+        self.store.set_provisional(group_id)?;
         Ok((request, notices))
     }
 
@@ -152,16 +210,7 @@ impl MlsMembership<'_> {
         self.store.transaction(|| {
             self.store.delete_pending_commit(group_id)?;
             self.store.forget_refused_commit(group_id)?;
-            let incoming = Incoming {
-                id: self.store.next_local_id()?,
-                group: hex::encode(group_id),
-                sent_at: self.now(),
-                event: Event::CameBack,
-                notices,
-            };
-            let json = serde_json::to_string(&incoming)
-                .map_err(|error| Error::Damaged(format!("a return cannot be written: {error}")))?;
-            self.store.put_in_inbox(incoming.id, &json)
+            self.tell(group_id, Event::CameBack, notices)
         })
     }
 }

@@ -183,6 +183,7 @@ impl MlsMembership<'_> {
             let next_proof = pending
                 .export_secret(provider.crypto(), PROOF_LABEL, &[], PROOF_LENGTH)
                 .map_err(|error| failed(error.into()))?;
+            let info = info.filter(|_| self.connection.has_group_info);
             let NextEpoch { group_info, members } = NextEpoch::after(&group, pending, info, &self.own_device())?;
             let request = CommitRequest {
                 commit: Base64Bytes(encode(&commit)?),

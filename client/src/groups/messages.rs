@@ -88,7 +88,7 @@ impl MlsMembership<'_> {
         .await
     }
 
-    async fn post(
+    pub(super) async fn post(
         &self,
         group_id: &[u8],
         (message, recipients): (&[u8], Vec<DeviceOf>),

@@ -139,10 +139,10 @@ impl MlsMembership<'_> {
         if message.kind == MessageKind::Commit && protocol.epoch() < group.epoch() {
             return ignored(&format!("its epoch {} is past", protocol.epoch()));
         }
-        // The queue has the Commits in their order, so one is missing.
+        // The queue has the Commits in their order, so one is missing, or the message is false: nobody can check it.
         if protocol.epoch() > group.epoch() && self.state_of(group_id)? == GroupState::Active {
-            self.store.record_missed_commit(group_id)?;
-            return Ok((Event::FellBehind, Vec::new()));
+            self.store.set_may_be_behind(group_id, true)?;
+            return ignored(&format!("it is of the later epoch {}", protocol.epoch()));
         }
         let processed = group.process_message(&self.store.provider(), protocol).map_err(|error| match error {
             ProcessMessageError::StorageError(error) => Error::storage("read the message")(error),

@@ -83,7 +83,7 @@ impl MlsMembership<'_> {
         self.process_queue(None).await?;
         let own = self.load_group(group_id)?.epoch().as_u64();
         if epoch.is_some_and(|epoch| epoch > own) && self.state_of(group_id)? == GroupState::Active {
-            self.store.record_missed_commit(group_id)?;
+            self.fall_behind(group_id)?;
         }
         self.come_back_everywhere().await
     }

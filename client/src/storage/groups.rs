@@ -23,6 +23,10 @@ pub(crate) struct GroupRow {
     pub(crate) replaced_by: Option<Vec<u8>>,
     /// Whether members bring new devices of the group's users in by themselves.
     pub(crate) admits_devices: bool,
+    /// Whether the stored state is that after an external Commit that the server has not accepted.
+    pub(crate) is_provisional: bool,
+    /// Whether a message claimed to be of a later epoch.
+    pub(crate) may_be_behind: bool,
 }
 
 /// A Commit that the server accepted and this device refused.
@@ -64,6 +68,8 @@ impl LocalStore {
                 refused_commit: refused_commit(row)?,
                 replaced_by: row.get("replaced_by")?,
                 admits_devices: row.get("admits_devices")?,
+                is_provisional: row.get("is_provisional")?,
+                may_be_behind: row.get("may_be_behind")?,
             })
         };
         self.connection()
@@ -118,6 +124,22 @@ impl LocalStore {
         self.connection()
             .execute("UPDATE device_groups SET admits_devices = ?2 WHERE group_id = ?1", params![group_id, admits])
             .map_err(Error::storage("record a setting of a group"))?;
+        Ok(())
+    }
+
+    /// Records whether a message claimed to be of a later epoch.
+    pub(crate) fn set_may_be_behind(&self, group_id: &[u8], may_be: bool) -> Result<()> {
+        self.connection()
+            .execute("UPDATE device_groups SET may_be_behind = ?2 WHERE group_id = ?1", params![group_id, may_be])
+            .map_err(Error::storage("record a doubt about a group"))?;
+        Ok(())
+    }
+
+    /// Records that the stored state is that after an external Commit that the server has not accepted.
+    pub(crate) fn set_provisional(&self, group_id: &[u8]) -> Result<()> {
+        self.connection()
+            .execute("UPDATE device_groups SET is_provisional = 1 WHERE group_id = ?1", [group_id])
+            .map_err(Error::storage("record an external Commit"))?;
         Ok(())
     }
 
@@ -176,7 +198,8 @@ impl LocalStore {
     pub(crate) fn forget_refused_commit(&self, group_id: &[u8]) -> Result<()> {
         self.connection()
             .execute(
-                "UPDATE device_groups SET refused_commit_by = NULL, refused_commit_reason = NULL WHERE group_id = ?1",
+                "UPDATE device_groups SET refused_commit_by = NULL, refused_commit_reason = NULL, is_provisional = 0,
+                 may_be_behind = 0 WHERE group_id = ?1",
                 [group_id],
             )
             .map_err(Error::storage("record that a group continues"))?;

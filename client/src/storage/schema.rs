@@ -133,6 +133,10 @@ pub(super) const MIGRATIONS: [&str; 8] = [
     ) STRICT, WITHOUT ROWID;
     -- Whether members bring new devices of the group's users in by themselves.
     ALTER TABLE device_groups ADD COLUMN admits_devices INTEGER NOT NULL DEFAULT 1;
+    -- Whether the stored state is that after an external Commit that the server has not accepted.
+    ALTER TABLE device_groups ADD COLUMN is_provisional INTEGER NOT NULL DEFAULT 0;
+    -- Whether a message claimed to be of a later epoch. Anybody can send such a message, so the server is asked.
+    ALTER TABLE device_groups ADD COLUMN may_be_behind INTEGER NOT NULL DEFAULT 0;
     ",
 ];
 

@@ -57,6 +57,7 @@ impl Service {
         self.block(move |service, _| {
             let kept = service.store.group_info(group_id.as_bytes(), caller.device.user.as_str())?;
             let kept = kept.ok_or_else(|| nothing_kept(&group_id))?;
+            service.limits.request(&caller.device.user, kept.bytes.len() / MESSAGE_UNIT)?;
             Ok::<_, Failure>(GroupInfoResponse {
                 epoch: kept.epoch.cast_unsigned(),
                 group_info: Base64Bytes(kept.bytes),

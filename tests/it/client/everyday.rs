@@ -307,6 +307,22 @@ async fn the_address_of_the_server_is_changed(#[values(Database::Postgres, Datab
     assert_eq!(proxy.seen().len(), 1);
 }
 
+/// The server sees no tree of those who do not want it to.
+#[rstest]
+#[tokio::test(flavor = "multi_thread")]
+async fn a_device_that_shows_no_tree_sends_no_group_info(#[values(Anywhere::Postgres, Anywhere::Sqlite)] db: Anywhere) {
+    let server = TestServer::start(db).await;
+    let (alice, bob) = (Shell::of(&server.base, "alice", &[]), Shell::of(&server.base, "bob", &[]));
+    alice.text(&["group", "create", "friends"]);
+    alice.text(&["group", "invite", "friends", "bob"]);
+    bob.text(&["receive"]);
+    let bobs = server.anyone().with_token(bob.text(&["token"]).trim());
+    let groups = |answer: Value| answer["groups"].as_array().unwrap().len();
+    assert_eq!(groups(bobs.get("/groups").await.ok()), 1);
+    alice.text(&["group", "update", "friends", "--no-group-info"]);
+    assert_eq!(groups(bobs.get("/groups").await.ok()), 0);
+}
+
 #[rstest]
 #[tokio::test(flavor = "multi_thread")]
 async fn the_doctor_names_the_groups_in_which_the_others_have_gone_on(

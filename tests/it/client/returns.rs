@@ -7,7 +7,8 @@ use keypool_openapi::{DeviceOf, MessageKind, ProblemType, RefusalReason};
 use rstest::rstest;
 
 use super::{
-    helpers::{device, epoch, group_of, members, names, start, user},
+    first_come::held_after,
+    helpers::{behind_a_proxy, device, epoch, group_of, invite, members, names, start, user},
     impostors::{HONEST, with_mallory},
 };
 use crate::support::{Anywhere, Database, Owner, TestServer, decode, new_device};
@@ -43,7 +44,7 @@ async fn who_missed_fifty_commits_is_back_while_all_others_are_away(
     assert_eq!(bob.hears().await, []);
     assert_eq!(bob.membership().send(&group.group_id, "I am back").await.unwrap(), []);
     assert_eq!(epoch(&bob, &group), 52);
-    assert_eq!(bob.hears().await, [Event::CameBack]);
+    assert_eq!(bob.hears().await, [Event::FellBehind, Event::CameBack]);
     let back = Event::Members { by: bob.name(), added: Vec::new(), removed: Vec::new(), updated: vec![bob.name()] };
     for owner in [&alice, &carol] {
         let heard = owner.hears().await;
@@ -66,7 +67,8 @@ async fn who_gets_a_message_of_a_later_epoch_comes_back_by_itself(
     let server = start(db).await;
     let (group, [alice, bob, _carol]) = bob_is_behind(&server, 2).await;
     alice.membership().send(&group.group_id, "are you there?").await.unwrap();
-    assert_eq!(bob.hears().await, [Event::FellBehind, Event::CameBack]);
+    let heard = bob.hears().await;
+    assert!(matches!(heard.as_slice(), [Event::Ignored { .. }, Event::FellBehind, Event::CameBack]), "{heard:?}");
     let found = bob.membership().find_group("friends").unwrap();
     assert_eq!((found.state, found.epoch), (GroupState::Active, 4));
     alice.membership().send(&group.group_id, "hello").await.unwrap();
@@ -94,6 +96,66 @@ async fn without_a_group_info_who_fell_behind_says_so_and_is_invited_again(
     assert!(behind.hears().await.iter().any(|event| matches!(event, Event::Joined { .. })));
     behind.membership().send(&group.group_id, "back").await.unwrap();
     assert!(alice.texts().await.contains(&("bob/laptop".to_owned(), "back".to_owned())));
+}
+
+/// Another Commit takes the epoch for which the device made its external Commit. What the device stored then is no state of
+/// the group.
+#[rstest]
+#[tokio::test]
+async fn a_commit_that_comes_before_the_external_one_is_not_missed(
+    #[values(Database::Postgres, Database::Sqlite)] db: Database,
+) {
+    let server = start(db).await;
+    let (proxy, bob) = behind_a_proxy(&server, "bob").await;
+    let (alice, carol) = (Owner::of(&server, "alice").await, Owner::of(&server, "carol").await);
+    let group = alice.membership().create_named_group("friends").unwrap();
+    invite(&alice, &group, &["bob", "carol"]).await;
+    for owner in [&bob, &carol] {
+        owner.hears().await;
+    }
+    let behind = bob.copied();
+    alice.membership().update_keys(&group.group_id).await.unwrap();
+    bob.hears().await;
+    carol.hears().await;
+    let membership = behind.membership();
+    let returning = membership.come_back(&group.group_id);
+    tokio::pin!(returning);
+    let gate = held_after(&proxy, returning.as_mut(), ("GET /groups", 1)).await;
+    carol.membership().update_keys(&group.group_id).await.unwrap();
+    drop(gate);
+    returning.await.unwrap();
+    alice.hears().await;
+    for owner in [&alice, &behind] {
+        assert_eq!(epoch(owner, &group), 4, "{}", owner.name());
+    }
+    behind.membership().send(&group.group_id, "back").await.unwrap();
+    assert_eq!(alice.texts().await, [("bob/laptop".to_owned(), "back".to_owned())]);
+    alice.membership().send(&group.group_id, "welcome").await.unwrap();
+    assert_eq!(behind.texts().await, [("alice/laptop".to_owned(), "welcome".to_owned())]);
+}
+
+/// Anybody can write a later epoch on a message. The server's word decides, with a GroupInfo and without.
+#[rstest]
+#[tokio::test]
+async fn a_false_epoch_makes_nobody_fall_behind(
+    #[values(Anywhere::Postgres, Anywhere::Sqlite)] db: Anywhere,
+    #[values(true, false)] has_group_info: bool,
+) {
+    let server = start(db).await;
+    let (group, owners, mut mallory) = with_mallory(&server).await;
+    let [alice, bob] = owners.as_slice() else { panic!() };
+    if !has_group_info {
+        mallory.updates(&HONEST).await;
+        for owner in &owners {
+            owner.hears().await;
+        }
+    }
+    mallory.says_in_epoch("hello", 1_000, &HONEST[..1]).await;
+    let heard = alice.hears().await;
+    assert!(matches!(heard.as_slice(), [Event::Ignored { .. }]), "{heard:?}");
+    assert_eq!(alice.membership().find_group("friends").unwrap().state, GroupState::Active);
+    alice.membership().send(&group.group_id, "all well").await.unwrap();
+    assert_eq!(bob.texts().await, [("alice/laptop".to_owned(), "all well".to_owned())]);
 }
 
 /// Nobody reads the GroupInfo but those whom it helps.

@@ -228,6 +228,10 @@ impl Raw {
 
     /// How many statements wait for another transaction's locks now. PostgreSQL alone tells.
     pub fn waiting(&mut self) -> i64 {
-        self.number("SELECT count(*) AS n FROM pg_locks WHERE NOT granted")
+        // The tests share a PostgreSQL, and its locks are those of all databases.
+        self.number(
+            "SELECT count(*) AS n FROM pg_locks JOIN pg_stat_activity USING (pid)
+             WHERE NOT granted AND datname = current_database()",
+        )
     }
 }
