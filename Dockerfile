@@ -22,11 +22,12 @@ COPY transparency/Cargo.toml transparency/
 COPY validation/Cargo.toml validation/
 COPY verify/Cargo.toml verify/
 COPY workspace-hack workspace-hack
-RUN mkdir -p bench/src bench/benches cli/src client/src examples/mls-rs/src openapi/src server/src tests/src tests/it transparency/src transparency/tests/it validation/src verify/src verify/tests/it \
+RUN mkdir -p bench/src bench/benches cli/src client/src client/examples examples/mls-rs/src openapi/src server/src tests/src tests/it transparency/src transparency/tests/it validation/src verify/src verify/tests/it \
  && touch bench/benches/key_package.rs bench/benches/local_store.rs bench/src/lib.rs \
       client/src/lib.rs examples/mls-rs/src/lib.rs openapi/src/lib.rs server/src/lib.rs tests/src/lib.rs tests/it/main.rs validation/src/lib.rs \
       transparency/src/lib.rs transparency/tests/it/main.rs verify/tests/it/main.rs \
  && for member in bench cli examples/mls-rs server tests verify; do echo 'fn main() {}' >$member/src/main.rs; done \
+ && for example in join pool_only shared; do echo 'fn main() {}' >client/examples/$example.rs; done \
  && cargo build --locked --release --package keypool-server \
  && cargo build --locked --release --package keypool-cli \
  && cargo clean --release --package keypool-server --package keypool-cli --package keypool-client \

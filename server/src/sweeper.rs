@@ -187,15 +187,17 @@ impl Sweeper {
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         for tick in 0_u64.. {
             ticks.tick().await;
-            match self.sweep().await {
-                Ok(report) if report != Report::default() => tracing::debug!(?report, "swept"),
-                Ok(_) => {}
-                Err(error) => tracing::warn!(%error, "the sweep failed; it is tried again in {interval:?}"),
-            }
+            // Before the sweep, whose end says that the work of a tick is done. The counts go by the time, not by what is
+            // tidied up.
             if tick.is_multiple_of(CENSUS_EVERY)
                 && let Err(error) = self.census().await
             {
                 tracing::warn!(%error, "the pools could not be counted; the metrics show older numbers");
+            }
+            match self.sweep().await {
+                Ok(report) if report != Report::default() => tracing::debug!(?report, "swept"),
+                Ok(_) => {}
+                Err(error) => tracing::warn!(%error, "the sweep failed; it is tried again in {interval:?}"),
             }
         }
     }

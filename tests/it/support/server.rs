@@ -137,7 +137,7 @@ impl TestServer {
         server
     }
 
-    /// Waits for the sweep that every server begins with: what a test moves on is tidied up when the test has it done.
+    /// Waits for the census and the sweep that every server begins with: what a test moves on is tidied up when the test has it done.
     async fn settled(&self) {
         let patience = Instant::now() + PATIENCE;
         let anyone = self.anyone();
