@@ -19,6 +19,7 @@ mod dashboard;
 mod deployment;
 mod devices;
 mod enrolment;
+mod group_infos;
 mod history;
 mod idempotency;
 mod inventory;

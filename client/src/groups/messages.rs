@@ -13,8 +13,8 @@ use super::{
 use crate::error::{Error, Result};
 
 impl MlsMembership<'_> {
-    /// Sends a message to all other members of a group: a text, or [`Message::new`] for bytes of another type. Processes the queue first, so that the message is in the current
-    /// epoch; [`MlsMembership::receive`] returns what arrived.
+    /// Sends a message to all other members of a group: a text, or [`Message::new`] for bytes of another type. Processes
+    /// the queue first, so that the message is in the current epoch; [`MlsMembership::receive`] returns what arrived.
     ///
     /// Returns the devices for which the server could not queue the message.
     pub async fn send(&self, group_id: &[u8], message: impl Into<Message>) -> Result<Vec<Undelivered>> {

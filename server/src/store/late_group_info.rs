@@ -55,8 +55,7 @@ fn keep_later(conn: &mut Conn<'_>, request: &KeepGroupInfo, now: Timestamp) -> R
     if request.epoch != current {
         return Err(Failure::Refused(GroupInfoError::Stale(current)));
     }
-    // Anybody could commit to a group that asks for no proof, but nobody gains by that: the devices in it would refuse the
-    // Commit. A false GroupInfo would mislead them.
+    // A false GroupInfo would mislead the members, so a proof is needed even in a group whose Commits ask for none.
     let shows = asked.is_some_and(|asked| request.proof_digest.is_some_and(|shown| shown == *asked));
     if !shows {
         return Err(Failure::Refused(GroupInfoError::NotAMember));
@@ -72,7 +71,7 @@ impl Store {
     /// Keeps the GroupInfo of a group whose newest Commit brought none.
     ///
     /// # Errors
-    /// See [`GroupInfoError`]. Nothing has changed then, except that `TooMuch` keeps nothing of the group.
+    /// See [`GroupInfoError`]. Nothing has changed then.
     pub fn keep_group_info(&self, request: &KeepGroupInfo, now: Timestamp) -> Result<(), Failure<GroupInfoError>> {
         self.write("group_info", |conn| keep_later(conn, request, now))
     }

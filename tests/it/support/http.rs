@@ -135,6 +135,10 @@ impl Http {
         self.try_send(Method::POST, path, Some(body.to_string())).await.unwrap()
     }
 
+    pub async fn put(&self, path: &str, body: &Value) -> Answer {
+        self.try_send(Method::PUT, path, Some(body.to_string())).await.unwrap()
+    }
+
     pub async fn delete(&self, path: &str) -> Answer {
         self.try_send(Method::DELETE, path, None).await.unwrap()
     }
