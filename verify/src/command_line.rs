@@ -30,7 +30,7 @@ pub enum Command {
     #[command(after_help = "Example:\n  keypool-verify proof hand-out.json --policy policy.txt --keypackage alice.kp \
                             --bind 'q6urq6ur…='")]
     Proof(ProofArgs),
-    /// Check the hand-outs of an owner's KeyPackages: to whom each was handed, and that none is left out.
+    /// Check the hand-outs of an owner's KeyPackages: the adder of each, and that none is left out.
     #[command(
         after_help = "Example: with the files of an own audit, hand-outs that the server leaves out are found\n  \
                             keypool-verify handouts export.json --policy policy.txt --state audit"

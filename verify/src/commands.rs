@@ -45,7 +45,7 @@ pub enum CommandError {
     /// A file is malformed.
     #[error("{0}: {1}")]
     Malformed(PathBuf, Malformed),
-    /// Nothing says whom to believe.
+    /// No policy and no key was given.
     #[error("give the log's key with --policy or --vkey")]
     NoTrust,
     /// A key note is not believed.

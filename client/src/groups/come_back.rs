@@ -99,10 +99,7 @@ impl MlsMembership<'_> {
     /// Puts an event of this device into the inbox.
     fn tell(&self, group_id: &[u8], event: Event, notices: Vec<Notice>) -> Result<()> {
         let (id, group) = (self.store.next_local_id()?, hex::encode(group_id));
-        let incoming = Incoming { id, group, sent_at: self.now(), event, notices };
-        let json = serde_json::to_string(&incoming)
-            .map_err(|error| Error::Damaged(format!("an event cannot be written: {error}")))?;
-        self.store.put_in_inbox(id, &json)
+        self.put_in_inbox(&Incoming { id, group, sent_at: self.now(), event, notices })
     }
 
     /// See [`Self::come_back`]. The caller has the turn, and the queue is processed.

@@ -53,10 +53,8 @@ impl MlsMembership<'_> {
                 let device = DeviceOf { user: self.identity.user().clone(), device };
                 let event = Event::Device { device, change };
                 let incoming = Incoming { id, group: String::new(), sent_at: at, event, notices: Vec::new() };
-                let json = serde_json::to_string(&incoming)
-                    .map_err(|error| Error::Damaged(format!("a change of a device cannot be written: {error}")))?;
                 if !self.store.is_in_inbox(id)? {
-                    self.store.put_in_inbox(id, &json)?;
+                    self.put_in_inbox(&incoming)?;
                 }
             }
             self.store.set_own_devices(version, &json)

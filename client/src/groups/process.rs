@@ -116,9 +116,14 @@ impl MlsMembership<'_> {
             event: event.clone(),
             notices,
         };
-        let json = serde_json::to_string(&incoming)
-            .map_err(|error| Error::Damaged(format!("a message cannot be written: {error}")))?;
-        self.store.put_in_inbox(message.id, &json)
+        self.put_in_inbox(&incoming)
+    }
+
+    /// Puts an item into the inbox, within the caller's transaction.
+    pub(super) fn put_in_inbox(&self, incoming: &Incoming) -> Result<()> {
+        let json = serde_json::to_string(incoming)
+            .map_err(|error| Error::Damaged(format!("a received item cannot be written: {error}")))?;
+        self.store.put_in_inbox(incoming.id, &json)
     }
 
     /// Sets `signer` if a member signed the message, even on an error.

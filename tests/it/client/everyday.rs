@@ -307,7 +307,7 @@ async fn the_address_of_the_server_is_changed(#[values(Database::Postgres, Datab
     assert_eq!(proxy.seen().len(), 1);
 }
 
-/// The server sees no tree of those who do not want it to.
+/// `--no-group-info` keeps the tree from the server.
 #[rstest]
 #[tokio::test(flavor = "multi_thread")]
 async fn a_device_that_shows_no_tree_sends_no_group_info(#[values(Anywhere::Postgres, Anywhere::Sqlite)] db: Anywhere) {

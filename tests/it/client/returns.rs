@@ -158,7 +158,7 @@ async fn a_false_epoch_makes_nobody_fall_behind(
     assert_eq!(bob.texts().await, [("alice/laptop".to_owned(), "all well".to_owned())]);
 }
 
-/// Nobody reads the GroupInfo but those whom it helps.
+/// The server answers the GroupInfo to devices of members' users alone.
 #[rstest]
 #[tokio::test]
 async fn strangers_and_removed_members_do_not_come_in(#[values(Database::Postgres, Database::Sqlite)] db: Database) {
