@@ -141,7 +141,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     for _ in 0..25 {
         let request = ReserveRequest::of(alice.name.user.clone());
         let reservation_id = bob.api.reserve_key_package(&request).await?.reservations.remove(0).reservation_id;
-        bob.api.spend_key_package(&SpendRequest { reservation_id, group_id: Base64Bytes(b"friends".to_vec()) }).await?;
+        bob.api.spend_key_package(&SpendRequest::new(reservation_id, Base64Bytes(b"friends".to_vec()))).await?;
     }
     let report = alice.refresh().await?;
     println!("{} uploaded again, {} spent, {} fresh", report.uploaded, report.pool.spent, report.pool.fresh);

@@ -309,12 +309,12 @@ impl MlsClient {
         if let (true, Some(one)) = (reservations.is_empty(), unfit.first()) {
             return Err(Error::UnfitKeyPackage { device: one.device.to_string(), source: one.why.clone().into() });
         }
-        Ok(ReserveResponse { reservations, missing })
+        Ok(ReserveResponse { reservations, missing, receipt: None })
     }
 
     /// Spends a reservation: its KeyPackage is in a Commit of the group. Repeating the call changes nothing.
     pub async fn spend(&self, reservation_id: ReservationId, group_id: &[u8]) -> Result<SpendResponse> {
-        self.api().spend_key_package(&SpendRequest { reservation_id, group_id: Base64Bytes(group_id.to_vec()) }).await
+        self.api().spend_key_package(&SpendRequest::new(reservation_id, Base64Bytes(group_id.to_vec()))).await
     }
 
     /// Releases a reservation.

@@ -11,6 +11,7 @@ mod fields;
 mod groups;
 mod ids;
 mod inventory;
+mod log;
 mod messages;
 mod problems;
 mod release;
@@ -36,6 +37,10 @@ pub use ids::{
     device_name,
 };
 pub use inventory::{InventoryItem, InventoryPage, InventoryQuery, inventory_digest};
+pub use log::{
+    FoundStep, IncludedLeaf, LeafOpening, LogHeir, LogInfo, LogOrigin, Proof, ProofOf, ProofsRequest, ProofsResponse,
+    StepProof,
+};
 pub use messages::{
     AckRequest, AckResponse, MessageKind, MessageRequest, MessageResponse, MessagesPage, MessagesQuery, QueuedMessage,
     Refusal, RefusalReason, RefusedMessage,
@@ -80,6 +85,9 @@ pub const MAX_MESSAGE_SIZE: usize = 1024 * 1024;
 
 /// The most KeyPackages that one revocation may name.
 pub const MAX_REVOCATIONS: usize = 1_000;
+
+/// The most reservations and KeyPackages of which one request may ask for proofs.
+pub const MAX_PROOFS: usize = 1_000;
 
 /// The most signature keys that one upload may change: a device has one of each ciphersuite.
 pub const MAX_SIGNATURE_KEY_CHANGES: usize = 16;

@@ -4,8 +4,9 @@ use strum::{Display, EnumIter, EnumString, IntoStaticStr};
 use utoipa::ToSchema;
 
 use crate::{
-    Base64Bytes, DeviceName, KeyPackageRef, MAX_TARGETS, ReservationId, UserName, optional_list,
-    schemas::optional_group_id_schema, whole,
+    Base64Bytes, DeviceName, KeyPackageRef, MAX_TARGETS, Proof, ReservationId, UserName, optional_list,
+    schemas::{bind_schema, optional_group_id_schema},
+    whole,
 };
 
 /// The users whose KeyPackages to reserve: `target_user`, `targets`, or both.
@@ -37,21 +38,40 @@ pub struct ReserveRequest {
     #[serde(default, deserialize_with = "whole")]
     #[schema(minimum = 1, example = 60)]
     pub ttl: Option<u64>,
+    /// 32 random bytes that the caller draws for this request and keeps before it sends them. The server puts them into the
+    /// transparency log, so that it cannot show one leaf of the log to two adders. Send the same in a repetition.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(schema_with = bind_schema)]
+    pub bind: Option<Base64Bytes>,
+    /// What the caller wants to get that binds the server to this hand-out.
+    #[serde(default, skip_serializing_if = "Proof::is_none")]
+    pub proof: Proof,
 }
 
 impl ReserveRequest {
     /// A request for a KeyPackage of each device of several users.
     #[must_use]
     pub fn of_all(users: Vec<UserName>) -> Self {
-        let (target_user, device, ciphersuite, group_id, ttl) = (None, None, None, None, None);
-        Self { target_user, targets: Some(users), device, ciphersuite, group_id, ttl }
+        Self { target_user: None, targets: Some(users), ..Self::of_nobody() }
     }
 
     /// A request for a KeyPackage of each of a user's devices.
     #[must_use]
     pub fn of(user: UserName) -> Self {
-        let (targets, device, ciphersuite, group_id, ttl) = (None, None, None, None, None);
-        Self { target_user: Some(user), targets, device, ciphersuite, group_id, ttl }
+        Self { target_user: Some(user), ..Self::of_nobody() }
+    }
+
+    fn of_nobody() -> Self {
+        Self {
+            target_user: None,
+            targets: None,
+            device: None,
+            ciphersuite: None,
+            group_id: None,
+            ttl: None,
+            bind: None,
+            proof: Proof::None,
+        }
     }
 }
 
@@ -62,6 +82,9 @@ pub struct ReserveResponse {
     pub reservations: Vec<Reservation>,
     /// The devices without a reservation, and the users without a device.
     pub missing: Vec<MissingDevice>,
+    /// The receipt, if the request asked for one (docs/transparency.md). A repetition gets none: ask `POST /log/proofs`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub receipt: Option<String>,
 }
 
 /// A KeyPackage that only the caller can spend until `expires_at`.
@@ -90,6 +113,11 @@ pub struct Reservation {
     pub expires_at: Timestamp,
     /// Whether it is the last resort, which other adders may hold, too.
     pub last_resort: bool,
+    /// The number of this hand-out in the transparency log: how often the KeyPackage was handed out before. `null` for a last
+    /// resort.
+    #[serde(default)]
+    #[schema(example = 0)]
+    pub handout: Option<u32>,
 }
 
 /// A device without a KeyPackage to reserve, or a user without such a device.

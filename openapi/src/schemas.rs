@@ -79,6 +79,14 @@ pub(crate) fn proof_schema() -> Object {
     )
 }
 
+/// `bind` of a reserve or a spend.
+pub(crate) fn bind_schema() -> Object {
+    hash(
+        "32 random bytes that the caller draws for each reserve and keeps before it sends them: the server puts them into the \
+         transparency log, so that it cannot show one leaf to two adders. Repetitions and the spend bring the same.",
+    )
+}
+
 /// `next_proof_digest` of a Commit.
 pub(crate) fn next_proof_digest_schema() -> Object {
     hash(

@@ -30,6 +30,7 @@ use crate::{
     },
     fetches::Fetches,
     limits::Limits,
+    log::{Log, Sequencer},
     metrics::Metrics,
     observe::{RequestSpan, observe},
     problem::Failure,
@@ -54,6 +55,7 @@ struct Parts {
     service: Service,
     authenticator: Authenticator,
     sweeper: Sweeper,
+    sequencer: Option<Sequencer>,
 }
 
 impl Parts {
@@ -69,13 +71,15 @@ impl Parts {
         let database = store.kind();
         let limits = Arc::new(Limits::new(config, Arc::clone(clock)));
         let work = Work::new(Arc::clone(clock), metrics, config.max_waiting_requests as usize);
-        let service = Service::new((store.clone(), work.clone()), config, Arc::clone(&limits), under_way)?;
+        let log = Log::open(&store, config, clock.now())?;
+        let sequencer = log.as_ref().map(|log| Sequencer::new(Arc::clone(log), work.clone()));
+        let service = Service::new((store.clone(), work.clone()), config, Arc::clone(&limits), under_way, log)?;
         let authenticator = Authenticator::new((store.clone(), &work, Arc::clone(clock)), config, Arc::clone(&limits))?;
         let sweeper = Sweeper::new(store, work, config, limits);
         sweeper.resume()?;
         service.adopt_signature_keys()?;
         service.listen(config)?;
-        Ok(Self { database, service, authenticator, sweeper })
+        Ok(Self { database, service, authenticator, sweeper, sequencer })
     }
 }
 
@@ -135,6 +139,7 @@ impl Opening {
         watch(&metrics, &capacity, (&connections, &answers, &fetches))?;
         let (stopping, key) = (Stopping::default(), Key::default());
         let bodies = web::Data::new(BodyMemory::new(capacity.bodies, Arc::clone(&metrics)));
+        let log_access = web::Data::new(config.log_access);
         let (paths, info) = (web::Data::new(fallback::Paths::of(&document)), web::Data::new(info::info(config)));
         let documents = web::Data::new(StaticDocuments::new(&document)?);
         let shared_metrics = web::Data::from(Arc::clone(&metrics));
@@ -156,6 +161,7 @@ impl Opening {
                 .app_data(shared_answers.clone())
                 .app_data(documents.clone())
                 .app_data(info.clone())
+                .app_data(log_access.clone())
                 .app_data(web::PathConfig::default().error_handler(|error, _| unreadable_path(&error).into()))
                 .into_utoipa_app()
                 .configure(routes::register)
@@ -185,10 +191,12 @@ impl Opening {
         let Self { listening, key, metrics, fetches, answers, stopping } = self;
         let (sweep_interval, shutdown_delay) = (config.sweep_interval, config.shutdown_delay);
         let parts = in_a_thread(move || Parts::of(&config, &clock, metrics, (fetches, answers))).await;
-        let Parts { database, service, authenticator, sweeper } = parts.inspect_err(|_| listening.abort())?;
+        let Parts { database, service, authenticator, sweeper, sequencer } =
+            parts.inspect_err(|_| listening.abort())?;
         key.open(service.clone(), authenticator);
         let sweeping = tokio::spawn(sweeper.clone().run(sweep_interval));
-        Ok(Server { listening, database, service, sweeper, sweeping, stopping, shutdown_delay })
+        let sequencing = sequencer.clone().map(|sequencer| tokio::spawn(sequencer.run()));
+        Ok(Server { listening, database, service, sweeper, sweeping, sequencer, sequencing, stopping, shutdown_delay })
     }
 }
 
@@ -199,6 +207,8 @@ pub struct Server {
     service: Service,
     sweeper: Sweeper,
     sweeping: JoinHandle<()>,
+    sequencer: Option<Sequencer>,
+    sequencing: Option<JoinHandle<()>>,
     stopping: Stopping,
     shutdown_delay: Duration,
 }
@@ -236,6 +246,12 @@ impl Server {
         &self.sweeper
     }
 
+    /// The sequencer of the transparency log, if there is one.
+    #[must_use]
+    pub fn sequencer(&self) -> Option<&Sequencer> {
+        self.sequencer.as_ref()
+    }
+
     /// Serves until a signal stops the server. The server then reports that it is not ready, keeps serving for the
     /// `shutdown_delay`, accepts no further connections, and finishes the running requests. A second signal stops it at
     /// once.
@@ -243,7 +259,7 @@ impl Server {
     /// # Errors
     /// When serving fails, or a second signal stops the server.
     pub async fn run_until_stopped(self, mut signals: Signals) -> anyhow::Result<()> {
-        let Self { listening, service, sweeping, stopping, shutdown_delay, .. } = self;
+        let Self { listening, service, sweeping, sequencer, sequencing, stopping, shutdown_delay, .. } = self;
         let Listening { handle, mut running, watching, .. } = listening;
         let signal = tokio::select! {
             ended = &mut running => return Ok(ended??),
@@ -257,6 +273,7 @@ impl Server {
             sweeping.abort();
             service.stop_waiting();
             handle.stop(true).await;
+            finish_log(sequencer, sequencing).await;
             watching.abort();
         };
         tokio::select! {
@@ -277,7 +294,19 @@ impl Server {
         self.sweeping.abort();
         self.service.stop_waiting();
         self.listening.handle.stop(true).await;
+        finish_log(self.sequencer, self.sequencing).await;
         self.listening.watching.abort();
+    }
+}
+
+/// Puts what was handed out last into the log.
+async fn finish_log(sequencer: Option<Sequencer>, sequencing: Option<JoinHandle<()>>) {
+    if let Some(sequencing) = sequencing {
+        sequencing.abort();
+    }
+    let Some(sequencer) = sequencer else { return };
+    if let Err(error) = sequencer.run_once().await {
+        tracing::warn!(%error, "the last hand-outs were not put into the transparency log; the next server does it");
     }
 }
 

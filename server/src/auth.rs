@@ -7,4 +7,4 @@ mod extract;
 pub mod jwt;
 
 pub(crate) use authenticator::Authenticator;
-pub(crate) use extract::{Admin, Content, IDEMPOTENCY_KEY, IdempotencyHeader, MaybeBearer, Params, Signed};
+pub(crate) use extract::{Admin, Content, IDEMPOTENCY_KEY, IdempotencyHeader, LogReader, MaybeBearer, Params, Signed};

@@ -145,6 +145,12 @@ pub struct Config {
     pub message_retention: Duration,
     /// Commits, Welcomes and messages that wait for a device at most.
     pub queue_capacity: u32,
+    /// The file with the key of the transparency log, made at the first start. An SQLite database has one beside it; without one,
+    /// a PostgreSQL database has no log.
+    pub log_key: Option<PathBuf>,
+    /// Who may read the transparency log.
+    #[serde(deserialize_with = "values::choice")]
+    pub log_access: LogAccess,
     /// Memory that the server may use, in MiB: what it does at the same time is a share of it. Without it, what the container or
     /// the machine has.
     pub memory: Option<u32>,
@@ -202,6 +208,8 @@ impl Default for Config {
             audit_retention: DAY * 90,
             message_retention: DAY * 30,
             queue_capacity: 10_000,
+            log_key: None,
+            log_access: LogAccess::Public,
             memory: None,
             log: "info".to_owned(),
             log_format: LogFormat::Text,
@@ -257,6 +265,18 @@ pub enum Limits {
     /// As the settings say.
     On,
     /// Not at all, for load tests.
+    Off,
+}
+
+/// Who may read checkpoints and tiles of the transparency log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum LogAccess {
+    /// Everybody.
+    Public,
+    /// Registered devices and the operator.
+    Registered,
+    /// Nobody: then nobody can audit it. Devices still get receipts and proofs of their own.
     Off,
 }
 

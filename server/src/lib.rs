@@ -17,6 +17,7 @@ mod connections;
 mod fetches;
 mod generation;
 mod limits;
+pub mod log;
 pub mod metrics;
 pub mod observe;
 pub mod problem;

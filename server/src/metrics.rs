@@ -3,6 +3,7 @@
 //! Every server has its own registry, so that several servers in one process do not count each other's requests.
 
 mod census;
+mod log;
 mod maker;
 mod request;
 
@@ -21,7 +22,7 @@ use prometheus::{
 use strum::IntoEnumIterator;
 
 pub use self::{census::Census, request::Request};
-use self::{census::CensusMetrics, maker::Maker, request::RequestMetrics};
+use self::{census::CensusMetrics, log::LogMetrics, maker::Maker, request::RequestMetrics};
 
 /// Bucket bounds of the histogram of batch sizes.
 const BATCHES: &[f64] = &[1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0];
@@ -50,6 +51,7 @@ pub struct Metrics {
     sweeper_lag: Gauge,
     sweeper_last_run: IntGauge,
     clock_ahead: Gauge,
+    log: LogMetrics,
 }
 
 impl Metrics {
@@ -109,6 +111,7 @@ impl Metrics {
                 "clock_ahead_seconds",
                 "How far the server's clock was ahead of the database's when they were last compared.",
             )?,
+            log: LogMetrics::new(make)?,
             registry,
         };
         #[cfg(target_os = "linux")]
@@ -226,6 +229,12 @@ impl Metrics {
     pub fn sweeper_ran(&self, at: Timestamp, lag: Duration) {
         self.sweeper_last_run.set(at.as_second());
         self.sweeper_lag.set(lag.as_secs_f64());
+    }
+
+    /// The metrics of the transparency log.
+    #[must_use]
+    pub(crate) fn log(&self) -> &LogMetrics {
+        &self.log
     }
 
     /// Records how far the server's clock is ahead of the database's.

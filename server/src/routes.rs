@@ -6,6 +6,7 @@ mod devices;
 mod group_infos;
 mod health;
 mod inventory;
+mod log;
 mod messages;
 mod metrics;
 mod release;
@@ -38,6 +39,9 @@ pub(crate) fn register(config: &mut ServiceConfig<'_>) {
         .service(revoke::revoke_key_packages)
         .service(inventory::list_inventory)
         .service(audit::list_audit_events)
+        .service(log::get_log)
+        .service(log::get_newest_checkpoint)
+        .service(log::prove_steps)
         .service(status::list_low_pools)
         .service(devices::register_device)
         .service(devices::list_devices)
@@ -50,5 +54,7 @@ pub(crate) fn register(config: &mut ServiceConfig<'_>) {
         .service(commits::send_commit)
         .service(messages::send_message)
         .service(group_infos::get_group_info)
-        .service(group_infos::keep_group_info);
+        .service(group_infos::keep_group_info)
+        .service(log::get_checkpoint)
+        .service(log::get_tile);
 }

@@ -12,6 +12,7 @@ mod examples;
 mod group_infos;
 mod health;
 mod inventory;
+mod log;
 mod low_pools;
 mod messages;
 mod mls_messages;

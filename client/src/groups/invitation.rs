@@ -78,7 +78,7 @@ impl MlsMembership<'_> {
         let (api, group_id) = (self.connection.api(), Base64Bytes(group.group_id().to_vec()));
         let mut lapsed = Vec::new();
         for reservation in &invitation.added {
-            let request = SpendRequest { reservation_id: reservation.reservation_id, group_id: group_id.clone() };
+            let request = SpendRequest::new(reservation.reservation_id, group_id.clone());
             match api.spend_key_package(&request).await {
                 Err(error) if error.problem() == Some(ProblemType::ReservationLapsed) => {
                     lapsed.push(device_of(reservation));

@@ -48,7 +48,8 @@ impl MlsMembership<'_> {
     /// the current signature key of its device. If one check fails, releases all: the server must not choose the
     /// members of a group. A KeyPackage that may be valid, and that OpenMLS cannot add, is released alone.
     pub(crate) async fn reserve(&self, request: &ReserveRequest) -> Result<Reserved> {
-        let ReserveResponse { mut reservations, missing } = self.connection.api().reserve_key_package(request).await?;
+        let ReserveResponse { mut reservations, missing, .. } =
+            self.connection.api().reserve_key_package(request).await?;
         let unfit = self.release_unread(&mut reservations).await;
         match self.check_reservations(&reservations, request).await {
             Ok(notices) => Ok(Reserved { reservations, missing, unfit, notices }),

@@ -10,8 +10,8 @@ use actix_web::{
 };
 use keypool_openapi::{
     AckRequest, CommitRequest, GroupInfoRequest, LookupRequest, MAX_KEY_PACKAGE_SIZE, MAX_LOOKUP_USERS,
-    MAX_MESSAGE_SIZE, MAX_UPLOAD_BATCH, MAX_USER_NAME_SIZE, MessageRequest, Object, ProblemType, RegisterRequest,
-    ReleaseRequest, ReserveRequest, RevokeRequest, SpendRequest, UploadRequest,
+    MAX_MESSAGE_SIZE, MAX_UPLOAD_BATCH, MAX_USER_NAME_SIZE, MessageRequest, Object, ProblemType, ProofsRequest,
+    RegisterRequest, ReleaseRequest, ReserveRequest, RevokeRequest, SpendRequest, UploadRequest,
 };
 use serde::{
     Deserialize, Deserializer,
@@ -22,6 +22,7 @@ use super::Authenticator;
 use crate::{
     body_memory::BodyMemory,
     caller::{Bearer, Caller, Reader, RequestKey},
+    config::LogAccess,
     connections::Connection,
     limits::{Origin, Strangers},
     problem::{Failure, unknown_token},
@@ -60,6 +61,7 @@ impl Body for SpendRequest {}
 impl Body for ReleaseRequest {}
 impl Body for RevokeRequest {}
 impl Body for AckRequest {}
+impl Body for ProofsRequest {}
 impl Body for CommitRequest {
     /// A Commit, a Welcome and a GroupInfo in base64, and two thousand names.
     const LIMIT: usize = 3 * MAX_MESSAGE_SIZE * 4 / 3 + 1024 * 1024;
@@ -77,6 +79,9 @@ impl Body for UploadRequest {
 
 /// The operator, identified by the admin token.
 pub(crate) struct Admin;
+
+/// A reader of the transparency log, as far as the operator lets it be read.
+pub(crate) struct LogReader;
 
 /// The bearer of a request that strangers may make, too.
 pub(crate) struct MaybeBearer(pub Option<Bearer>);
@@ -143,6 +148,26 @@ impl FromRequest for Reader {
                 Some(Bearer::Admin) => Ok(Self::Admin),
                 Some(Bearer::Enrolment(_) | Bearer::User(_) | Bearer::Stranger) => Err(unknown_token()),
                 None => Err(no_token()),
+            }
+        })
+    }
+}
+
+impl FromRequest for LogReader {
+    type Error = Failure;
+    type Future = Extracted<Self>;
+
+    fn from_request(request: &HttpRequest, payload: &mut Payload) -> Self::Future {
+        let access = app_data::<LogAccess>(request).map(|access| ***access);
+        let reader = Reader::from_request(request, payload);
+        Box::pin(async move {
+            match access? {
+                LogAccess::Public => Ok(Self),
+                LogAccess::Registered => reader.await.map(|_| Self),
+                LogAccess::Off => Err(Failure::new(
+                    ProblemType::NotFound,
+                    "The operator lets nobody read the transparency log. POST /log/proofs still proves your own hand-outs.",
+                )),
             }
         })
     }

@@ -2,7 +2,7 @@
 
 use keypool_validation::key_package::CredentialBinding;
 
-use super::{Limits, LogFormat, OnLapse, OnRestore, Registration, values::Choice};
+use super::{Limits, LogAccess, LogFormat, OnLapse, OnRestore, Registration, values::Choice};
 
 impl Choice for Registration {
     const WORDS: &'static [&'static str] = &["open", "token", "jwt"];
@@ -18,6 +18,9 @@ impl Choice for CredentialBinding {
 }
 impl Choice for Limits {
     const WORDS: &'static [&'static str] = &["on", "off"];
+}
+impl Choice for LogAccess {
+    const WORDS: &'static [&'static str] = &["public", "registered", "off"];
 }
 impl Choice for LogFormat {
     const WORDS: &'static [&'static str] = &["text", "json"];
@@ -42,6 +45,7 @@ mod tests {
         every_word_is_read::<OnRestore>();
         every_word_is_read::<CredentialBinding>();
         every_word_is_read::<Limits>();
+        every_word_is_read::<LogAccess>();
         every_word_is_read::<LogFormat>();
     }
 }

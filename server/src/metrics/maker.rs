@@ -51,6 +51,10 @@ impl Maker<'_> {
         self.registered(Histogram::with_opts(HistogramOpts::from(opts(name, help)).buckets(SECONDS.to_vec())))
     }
 
+    pub fn histogram(self, name: &str, help: &str, buckets: &[f64]) -> Result<Histogram> {
+        self.registered(Histogram::with_opts(HistogramOpts::from(opts(name, help)).buckets(buckets.to_vec())))
+    }
+
     pub fn histograms(self, name: &str, help: &str, (labels, buckets): (&[&str], &[f64])) -> Result<HistogramVec> {
         self.registered(HistogramVec::new(HistogramOpts::from(opts(name, help)).buckets(buckets.to_vec()), labels))
     }

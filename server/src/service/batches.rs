@@ -10,11 +10,13 @@ use super::{policy::Policy, times::whole_second, upload::Uploader};
 use crate::{
     batching::{Batch, Batcher, Size},
     config::Config,
+    log::{Log, Receivable},
     problem::Failure,
     store::{
-        DeviceId, PoolContents, ReservationError, Reserve, ReserveError, Spend, Spent, Store, StoreError, UploadLimits,
+        DeviceId, PoolContents, ReservationError, Reserve, ReserveError, Reserved, Spend, Spent, Store, StoreError,
+        UploadLimits,
     },
-    work::Work,
+    work::{Work, not_finished},
 };
 
 /// Workers per kind of request: one fills its batch while the other waits for the disk. SQLite has one writer.
@@ -37,7 +39,12 @@ pub(super) struct Batches {
 
 impl Batches {
     /// Starts the workers. They end when the last clone is dropped.
-    pub(super) fn start((store, work): (&Store, &Work), config: &Config, policy: &Arc<Policy>) -> anyhow::Result<Self> {
+    pub(super) fn start(
+        (store, work): (&Store, &Work),
+        config: &Config,
+        policy: &Arc<Policy>,
+        log: Option<&Arc<Log>>,
+    ) -> anyhow::Result<Self> {
         let rules = Rules {
             ciphersuites: config.ciphersuites.clone(),
             max_lifetime: SignedDuration::try_from(config.max_lifetime)?,
@@ -49,8 +56,12 @@ impl Batches {
         let room = config.max_waiting_requests as usize;
         let size = Size { workers: if store.is_shared() { WORKERS } else { 1 }, room, most: MOST };
         Ok(Self {
-            reserve: Batcher::start(Reserves { store: store.clone(), policy: Arc::clone(policy) }, size, work)?,
-            spend: Batcher::start(Spends { store: store.clone() }, size, work)?,
+            reserve: Batcher::start(
+                Reserves { store: store.clone(), policy: Arc::clone(policy), log: log.cloned() },
+                size,
+                work,
+            )?,
+            spend: Batcher::start(Spends { store: store.clone(), log: log.cloned() }, size, work)?,
             status: Batcher::start(Contents { store: store.clone() }, size, work)?,
             // One worker validates while the other stores, on both databases.
             upload: Batcher::start(uploader, Size { workers: WORKERS, room, most: MOST_UPLOADS }, work)?,
@@ -62,6 +73,50 @@ impl Batches {
 pub(super) struct Reserves {
     pub store: Store,
     pub policy: Arc<Policy>,
+    pub log: Option<Arc<Log>>,
+}
+
+/// The receipts of requests that were answered, by their order. Where none can be signed, the answers go without: they are
+/// committed already.
+fn receipts<T, A>(
+    log: Option<&Arc<Log>>,
+    answered: &[(&T, Option<&A>)],
+    receivable: impl Fn(&T, &A) -> Option<Receivable>,
+    now: Timestamp,
+) -> Vec<Option<String>> {
+    let nothing = || answered.iter().map(|_| None).collect();
+    let Some(log) = log else { return nothing() };
+    let wanted: Vec<_> =
+        answered.iter().map(|(request, answer)| answer.and_then(|answer| receivable(request, answer))).collect();
+    log.receipts(&wanted, now).unwrap_or_else(|error| {
+        tracing::error!(%error, "receipts could not be signed; the answers go without them");
+        nothing()
+    })
+}
+
+impl Reserves {
+    fn with_receipts(
+        &self,
+        requests: &[Reserve],
+        answers: Vec<Option<Result<Reserved, ReserveError>>>,
+        now: Timestamp,
+    ) -> Vec<Option<Result<ReserveResponse, ReserveError>>> {
+        let answered: Vec<_> = requests
+            .iter()
+            .zip(&answers)
+            .map(|(request, answer)| (request, answer.as_ref().and_then(|one| one.as_ref().ok())))
+            .collect();
+        let receipts = receipts(
+            self.log.as_ref(),
+            &answered,
+            |request, reserved| Receivable::of_reserve(request, reserved, now),
+            now,
+        );
+        let with = |(answer, receipt): (Option<Result<Reserved, ReserveError>>, _)| {
+            answer.map(|one| one.map(|reserved| ReserveResponse { receipt, ..reserved.answer }))
+        };
+        answers.into_iter().zip(receipts).map(with).collect()
+    }
 }
 
 impl Batch for Reserves {
@@ -70,30 +125,61 @@ impl Batch for Reserves {
     type Answer = Result<ReserveResponse, ReserveError>;
 
     fn together(&self, requests: &[Reserve], now: Timestamp) -> Result<Vec<Option<Self::Answer>>, StoreError> {
-        self.store.reserve_batch(requests, self.policy.as_of(now))
+        let answers = self.store.reserve_batch(requests, self.policy.as_of(now))?;
+        Ok(self.with_receipts(requests, answers, now))
     }
 
     fn alone(&self, request: Reserve, now: Timestamp) -> Result<Self::Answer, Failure> {
-        Ok(self.store.reserve(&request, self.policy.as_of(now))?)
+        let answer = self.store.reserve(&request, self.policy.as_of(now))?;
+        let mut answers = self.with_receipts(std::slice::from_ref(&request), vec![Some(answer)], now);
+        answers.pop().flatten().ok_or_else(not_finished)
     }
 }
 
 /// Spend requests, which share a statement.
 pub(super) struct Spends {
     pub store: Store,
+    pub log: Option<Arc<Log>>,
+}
+
+/// A spend with the receipt that it asked for.
+type SpentWithReceipt = Result<(Spent, Option<String>), ReservationError>;
+
+impl Spends {
+    fn with_receipts(
+        &self,
+        spends: &[Spend],
+        answers: Vec<Option<Result<Spent, ReservationError>>>,
+        now: Timestamp,
+    ) -> Vec<Option<SpentWithReceipt>> {
+        let answered: Vec<_> = spends
+            .iter()
+            .zip(&answers)
+            .map(|(spend, answer)| (spend, answer.as_ref().and_then(|one| one.as_ref().ok())))
+            .collect();
+        let receipts = receipts(self.log.as_ref(), &answered, Receivable::of_spend, now);
+        answers
+            .into_iter()
+            .zip(receipts)
+            .map(|(answer, receipt)| answer.map(|one| one.map(|spent| (spent, receipt))))
+            .collect()
+    }
 }
 
 impl Batch for Spends {
     const NAME: &'static str = "spend";
     type Request = Spend;
-    type Answer = Result<Spent, ReservationError>;
+    type Answer = SpentWithReceipt;
 
     fn together(&self, requests: &[Spend], now: Timestamp) -> Result<Vec<Option<Self::Answer>>, StoreError> {
-        self.store.spend_batch(requests, whole_second(now))
+        let answers = self.store.spend_batch(requests, whole_second(now))?;
+        Ok(self.with_receipts(requests, answers, now))
     }
 
     fn alone(&self, request: Spend, now: Timestamp) -> Result<Self::Answer, Failure> {
-        Ok(self.store.spend(&request, whole_second(now))?)
+        let answer = self.store.spend(&request, whole_second(now))?;
+        let mut answers = self.with_receipts(std::slice::from_ref(&request), vec![Some(answer)], now);
+        answers.pop().flatten().ok_or_else(not_finished)
     }
 }
 

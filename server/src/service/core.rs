@@ -10,6 +10,7 @@ use crate::{
     config::Config,
     fetches::Fetches,
     limits::Limits,
+    log::Log,
     problem::Failure,
     store::{AsOf, Store},
     work::Work,
@@ -28,6 +29,8 @@ pub struct Service {
     pub(super) fetches: Arc<Fetches>,
     /// Memory for large answers.
     pub(super) answers: Arc<Answers>,
+    /// The transparency log, if there is one.
+    pub(super) log: Option<Arc<Log>>,
 }
 
 impl Service {
@@ -41,10 +44,11 @@ impl Service {
         config: &Config,
         limits: Arc<Limits>,
         (fetches, answers): (Arc<Fetches>, Arc<Answers>),
+        log: Option<Arc<Log>>,
     ) -> anyhow::Result<Self> {
         let policy = Arc::new(Policy::of(config, &limits));
-        let batches = Batches::start((&store, &work), config, &policy)?;
-        Ok(Self { store, work, policy, limits, batches, fetches, answers })
+        let batches = Batches::start((&store, &work), config, &policy, log.as_ref())?;
+        Ok(Self { store, work, policy, limits, batches, fetches, answers, log })
     }
 
     /// Runs a verb of the store on a thread that may block.

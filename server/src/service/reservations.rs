@@ -1,6 +1,6 @@
 //! Shared by reserve, spend and release: group ids, and errors of lost reservations.
 
-use keypool_openapi::{Base64Bytes, MAX_GROUP_ID_SIZE, ProblemType, ReservationId};
+use keypool_openapi::{Base64Bytes, MAX_GROUP_ID_SIZE, ProblemType, Proof, ReservationId};
 
 use crate::{
     problem::{Failure, unknown_token},
@@ -30,6 +30,20 @@ pub(super) fn lost_reservation(error: ReservationError, id: &ReservationId) -> F
             format!("Reservation {id} lapsed, and its KeyPackage is no longer held for you. Reserve another one."),
         ),
     }
+}
+
+/// The `bind` of a reserve or a spend.
+pub(super) fn bind(bind: Option<Base64Bytes>, proof: Proof) -> Result<Option<[u8; 32]>, Failure> {
+    let malformed = |detail: String| Failure::new(ProblemType::MalformedRequest, detail);
+    let Some(bind) = bind else {
+        return if proof.is_none() {
+            Ok(None)
+        } else {
+            Err(malformed("A receipt proves nothing without `bind`. Send 32 random bytes in it.".to_owned()))
+        };
+    };
+    let wrong = |bytes: Vec<u8>| malformed(format!("`bind` has {} bytes; it must have 32 random ones.", bytes.len()));
+    bind.0.try_into().map(Some).map_err(wrong)
 }
 
 pub(super) fn group_id(id: Base64Bytes) -> Result<Vec<u8>, Failure> {

@@ -7,7 +7,11 @@ use keypool_openapi::{MissingDevice, MissingReason, ProblemType, ReserveRequest,
 use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
-use super::{Service, reservations::group_id, times::after};
+use super::{
+    Service,
+    reservations::{bind, group_id},
+    times::after,
+};
 use crate::{
     caller::Caller,
     metrics::{LAST_RESORT, Metrics, RESERVED},
@@ -32,6 +36,7 @@ impl Service {
         let ttl = self.ttl(request.ttl)?;
         let digest = digest(&request)?;
         let group_id = request.group_id.map(group_id).transpose()?;
+        let bind = bind(request.bind, request.proof)?;
         let users = targets(request.target_user, request.targets)?;
         let all = users.len() as u64;
         // The first user was already counted with the request itself.
@@ -46,6 +51,8 @@ impl Service {
             device: request.device,
             ciphersuite: request.ciphersuite,
             group_id,
+            bind,
+            proof: request.proof,
             by: caller.shown_token(),
             nonce: Uuid::new_v4(),
             until: after(second, ttl)?,

@@ -2,14 +2,17 @@
 #![allow(clippy::ref_option_ref, reason = "what the Insertable derive writes")]
 
 mod group_digest;
+mod record;
 
 use diesel::{
+    expression::SqlLiteral,
     prelude::*,
     sql_types::{BigInt, Binary, Bool, Nullable, Text},
 };
 use keypool_openapi::{Action, AuditEvent, AuditPage, Base64Bytes, UserName};
 
 use self::group_digest::DigestKey;
+pub(super) use self::record::{SQLITE_NEXT_ID, next_id, record};
 use super::{
     database::{
         Conn, Store, StoreError,
@@ -20,7 +23,7 @@ use super::{
         },
         sql::{push, statement, statements},
     },
-    devices,
+    devices, steps,
 };
 
 /// One transition of a KeyPackage.
@@ -40,6 +43,14 @@ pub(super) struct Event<'a> {
     pub at: i64,
     /// The end of a reservation that begins with this event.
     pub until: Option<i64>,
+    /// Its id, if the caller has taken one. SQLite gives it that id by itself.
+    #[diesel(skip_insertion)]
+    pub id: Option<i64>,
+    pub package_id: Option<&'a [u8]>,
+    /// The number of the step that it is in the log; `None` if it has no leaf.
+    pub step: Option<i32>,
+    pub bind: Option<&'a [u8]>,
+    pub opened: Option<i64>,
 }
 
 /// The event of the first KeyPackage under a new signature key of its owner. Its action is `upload`, because servers of
@@ -72,8 +83,22 @@ impl<'a> Event<'a> {
         last_resort: bool,
         at: i64,
     ) -> Self {
-        let (action, reservation, group_id, until) = (action.into(), None, None, None);
-        Self { device_id, keypackage_ref, action, actor, reservation, group_id, last_resort, at, until }
+        Self {
+            device_id,
+            keypackage_ref,
+            action: action.into(),
+            actor,
+            reservation: None,
+            group_id: None,
+            last_resort,
+            at,
+            until: None,
+            id: None,
+            package_id: None,
+            step: None,
+            bind: None,
+            opened: None,
+        }
     }
 }
 
@@ -86,6 +111,10 @@ pub(super) struct LastReservation {
     reservation: Option<Vec<u8>>,
     pub reserved_by: Option<i64>,
     reserved_until: Option<i64>,
+    package_id: Option<Vec<u8>>,
+    pub step: i32,
+    /// The event that began it.
+    pub opened: Option<i64>,
 }
 
 impl LastReservation {
@@ -93,7 +122,52 @@ impl LastReservation {
     pub fn lapse(&self, now: i64) -> Event<'_> {
         let at = self.reserved_until.unwrap_or(now);
         let plain = Event::plain((self.device_id, &self.keypackage_ref), Action::Lapse, self.reserved_by, false, at);
-        Event { reservation: self.reservation.as_deref(), ..plain }
+        Event {
+            reservation: self.reservation.as_deref(),
+            package_id: self.package_id.as_deref(),
+            step: Some(steps::ended(self.step)),
+            opened: self.opened,
+            ..plain
+        }
+    }
+}
+
+/// A KeyPackage that its owner or the operator has withdrawn just now.
+#[derive(Queryable)]
+pub(super) struct Withdrawn {
+    pub keypackage_ref: Vec<u8>,
+    last_resort: bool,
+    package_id: Option<Vec<u8>>,
+    step: i32,
+    opened: Option<i64>,
+    /// The reservation that ended with it.
+    reservation: Option<Vec<u8>>,
+}
+
+/// The columns of [`Withdrawn`], for a statement that withdraws.
+#[diesel::dsl::auto_type(no_type_alias)]
+pub(super) fn withdrawn() -> _ {
+    let reservation: SqlLiteral<Nullable<Binary>> = steps::ended_reservation();
+    (
+        key_packages::keypackage_ref,
+        key_packages::last_resort,
+        key_packages::package_id,
+        key_packages::step,
+        key_packages::opened,
+        reservation,
+    )
+}
+
+impl Withdrawn {
+    /// The event that records it.
+    pub fn revoke(&self, owner: i64, by: Option<i64>, now: i64) -> Event<'_> {
+        Event {
+            reservation: self.reservation.as_deref(),
+            package_id: self.package_id.as_deref(),
+            step: (!self.last_resort).then_some(self.step),
+            opened: self.opened.filter(|_| self.reservation.is_some()),
+            ..Event::plain((owner, &self.keypackage_ref), Action::Revoke, by, self.last_resort, now)
+        }
     }
 }
 
@@ -154,21 +228,7 @@ pub(super) struct EventRow {
     signature_key: Option<Vec<u8>>,
 }
 
-/// The most rows in one statement. SQLite allows 32,766 values, PostgreSQL 65,535, and a row has nine.
-const AT_ONCE: usize = 1_000;
-
 statements! {
-    pub(super) fn record(conn, events: &[Event<'_>]) -> QueryResult<usize> {
-        match events {
-            // A statement for one row stays prepared; a statement for many rows differs with their number.
-            [event] => diesel::insert_into(audit_events::table).values(event).execute(conn),
-            events => events
-                .chunks(AT_ONCE)
-                .map(|some| diesel::insert_into(audit_events::table).values(some).execute(conn))
-                .sum(),
-        }
-    }
-
     pub(super) fn record_key_change(conn, event: KeyChangeEvent<'_>) -> QueryResult<usize> {
         diesel::insert_into(audit_events::table).values(event).execute(conn)
     }
@@ -287,7 +347,8 @@ mod tests {
         diesel::sql_query("PRAGMA foreign_keys = OFF").execute(&mut sqlite).unwrap();
         let mut conn = Conn::Sqlite(&mut sqlite);
         let events = vec![Event::plain((7, &[1; 32]), Action::Revoke, None, false, 0); 5_000];
-        assert_eq!(record(&mut conn, &events), Ok(5_000));
-        assert_eq!(record(&mut conn, &[]), Ok(0));
+        record(&mut conn, &events).unwrap();
+        record(&mut conn, &[]).unwrap();
+        assert_eq!(oldest_events(&mut conn, 10_000).unwrap().len(), 5_000);
     }
 }

@@ -4,7 +4,7 @@ use std::collections::{BTreeSet, HashSet};
 
 use diesel::{dsl::max, prelude::*};
 use jiff::Timestamp;
-use keypool_openapi::{DeviceOf, MessageKind, ReservationId, State, Undelivered};
+use keypool_openapi::{DeviceOf, MessageKind, Proof, ReservationId, State, Undelivered};
 
 use super::{
     database::{Conn, Failure, Store, StoreError, rows::DeviceId, schema::commits, sql::statements},
@@ -187,7 +187,13 @@ fn commit(conn: &mut Conn<'_>, request: &Commit, now: Timestamp) -> Result<Accep
     reservations.dedup();
     let mut by_last_resort = HashSet::new();
     for reservation in &reservations {
-        let one = Spend { reservation: *reservation, by: request.post.by, group_id: group_id.clone() };
+        let one = Spend {
+            reservation: *reservation,
+            by: request.post.by,
+            group_id: group_id.clone(),
+            bind: None,
+            proof: Proof::None,
+        };
         let spent = spend_first(conn, &one, now)?
             .map_err(|error| Failure::Refused(CommitError::Reservation(*reservation, error)))?;
         if spent.state != State::Spent {

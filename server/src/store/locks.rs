@@ -47,6 +47,17 @@ pub(super) fn hold_adders(conn: &mut Conn<'_>, user: &str) -> QueryResult<()> {
     lock.bind::<Text, _>(user).execute(*conn).map(drop)
 }
 
+/// Locks the row of a KeyPackage, and returns its name in the log.
+pub(super) fn hold_package(conn: &mut Conn<'_>, keypackage_ref: &[u8]) -> QueryResult<Option<Vec<u8>>> {
+    let found = key_packages::table.find(keypackage_ref).select(key_packages::package_id);
+    match conn {
+        Conn::Postgres(conn) => found.for_no_key_update().first(*conn),
+        Conn::Sqlite(conn) => found.first(*conn),
+    }
+    .optional()
+    .map(Option::flatten)
+}
+
 /// Locks the KeyPackages of a device and ciphersuite: no other transaction can reserve, spend or release one of them.
 pub(super) fn hold_pool(conn: &mut Conn<'_>, owner: i64, suite: i32) -> QueryResult<()> {
     let Conn::Postgres(conn) = conn else { return Ok(()) };

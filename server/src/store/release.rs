@@ -8,6 +8,7 @@ use super::{
     audit::{self, Event},
     database::{Conn, Failure, Store, StoreError, rows::nonce_of, schema::key_packages, sql::statements},
     reservations::{ReservationError, holder, unknown},
+    steps,
     tokens::{self, ShownToken, TokenRevoked},
 };
 
@@ -29,9 +30,24 @@ pub struct Released {
     pub state: State,
 }
 
+/// A KeyPackage that was given back.
+#[derive(Queryable)]
+pub(super) struct GivenBack {
+    keypackage_ref: Vec<u8>,
+    package_id: Option<Vec<u8>>,
+    step: i32,
+    opened: Option<i64>,
+}
+
 statements! {
+    fn retire(conn, keypackage_ref: &[u8], now: i64) -> QueryResult<usize> {
+        diesel::update(key_packages::table.find(keypackage_ref))
+            .set((key_packages::state.eq(State::Retired.as_ref()), key_packages::ended_at.eq(now)))
+            .execute(conn)
+    }
+
     /// A lapsed reservation counts as released already.
-    pub(super) fn release_reserved(conn, release: &Release, as_of: AsOf) -> QueryResult<Option<Vec<u8>>> {
+    pub(super) fn release_reserved(conn, release: &Release, as_of: AsOf) -> QueryResult<Option<GivenBack>> {
         let now = as_of.now.as_second();
         diesel::update(key_packages::table)
             .filter(key_packages::device_id.eq(release.reservation.owner))
@@ -42,8 +58,14 @@ statements! {
                 key_packages::state.eq(if as_of.retire { State::Retired } else { State::Available }.as_ref()),
                 key_packages::ended_at.eq(as_of.retire.then_some(now)),
                 key_packages::reserved_until.eq(now),
+                key_packages::step.eq(steps::ended_in_row()),
             ))
-            .returning(key_packages::keypackage_ref)
+            .returning((
+                key_packages::keypackage_ref,
+                key_packages::package_id,
+                key_packages::step,
+                key_packages::opened,
+            ))
             .get_result(conn)
             .optional()
     }
@@ -60,11 +82,14 @@ fn release(
         Err(Failure::Store(error)) => return Err(error),
     }
     let (owner, nonce) = (release.reservation.owner, nonce_of(&release.reservation));
-    if let Some(keypackage_ref) = release_reserved(conn, release, as_of)? {
+    if let Some(GivenBack { keypackage_ref, package_id, step, opened }) = release_reserved(conn, release, as_of)? {
         audit::record(
             conn,
             &[Event {
                 reservation: Some(nonce),
+                package_id: package_id.as_deref(),
+                step: Some(step),
+                opened,
                 ..Event::plain(
                     (owner, &keypackage_ref),
                     Action::Release,
@@ -74,7 +99,11 @@ fn release(
                 )
             }],
         )?;
-        let state = if as_of.retire { State::Retired } else { State::Available };
+        let now = as_of.now.as_second();
+        if steps::is_last(step) && !as_of.retire {
+            retire(conn, &keypackage_ref, now)?;
+        }
+        let state = if as_of.retire || steps::is_last(step) { State::Retired } else { State::Available };
         return Ok(Ok(Released { keypackage_ref: keypackage_ref.into(), state }));
     }
     if let Some(holder) = holder(conn, &release.reservation)? {

@@ -14,7 +14,7 @@ use keypool_openapi::{
 };
 
 use self::{
-    claim::{Claim, Found},
+    claim::{Claim, Claimed, Found},
     held::Held,
     request::in_order,
 };
@@ -26,16 +26,12 @@ use super::{
         Conn, Store, StoreError,
         rows::{DeviceRow, HandedOut, suite, timestamp},
     },
-    devices, idempotency, locks, tokens,
+    devices, idempotency, locks, steps, tokens,
 };
-pub use request::{HoldLimits, Reserve, ReserveError};
+pub use request::{HoldLimits, Reserve, ReserveError, Reserved};
 
 /// Reserves KeyPackages, or returns the kept answer if the same request was answered before.
-fn reserve(
-    conn: &mut Conn<'_>,
-    request: &Reserve,
-    as_of: AsOf,
-) -> Result<Result<ReserveResponse, ReserveError>, StoreError> {
+fn reserve(conn: &mut Conn<'_>, request: &Reserve, as_of: AsOf) -> Result<Result<Reserved, ReserveError>, StoreError> {
     if !tokens::has_token(conn, &request.by)? {
         return Ok(Err(ReserveError::TokenRevoked));
     }
@@ -43,11 +39,12 @@ fn reserve(
         // Takes this lock before the Idempotency-Key's row. A batch uses the same order.
         locks::hold_adders(conn, request.by_user.as_str())?;
     }
-    let Some(repeat) = &request.repeat else { return reserve_anew(conn, request, as_of) };
+    let Some(repeat) = &request.repeat else { return Ok(reserve_anew(conn, request, as_of)?.map(Reserved::first)) };
     if !idempotency::begin_answer(conn, request.by.device.0, repeat, as_of.now.as_second())? {
         let (first, answer) = idempotency::answer_of(conn, request.by.device.0, &repeat.key)?;
         return if first == repeat.request {
-            kept_answers::again(conn, request.by.device, &answer, as_of.now).map(Ok)
+            let answer = kept_answers::again(conn, request.by.device, &answer, as_of.now)?;
+            Ok(Ok(Reserved { answer, is_repeated: true }))
         } else {
             Ok(Err(ReserveError::IdempotencyMismatch))
         };
@@ -60,7 +57,7 @@ fn reserve(
         // The request reserved nothing, so its repetition may run as a new request.
         _ => drop(idempotency::drop_answer(conn, request.by.device.0, &repeat.key)?),
     }
-    Ok(outcome)
+    Ok(outcome.map(Reserved::first))
 }
 
 fn reserve_anew(
@@ -80,7 +77,8 @@ fn reserve_anew(
     if let Some(until) = held.over_the_limit(request, owners.len())? {
         return Ok(Err(ReserveError::TooManyHeld(until)));
     }
-    let mut reserved = ReserveResponse { reservations: Vec::new(), missing: absent(conn, request, &owners)? };
+    let mut reserved =
+        ReserveResponse { reservations: Vec::new(), missing: absent(conn, request, &owners)?, receipt: None };
     reserved.missing.extend_from_slice(&request.refused);
     // Every request works in ascending order of device id, so two requests that wait for rows cannot deadlock.
     owners.sort_unstable_by_key(|owner| owner.id.0);
@@ -133,11 +131,12 @@ fn reserve_of(
         until: request.until.as_second(),
         returned_by: as_of.returned_by(),
     };
-    let Some((handed_out, last_resort)) = pick(conn, &claim)? else {
+    let Some(claimed) = pick(conn, &claim)? else {
         reserved.missing.push(miss(owner, &claim, &exhausted::remaining(conn, &claim, as_of.now.as_second())?)?);
         return Ok(0);
     };
-    let (keypackage_ref, bytes, ciphersuite, not_after) = handed_out;
+    let Claimed { handed_out, step, event, before, last_resort } = claimed;
+    let HandedOut { keypackage_ref, bytes, ciphersuite, not_after, package_id } = handed_out;
     let size = bytes.len();
     audit::record(
         conn,
@@ -145,6 +144,11 @@ fn reserve_of(
             reservation: Some(claim.nonce),
             group_id: request.group_id.as_deref(),
             until: Some(claim.until),
+            id: event,
+            package_id: package_id.as_deref(),
+            step: Some(step),
+            bind: request.bind.as_ref().map(<[u8; 32]>::as_slice),
+            opened: before,
             ..Event::plain(
                 (owner.id.0, &keypackage_ref),
                 Action::Reserve,
@@ -164,38 +168,41 @@ fn reserve_of(
         not_after: timestamp(not_after)?,
         expires_at: request.until,
         last_resort,
+        handout: steps::handout(step, last_resort),
     });
     Ok(size)
 }
 
-/// Prefers fresh to returned KeyPackages, and both to the last resort. The flag says whether it is the last resort.
-fn pick(conn: &mut Conn<'_>, claim: &Claim<'_>) -> QueryResult<Option<(HandedOut, bool)>> {
+/// Prefers fresh to returned KeyPackages, and both to the last resort.
+fn pick(conn: &mut Conn<'_>, claim: &Claim<'_>) -> QueryResult<Option<Claimed>> {
     if let Some(fresh) = claim::claim_fresh(conn, claim)? {
-        return Ok(Some((fresh, false)));
+        return Ok(Some(fresh));
     }
     if let Some(returned) = claim::find_returned(conn, claim)? {
-        return Ok(Some((take(conn, claim, &returned)?, false)));
+        return take(conn, claim, &returned).map(Some);
     }
     // Skipped rows are locked by transactions that may still roll back, so wait for them before answering
     // `pool-exhausted`. Each round ends when one of them has committed.
     while exhausted::is_contended(conn, claim)? {
         if let Some(fresh) = claim::await_fresh(conn, claim)? {
-            return Ok(Some((take(conn, claim, &fresh)?, false)));
+            return take(conn, claim, &fresh).map(Some);
         }
         if let Some(returned) = claim::await_returned(conn, claim)? {
-            return Ok(Some((take(conn, claim, &returned)?, false)));
+            return take(conn, claim, &returned).map(Some);
         }
     }
-    Ok(claim::last_resort(conn, claim)?.map(|last_resort| (last_resort, true)))
+    let last_resort = claim::last_resort(conn, claim)?;
+    let claimed = |handed_out| Claimed { handed_out, step: steps::FIRST, event: None, before: None, last_resort: true };
+    Ok(last_resort.map(claimed))
 }
 
 /// Takes the KeyPackage that was found. If its last reservation has lapsed, notes that first: nothing else would record
 /// it.
-fn take(conn: &mut Conn<'_>, claim: &Claim<'_>, (last, is_held): &Found) -> QueryResult<HandedOut> {
-    if *is_held {
+fn take(conn: &mut Conn<'_>, claim: &Claim<'_>, found: &Found) -> QueryResult<Claimed> {
+    if let (last, true) = found {
         audit::record(conn, &[last.lapse(claim.returned_by)])?;
     }
-    claim::take(conn, claim, &last.keypackage_ref)
+    claim::take(conn, claim, found)
 }
 
 fn miss(owner: &DeviceRow, claim: &Claim<'_>, remaining: &[(i32, i64)]) -> Result<MissingDevice, StoreError> {
@@ -223,7 +230,7 @@ impl Store {
     ///
     /// # Errors
     /// When the database fails. Nothing is reserved then.
-    pub fn reserve(&self, request: &Reserve, as_of: AsOf) -> Result<Result<ReserveResponse, ReserveError>, StoreError> {
+    pub fn reserve(&self, request: &Reserve, as_of: AsOf) -> Result<Result<Reserved, ReserveError>, StoreError> {
         self.write("reserve", |conn| reserve(conn, request, as_of))
     }
 
@@ -236,9 +243,9 @@ impl Store {
         &self,
         requests: &[Reserve],
         as_of: AsOf,
-    ) -> Result<Vec<Option<Result<ReserveResponse, ReserveError>>>, StoreError> {
+    ) -> Result<Vec<Option<Result<Reserved, ReserveError>>>, StoreError> {
         match self.write_on_postgres("reserve", |conn| batch::reserve(conn, requests, as_of))? {
-            Some(served) => Ok(served.into_iter().map(|one| one.map(Ok)).collect()),
+            Some(served) => Ok(served.into_iter().map(|one| one.map(Reserved::first).map(Ok)).collect()),
             // SQLite has one writer, so no request waits for another.
             None => self.write("reserve", |conn| {
                 requests.iter().map(|request| reserve(conn, request, as_of).map(Some)).collect()

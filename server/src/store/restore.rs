@@ -7,20 +7,17 @@ mod lineage;
 
 use std::sync::Arc;
 
-use diesel::{
-    prelude::*,
-    sql_types::{BigInt, Text},
-};
-use keypool_openapi::{Action, State};
+use diesel::{prelude::*, sql_types::BigInt};
+use keypool_openapi::State;
 
 use self::lineage::{Row, SKIPPED, Signs};
 use super::database::{
     Conn, Store, StoreError, Watch,
     rows::Ended,
-    schema::{audit_events, idempotency_keys, key_packages},
+    schema::{idempotency_keys, key_packages},
     sql::statements,
 };
-use super::group_infos;
+use super::{group_infos, log, steps};
 use crate::{clock::Clock, config::Config, metrics::Metrics};
 pub(super) use lineage::{NOBODY, fenced_at};
 
@@ -78,29 +75,37 @@ struct TakeUp<'a> {
     now: i64,
 }
 
+/// Adds the events of what [`withdraw_all`] withdraws. Their leaves end hand-outs: see `steps`.
+const NOTE_WITHDRAWALS: &str = "INSERT INTO audit_events (device_id, keypackage_ref, action, last_resort, at, reservation, \
+                                package_id, step, opened) \
+                                SELECT device_id, keypackage_ref, 'revoke', false, $1, \
+                                CASE WHEN step & 3 = 1 THEN reservation END, package_id, \
+                                CASE WHEN step & 3 = 1 THEN step + 1 ELSE (step | 3) + 1 END, \
+                                CASE WHEN step & 3 = 1 THEN opened END \
+                                FROM key_packages WHERE live AND NOT last_resort";
+
+/// Withdraws all KeyPackages that may have been handed out, and returns their number. Last resorts stay: any number of
+/// adders may use one at any time.
+fn withdraw_all(conn: &mut Conn<'_>, now: i64) -> QueryResult<usize> {
+    match conn {
+        Conn::Postgres(conn) => {
+            let noted = format!(
+                "WITH noted AS ({NOTE_WITHDRAWALS} RETURNING id) INSERT INTO log_outbox (events) \
+                 SELECT array_agg(id) FROM noted WHERE EXISTS (SELECT 1 FROM log_origins) GROUP BY id / 1000"
+            );
+            diesel::sql_query(noted).bind::<BigInt, _>(now).execute(*conn)?;
+        }
+        Conn::Sqlite(conn) => drop(diesel::sql_query(NOTE_WITHDRAWALS).bind::<BigInt, _>(now).execute(*conn)?),
+    }
+    end_all(conn, now)
+}
+
 statements! {
-    /// Withdraws all KeyPackages that may have been handed out, and returns their number. Last resorts stay: any number
-    /// of adders may use one at any time.
-    pub(super) fn withdraw_all(conn, now: i64) -> QueryResult<usize> {
+    fn end_all(conn, now: i64) -> QueryResult<usize> {
         let live = key_packages::live.and(diesel::dsl::not(key_packages::last_resort));
-        let events = key_packages::table.filter(live).select((
-            key_packages::device_id,
-            key_packages::keypackage_ref,
-            <&str>::from(Action::Revoke).into_sql::<Text>(),
-            key_packages::last_resort,
-            now.into_sql::<BigInt>(),
-        ));
-        diesel::insert_into(audit_events::table)
-            .values(events)
-            .into_columns((
-                audit_events::device_id,
-                audit_events::keypackage_ref,
-                audit_events::action,
-                audit_events::last_resort,
-                audit_events::at,
-            ))
-            .execute(conn)?;
-        diesel::update(key_packages::table.filter(live)).set(Ended::new(State::Revoked, now)).execute(conn)
+        diesel::update(key_packages::table.filter(live))
+            .set((Ended::new(State::Revoked, now), key_packages::step.eq(steps::revoked_in_row())))
+            .execute(conn)
     }
 
     /// Deletes all kept answers: a repeated answer would name KeyPackages that are withdrawn.
@@ -155,6 +160,7 @@ fn fence(conn: &mut Conn<'_>, signs: Option<&Signs>, up: &TakeUp<'_>) -> QueryRe
     lineage::hold_pools(conn)?;
     let withdrawn = withdraw_all(conn, up.now)?;
     forget_all_answers(conn)?;
+    log::begin_another(conn, up.now)?;
     // The members may be in later epochs. A device that came back by a GroupInfo of the backup would take an epoch that they
     // have left, and change the proof that the next Commit has to show.
     group_infos::forget_all(conn)?;

@@ -3,17 +3,18 @@
 use std::collections::{HashMap, HashSet};
 
 use diesel::prelude::*;
-use keypool_openapi::{Action, EndedKeyPackage, KeyPackageRef, State};
+use keypool_openapi::{EndedKeyPackage, KeyPackageRef, State};
 
 use super::{
     as_of::{AsOf, is_live},
-    audit::{self, Event},
+    audit::{self, Withdrawn, withdrawn},
     database::{
         Conn, Failure, Store, StoreError,
-        rows::{DeviceId, Ended, RevokedColumns},
+        rows::{DeviceId, Ended},
         schema::key_packages,
         sql::statements,
     },
+    steps,
     tokens::{ShownToken, TokenRevoked, hold_caller},
 };
 
@@ -33,23 +34,23 @@ type StateColumns = (Vec<u8>, String, i64, Option<i64>);
 
 statements! {
     /// Revokes all KeyPackages that can still be handed out or spent. Lapsed or expired ones keep that state.
-    pub(super) fn revoke_live(conn, owner: i64, as_of: AsOf) -> QueryResult<Vec<RevokedColumns>> {
+    pub(super) fn revoke_live(conn, owner: i64, as_of: AsOf) -> QueryResult<Vec<Withdrawn>> {
         let now = as_of.now.as_second();
         diesel::update(key_packages::table)
             .filter(key_packages::device_id.eq(owner))
             .filter(is_live(now, as_of.retired_by()))
-            .set(Ended::new(State::Revoked, now))
-            .returning((key_packages::keypackage_ref, key_packages::last_resort))
+            .set((Ended::new(State::Revoked, now), key_packages::step.eq(steps::revoked_in_row())))
+            .returning(withdrawn())
             .get_results(conn)
     }
 
-    pub(super) fn revoke_refs(conn, owner: i64, refs: &[&[u8]], as_of: AsOf) -> QueryResult<Vec<RevokedColumns>> {
+    pub(super) fn revoke_refs(conn, owner: i64, refs: &[&[u8]], as_of: AsOf) -> QueryResult<Vec<Withdrawn>> {
         let now = as_of.now.as_second();
         diesel::update(key_packages::table)
             .filter(key_packages::device_id.eq(owner).and(key_packages::keypackage_ref.eq_any(refs)))
             .filter(is_live(now, as_of.retired_by()))
-            .set(Ended::new(State::Revoked, now))
-            .returning((key_packages::keypackage_ref, key_packages::last_resort))
+            .set((Ended::new(State::Revoked, now), key_packages::step.eq(steps::revoked_in_row())))
+            .returning(withdrawn())
             .get_results(conn)
     }
 
@@ -82,19 +83,12 @@ fn note(
     conn: &mut Conn<'_>,
     owner: DeviceId,
     by: Option<DeviceId>,
-    rows: Vec<RevokedColumns>,
+    rows: Vec<Withdrawn>,
     now: i64,
 ) -> Result<Vec<KeyPackageRef>, StoreError> {
-    let events: Vec<_> = rows
-        .iter()
-        .map(|(keypackage_ref, last_resort)| {
-            Event::plain((owner.0, keypackage_ref), Action::Revoke, by.map(|by| by.0), *last_resort, now)
-        })
-        .collect();
-    if !events.is_empty() {
-        audit::record(conn, &events)?;
-    }
-    Ok(rows.into_iter().map(|(keypackage_ref, _)| keypackage_ref.into()).collect())
+    let events: Vec<_> = rows.iter().map(|row| row.revoke(owner.0, by.map(|by| by.0), now)).collect();
+    audit::record(conn, &events)?;
+    Ok(rows.into_iter().map(|row| row.keypackage_ref.into()).collect())
 }
 
 fn revoke_some(

@@ -9,14 +9,14 @@ use keypool_validation::signature_key::{HEAD, signature_key_in};
 
 use super::{
     as_of::{AsOf, is_live},
-    audit::{self, Event},
+    audit::{self, Withdrawn, withdrawn},
     database::{
         Conn, Store, StoreError,
-        rows::{DeviceId, Ended, RevokedColumns, suite, timestamp},
+        rows::{DeviceId, Ended, suite, timestamp},
         schema::{audit_events, devices, key_packages, signature_keys, users},
         sql::statements,
     },
-    locks, notify,
+    locks, notify, steps,
     tokens::{ShownToken, valid},
 };
 
@@ -196,14 +196,14 @@ statements! {
             .get_result(conn)
     }
 
-    pub(super) fn revoke_available(conn, device: i64, suite: i32, as_of: AsOf) -> QueryResult<Vec<RevokedColumns>> {
+    pub(super) fn revoke_available(conn, device: i64, suite: i32, as_of: AsOf) -> QueryResult<Vec<Withdrawn>> {
         let now = as_of.now.as_second();
         diesel::update(key_packages::table)
             .filter(key_packages::device_id.eq(device).and(key_packages::ciphersuite.eq(suite)))
             .filter(is_live(now, as_of.retired_by()))
             .filter(key_packages::reserved_until.is_null().or(key_packages::reserved_until.le(now)))
-            .set(Ended::new(State::Revoked, now))
-            .returning((key_packages::keypackage_ref, key_packages::last_resort))
+            .set((Ended::new(State::Revoked, now), key_packages::step.eq(steps::revoked_in_row())))
+            .returning(withdrawn())
             .get_results(conn)
     }
 
@@ -264,13 +264,8 @@ pub(super) fn change_key(
 ) -> Result<Vec<DeviceId>, StoreError> {
     let (device, suite, now) = (registration.device.0, i32::from(change.ciphersuite), as_of.now.as_second());
     let revoked = revoke_available(conn, device, suite, as_of)?;
-    let events: Vec<_> = revoked
-        .iter()
-        .map(|(name, last_resort)| Event::plain((device, name), Action::Revoke, Some(device), *last_resort, now))
-        .collect();
-    if !events.is_empty() {
-        audit::record(conn, &events)?;
-    }
+    let events: Vec<_> = revoked.iter().map(|row| row.revoke(device, Some(device), now)).collect();
+    audit::record(conn, &events)?;
     end_with_reservation(conn, device, suite, now)?;
     close_key(conn, registration, suite, now)?;
     open_key(

@@ -5,10 +5,11 @@ mod request;
 
 use diesel::{
     prelude::*,
-    sql_types::{BigInt, Binary},
+    sql_types::{BigInt, Binary, Integer, Nullable},
 };
 use jiff::Timestamp;
 use keypool_openapi::{Action, State};
+use keypool_transparency::package::PackageId;
 
 use self::request::SPENDABLE;
 use super::{
@@ -19,10 +20,12 @@ use super::{
         schema::key_packages,
         sql::{push, statement, statements},
     },
+    locks,
     reservations::{ReservationError, holder, unknown},
+    steps::{self, Leaves},
     tokens,
 };
-pub use request::{Spend, Spent};
+pub use request::{Spend, SpendStep, Spent};
 
 /// Statement that marks a KeyPackage as spent.
 struct Mark<'a> {
@@ -30,9 +33,10 @@ struct Mark<'a> {
     now: i64,
 }
 
-statement!(Mark, Binary, both => |this, out| {
+statement!(Mark, (Binary, Nullable<Binary>, Integer, Nullable<BigInt>), both => |this, out| {
     push!(out, r"UPDATE key_packages
-SET state = 'spent', ended_at = {now}, key_package = {nothing}, spent_group = {group_id}
+SET state = 'spent', ended_at = {now}, key_package = {nothing}, spent_group = {group_id},
+    step = CASE WHEN step & 3 = 1 THEN step + 1 ELSE (step | 3) + 4 END
 WHERE device_id = {owner} AND reservation = {nonce} AND reserved_by = {actor} AND ",
         now: BigInt = &this.now,
         nothing: Binary = &[][..],
@@ -42,11 +46,20 @@ WHERE device_id = {owner} AND reservation = {nonce} AND reserved_by = {actor} AN
         actor: BigInt = &this.spend.by.device.0,
     );
     push!(out, SPENDABLE);
-    push!(out, " RETURNING keypackage_ref");
+    push!(out, " RETURNING keypackage_ref, package_id, step, opened");
 });
 
+/// A KeyPackage that was spent.
+#[derive(Queryable)]
+pub(super) struct Used {
+    keypackage_ref: Vec<u8>,
+    package_id: Option<Vec<u8>>,
+    step: i32,
+    opened: Option<i64>,
+}
+
 statements! {
-    pub(super) fn spend_reserved(conn, spend: &Spend, now: i64) -> QueryResult<Option<Vec<u8>>> {
+    pub(super) fn spend_reserved(conn, spend: &Spend, now: i64) -> QueryResult<Option<Used>> {
         Mark { spend, now }.get_result(conn).optional()
     }
 
@@ -92,9 +105,11 @@ fn spend_or_find(
     now: Timestamp,
 ) -> Result<Result<(Spent, bool), ReservationError>, StoreError> {
     let (owner, nonce) = (request.reservation.owner, nonce_of(&request.reservation));
-    if let Some(keypackage_ref) = spend_reserved(conn, request, now.as_second())? {
-        audit::record(conn, &[spend_event(request, &keypackage_ref, false, now)])?;
-        return Ok(Ok((Spent { keypackage_ref: keypackage_ref.into(), state: State::Spent, spent_at: now }, true)));
+    if let Some(used) = spend_reserved(conn, request, now.as_second())? {
+        audit::record(conn, &[spend_event(request, &used, false, now)])?;
+        let logged = Some(spend_step(used.package_id.as_deref(), used.step, false));
+        let keypackage_ref = used.keypackage_ref.into();
+        return Ok(Ok((Spent { keypackage_ref, state: State::Spent, spent_at: now, logged }, true)));
     }
     if let Some(holder) = holder(conn, &request.reservation)? {
         if holder.reserved_by != Some(request.by.device.0) {
@@ -103,35 +118,64 @@ fn spend_or_find(
         return match holder.ended_at {
             Some(at) if holder.state == State::Spent.as_ref() => Ok(again(
                 holder.spent_group.as_deref() == Some(request.group_id.as_slice()),
-                Spent { keypackage_ref: holder.keypackage_ref.into(), state: State::Spent, spent_at: timestamp(at)? },
+                Spent {
+                    keypackage_ref: holder.keypackage_ref.into(),
+                    state: State::Spent,
+                    spent_at: timestamp(at)?,
+                    logged: None,
+                },
             )),
             _ => Ok(Err(ReservationError::Lapsed)),
         };
     }
-    let traces = audit::traces(conn, owner, nonce)?;
-    let first = match traces.first() {
+    let keypackage_ref = match audit::traces(conn, owner, nonce)?.first() {
         None => return Ok(Err(unknown(conn)?)),
         Some(trace) if trace.actor != Some(request.by.device.0) => return Ok(Err(ReservationError::NotYours)),
         Some(trace) if !trace.last_resort => return Ok(Err(ReservationError::Lapsed)),
-        Some(trace) => trace,
+        Some(trace) => trace.keypackage_ref.clone(),
     };
-    let keypackage_ref = first.keypackage_ref.clone().into();
+    spend_last_resort(conn, request, &keypackage_ref, now)
+}
+
+/// Spends a reservation of a last resort, of which only the trail knows.
+fn spend_last_resort(
+    conn: &mut Conn<'_>,
+    request: &Spend,
+    keypackage_ref: &[u8],
+    now: Timestamp,
+) -> Result<Result<(Spent, bool), ReservationError>, StoreError> {
+    let owner = request.reservation.owner;
+    // Of two repetitions at once, one waits here, and then finds that the other has spent it.
+    let package_id = locks::hold_package(conn, keypackage_ref)?;
+    let traces = audit::traces(conn, owner, nonce_of(&request.reservation))?;
+    let used = Used { keypackage_ref: keypackage_ref.to_vec(), package_id, step: steps::USED, opened: None };
+    let keypackage_ref = used.keypackage_ref.clone().into();
     if let Some(spent) = traces.iter().find(|trace| trace.is(Action::Spend)) {
         let same_group = spent.group_id.as_deref() == Some(request.group_id.as_slice());
         return Ok(again(
             same_group,
-            Spent { keypackage_ref, state: State::Available, spent_at: timestamp(spent.at)? },
+            Spent { keypackage_ref, state: State::Available, spent_at: timestamp(spent.at)?, logged: None },
         ));
     }
     // No row holds the reservations of a last resort, so they end here if its owner has revoked it. A last resort that
     // was merely replaced may already be in a Commit, so it can still be spent.
-    if let Some(suite) = suite_of_revoked(conn, &first.keypackage_ref)?
+    if let Some(suite) = suite_of_revoked(conn, &used.keypackage_ref)?
         && !keeps_last_resort(conn, owner, suite)?
     {
         return Ok(Err(ReservationError::Lapsed));
     }
-    audit::record(conn, &[spend_event(request, &first.keypackage_ref, true, now)])?;
-    Ok(Ok((Spent { keypackage_ref, state: State::Available, spent_at: now }, true)))
+    audit::record(conn, &[spend_event(request, &used, true, now)])?;
+    let logged = Some(spend_step(used.package_id.as_deref(), used.step, true));
+    Ok(Ok((Spent { keypackage_ref, state: State::Available, spent_at: now, logged }, true)))
+}
+
+/// What the log gets of a spend.
+fn spend_step(package_id: Option<&[u8]>, step: i32, last_resort: bool) -> SpendStep {
+    SpendStep {
+        package: package_id.and_then(|id| id.try_into().ok()).map(PackageId),
+        handout: steps::handout(step, last_resort),
+        is_late: matches!(steps::leaves(step), Leaves::Both(_)),
+    }
 }
 
 /// Answers a repeated spend: the same answer for the same group, an error for another group.
@@ -139,12 +183,16 @@ fn again(same_group: bool, spent: Spent) -> Result<(Spent, bool), ReservationErr
     if same_group { Ok((spent, false)) } else { Err(ReservationError::AlreadySpent) }
 }
 
-fn spend_event<'a>(spend: &'a Spend, keypackage_ref: &'a [u8], last_resort: bool, now: Timestamp) -> Event<'a> {
+fn spend_event<'a>(spend: &'a Spend, used: &'a Used, last_resort: bool, now: Timestamp) -> Event<'a> {
     Event {
         reservation: Some(nonce_of(&spend.reservation)),
         group_id: Some(&spend.group_id),
+        package_id: used.package_id.as_deref(),
+        step: Some(used.step),
+        bind: spend.bind.as_ref().map(<[u8; 32]>::as_slice),
+        opened: used.opened,
         ..Event::plain(
-            (spend.reservation.owner, keypackage_ref),
+            (spend.reservation.owner, &used.keypackage_ref),
             Action::Spend,
             Some(spend.by.device.0),
             last_resort,

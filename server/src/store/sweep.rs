@@ -15,7 +15,7 @@ use super::{
         schema::key_packages,
         sql::statements,
     },
-    group_infos, messages,
+    group_infos, messages, steps,
 };
 
 /// How long the GroupInfo of a group without a new Commit is kept, in seconds: 180 days.
@@ -86,7 +86,13 @@ fn delete_some(table: &str, key: &str, which: &str, limit: i64) -> SqlQuery {
 statements! {
     pub(super) fn give_back(conn, refs: &[&[u8]]) -> QueryResult<usize> {
         diesel::update(key_packages::table.filter(key_packages::keypackage_ref.eq_any(refs)))
-            .set(key_packages::state.eq(State::Available.as_ref()))
+            .set((key_packages::state.eq(State::Available.as_ref()), key_packages::step.eq(steps::ended_in_row())))
+            .execute(conn)
+    }
+
+    pub(super) fn retire_lapsed(conn, refs: &[&[u8]], now: i64) -> QueryResult<usize> {
+        diesel::update(key_packages::table.filter(key_packages::keypackage_ref.eq_any(refs)))
+            .set((Ended::new(State::Retired, now), key_packages::step.eq(steps::ended_in_row())))
             .execute(conn)
     }
 
@@ -134,7 +140,7 @@ fn lapse(
     let last = rows.last().and_then(|row| row.reserved_by).map_or(from, DeviceId);
     let refs: Vec<_> = rows.iter().map(|row| row.keypackage_ref.as_slice()).collect();
     if retire {
-        end(conn, &refs, State::Retired, now)?
+        retire_lapsed(conn, &refs, now)?
     } else {
         give_back(conn, &refs)?
     };

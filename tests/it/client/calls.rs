@@ -62,7 +62,7 @@ async fn every_call_survives_a_lost_request_and_a_lost_answer(
 
     proxy.next(&[fault]);
     let reservation_id = held.reservation_id;
-    let spend = SpendRequest { reservation_id, group_id: Base64Bytes(b"friends".to_vec()) };
+    let spend = SpendRequest::new(reservation_id, Base64Bytes(b"friends".to_vec()));
     assert_eq!(bob.spend_key_package(&spend).await.unwrap().state, State::Spent);
     twice(&proxy);
     proxy.next(&[fault]);

@@ -114,7 +114,7 @@ impl World<'_> {
 /// The reservations and the missing devices; a problem if nothing was reserved, with the reason of a missing device.
 fn reserved(answer: &Answer) -> (Vec<Reservation>, Vec<MissingDevice>) {
     if answer.status == 200 {
-        let ReserveResponse { reservations, missing } = parse(answer.json.clone());
+        let ReserveResponse { reservations, missing, .. } = parse(answer.json.clone());
         assert!(!reservations.is_empty());
         return (reservations, missing);
     }

@@ -82,8 +82,14 @@ fn example(operation: &str) -> Option<Example> {
         "upload_key_packages" => of(json(&UploadRequest::of(vec![KEY_PACKAGE.to_owned()])), value(&uploaded())),
         "reserve_key_packages" => of(json(&reserve()), value(&reserved())),
         "spend_reservation" => of(
-            json(&SpendRequest { reservation_id: reservation_id(), group_id: group() }),
-            value(&SpendResponse { keypackage_ref: hash(0xa1), state: State::Spent, spent_at: time(30) }),
+            json(&SpendRequest { bind: Some(bind()), ..SpendRequest::new(reservation_id(), group()) }),
+            value(&SpendResponse {
+                keypackage_ref: hash(0xa1),
+                state: State::Spent,
+                spent_at: time(30),
+                handout: Some(0),
+                receipt: None,
+            }),
         ),
         "release_reservation" => of(
             json(&ReleaseRequest { reservation_id: reservation_id() }),
@@ -204,12 +210,23 @@ fn uploaded() -> UploadResponse {
     }
 }
 
+fn bind() -> Base64Bytes {
+    Base64Bytes(vec![0xb1; 32])
+}
+
 fn reserve() -> ReserveRequest {
-    ReserveRequest { ciphersuite: Some(1), group_id: Some(group()), ttl: Some(60), ..ReserveRequest::of(user(OWNER)) }
+    ReserveRequest {
+        ciphersuite: Some(1),
+        group_id: Some(group()),
+        ttl: Some(60),
+        bind: Some(bind()),
+        ..ReserveRequest::of(user(OWNER))
+    }
 }
 
 fn reserved() -> ReserveResponse {
     ReserveResponse {
+        receipt: None,
         reservations: vec![Reservation {
             reservation_id: reservation_id(),
             user: user(OWNER),
@@ -220,6 +237,7 @@ fn reserved() -> ReserveResponse {
             not_after: not_after(),
             expires_at: time(60),
             last_resort: false,
+            handout: Some(0),
         }],
         missing: vec![MissingDevice {
             user: user(OWNER),

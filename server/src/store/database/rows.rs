@@ -70,6 +70,7 @@ pub(crate) struct NewKeyPackage<'a> {
     pub not_after: i64,
     pub last_resort: bool,
     pub state: &'static str,
+    pub package_id: &'a [u8],
 }
 
 /// The end of a KeyPackage's life. It is never handed out again, and only its ref is kept.
@@ -98,11 +99,16 @@ pub(crate) struct NewHpkeKey<'a> {
     pub not_after: i64,
 }
 
-/// Ref, and whether it was a last resort.
-pub(crate) type RevokedColumns = (Vec<u8>, bool);
-
-/// Ref, bytes, ciphersuite and `not_after` of a KeyPackage that is handed out.
-pub(crate) type HandedOut = (Vec<u8>, Vec<u8>, i32, i64);
+/// A KeyPackage that is handed out.
+#[derive(Clone, Debug, Queryable)]
+pub(crate) struct HandedOut {
+    pub keypackage_ref: Vec<u8>,
+    pub bytes: Vec<u8>,
+    pub ciphersuite: i32,
+    pub not_after: i64,
+    /// Its name in the log.
+    pub package_id: Option<Vec<u8>>,
+}
 
 pub(crate) fn nonce_of(reservation: &ReservationId) -> &[u8] {
     Uuid::as_bytes(&reservation.nonce).as_slice()

@@ -39,6 +39,9 @@ diesel::table! {
         handed_out -> Bool,
         held -> Bool,
         live -> Bool,
+        package_id -> Nullable<Binary>,
+        step -> Integer,
+        opened -> Nullable<BigInt>,
     }
 }
 
@@ -64,6 +67,10 @@ diesel::table! {
         at -> BigInt,
         until -> Nullable<BigInt>,
         signature_key -> Nullable<Binary>,
+        package_id -> Nullable<Binary>,
+        step -> Nullable<Integer>,
+        bind -> Nullable<Binary>,
+        opened -> Nullable<BigInt>,
     }
 }
 
@@ -162,6 +169,51 @@ diesel::table! {
     server_keys (name) {
         name -> Text,
         key -> Binary,
+    }
+}
+
+diesel::table! {
+    log_origins (k) {
+        k -> Integer,
+        name -> Text,
+        key -> Nullable<Text>,
+        key_note -> Nullable<Text>,
+        kept_size -> Nullable<BigInt>,
+        kept_root -> Nullable<Binary>,
+    }
+}
+
+diesel::table! {
+    log_state (id) {
+        id -> Integer,
+        k -> Integer,
+        size -> BigInt,
+        root -> Binary,
+        at -> BigInt,
+        last_event -> BigInt,
+    }
+}
+
+diesel::table! {
+    log_tiles (k, level, number) {
+        k -> Integer,
+        level -> SmallInt,
+        number -> BigInt,
+        bytes -> Binary,
+    }
+}
+
+diesel::table! {
+    log_positions (chunk) {
+        chunk -> BigInt,
+        positions -> Binary,
+    }
+}
+
+diesel::table! {
+    log_secrets (device_id) {
+        device_id -> BigInt,
+        secret -> Binary,
     }
 }
 

@@ -59,6 +59,7 @@ pub(super) fn reserve(
                 until: request.until.as_second(),
                 usable_until: as_of.usable_until(),
                 group_id: request.group_id.as_deref(),
+                bind: request.bind.as_ref().map(<[u8; 32]>::as_slice),
                 // Only the first target of each request has these.
                 token: token.take(),
                 spare: spare.take(),
@@ -108,9 +109,11 @@ fn answers(requests: &[Reserve], taken: Vec<Taken>) -> Result<HashMap<i64, Reser
         let request = usize::try_from(number).ok().and_then(|number| requests.get(number));
         let request = request
             .ok_or_else(|| StoreError::fatal(anyhow::anyhow!("no request is for a KeyPackage that was taken")))?;
-        let answer = served
-            .entry(number)
-            .or_insert_with(|| ReserveResponse { reservations: Vec::new(), missing: request.refused.clone() });
+        let answer = served.entry(number).or_insert_with(|| ReserveResponse {
+            reservations: Vec::new(),
+            missing: request.refused.clone(),
+            receipt: None,
+        });
         answer.reservations.push(Reservation {
             reservation_id: ReservationId { owner, nonce: request.nonce },
             user: user.try_into().map_err(StoreError::fatal)?,
@@ -121,6 +124,7 @@ fn answers(requests: &[Reserve], taken: Vec<Taken>) -> Result<HashMap<i64, Reser
             not_after: timestamp(not_after)?,
             expires_at: request.until,
             last_resort: false,
+            handout: Some(0),
         });
     }
     Ok(served.into_iter().map(|(number, answer)| (number, in_order(answer))).collect())

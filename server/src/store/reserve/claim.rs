@@ -5,19 +5,20 @@
 use diesel::{
     pg::Pg,
     prelude::*,
-    sql_types::{BigInt, Binary, Integer},
+    sql_types::{BigInt, Binary, Integer, Nullable},
     sqlite::Sqlite,
 };
 use keypool_openapi::State;
 
 use crate::store::{
-    audit::LastReservation,
+    audit::{LastReservation, SQLITE_NEXT_ID, next_id},
     database::{
         Conn,
         rows::HandedOut,
         schema::key_packages,
         sql::{push, statement, statements},
     },
+    steps,
 };
 
 /// Selects the KeyPackages of a device that a request may take, and names the adder.
@@ -32,6 +33,20 @@ pub(super) struct Claim<'a> {
     /// A KeyPackage whose reservation ended at or before this second may be handed out again.
     pub returned_by: i64,
 }
+
+/// A KeyPackage that was taken.
+pub(super) struct Claimed {
+    pub handed_out: HandedOut,
+    /// The number of the step.
+    pub step: i32,
+    /// The id of its event; `None` if the row does not name it.
+    pub event: Option<i64>,
+    /// The event that began the hand-out before this one.
+    pub before: Option<i64>,
+    pub last_resort: bool,
+}
+
+type HandedOutColumns = (Binary, Binary, Integer, BigInt, Nullable<Binary>);
 
 /// A KeyPackage that may be taken, and whether the lapse of its last reservation is not yet recorded.
 pub(super) type Found = (LastReservation, bool);
@@ -65,9 +80,10 @@ macro_rules! push_next {
 /// Takes a fresh KeyPackage on `PostgreSQL`.
 struct Fresh<'a>(&'a Claim<'a>);
 
-statement!(Fresh, (Binary, Binary, Integer, BigInt), Pg, PgConnection => |this, out| {
+statement!(Fresh, (HandedOutColumns, BigInt), Pg, PgConnection => |this, out| {
     push!(out, r"UPDATE key_packages
-SET state = 'reserved', reservation = {nonce}, reserved_by = {by}, reserved_until = {until}
+SET state = 'reserved', reservation = {nonce}, reserved_by = {by}, reserved_until = {until}, step = 1,
+    opened = nextval('audit_events_id_seq')
 WHERE keypackage_ref = ",
         nonce: Binary = this.0.nonce,
         by: BigInt = &this.0.by,
@@ -75,47 +91,67 @@ WHERE keypackage_ref = ",
     );
     push_next!(out, this.0, "keypackage_ref", " FOR UPDATE SKIP LOCKED");
     push!(out, r"
-RETURNING keypackage_ref, key_package, ciphersuite, not_after");
+RETURNING keypackage_ref, key_package, ciphersuite, not_after, package_id, opened");
 });
 
 /// Finds a fresh KeyPackage on SQLite. [`Take`] takes it then, and no other transaction can come between the two. A
 /// single `UPDATE` with `RETURNING` would need a temporary table and a statement journal.
 struct Find<'a>(&'a Claim<'a>);
 
-statement!(Find, (BigInt, (Binary, Binary, Integer, BigInt)), Sqlite, SqliteConnection => |this, out| {
-    push!(out, r"SELECT rowid, keypackage_ref, key_package, ciphersuite, not_after FROM key_packages
-WHERE rowid = ");
+statement!(Find, (BigInt, HandedOutColumns, BigInt), Sqlite, SqliteConnection => |this, out| {
+    push!(out, "SELECT rowid, keypackage_ref, key_package, ciphersuite, not_after, package_id, ");
+    push!(out, SQLITE_NEXT_ID);
+    push!(out, r"
+FROM key_packages WHERE rowid = ");
     push_next!(out, this.0, "rowid", "");
 });
 
 struct Take<'a> {
     claim: &'a Claim<'a>,
     rowid: i64,
+    event: i64,
 }
 
 statement!(Take, (), Sqlite, SqliteConnection => |this, out| {
     push!(out, r"UPDATE key_packages
-SET state = 'reserved', reservation = {nonce}, reserved_by = {by}, reserved_until = {until}
+SET state = 'reserved', reservation = {nonce}, reserved_by = {by}, reserved_until = {until}, step = 1, opened = {event}
 WHERE rowid = {rowid}",
         nonce: Binary = this.claim.nonce,
         by: BigInt = &this.claim.by,
         until: BigInt = &this.claim.until,
+        event: BigInt = &this.event,
         rowid: BigInt = &this.rowid,
     );
 });
 
 /// Takes a fresh KeyPackage: the first at or after the nonce, or else the first of all. Refs are hashes, so a random
 /// nonce spreads adders over the pool. Skips rows that another transaction has locked.
-pub(super) fn claim_fresh(conn: &mut Conn<'_>, claim: &Claim<'_>) -> QueryResult<Option<HandedOut>> {
-    match conn {
-        Conn::Postgres(conn) => Fresh(claim).get_result(*conn).optional(),
+pub(super) fn claim_fresh(conn: &mut Conn<'_>, claim: &Claim<'_>) -> QueryResult<Option<Claimed>> {
+    let (handed_out, event) = match conn {
+        Conn::Postgres(conn) => match Fresh(claim).get_result(*conn).optional()? {
+            Some(found) => found,
+            None => return Ok(None),
+        },
         Conn::Sqlite(conn) => {
-            let found: Option<(i64, HandedOut)> = Find(claim).get_result(*conn).optional()?;
-            let Some((rowid, handed_out)) = found else { return Ok(None) };
-            Take { claim, rowid }.execute(*conn)?;
-            Ok(Some(handed_out))
+            let found: Option<(i64, HandedOut, i64)> = Find(claim).get_result(*conn).optional()?;
+            let Some((rowid, handed_out, event)) = found else { return Ok(None) };
+            Take { claim, rowid, event }.execute(*conn)?;
+            (handed_out, event)
         }
+    };
+    Ok(Some(Claimed { handed_out, step: steps::FIRST, event: Some(event), before: None, last_resort: false }))
+}
+
+/// Reserves a KeyPackage whose row this transaction has locked. The last time that it may be handed out, it expires with the
+/// reservation.
+pub(super) fn take(conn: &mut Conn<'_>, claim: &Claim<'_>, (last, is_held): &Found) -> QueryResult<Claimed> {
+    let at_rest = if *is_held { steps::ended(last.step) } else { last.step };
+    let (event, step) = (next_id(conn)?, steps::opened(at_rest));
+    let handed_out = reserve_again(conn, claim, &last.keypackage_ref, step, event)?;
+    if steps::is_last(step) && claim.until < handed_out.not_after {
+        expire_with_reservation(conn, &last.keypackage_ref, claim.until)?;
     }
+    Ok(Claimed { handed_out, step, event: Some(event), before: last.opened, last_resort: false })
 }
 
 #[diesel::dsl::auto_type(no_type_alias)]
@@ -176,22 +212,34 @@ pub(super) fn await_returned(conn: &mut Conn<'_>, claim: &Claim<'_>) -> QueryRes
 }
 
 statements! {
-    /// Reserves a KeyPackage whose row this transaction has locked.
-    pub(super) fn take(conn, claim: &Claim<'_>, keypackage_ref: &[u8]) -> QueryResult<HandedOut> {
+    fn reserve_again(
+        conn,
+        claim: &Claim<'_>,
+        keypackage_ref: &[u8],
+        step: i32,
+        event: i64
+    ) -> QueryResult<HandedOut> {
         diesel::update(key_packages::table.find(keypackage_ref))
             .set((
                 key_packages::state.eq(State::Reserved.as_ref()),
                 key_packages::reservation.eq(claim.nonce),
                 key_packages::reserved_by.eq(claim.by),
                 key_packages::reserved_until.eq(claim.until),
+                key_packages::step.eq(step),
+                key_packages::opened.eq(event),
             ))
             .returning((
                 key_packages::keypackage_ref,
                 key_packages::key_package,
                 key_packages::ciphersuite,
                 key_packages::not_after,
+                key_packages::package_id,
             ))
             .get_result(conn)
+    }
+
+    fn expire_with_reservation(conn, keypackage_ref: &[u8], until: i64) -> QueryResult<usize> {
+        diesel::update(key_packages::table.find(keypackage_ref)).set(key_packages::not_after.eq(until)).execute(conn)
     }
 
     /// Finds the last resort. It is not locked, so that any number of adders can get it at once.
@@ -206,6 +254,7 @@ statements! {
                 key_packages::key_package,
                 key_packages::ciphersuite,
                 key_packages::not_after,
+                key_packages::package_id,
             ))
             .first(conn)
             .optional()
@@ -229,7 +278,10 @@ mod tests {
             debug_query::<Pg, _>(&returned!(claim).for_update().skip_locked()).to_string()
         );
         insta::assert_snapshot!("sqlite_fresh", debug_query::<Sqlite, _>(&Find(&claim)).to_string());
-        insta::assert_snapshot!("sqlite_take", debug_query::<Sqlite, _>(&Take { claim: &claim, rowid: 5 }).to_string());
+        insta::assert_snapshot!(
+            "sqlite_take",
+            debug_query::<Sqlite, _>(&Take { claim: &claim, rowid: 5, event: 6 }).to_string()
+        );
         insta::assert_snapshot!("sqlite_returned", debug_query::<Sqlite, _>(&returned!(claim)).to_string());
     }
 }

@@ -38,6 +38,9 @@ struct KeptReservation {
     not_after: Timestamp,
     expires_at: Timestamp,
     last_resort: bool,
+    /// Answers of the version before have none.
+    #[serde(default)]
+    handout: Option<u32>,
 }
 
 statements! {
@@ -67,6 +70,7 @@ pub(super) fn keep(answer: &ReserveResponse) -> Result<Vec<u8>, StoreError> {
         not_after: one.not_after,
         expires_at: one.expires_at,
         last_resort: one.last_resort,
+        handout: one.handout,
     };
     let reservations = answer.reservations.iter().map(kept).collect();
     serde_json::to_vec(&KeptAnswer { reservations, missing: answer.missing.clone() }).map_err(StoreError::fatal)
@@ -80,13 +84,13 @@ pub(super) fn again(
     now: Timestamp,
 ) -> Result<ReserveResponse, StoreError> {
     let KeptAnswer { reservations, missing } = serde_json::from_slice(kept).map_err(StoreError::fatal)?;
-    let mut answer = ReserveResponse { reservations: Vec::new(), missing };
+    let mut answer = ReserveResponse { reservations: Vec::new(), missing, receipt: None };
     // All reservations of one answer have the same nonce.
     let Some(nonce) = reservations.first().map(|one| nonce_of(&one.reservation_id).to_vec()) else { return Ok(answer) };
     let refs: Vec<_> = reservations.iter().map(|one| one.keypackage_ref.as_bytes()).collect();
     let mut held: HashMap<_, _> = still_held(conn, by, &nonce, &refs, now.as_second())?.into_iter().collect();
     for one in reservations {
-        let KeptReservation { user, device, ciphersuite, not_after, expires_at, last_resort, .. } = one;
+        let KeptReservation { user, device, ciphersuite, not_after, expires_at, last_resort, handout, .. } = one;
         if let Some(bytes) = held.remove(one.keypackage_ref.as_bytes()) {
             answer.reservations.push(Reservation {
                 reservation_id: one.reservation_id,
@@ -98,6 +102,7 @@ pub(super) fn again(
                 not_after,
                 expires_at,
                 last_resort,
+                handout,
             });
         } else {
             let (device, reason) = (Some(device), MissingReason::ReservationLapsed);

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use jiff::Timestamp;
-use keypool_openapi::{DeviceName, MissingDevice, ReserveResponse, UserName};
+use keypool_openapi::{DeviceName, MissingDevice, Proof, ReserveResponse, UserName};
 use uuid::Uuid;
 
 use crate::store::{idempotency::IdempotencyKey, tokens::ShownToken};
@@ -30,6 +30,8 @@ pub struct Reserve {
     pub ciphersuite: Option<u16>,
     /// The group that the KeyPackages are for.
     pub group_id: Option<Vec<u8>>,
+    /// The random bytes that the adder binds the log's leaf with.
+    pub bind: Option<[u8; 32]>,
     /// The adder's token.
     pub by: ShownToken,
     /// The adder's user.
@@ -41,8 +43,26 @@ pub struct Reserve {
     pub until: Timestamp,
     /// The most that the caller may hold at the same time; `None` if there is no limit.
     pub limits: Option<HoldLimits>,
+    /// What the caller wants that binds the server. The store does not read it.
+    pub proof: Proof,
     /// Set if the request has an `Idempotency-Key`.
     pub repeat: Option<IdempotencyKey>,
+}
+
+/// The answer to a request.
+#[derive(Clone, Debug)]
+pub struct Reserved {
+    /// The answer.
+    pub answer: ReserveResponse,
+    /// Whether it is the kept answer to an earlier request.
+    pub is_repeated: bool,
+}
+
+impl Reserved {
+    /// The answer to a request that was not made before.
+    pub(crate) fn first(answer: ReserveResponse) -> Self {
+        Self { answer, is_repeated: false }
+    }
 }
 
 /// Why a request was refused.

@@ -36,6 +36,7 @@ pub(super) struct Target<'a> {
     pub until: i64,
     pub usable_until: i64,
     pub group_id: Option<&'a [u8]>,
+    pub bind: Option<&'a [u8]>,
     /// The SHA-256 of the actor's token. Set in one target of each request.
     pub token: Option<&'a [u8]>,
     /// The most reservations that the actor's user may hold without being near a limit. Set in one target of each
@@ -108,6 +109,7 @@ struct Many<'a> {
     until: Vec<i64>,
     usable_until: Vec<i64>,
     group_id: Vec<Option<&'a [u8]>>,
+    bind: Vec<Option<&'a [u8]>>,
     token: Vec<Option<&'a [u8]>>,
     spare: Vec<Option<i64>>,
     key: Vec<Option<&'a [u8]>>,
@@ -134,6 +136,7 @@ impl<'a> Many<'a> {
             many.until.push(target.until);
             many.usable_until.push(target.usable_until);
             many.group_id.push(target.group_id);
+            many.bind.push(target.bind);
             many.token.push(target.token);
             many.spare.push(target.spare);
             let kept = Kept::of(target.repeat);
@@ -202,6 +205,7 @@ fn push_one<'b>(out: &mut AstPass<'_, 'b, Pg>, one: &'b One<'_>, is_kept: bool) 
         "until" => out.push_bind_param::<BigInt, _>(&target.until),
         "usable_until" => out.push_bind_param::<BigInt, _>(&target.usable_until),
         "group_id" => out.push_bind_param::<Nullable<Binary>, _>(&target.group_id),
+        "bind" => out.push_bind_param::<Nullable<Binary>, _>(&target.bind),
         "token" => out.push_bind_param::<Nullable<Binary>, _>(&target.token),
         "spare" => out.push_bind_param::<Nullable<BigInt>, _>(&target.spare),
         "key" => out.push_bind_param::<Nullable<Binary>, _>(&kept.key),
@@ -229,6 +233,7 @@ fn push_many<'b>(out: &mut AstPass<'_, 'b, Pg>, many: &'b Many<'_>, is_kept: boo
         "until" => out.push_bind_param::<Array<BigInt>, _>(&many.until),
         "usable_until" => out.push_bind_param::<Array<BigInt>, _>(&many.usable_until),
         "group_id" => out.push_bind_param::<Array<Nullable<Binary>>, _>(&many.group_id),
+        "bind" => out.push_bind_param::<Array<Nullable<Binary>>, _>(&many.bind),
         "token" => out.push_bind_param::<Array<Nullable<Binary>>, _>(&many.token),
         "spare" => out.push_bind_param::<Array<Nullable<BigInt>>, _>(&many.spare),
         "key" => out.push_bind_param::<Array<Nullable<Binary>>, _>(&many.key),

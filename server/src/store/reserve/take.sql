@@ -32,15 +32,15 @@ WITH pick AS MATERIALIZED (
         END AS place
     FROM (SELECT {request} AS request, {user} AS user_name, {device} AS device_name, {first_suite} AS first_suite, -- one
                  {last_suite} AS last_suite, {nonce} AS nonce, {actor} AS actor, {until} AS until, -- one
-                 {usable_until} AS usable_until, {group_id} AS group_id, {token} AS token, {spare} AS spare) r -- one plain
-                 {usable_until} AS usable_until, {group_id} AS group_id, {token} AS token, {spare} AS spare, -- one kept
+                 {usable_until} AS usable_until, {group_id} AS group_id, {bind} AS bind, {token} AS token, {spare} AS spare) r -- one plain
+                 {usable_until} AS usable_until, {group_id} AS group_id, {bind} AS bind, {token} AS token, {spare} AS spare, -- one kept
                  {key} AS key, {digest} AS digest, {kept_until} AS kept_until, {missing} AS missing) r -- one kept
     FROM unnest({request}, {user}, {device}, {first_suite}, {last_suite}, {nonce}, {actor}, {until}, {usable_until}, -- many
-                {group_id}, {token}, {spare}) -- many plain
-                {group_id}, {token}, {spare}, {key}, {digest}, {kept_until}, {missing}) -- many kept
+                {group_id}, {bind}, {token}, {spare}) -- many plain
+                {group_id}, {bind}, {token}, {spare}, {key}, {digest}, {kept_until}, {missing}) -- many kept
         AS r (request, user_name, device_name, first_suite, last_suite, nonce, actor, until, usable_until, -- many
-              group_id, token, spare) -- many plain
-              group_id, token, spare, key, digest, kept_until, missing) -- many kept
+              group_id, bind, token, spare) -- many plain
+              group_id, bind, token, spare, key, digest, kept_until, missing) -- many kept
     LEFT JOIN devices d ON d.user_name = r.user_name AND d.removed_at IS NULL
         AND (r.device_name IS NULL OR d.device_name = r.device_name)),
 -- Takes the KeyPackages that were found and locked for complete requests. The update addresses each row by its physical
@@ -48,7 +48,8 @@ WITH pick AS MATERIALIZED (
 -- longer fresh: it is skipped, so no request is half served.
 taken AS (
     UPDATE key_packages k
-    SET state = 'reserved', reservation = p.nonce, reserved_by = p.actor, reserved_until = p.until
+    SET state = 'reserved', reservation = p.nonce, reserved_by = p.actor, reserved_until = p.until, step = 1,
+        opened = nextval('audit_events_id_seq')
     FROM pick p
     WHERE k.ctid = p.place AND (SELECT count(*) = count(place) AND count(*) <= {most} FROM pick) -- one
     WHERE k.ctid = p.place AND p.request NOT IN ( -- many
@@ -59,12 +60,18 @@ taken AS (
               FROM pick) met -- many
         WHERE place IS NULL OR rank > 1 OR devices > {most}) -- many
     RETURNING p.request, p.owner, p.user_name, p.owned, k.keypackage_ref, k.key_package, k.ciphersuite, k.not_after,
-        p.actor, p.nonce, p.group_id, p.until), -- plain
-        p.actor, p.nonce, p.group_id, p.until, p.key, p.digest, p.kept_until, p.missing), -- kept
+        k.package_id, k.opened, p.actor, p.nonce, p.group_id, p.bind, p.until), -- plain
+        k.package_id, k.opened, p.actor, p.nonce, p.group_id, p.bind, p.until, p.key, p.digest, p.kept_until, p.missing), -- kept
 noted AS (
-    INSERT INTO audit_events (device_id, keypackage_ref, action, actor, reservation, group_id, last_resort, at, until)
-    SELECT owner, keypackage_ref, 'reserve', actor, nonce, group_id, false, {now}, until FROM taken) -- plain
-    SELECT owner, keypackage_ref, 'reserve', actor, nonce, group_id, false, {now}, until FROM taken), -- kept
+    INSERT INTO audit_events (id, device_id, keypackage_ref, action, actor, reservation, group_id, last_resort, at, until,
+        package_id, step, bind)
+    SELECT opened, owner, keypackage_ref, 'reserve', actor, nonce, group_id, false, {now}, until, package_id, 1, bind
+    FROM taken),
+-- One row for all of them: the sequencer puts them into the log.
+logged AS (
+    INSERT INTO log_outbox (events) SELECT array_agg(opened) FROM taken
+    HAVING count(*) > 0 AND EXISTS (SELECT 1 FROM log_origins)) -- plain
+    HAVING count(*) > 0 AND EXISTS (SELECT 1 FROM log_origins)), -- kept
 -- Keeps the answers of repeatable requests, as the JSON of kept_answers.rs. Rows are inserted in the order of their keys, so
 -- that two batches with the same keys cannot deadlock.
 kept AS ( -- kept
@@ -77,7 +84,7 @@ kept AS ( -- kept
                 'user', user_name, 'device', owned, -- kept
                 'keypackage_ref', encode(keypackage_ref, 'hex'), 'ciphersuite', ciphersuite, -- kept
                 'not_after', to_timestamp(not_after), 'expires_at', to_timestamp(until), -- kept
-                'last_resort', false)))::text, 'UTF8'), -- kept
+                'last_resort', false, 'handout', 0)))::text, 'UTF8'), -- kept
         kept_until -- kept
     FROM taken WHERE key IS NOT NULL -- kept
     GROUP BY actor, key, digest, missing, kept_until ORDER BY actor, key) -- kept

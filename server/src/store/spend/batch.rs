@@ -6,12 +6,15 @@ use std::collections::HashMap;
 use diesel::{
     pg::Pg,
     prelude::*,
-    sql_types::{Array, BigInt, Binary},
+    sql_types::{Array, BigInt, Binary, Integer, Nullable},
 };
 use jiff::Timestamp;
 use keypool_openapi::State;
 
-use super::request::{SPENDABLE, Spend, Spent};
+use super::{
+    request::{SPENDABLE, Spend, Spent},
+    spend_step,
+};
 use crate::store::database::{
     StoreError,
     rows::nonce_of,
@@ -27,16 +30,17 @@ struct Spends<'a> {
     actor: Vec<i64>,
     token: Vec<&'a [u8]>,
     group_id: Vec<&'a [u8]>,
+    bind: Vec<Option<&'a [u8]>>,
     now: i64,
 }
 
 // Skips a row that another transaction has locked, or has changed since the statement began. The token is compared with
 // a scalar subquery, since for EXISTS the planner may read the whole table.
-statement!(Spends, (BigInt, Binary), Pg, PgConnection => |this, out| {
+statement!(Spends, (BigInt, Binary, Nullable<Binary>, Integer), Pg, PgConnection => |this, out| {
     push!(out, r"WITH held AS MATERIALIZED (
     SELECT w.*, k.place
-    FROM unnest({spend}, {owner}, {nonce}, {actor}, {token}, {group_id})
-        AS w (spend, owner, nonce, actor, token, group_id)
+    FROM unnest({spend}, {owner}, {nonce}, {actor}, {token}, {group_id}, {bind})
+        AS w (spend, owner, nonce, actor, token, group_id, bind)
     CROSS JOIN LATERAL (
         SELECT k.ctid AS place FROM key_packages k
         WHERE k.device_id = w.owner AND k.reservation = w.nonce AND k.reserved_by = w.actor AND ",
@@ -46,6 +50,7 @@ statement!(Spends, (BigInt, Binary), Pg, PgConnection => |this, out| {
         actor: Array<BigInt> = &this.actor,
         token: Array<Binary> = &this.token,
         group_id: Array<Binary> = &this.group_id,
+        bind: Array<Nullable<Binary>> = &this.bind,
     );
     push!(out, SPENDABLE);
     push!(out, r"
@@ -53,13 +58,19 @@ statement!(Spends, (BigInt, Binary), Pg, PgConnection => |this, out| {
         FOR UPDATE SKIP LOCKED) k),
 taken AS (
     UPDATE key_packages k
-    SET state = 'spent', ended_at = {now}, key_package = '', spent_group = h.group_id
+    SET state = 'spent', ended_at = {now}, key_package = '', spent_group = h.group_id,
+        step = CASE WHEN k.step & 3 = 1 THEN k.step + 1 ELSE (k.step | 3) + 4 END
     FROM held h WHERE k.ctid = h.place
-    RETURNING h.spend, h.owner, h.nonce, h.actor, h.group_id, k.keypackage_ref),
+    RETURNING h.spend, h.owner, h.nonce, h.actor, h.group_id, h.bind, k.keypackage_ref, k.package_id, k.step, k.opened),
 noted AS (
-    INSERT INTO audit_events (device_id, keypackage_ref, action, actor, reservation, group_id, last_resort, at)
-    SELECT owner, keypackage_ref, 'spend', actor, nonce, group_id, false, {noted_at} FROM taken)
-SELECT spend, keypackage_ref FROM taken",
+    INSERT INTO audit_events (device_id, keypackage_ref, action, actor, reservation, group_id, last_resort, at, package_id,
+        step, bind, opened)
+    SELECT owner, keypackage_ref, 'spend', actor, nonce, group_id, false, {noted_at}, package_id, step, bind, opened FROM taken
+    RETURNING id),
+logged AS (
+    INSERT INTO log_outbox (events) SELECT array_agg(id) FROM noted
+    HAVING count(*) > 0 AND EXISTS (SELECT 1 FROM log_origins))
+SELECT spend, keypackage_ref, package_id, step FROM taken",
         now: BigInt = &this.now,
         noted_at: BigInt = &this.now,
     );
@@ -79,12 +90,15 @@ pub(super) fn spend(
         wanted.actor.push(one.by.device.0);
         wanted.token.push(&one.by.token_hash);
         wanted.group_id.push(&one.group_id);
+        wanted.bind.push(one.bind.as_ref().map(<[u8; 32]>::as_slice));
     }
-    let rows: Vec<(i64, Vec<u8>)> = wanted.load(conn)?;
-    let mut taken: HashMap<_, _> = rows.into_iter().collect();
-    let spent =
-        |keypackage_ref: Vec<u8>| Spent { keypackage_ref: keypackage_ref.into(), state: State::Spent, spent_at: now };
-    Ok((0_i64..).take(spends.len()).map(|number| taken.remove(&number).map(spent)).collect())
+    let rows: Vec<(i64, Vec<u8>, Option<Vec<u8>>, i32)> = wanted.load(conn)?;
+    let spent = |(number, keypackage_ref, package_id, step): (i64, Vec<u8>, Option<Vec<u8>>, i32)| {
+        let logged = Some(spend_step(package_id.as_deref(), step, false));
+        (number, Spent { keypackage_ref: keypackage_ref.into(), state: State::Spent, spent_at: now, logged })
+    };
+    let mut taken: HashMap<_, _> = rows.into_iter().map(spent).collect();
+    Ok((0_i64..).take(spends.len()).map(|number| taken.remove(&number)).collect())
 }
 
 #[cfg(test)]

@@ -1,7 +1,8 @@
 //! A spend and its result.
 
 use jiff::Timestamp;
-use keypool_openapi::{KeyPackageRef, ReservationId, State};
+use keypool_openapi::{KeyPackageRef, Proof, ReservationId, State};
+use keypool_transparency::package::PackageId;
 
 use crate::store::tokens::ShownToken;
 
@@ -14,6 +15,10 @@ pub struct Spend {
     pub by: ShownToken,
     /// The group of the Commit.
     pub group_id: Vec<u8>,
+    /// The random bytes that the holder sent with its reserve, if it sends them again.
+    pub bind: Option<[u8; 32]>,
+    /// What the holder wants that binds the server. The store does not read it.
+    pub proof: Proof,
 }
 
 /// The result of a spend.
@@ -25,6 +30,19 @@ pub struct Spent {
     pub state: State,
     /// The time of the first spend.
     pub spent_at: Timestamp,
+    /// What the log gets of it; `None` if it was spent before.
+    pub logged: Option<SpendStep>,
+}
+
+/// What the log gets of a spend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SpendStep {
+    /// The package's name in the log, if it has one.
+    pub package: Option<PackageId>,
+    /// The number of the hand-out; `None` for a last resort.
+    pub handout: Option<u32>,
+    /// Whether the hand-out begins with it, too: the reservation had ended before.
+    pub is_late: bool,
 }
 
 /// SQL condition: the holder can spend the KeyPackage. A late spend still works if no other device has reserved the

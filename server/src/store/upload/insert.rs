@@ -6,6 +6,7 @@ use diesel::{
     sql_types::{Array, BigInt, Binary, Bool, Integer, Nullable},
 };
 use keypool_openapi::{Action, State};
+use keypool_transparency::package::PackageId;
 use keypool_validation::key_package::ValidatedKeyPackage;
 
 use crate::store::{
@@ -69,17 +70,19 @@ struct Put<'a> {
     last_resort: Vec<bool>,
     init_key: Vec<&'a [u8]>,
     encryption_key: Vec<&'a [u8]>,
+    package_id: Vec<&'a [u8]>,
     now: i64,
 }
 
 statement!(Put, Binary, Pg, PgConnection => |this, out| {
     push!(out, r"WITH new AS MATERIALIZED (
     SELECT * FROM unnest({owner}, {keypackage_ref}, {ciphersuite}, {key_package}, {not_after}, {last_resort}, {init_key},
-                         {encryption_key})
-        AS w (owner, keypackage_ref, ciphersuite, key_package, not_after, last_resort, init_key, encryption_key)),
+                         {encryption_key}, {package_id})
+        AS w (owner, keypackage_ref, ciphersuite, key_package, not_after, last_resort, init_key, encryption_key, package_id)),
 stored AS (
-    INSERT INTO key_packages (keypackage_ref, device_id, ciphersuite, key_package, not_after, last_resort, state)
-    SELECT keypackage_ref, owner, ciphersuite, key_package, not_after, last_resort, 'available' FROM new
+    INSERT INTO key_packages (keypackage_ref, device_id, ciphersuite, key_package, not_after, last_resort, state,
+        package_id)
+    SELECT keypackage_ref, owner, ciphersuite, key_package, not_after, last_resort, 'available', package_id FROM new
     ON CONFLICT DO NOTHING RETURNING keypackage_ref),
 known AS (
     INSERT INTO hpke_keys (device_id, public_key, keypackage_ref, not_after)
@@ -97,6 +100,7 @@ SELECT keypackage_ref FROM stored",
         last_resort: Array<Bool> = &this.last_resort,
         init_key: Array<Binary> = &this.init_key,
         encryption_key: Array<Binary> = &this.encryption_key,
+        package_id: Array<Binary> = &this.package_id,
         now: BigInt = &this.now,
     );
 });
@@ -139,10 +143,11 @@ pub(super) fn known_keys(
 
 /// Puts KeyPackages into their owners' pools. Returns how many are new. If some are not new, the caller must roll back.
 pub(super) fn put(conn: &mut Conn<'_>, packages: &[(i64, &ValidatedKeyPackage)], now: i64) -> QueryResult<usize> {
+    let ids: Vec<_> = packages.iter().map(|(_, package)| package_id(package)).collect();
     match conn {
         Conn::Postgres(conn) => {
             let mut put = Put { now, ..Put::default() };
-            for (owner, package) in packages {
+            for ((owner, package), PackageId(id)) in packages.iter().zip(&ids) {
                 put.owner.push(*owner);
                 put.keypackage_ref.push(package.keypackage_ref.as_bytes());
                 put.ciphersuite.push(package.ciphersuite.into());
@@ -151,11 +156,13 @@ pub(super) fn put(conn: &mut Conn<'_>, packages: &[(i64, &ValidatedKeyPackage)],
                 put.last_resort.push(package.last_resort);
                 put.init_key.push(&package.init_key);
                 put.encryption_key.push(&package.encryption_key);
+                put.package_id.push(id);
             }
             put.load::<Vec<u8>>(*conn).map(|stored| stored.len())
         }
         Conn::Sqlite(sqlite) => {
-            let rows: Vec<_> = packages.iter().map(|(owner, package)| row(*owner, package)).collect();
+            let rows: Vec<_> =
+                packages.iter().zip(&ids).map(|((owner, package), id)| row(*owner, package, id)).collect();
             let stored = diesel::insert_into(key_packages::table).values(rows).on_conflict_do_nothing();
             let stored = stored.execute(*sqlite)?;
             let keys: Vec<_> = packages.iter().flat_map(|(owner, package)| keys(*owner, package)).collect();
@@ -167,7 +174,7 @@ pub(super) fn put(conn: &mut Conn<'_>, packages: &[(i64, &ValidatedKeyPackage)],
     }
 }
 
-fn row(owner: i64, package: &ValidatedKeyPackage) -> NewKeyPackage<'_> {
+fn row<'a>(owner: i64, package: &'a ValidatedKeyPackage, PackageId(id): &'a PackageId) -> NewKeyPackage<'a> {
     NewKeyPackage {
         keypackage_ref: package.keypackage_ref.as_bytes(),
         device_id: owner,
@@ -176,7 +183,14 @@ fn row(owner: i64, package: &ValidatedKeyPackage) -> NewKeyPackage<'_> {
         not_after: package.not_after.as_second(),
         last_resort: package.last_resort,
         state: State::Available.into(),
+        package_id: id,
     }
+}
+
+/// The package's name in the log.
+fn package_id(package: &ValidatedKeyPackage) -> PackageId {
+    let not_after = u64::try_from(package.not_after.as_second()).unwrap_or_default();
+    PackageId::new(&package.init_key, &package.signature_key, not_after)
 }
 
 fn keys(owner: i64, package: &ValidatedKeyPackage) -> [NewHpkeKey<'_>; 2] {

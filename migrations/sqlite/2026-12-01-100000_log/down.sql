@@ -1,0 +1,13 @@
+DROP TABLE log_secrets;
+DROP TABLE log_positions;
+DROP TABLE log_tiles;
+DROP TABLE log_state;
+DROP TABLE log_origins;
+ALTER TABLE audit_events DROP COLUMN opened;
+ALTER TABLE audit_events DROP COLUMN bind;
+ALTER TABLE audit_events DROP COLUMN step;
+ALTER TABLE audit_events DROP COLUMN package_id;
+DROP INDEX key_packages_unnamed;
+ALTER TABLE key_packages DROP COLUMN opened;
+ALTER TABLE key_packages DROP COLUMN step;
+ALTER TABLE key_packages DROP COLUMN package_id;

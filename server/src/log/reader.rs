@@ -1,0 +1,72 @@
+//! Reads the log for others: few at the same time, and full tiles from memory.
+
+use std::sync::Arc;
+
+use actix_web::web::Bytes;
+use keypool_transparency::{note::Note, tile::TileId};
+use moka::sync::Cache;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use super::Log;
+use crate::store::{OriginRow, StoreError};
+
+/// The most tiles that are read from the database at the same time.
+const AT_ONCE: usize = 4;
+
+/// Memory for full tiles, in bytes: an auditor and its siblings read the same ones.
+const MEMORY: u64 = 8 * 1024 * 1024;
+
+/// What reads of the log share.
+pub(super) struct Reader {
+    turns: Arc<Semaphore>,
+    /// Full tiles, by log and path.
+    full: Cache<(String, TileId), Bytes>,
+}
+
+impl Default for Reader {
+    fn default() -> Self {
+        let weight = |_: &_, bytes: &Bytes| u32::try_from(bytes.len()).unwrap_or(u32::MAX);
+        let full = Cache::builder().max_capacity(MEMORY).weigher(weight).build();
+        Self { turns: Arc::new(Semaphore::new(AT_ONCE)), full }
+    }
+}
+
+impl Log {
+    /// The logs, the newest first.
+    pub(crate) fn origins(&self) -> Result<Vec<OriginRow>, StoreError> {
+        let origins = self.store.log_origins()?;
+        match origins.first() {
+            // It began just now, after a restore.
+            Some(newest) if newest.key.is_none() => {
+                self.signer(newest.k)?;
+                self.store.log_origins()
+            }
+            _ => Ok(origins),
+        }
+    }
+
+    /// The checkpoint of a log; `None` if it has ended.
+    pub(crate) fn checkpoint(&self, k: i32) -> Result<Option<Note>, StoreError> {
+        let state = self.state()?;
+        if state.k == k { self.sign(&state).map(Some) } else { Ok(None) }
+    }
+
+    /// A turn to read a tile; `None` if too many are being read.
+    pub(crate) fn turn(&self) -> Option<OwnedSemaphorePermit> {
+        Arc::clone(&self.reader.turns).try_acquire_owned().ok()
+    }
+
+    /// A full tile that was read before.
+    pub(crate) fn remembered(&self, directory: &str, tile: &TileId) -> Option<Bytes> {
+        if tile.is_full() { self.reader.full.get(&(directory.to_owned(), *tile)) } else { None }
+    }
+
+    /// Reads a tile.
+    pub(crate) fn tile(&self, (k, directory): (i32, &str), tile: &TileId) -> Result<Option<Bytes>, StoreError> {
+        let found = self.store.log_tile(k, tile)?.map(Bytes::from);
+        if let Some(bytes) = found.as_ref().filter(|_| tile.is_full()) {
+            self.reader.full.insert((directory.to_owned(), *tile), bytes.clone());
+        }
+        Ok(found)
+    }
+}

@@ -1,0 +1,161 @@
+//! The transparency log: checkpoints and tiles for everybody, and proofs for those whom leaves are about.
+
+use std::sync::Arc;
+
+use keypool_openapi::{LogInfo, LogOrigin, ProblemType, ProofOf, ProofsRequest};
+use keypool_transparency::{
+    answers::{Answer, Answers},
+    receipt::Promise,
+    tile::TileId,
+};
+
+use super::{Service, reservations::lost_reservation};
+use crate::{
+    caller::Caller,
+    log::Log,
+    problem::Failure,
+    store::{Asked, OriginRow, StepFound, Steps},
+};
+
+/// For how long tiles are kept at least, in seconds: 120 days. Adders refuse KeyPackages that live longer than 90.
+const RETENTION: u64 = 120 * 24 * 60 * 60;
+
+fn no_log() -> Failure {
+    let detail = "This server has no transparency log: its operator has set no log_key.";
+    Failure::new(ProblemType::NotFound, detail)
+}
+
+impl Service {
+    fn log(&self) -> Result<&Arc<Log>, Failure> {
+        self.log.as_ref().ok_or_else(no_log)
+    }
+
+    /// The logs of this server.
+    pub async fn log_info(&self) -> Result<LogInfo, Failure> {
+        let log = Arc::clone(self.log()?);
+        self.work
+            .run(move |_| {
+                let origins = log.origins()?.iter().map(origin).collect::<Vec<_>>();
+                let mut origins = origins.into_iter();
+                let newest = origins.next().ok_or_else(no_log)?;
+                Ok::<_, Failure>(LogInfo { origin: newest, before: origins.collect(), retention: RETENTION })
+            })
+            .await
+    }
+
+    /// The signed checkpoint of a log by the last part of its name. Only the newest log still has one.
+    pub async fn log_checkpoint(&self, directory: String) -> Result<String, Failure> {
+        let log = Arc::clone(self.log()?);
+        self.work
+            .run(move |_| {
+                let k = known(&log, &directory)?;
+                let note = log.checkpoint(k)?.ok_or_else(|| no_checkpoint(&directory))?;
+                Ok::<_, Failure>(note.to_string())
+            })
+            .await
+    }
+
+    /// The last part of the name of the newest log.
+    pub async fn log_directory(&self) -> Result<String, Failure> {
+        let log = Arc::clone(self.log()?);
+        self.work
+            .run(move |_| {
+                let newest = log.origins()?.into_iter().next().ok_or_else(no_log)?;
+                Ok::<_, Failure>(newest.origin.directory())
+            })
+            .await
+    }
+
+    /// A tile or bundle.
+    pub async fn log_tile(&self, directory: String, tile: TileId) -> Result<actix_web::web::Bytes, Failure> {
+        let log = Arc::clone(self.log()?);
+        if let Some(bytes) = log.remembered(&directory, &tile) {
+            return Ok(bytes);
+        }
+        // Strangers may ask for tiles, so few of these reads run at the same time.
+        let _turn = log.turn().ok_or_else(|| {
+            Failure::new(ProblemType::Unavailable, "Too many tiles are being read. Try again in a moment.")
+        })?;
+        let reader = Arc::clone(&log);
+        self.work
+            .run(move |_| {
+                let k = known(&reader, &directory)?;
+                let found = reader.tile((k, &directory), &tile)?;
+                found.ok_or_else(|| {
+                    let detail =
+                        format!("The log {directory} has no {tile}: it is not so large, or the tile is pruned.");
+                    Failure::new(ProblemType::NotFound, detail)
+                })
+            })
+            .await
+    }
+
+    /// Proofs of the caller's reservations and of its own KeyPackages.
+    pub async fn log_proofs(&self, caller: Caller, request: ProofsRequest) -> Result<Answers, Failure> {
+        let log = Arc::clone(self.log()?);
+        let asked = request.of.into_iter().map(asked).collect::<Result<Vec<_>, _>>()?;
+        // Each costs the database a few look-ups.
+        self.limits.request(&caller.device.user, asked.len() / 32)?;
+        let (store, wants_receipt) = (self.store.clone(), request.receipt);
+        self.work
+            .run(move |now| {
+                let by = caller.device.id;
+                let found = store.log_steps(by, &asked, log.owners())?.ok_or_else(no_log)?;
+                let Steps { state, steps } = found.map_err(|(id, error)| lost_reservation(error, &id))?;
+                let promises: Vec<_> = steps.iter().filter_map(promise).collect();
+                let receipt = if wants_receipt && !promises.is_empty() {
+                    let to = caller.device.named().to_string();
+                    log.sign_receipts(&state, vec![(to, promises)], now)?.pop()
+                } else {
+                    None
+                };
+                let proofs = steps.into_iter().map(|step| Answer { tag: step.tag, found: step.found }).collect();
+                Ok::<_, Failure>(Answers { checkpoint: log.sign(&state)?, proofs, receipt })
+            })
+            .await
+    }
+}
+
+fn promise(step: &StepFound) -> Option<Promise> {
+    match step.promised {
+        Some(leaf) => Some(Promise::Leaf(leaf)),
+        None => step.may_deny.then_some(Promise::None(step.tag)),
+    }
+}
+
+fn asked(of: ProofOf) -> Result<Asked, Failure> {
+    match (of.reservation_id, of.keypackage_ref) {
+        (Some(id), None) => Ok(Asked::Reservation(id)),
+        (None, Some(keypackage_ref)) => Ok(Asked::Package(keypackage_ref)),
+        _ => Err(Failure::new(
+            ProblemType::MalformedRequest,
+            "An item of `of` must have either `reservation_id` or `keypackage_ref`.",
+        )),
+    }
+}
+
+/// The number of a log by the last part of its name.
+fn known(log: &Log, directory: &str) -> Result<i32, Failure> {
+    let found = log.origins()?.into_iter().find(|row| row.origin.directory() == directory);
+    found.map(|row| row.k).ok_or_else(|| {
+        let detail = format!("This server has no log {directory}. GET /log names those that it has.");
+        Failure::new(ProblemType::NotFound, detail)
+    })
+}
+
+fn no_checkpoint(directory: &str) -> Failure {
+    let detail = format!(
+        "The log {directory} ended when the database was restored, and gets no checkpoint any more. GET /log names the log that \
+         continues it."
+    );
+    Failure::new(ProblemType::NotFound, detail)
+}
+
+fn origin(row: &OriginRow) -> LogOrigin {
+    LogOrigin {
+        origin: row.origin.to_string(),
+        path: format!("log/{}", row.origin.directory()),
+        key: row.key.clone().unwrap_or_default(),
+        key_note: row.key_note.clone(),
+    }
+}
