@@ -1,4 +1,4 @@
-# keypool-server, with the keypool command beside it: two programs, the C library, OpenSSL, certificates, nothing else.
+# keypool-server, with keypool and keypool-verify beside it: three programs, the C library, OpenSSL, certificates, nothing else.
 
 FROM rust:1-slim-bookworm AS build
 # For PostgreSQL over TLS and for encrypted client files: Debian's OpenSSL, whose mends come with the next build.
@@ -30,14 +30,18 @@ RUN mkdir -p bench/src bench/benches cli/src client/src client/examples examples
  && for example in join pool_only shared; do echo 'fn main() {}' >client/examples/$example.rs; done \
  && cargo build --locked --release --package keypool-server \
  && cargo build --locked --release --package keypool-cli \
+ && cargo build --locked --release --package keypool-verify \
  && cargo clean --release --package keypool-server --package keypool-cli --package keypool-client \
-      --package keypool-openapi --package keypool-validation
+      --package keypool-openapi --package keypool-transparency --package keypool-validation --package keypool-verify
 
 COPY migrations migrations
 COPY openapi openapi
+COPY transparency transparency
 COPY validation validation
 COPY server server
 RUN cargo build --locked --release --package keypool-server
+COPY verify verify
+RUN cargo build --locked --release --package keypool-verify
 COPY client client
 COPY cli cli
 RUN cargo build --locked --release --package keypool-cli
@@ -46,7 +50,7 @@ FROM debian:bookworm-slim AS root
 RUN apt-get update \
  && apt-get install -y --no-install-recommends ca-certificates libssl3 \
  && rm -rf /var/lib/apt/lists/*
-COPY --from=build /target/release/keypool-server /target/release/keypool /root/usr/local/bin/
+COPY --from=build /target/release/keypool-server /target/release/keypool /target/release/keypool-verify /root/usr/local/bin/
 # What the programs link to, where the loader looks for it.
 RUN ldd /root/usr/local/bin/* | grep -o '/lib[^ ]*' | sort -u \
   | while read -r library; do cp --dereference --parents "$library" /root; done \

@@ -156,6 +156,9 @@ async fn scene(server: &Running, directory: &Path) -> (Http, Http) {
     dictionary("members", vec!["runner".to_owned()]);
     dictionary("users", ["erika", "contract", "guest"].map(str::to_owned).to_vec());
     dictionary("spare-devices", spares);
+    let log = anyone.get("/log").await.ok();
+    dictionary("origins", vec![log["origin"]["path"].as_str().unwrap().trim_start_matches("log/").to_owned()]);
+    dictionary("tiles", ["0/000.p/1", "entries/000.p/1"].map(str::to_owned).to_vec());
     dictionary("key-packages", packages.iter().map(|bytes| encode(bytes)).collect());
     (alice, runner)
 }

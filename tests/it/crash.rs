@@ -21,7 +21,7 @@ const BATCH: usize = 10;
 #[rstest]
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn a_killed_server_keeps_what_it_answered(#[values(Database::Postgres, Database::Sqlite)] db: Database) {
-    let place = db.fresh();
+    let place = Arc::new(db.fresh());
     let server = ServerProcess::start(&place).await;
     let anyone = Http::over(hot_client(), &server.base);
     let alice = anyone.registered("alice", "laptop").await;
@@ -89,4 +89,6 @@ async fn a_killed_server_keeps_what_it_answered(#[values(Database::Postgres, Dat
     let swallowed = held - reserved.len();
     let unnamed = uploaded.iter().filter(|uploaded| !named.contains(&uploaded.to_string())).count();
     assert!(unnamed <= swallowed, "{unnamed} uploads that were answered are lost; {swallowed} may be held unnamed");
+    server.kill();
+    assert!(crate::log::is_whole_at(place).await > 2 * reserved.len());
 }

@@ -273,4 +273,7 @@ async fn whoever_is_killed_and_however_clocks_differ_nothing_is_held_by_two_or_l
     told.nothing_is_lost_or_spent_twice(&owners).await;
     assert!(!is_ready, "a server whose clock is 90 s off is ready");
     assert!(told.spent.len() > 30 && told.unanswered > 30, "hardly anything happened");
+    drop(servers);
+    let place = Arc::new(Place::at(machines.postgres.url("postgres")));
+    assert!(crate::log::is_whole_at(place).await >= 2 * told.spent.len(), "the log misses hand-outs");
 }

@@ -55,7 +55,7 @@ fn any_history_goes_as_the_model_says(
         Ok(())
     });
     match outcome {
-        Ok(()) => {}
+        Ok(()) => arena.has_a_whole_log(),
         Err(TestError::Fail(reason, (_, steps, _))) => panic!("{reason}\n\nwith these steps:\n{}", listed(&steps)),
         Err(abort) => panic!("{abort}"),
     }

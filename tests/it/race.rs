@@ -62,6 +62,8 @@ async fn never_reserves_twice(
 ) {
     let server = TestServer::start_with(db, |config| config.limits = Limits::Off).await;
     let bob = race(&[&server.base], last_resort).await;
+    let steps = server.logged().await;
+    assert!(steps.is_none_or(|steps| steps >= PACKAGES), "{steps:?}");
     let after = bob.reserve("alice").await;
     if last_resort {
         assert_eq!(after.ok()["reservations"][0]["last_resort"], true);
@@ -89,15 +91,19 @@ async fn a_last_resort_is_for_all_at_once(#[values(Anywhere::Postgres, Anywhere:
         assert!(ids.insert(task.await.unwrap()), "a reservation was answered twice");
     }
     assert_eq!(alice.status().await["last_resort"], serde_json::json!({"present": true, "uses": TASKS}));
+    let steps = server.logged().await;
+    assert!(steps.is_none_or(|steps| steps == 2 * TASKS), "{steps:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn two_servers_on_one_postgres_never_reserve_twice() {
     let place = Database::Postgres.fresh();
+    let place = std::sync::Arc::new(place);
     let (mut one, mut two) = (ServerProcess::spawn(&place), ServerProcess::spawn(&place));
     one.ready().await;
     two.ready().await;
     race(&[&one.base, &two.base], false).await;
+    assert_eq!(crate::log::is_whole_at(place).await, PACKAGES);
 }
 
 #[tokio::test]

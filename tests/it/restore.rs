@@ -30,7 +30,7 @@ async fn fresh(db: Database) -> Place {
 }
 
 /// A server that raises the generation of its database every second.
-async fn serving(place: &Place) -> ServerProcess {
+pub async fn serving(place: &Place) -> ServerProcess {
     ServerProcess::start_with(place, |command| {
         command.env("KEYPOOL_SWEEP_INTERVAL", "1s");
     })
@@ -38,7 +38,7 @@ async fn serving(place: &Place) -> ServerProcess {
 }
 
 /// Backs a database up that is served, and waits until it has come further than the backup.
-async fn backed_up(place: Place) -> (Place, tempfile::NamedTempFile) {
+pub async fn backed_up(place: Place) -> (Place, tempfile::NamedTempFile) {
     blocking(move || {
         let backup = place.backup();
         if let Some(path) = place.url.strip_prefix("sqlite://") {

@@ -56,6 +56,7 @@ impl Device {
             not_after: now,
             expires_at: now,
             last_resort,
+            handout: None,
         }
     }
 

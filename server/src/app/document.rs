@@ -46,6 +46,7 @@ const PROBLEMS: &str = "x-problems";
         (name = "keypackages", description = "Pools of KeyPackages"),
         (name = "groups", description = "Commits and messages to members of groups"),
         (name = "messages", description = "A device's own queue"),
+        (name = "log", description = "The transparency log: the proof that nothing is handed out twice"),
         (name = "operations", description = "The operator's calls")
     )
 )]

@@ -66,9 +66,12 @@ impl KeyFile {
 
 /// Writes a key to a new file that its owner alone can read.
 fn tempfile_in(directory: &Path, key: &[u8; 32]) -> std::io::Result<PathBuf> {
-    let path = directory.join(format!(".keypool-log-key-{}", std::process::id()));
+    // Servers in containers have the same process number, and may start at once on one volume.
+    let mut suffix = [0; 8];
+    SysRng.try_fill_bytes(&mut suffix).map_err(std::io::Error::other)?;
+    let path = directory.join(format!(".keypool-log-key-{}", hex::encode(suffix)));
     let mut options = fs::OpenOptions::new();
-    options.write(true).create(true).truncate(true);
+    options.write(true).create_new(true);
     #[cfg(unix)]
     std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
     let mut file = options.open(&path)?;

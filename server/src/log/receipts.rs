@@ -81,8 +81,8 @@ impl Receivable {
             reservation_id,
             bind: Bind(bind),
         };
-        let begin = logged.handout.filter(|_| logged.is_late).map(|n| leaf(Step::Open(n), Event::Reserve));
-        let end = leaf(logged.handout.map_or(Step::Used(reservation_id), Step::End), Event::Spend);
+        let begin = spent.handout.filter(|_| logged.is_late).map(|n| leaf(Step::Open(n), Event::Reserve));
+        let end = leaf(spent.handout.map_or(Step::Used(reservation_id), Step::End), Event::Spend);
         Some(Self { to: request.by.device, leaves: begin.into_iter().chain([end]).collect() })
     }
 

@@ -95,6 +95,8 @@ pub(crate) async fn get_tile(
     path: web::Path<(String, String)>,
 ) -> Result<HttpResponse, Failure> {
     let (origin, path) = path.into_inner();
+    // Generated clients write a slash in a parameter as %2F.
+    let path = path.replace("%2F", "/");
     let tile: TileId = format!("tile/{path}").parse().map_err(|error| {
         let detail = format!("tile/{path} is no path of a tile: {error}.");
         Failure::new(ProblemType::NotFound, detail)

@@ -21,7 +21,7 @@ impl Service {
             keypackage_ref: spent.keypackage_ref,
             state: spent.state,
             spent_at: spent.spent_at,
-            handout: spent.logged.and_then(|logged| logged.handout),
+            handout: spent.handout,
             receipt,
         })
     }

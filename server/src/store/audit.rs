@@ -174,6 +174,7 @@ impl Withdrawn {
 /// The audit trail's record of a reservation that no KeyPackage row has any more.
 #[derive(Queryable)]
 pub(super) struct Trace {
+    pub id: i64,
     pub keypackage_ref: Vec<u8>,
     /// The device that had the reservation.
     pub actor: Option<i64>,
@@ -197,12 +198,12 @@ struct Traces<'a> {
     nonce: &'a [u8],
 }
 
-type TraceColumns = (Binary, Nullable<BigInt>, Bool, Text, BigInt, Nullable<Binary>);
+type TraceColumns = (BigInt, Binary, Nullable<BigInt>, Bool, Text, BigInt, Nullable<Binary>);
 
 // The condition on the action repeats the index's condition literally: with a parameter, the planner could not match
 // it.
 statement!(Traces, TraceColumns, both => |this, out| {
-    push!(out, r"SELECT keypackage_ref, actor, last_resort, action, at, group_id FROM audit_events
+    push!(out, r"SELECT id, keypackage_ref, actor, last_resort, action, at, group_id FROM audit_events
 WHERE device_id = {owner} AND reservation = {nonce} AND (last_resort OR action <> 'reserve')
     AND EXISTS (SELECT 1 FROM key_packages k WHERE k.keypackage_ref = audit_events.keypackage_ref)
 ORDER BY id",

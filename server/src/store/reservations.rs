@@ -33,6 +33,7 @@ pub(super) struct Holder {
     pub reserved_until: Option<i64>,
     pub ended_at: Option<i64>,
     pub spent_group: Option<Vec<u8>>,
+    pub step: i32,
 }
 
 statements! {
@@ -48,6 +49,7 @@ statements! {
                 key_packages::reserved_until,
                 key_packages::ended_at,
                 key_packages::spent_group,
+                key_packages::step,
             ))
             .first(conn)
             .optional()

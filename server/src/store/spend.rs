@@ -8,7 +8,7 @@ use diesel::{
     sql_types::{BigInt, Binary, Integer, Nullable},
 };
 use jiff::Timestamp;
-use keypool_openapi::{Action, State};
+use keypool_openapi::{Action, KeyPackageRef, State};
 use keypool_transparency::package::PackageId;
 
 use self::request::SPENDABLE;
@@ -56,6 +56,23 @@ pub(super) struct Used {
     package_id: Option<Vec<u8>>,
     step: i32,
     opened: Option<i64>,
+}
+
+impl Used {
+    /// The answer to the first spend.
+    fn spent(self, now: Timestamp) -> Spent {
+        let logged = SpendStep {
+            package: self.package_id.and_then(|id| id.try_into().ok()).map(PackageId),
+            is_late: matches!(steps::leaves(self.step), Leaves::Both(_)),
+        };
+        Spent {
+            keypackage_ref: self.keypackage_ref.into(),
+            state: State::Spent,
+            spent_at: now,
+            handout: steps::handout(self.step, false),
+            logged: Some(logged),
+        }
+    }
 }
 
 statements! {
@@ -107,9 +124,7 @@ fn spend_or_find(
     let (owner, nonce) = (request.reservation.owner, nonce_of(&request.reservation));
     if let Some(used) = spend_reserved(conn, request, now.as_second())? {
         audit::record(conn, &[spend_event(request, &used, false, now)])?;
-        let logged = Some(spend_step(used.package_id.as_deref(), used.step, false));
-        let keypackage_ref = used.keypackage_ref.into();
-        return Ok(Ok((Spent { keypackage_ref, state: State::Spent, spent_at: now, logged }, true)));
+        return Ok(Ok((used.spent(now), true)));
     }
     if let Some(holder) = holder(conn, &request.reservation)? {
         if holder.reserved_by != Some(request.by.device.0) {
@@ -122,6 +137,7 @@ fn spend_or_find(
                     keypackage_ref: holder.keypackage_ref.into(),
                     state: State::Spent,
                     spent_at: timestamp(at)?,
+                    handout: steps::handout(holder.step, false),
                     logged: None,
                 },
             )),
@@ -148,13 +164,20 @@ fn spend_last_resort(
     // Of two repetitions at once, one waits here, and then finds that the other has spent it.
     let package_id = locks::hold_package(conn, keypackage_ref)?;
     let traces = audit::traces(conn, owner, nonce_of(&request.reservation))?;
-    let used = Used { keypackage_ref: keypackage_ref.to_vec(), package_id, step: steps::USED, opened: None };
-    let keypackage_ref = used.keypackage_ref.clone().into();
+    let opened = traces.iter().find(|trace| trace.is(Action::Reserve)).map(|trace| trace.id);
+    let used = Used { keypackage_ref: keypackage_ref.to_vec(), package_id, step: steps::USED, opened };
+    let keypackage_ref = KeyPackageRef::from(used.keypackage_ref.clone());
     if let Some(spent) = traces.iter().find(|trace| trace.is(Action::Spend)) {
         let same_group = spent.group_id.as_deref() == Some(request.group_id.as_slice());
         return Ok(again(
             same_group,
-            Spent { keypackage_ref, state: State::Available, spent_at: timestamp(spent.at)?, logged: None },
+            Spent {
+                keypackage_ref,
+                state: State::Available,
+                spent_at: timestamp(spent.at)?,
+                handout: None,
+                logged: None,
+            },
         ));
     }
     // No row holds the reservations of a last resort, so they end here if its owner has revoked it. A last resort that
@@ -165,17 +188,7 @@ fn spend_last_resort(
         return Ok(Err(ReservationError::Lapsed));
     }
     audit::record(conn, &[spend_event(request, &used, true, now)])?;
-    let logged = Some(spend_step(used.package_id.as_deref(), used.step, true));
-    Ok(Ok((Spent { keypackage_ref, state: State::Available, spent_at: now, logged }, true)))
-}
-
-/// What the log gets of a spend.
-fn spend_step(package_id: Option<&[u8]>, step: i32, last_resort: bool) -> SpendStep {
-    SpendStep {
-        package: package_id.and_then(|id| id.try_into().ok()).map(PackageId),
-        handout: steps::handout(step, last_resort),
-        is_late: matches!(steps::leaves(step), Leaves::Both(_)),
-    }
+    Ok(Ok((Spent { state: State::Available, handout: None, ..used.spent(now) }, true)))
 }
 
 /// Answers a repeated spend: the same answer for the same group, an error for another group.

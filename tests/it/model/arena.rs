@@ -71,6 +71,11 @@ impl Arena {
         world.compare(&all, SHORT_PAGE);
     }
 
+    /// All that was handed out is in the log, once.
+    pub fn has_a_whole_log(&self) {
+        self.runtime.block_on(crate::log::is_whole(&self.server));
+    }
+
     /// Devices that nobody has heard of before, and their model.
     fn enter(&self) -> World<'_> {
         let history = self.histories.fetch_add(1, Ordering::Relaxed);

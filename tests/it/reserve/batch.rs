@@ -3,7 +3,7 @@
 use std::{collections::BTreeSet, thread};
 
 use jiff::{SignedDuration, Timestamp};
-use keypool_openapi::{MissingDevice, MissingReason, ReservationId, ReserveResponse};
+use keypool_openapi::{MissingDevice, MissingReason, Proof, ReservationId, ReserveResponse};
 use keypool_server::store::{
     AsOf, DeviceId, HoldLimits, IdempotencyKey, ReservationError, Reserve, ReserveError, ShownToken, Spend, Spent,
     Store,
@@ -57,6 +57,8 @@ impl Scene {
         // Whole seconds, as a pool asks.
         let now = Timestamp::from_second(self.server.now().as_second()).unwrap();
         Reserve {
+            bind: None,
+            proof: Proof::None,
             users: BTreeSet::from(["alice".parse().unwrap()]),
             refused: Vec::new(),
             device: None,
@@ -81,7 +83,8 @@ impl Scene {
     }
 
     fn reserve(&self, requests: &[Reserve]) -> Vec<Outcome> {
-        self.store.reserve_batch(requests, self.as_of()).unwrap()
+        let served = self.store.reserve_batch(requests, self.as_of()).unwrap();
+        served.into_iter().map(|one| one.map(|one| one.map(|reserved| reserved.answer))).collect()
     }
 
     /// How many rows there are.
@@ -172,7 +175,7 @@ async fn an_answer_is_kept_for_its_key_alone(
     // Where two met by chance, the first has what both asked for.
     let Some(Ok(first)) = first.swap_remove(0) else { panic!("it was left for alone") };
     assert_eq!((first.reservations.len(), first.missing.len()), (4, 2));
-    let again = scene.store.reserve(&keyed(1), scene.as_of()).unwrap().unwrap();
+    let again = scene.store.reserve(&keyed(1), scene.as_of()).unwrap().unwrap().answer;
     assert_eq!(serde_json::to_value(&again).unwrap(), serde_json::to_value(&first).unwrap());
     assert_eq!(scene.count("key_packages WHERE held"), 4 * scene.count("idempotency_keys"));
 }
@@ -295,7 +298,13 @@ async fn spends_are_each_their_holders_own(#[values(Database::Postgres, Database
         scene.store.reserve(request, scene.as_of()).unwrap().unwrap();
     }
     let owner = scene.alice.device.0;
-    let spend = |nonce, by| Spend { reservation: ReservationId { owner, nonce }, by, group_id: b"friends".to_vec() };
+    let spend = |nonce, by| Spend {
+        reservation: ReservationId { owner, nonce },
+        by,
+        group_id: b"friends".to_vec(),
+        bind: None,
+        proof: Proof::None,
+    };
     let now = scene.server.now() + SignedDuration::from_hours(1);
     let spends = [spend(mine.nonce, scene.bob), spend(late.nonce, scene.alice), spend(Uuid::new_v4(), scene.bob)];
     let outcomes = scene.store.spend_batch(&spends, now).unwrap();
@@ -333,7 +342,7 @@ async fn an_ended_token_takes_no_part(#[values(Database::Postgres, Database::Sql
         assert_eq!(alone.unwrap_err(), ReserveError::TokenRevoked);
     }
     let reservation = ReservationId { owner: scene.alice.device.0, nonce: requests[0].nonce };
-    let spend = |by| Spend { reservation, by, group_id: b"friends".to_vec() };
+    let spend = |by| Spend { reservation, by, group_id: b"friends".to_vec(), bind: None, proof: Proof::None };
     let outcomes = scene.store.spend_batch(&[spend(ended)], scene.server.now()).unwrap();
     assert!(is_refused(outcomes[0].as_ref(), ReservationError::TokenRevoked), "{outcomes:?}");
     let alone = scene.store.spend(&spend(ended), scene.server.now()).unwrap();

@@ -1,4 +1,4 @@
-use std::{fs, sync::LazyLock};
+use std::{fs, path::PathBuf, sync::LazyLock};
 
 use diesel::{
     Connection, PgConnection, QueryResult, QueryableByName, RunQueryDsl, SqliteConnection,
@@ -87,7 +87,19 @@ impl Place {
     }
 }
 
+/// The key of the transparency logs of all PostgreSQL databases here.
+static LOG_KEY: LazyLock<NamedTempFile> = LazyLock::new(|| {
+    let file = NamedTempFile::new().unwrap();
+    fs::write(file.path(), "5a".repeat(32)).unwrap();
+    file
+});
+
 impl Place {
+    /// The key file of its transparency log, where it has to be configured: an SQLite database has one beside it.
+    pub fn log_key(&self) -> Option<PathBuf> {
+        (!self.url.starts_with("sqlite://")).then(|| LOG_KEY.path().to_owned())
+    }
+
     /// A backup, as an operator makes it of a database that is in use.
     pub fn backup(&self) -> NamedTempFile {
         let file = NamedTempFile::new().unwrap();

@@ -131,6 +131,13 @@ impl Http {
         self.try_send(Method::GET, path, None).await.unwrap()
     }
 
+    /// The bytes of an answer that has to be a success.
+    pub async fn bytes(&self, path: &str) -> Vec<u8> {
+        let response = self.client.get(format!("{}{path}", self.base)).send().await.unwrap();
+        assert_eq!(response.status().as_u16(), 200, "{path}");
+        response.bytes().await.unwrap().to_vec()
+    }
+
     pub async fn post(&self, path: &str, body: &Value) -> Answer {
         self.try_send(Method::POST, path, Some(body.to_string())).await.unwrap()
     }

@@ -12,6 +12,7 @@ use keypool_server::{
     Server,
     clock::{Clock, ManualClock, SystemClock},
     config::Config,
+    log::Sequencer,
     metrics::Metrics,
     store::Store,
     sweeper::{Report, Sweeper},
@@ -52,6 +53,7 @@ enum Serves {
 struct Here {
     clock: Arc<ManualClock>,
     sweeper: Sweeper,
+    sequencer: Sequencer,
     stop: Option<oneshot::Sender<()>>,
     place: Arc<Place>,
 }
@@ -112,6 +114,7 @@ impl TestServer {
         let mut config = Config {
             listen: "127.0.0.1:0".parse().unwrap(),
             database_url: place.url.clone().into(),
+            log_key: place.log_key(),
             // Tests sweep when they choose.
             sweep_interval: Duration::from_hours(1),
             ..Config::default()
@@ -125,13 +128,14 @@ impl TestServer {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
             runtime.block_on(async {
                 let server = Server::start(config, its_clock).await.unwrap();
-                let _ = started.send((server.address(), server.sweeper().clone()));
+                let sequencer = server.sequencer().expect("the server has no log").clone();
+                let _ = started.send((server.address(), server.sweeper().clone(), sequencer));
                 let _ = stopped.await;
                 server.stop().await;
             });
         });
-        let (address, sweeper) = starting.await.expect("the server did not start");
-        let here = Here { clock, sweeper, stop: Some(stop), place };
+        let (address, sweeper, sequencer) = starting.await.expect("the server did not start");
+        let here = Here { clock, sweeper, sequencer, stop: Some(stop), place };
         let server = Self { base: format!("http://{address}"), serves: Serves::Here(Box::new(here)) };
         server.settled().await;
         server
@@ -159,6 +163,19 @@ impl TestServer {
     /// Has the server tidy up, as it does by itself every now and then.
     pub async fn sweep(&self) -> Report {
         self.here().sweeper.sweep().await.unwrap()
+    }
+
+    /// Has the server put all that was handed out into the log, as it does by itself twice a second.
+    pub async fn sequence(&self) {
+        self.here().sequencer.run_once().await.unwrap();
+    }
+
+    /// How many steps of KeyPackages the log has, each once; of containers, nobody knows.
+    pub async fn logged(&self) -> Option<usize> {
+        match &self.serves {
+            Serves::Here(_) => Some(crate::log::is_whole(self).await),
+            Serves::Containers { .. } => None,
+        }
     }
 
     /// The same where it may refuse to; answers why.
@@ -318,6 +335,9 @@ impl ServerProcess {
             .env("KEYPOOL_LOG", "warn")
             .stdin(Stdio::null())
             .stdout(Stdio::null());
+        if let Some(log_key) = place.log_key() {
+            command.env("KEYPOOL_LOG_KEY", log_key);
+        }
         change(&mut command);
         Self { base: format!("http://{address}"), child: command.spawn().unwrap() }
     }

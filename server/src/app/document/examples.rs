@@ -3,14 +3,14 @@
 use jiff::Timestamp;
 use keypool_openapi::{
     AcceptedKeyPackage, AckRequest, AckResponse, Action, AuditEvent, AuditPage, Base64Bytes, CommitRequest,
-    CommitResponse, Device, DeviceList, DeviceName, DeviceOf, Drain, EndedKeyPackage, GroupInfoRequest,
-    GroupInfoResponse, GroupList, Health, InventoryItem, InventoryPage, KeptGroupInfo, KeyPackageRef, LastResortStatus,
-    ListedGroup, LookupRequest, LookupResponse, LowPool, LowPools, MessageKind, MessageRequest, MessageResponse,
-    MessagesPage, MissingDevice, MissingReason, PoolStatus, PreviousSignatureKey, QueuedMessage, RegisterRequest,
-    RegisterResponse, RejectedKeyPackage, RejectionReason, ReleaseRequest, ReleaseResponse, RemovedDevice, Reservation,
-    ReservationId, ReserveRequest, ReserveResponse, RevokeRequest, RevokeResponse, SignatureKey, SpendRequest,
-    SpendResponse, State, SuiteStatus, TokenResponse, Undelivered, UndeliveredReason, UploadRequest, UploadResponse,
-    UserName,
+    CommitResponse, Device, DeviceList, DeviceName, DeviceOf, Drain, EndedKeyPackage, FoundStep, GroupInfoRequest,
+    GroupInfoResponse, GroupList, Health, IncludedLeaf, InventoryItem, InventoryPage, KeptGroupInfo, KeyPackageRef,
+    LastResortStatus, LeafOpening, ListedGroup, LogInfo, LogOrigin, LookupRequest, LookupResponse, LowPool, LowPools,
+    MessageKind, MessageRequest, MessageResponse, MessagesPage, MissingDevice, MissingReason, PoolStatus,
+    PreviousSignatureKey, ProofOf, ProofsRequest, ProofsResponse, QueuedMessage, RegisterRequest, RegisterResponse,
+    RejectedKeyPackage, RejectionReason, ReleaseRequest, ReleaseResponse, RemovedDevice, Reservation, ReservationId,
+    ReserveRequest, ReserveResponse, RevokeRequest, RevokeResponse, SignatureKey, SpendRequest, SpendResponse, State,
+    StepProof, SuiteStatus, TokenResponse, Undelivered, UndeliveredReason, UploadRequest, UploadResponse, UserName,
 };
 use serde::Serialize;
 use serde_json::Value;
@@ -91,6 +91,8 @@ fn example(operation: &str) -> Option<Example> {
                 receipt: None,
             }),
         ),
+        "get_log" => of(None, value(&log())),
+        "prove_steps" => of(json(&proofs()), value(&proven())),
         "release_reservation" => of(
             json(&ReleaseRequest { reservation_id: reservation_id() }),
             value(&ReleaseResponse { keypackage_ref: hash(0xa1), state: State::Available }),
@@ -207,6 +209,46 @@ fn uploaded() -> UploadResponse {
         }],
         changed_signature_keys: Vec::new(),
         pool: status(),
+    }
+}
+
+fn log() -> LogInfo {
+    let name = "keypool/0123456789abcdef/1-89abcdef";
+    LogInfo {
+        origin: LogOrigin {
+            origin: name.to_owned(),
+            path: "log/1-89abcdef".to_owned(),
+            key: format!("{name}+89abcdef+AeK9MlN5zD1jX5QxGp0l0mJ8uXoQYb0Qm0nJf1dS5vXz"),
+            key_note: None,
+        },
+        before: Vec::new(),
+        retention: 10_368_000,
+    }
+}
+
+fn proofs() -> ProofsRequest {
+    let of = ProofOf { reservation_id: Some(reservation_id()), keypackage_ref: None };
+    ProofsRequest { of: vec![of], receipt: false }
+}
+
+fn proven() -> ProofsResponse {
+    let hash = |byte: u8| Base64Bytes(vec![byte; 32]);
+    let included = IncludedLeaf {
+        leaf: Base64Bytes([&[1][..], &[0xa1; 64]].concat()),
+        index: 7,
+        path: vec![hash(0xb1), hash(0xb2)],
+        opening: Some(LeafOpening { details: Base64Bytes(vec![0xc1; 96]), actor: Some(Base64Bytes(vec![0xc2; 96])) }),
+        heirs: Vec::new(),
+    };
+    ProofsResponse {
+        checkpoint:
+            "keypool/0123456789abcdef/1-89abcdef\n33\nyseb/9r18oj38owFgeeKOIOKlN5hZQextK6/aD2hlrM=\n\n\u{2014} …\n"
+                .to_owned(),
+        proofs: vec![
+            StepProof { tag: hash(0xd1), found: FoundStep::Included(included) },
+            StepProof { tag: hash(0xd2), found: FoundStep::Pending },
+        ],
+        receipt: None,
     }
 }
 

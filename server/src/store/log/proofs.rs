@@ -196,6 +196,12 @@ fn hand_outs_before(conn: &mut Conn<'_>, mut opened: Option<i64>) -> QueryResult
     Ok(all)
 }
 
+/// The event that began the hand-out of a last resort that an event ended.
+fn began(event: &LoggedEvent, among: &[LoggedEvent]) -> Option<LoggedEvent> {
+    let opened = event.opened.filter(|_| event.last_resort)?;
+    among.iter().find(|other| other.id == opened).cloned()
+}
+
 fn of_reservation(
     conn: &mut Conn<'_>,
     by: DeviceId,
@@ -231,7 +237,10 @@ fn of_reservation(
         }
         collected.traced.push((Traced { event: opened.clone(), opened: None }, View::Own));
     }
-    let own = own_ends.into_iter().map(|event| (Traced { event, opened: opened.clone() }, View::Own));
+    let own: Vec<_> = own_ends
+        .iter()
+        .map(|event| (Traced { event: event.clone(), opened: began(event, &own_ends).or(opened.clone()) }, View::Own))
+        .collect();
     collected.traced.extend(own);
     Ok(Ok(()))
 }
@@ -256,10 +265,10 @@ fn of_packages(
             let uses = events::by_id(conn, &ids)?;
             let used: HashSet<_> =
                 uses.iter().filter(|event| !event.begins()).map(LoggedEvent::reservation_id).collect();
-            collected.traced.extend(uses.into_iter().map(|event| {
+            for event in &uses {
                 let view = if used.contains(&event.reservation_id()) { View::Owner } else { View::OwnerUnspent };
-                (Traced { event, opened: None }, view)
-            }));
+                collected.traced.push((Traced { event: event.clone(), opened: began(event, &uses) }, view));
+            }
             continue;
         }
         for (event, ends) in hand_outs_before(conn, opened)? {

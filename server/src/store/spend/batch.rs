@@ -9,11 +9,10 @@ use diesel::{
     sql_types::{Array, BigInt, Binary, Integer, Nullable},
 };
 use jiff::Timestamp;
-use keypool_openapi::State;
 
 use super::{
+    Used,
     request::{SPENDABLE, Spend, Spent},
-    spend_step,
 };
 use crate::store::database::{
     StoreError,
@@ -93,9 +92,9 @@ pub(super) fn spend(
         wanted.bind.push(one.bind.as_ref().map(<[u8; 32]>::as_slice));
     }
     let rows: Vec<(i64, Vec<u8>, Option<Vec<u8>>, i32)> = wanted.load(conn)?;
-    let spent = |(number, keypackage_ref, package_id, step): (i64, Vec<u8>, Option<Vec<u8>>, i32)| {
-        let logged = Some(spend_step(package_id.as_deref(), step, false));
-        (number, Spent { keypackage_ref: keypackage_ref.into(), state: State::Spent, spent_at: now, logged })
+    let spent = |(number, keypackage_ref, package_id, step)| {
+        let used = Used { keypackage_ref, package_id, step, opened: None };
+        (number, used.spent(now))
     };
     let mut taken: HashMap<_, _> = rows.into_iter().map(spent).collect();
     Ok((0_i64..).take(spends.len()).map(|number| taken.remove(&number)).collect())

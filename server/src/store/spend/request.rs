@@ -30,6 +30,8 @@ pub struct Spent {
     pub state: State,
     /// The time of the first spend.
     pub spent_at: Timestamp,
+    /// The number of the hand-out in the log; `None` for a last resort.
+    pub handout: Option<u32>,
     /// What the log gets of it; `None` if it was spent before.
     pub logged: Option<SpendStep>,
 }
@@ -39,8 +41,6 @@ pub struct Spent {
 pub struct SpendStep {
     /// The package's name in the log, if it has one.
     pub package: Option<PackageId>,
-    /// The number of the hand-out; `None` for a last resort.
-    pub handout: Option<u32>,
     /// Whether the hand-out begins with it, too: the reservation had ended before.
     pub is_late: bool,
 }

@@ -6,7 +6,7 @@ use diesel::{
     sql_types::{Array, BigInt, Binary, Bool, Integer, Nullable},
 };
 use keypool_openapi::{Action, State};
-use keypool_transparency::package::PackageId;
+use keypool_transparency::{key_package::KeyPackageFields, package::PackageId};
 use keypool_validation::key_package::ValidatedKeyPackage;
 
 use crate::store::{
@@ -147,7 +147,7 @@ pub(super) fn put(conn: &mut Conn<'_>, packages: &[(i64, &ValidatedKeyPackage)],
     match conn {
         Conn::Postgres(conn) => {
             let mut put = Put { now, ..Put::default() };
-            for ((owner, package), PackageId(id)) in packages.iter().zip(&ids) {
+            for ((owner, package), id) in packages.iter().zip(&ids) {
                 put.owner.push(*owner);
                 put.keypackage_ref.push(package.keypackage_ref.as_bytes());
                 put.ciphersuite.push(package.ciphersuite.into());
@@ -174,7 +174,7 @@ pub(super) fn put(conn: &mut Conn<'_>, packages: &[(i64, &ValidatedKeyPackage)],
     }
 }
 
-fn row<'a>(owner: i64, package: &'a ValidatedKeyPackage, PackageId(id): &'a PackageId) -> NewKeyPackage<'a> {
+fn row<'a>(owner: i64, package: &'a ValidatedKeyPackage, id: &'a [u8]) -> NewKeyPackage<'a> {
     NewKeyPackage {
         keypackage_ref: package.keypackage_ref.as_bytes(),
         device_id: owner,
@@ -187,10 +187,9 @@ fn row<'a>(owner: i64, package: &'a ValidatedKeyPackage, PackageId(id): &'a Pack
     }
 }
 
-/// The package's name in the log.
-fn package_id(package: &ValidatedKeyPackage) -> PackageId {
-    let not_after = u64::try_from(package.not_after.as_second()).unwrap_or_default();
-    PackageId::new(&package.init_key, &package.signature_key, not_after)
+/// The package's name in the log; empty if it cannot be named.
+fn package_id(package: &ValidatedKeyPackage) -> Vec<u8> {
+    KeyPackageFields::parse(&package.bytes).map_or_else(|_| Vec::new(), |fields| PackageId::of(&fields).0.to_vec())
 }
 
 fn keys(owner: i64, package: &ValidatedKeyPackage) -> [NewHpkeKey<'_>; 2] {

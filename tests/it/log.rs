@@ -1,0 +1,11 @@
+//! The transparency log of real servers, checked by those whom it is for.
+
+mod access;
+mod checks;
+mod key;
+mod proofs;
+mod race;
+mod restores;
+mod steps;
+
+pub use checks::{is_whole, is_whole_at};

@@ -1,0 +1,65 @@
+//! A restored database continues its log under another name.
+
+use std::time::Instant;
+
+use keypool_transparency::{answers::Found, verdict::Verdict};
+use rstest::rstest;
+use serde_json::{Value, json};
+
+use super::checks::{policy, proofs, reserve};
+use crate::{
+    restore::{backed_up, serving},
+    support::{Database, Device, Http, PATIENCE, ServerProcess},
+};
+
+/// Waits until the log has what is asked about, and returns the answers.
+async fn logged(caller: &Http, of: &Value) -> keypool_transparency::answers::Answers {
+    let patience = Instant::now() + PATIENCE;
+    loop {
+        let answers = proofs(caller, of.clone()).await;
+        if answers.proofs.iter().all(|proof| !matches!(proof.found, Found::Pending)) {
+            return answers;
+        }
+        assert!(Instant::now() < patience, "the log has not got {answers:?}");
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    }
+}
+
+#[rstest]
+#[tokio::test]
+async fn what_a_backup_has_stays_proven_under_a_new_name(#[values(Database::Postgres, Database::Sqlite)] db: Database) {
+    let place = db.migrated();
+    let server = serving(&place).await;
+    let anyone = Http::new(&server.base);
+    let alice = anyone.registered("alice", "laptop").await;
+    alice.uploaded(&Device::new("alice", "laptop").key_packages(3)).await;
+    let bob = anyone.registered("bob", "phone").await;
+    let mut kept = reserve(&bob, ("bob", "phone"), "alice", "friends").await;
+    kept.spend().await;
+    let of_kept = json!([{"reservation_id": kept.reservation["reservation_id"]}]);
+    logged(&bob, &of_kept).await;
+    let before = policy(&bob).await;
+    let (place, backup) = backed_up(place).await;
+    let lost = reserve(&bob, ("bob", "phone"), "alice", "friends").await;
+    let of_lost = json!([{"reservation_id": lost.reservation["reservation_id"]}]);
+    logged(&bob, &of_lost).await;
+    let old = anyone.get("/log").await.ok();
+    let address = server.address().to_owned();
+    server.kill();
+    let place = place.restored(&backup);
+    let _server = ServerProcess::start_at(&place, &address).await;
+    let new = anyone.get("/log").await.ok();
+    assert_ne!(new["origin"]["origin"], old["origin"]["origin"], "the old name is signed again");
+    assert_eq!(new["before"][0]["origin"], old["origin"]["origin"]);
+    let path = old["origin"]["path"].as_str().unwrap();
+    assert_eq!(anyone.get(&format!("/{path}/checkpoint")).await.status, 404);
+    // By the key that it knew before, and the note that leads to the new one.
+    let mut followed = before.clone();
+    followed.follow(&new["origin"]["key_note"].as_str().unwrap().parse().unwrap()).unwrap();
+    let answers = logged(&bob, &of_kept).await;
+    let heirs = |found: &Found| matches!(found, Found::Included { heirs, .. } if heirs.len() == 1);
+    assert_eq!(answers.proofs.iter().filter(|proof| heirs(&proof.found)).count(), 2);
+    let verdict = kept.verdict_of(&answers, &[], &followed);
+    assert!(matches!(verdict, Verdict::Fine), "{verdict:?}");
+    assert!(proofs(&bob, of_lost).await.proofs.is_empty(), "the backup does not know of it");
+}
