@@ -60,7 +60,7 @@ const LATER: u8 = 3;
 #[expect(clippy::doc_markdown, reason = "clap prints these lines as they stand")]
 #[derive(Debug, Parser)]
 #[command(name = "keypool", version, after_help = EXAMPLES, max_term_width = 100)]
-struct Cli {
+pub struct Cli {
     /// The directory for this device's keys and metadata [default: keypool in the platform's data directory]
     #[arg(long, global = true, value_name = "DIR", env = "KEYPOOL_DATA_DIR")]
     data_dir: Option<PathBuf>,
@@ -202,6 +202,12 @@ enum Command {
     /// nothing.
     #[command(after_help = "Example: keypool doctor\n\nExits with 1 if something does not work.")]
     Doctor,
+    /// Print the JSON Schema of what --json prints
+    ///
+    /// It has a definition for each command, such as #/$defs/group-list, and #/$defs/error for what a command that fails
+    /// prints to the standard error.
+    #[command(after_help = "Example: keypool schema > keypool.schema.json")]
+    Schema,
     /// Print the completion script of a shell
     #[command(after_help = "Example: keypool completions bash > ~/.local/share/bash-completion/completions/keypool")]
     Completions {
@@ -300,6 +306,9 @@ async fn run(cli: Cli, output: &Output) -> Result<ExitCode> {
         clap_complete::generate(shell, &mut Cli::command(), "keypool", &mut script);
         return print_raw(&script).map(|()| ExitCode::SUCCESS);
     }
+    if matches!(command, Command::Schema) {
+        return Output::schema().map(|()| ExitCode::SUCCESS);
+    }
     let directory = data_dir.map_or_else(default_data_dir, Ok)?;
     let passphrase = secrets::read_passphrase(passphrase_file.as_deref())?;
     let retries = Retries::new();
@@ -346,7 +355,7 @@ async fn init(args: InitArgs, directory: &Path, mut settings: Settings, output: 
 
 async fn with_device(command: Command, client: &MlsClient, output: &Output) -> Result<ExitCode> {
     match command {
-        Command::Init(_) | Command::Chat(_) | Command::Completions { .. } => {}
+        Command::Init(_) | Command::Chat(_) | Command::Completions { .. } | Command::Schema => {}
         Command::Refresh => {
             let report =
                 output.with_progress(|progress| async move { client.refresh_key_packages(&progress).await }).await?;
@@ -358,7 +367,7 @@ async fn with_device(command: Command, client: &MlsClient, output: &Output) -> R
         }
         Command::Status => output.status(&client.status().await?)?,
         Command::Inventory => output.inventory(&client.inventory().await?)?,
-        Command::Audit { limit, before } => output.audit(&client.audit(before, limit).await?)?,
+        Command::Audit { limit, before } => output.audit(client.audit(before, limit).await?)?,
         Command::Reserve(ReserveArgs { user, device, ciphersuite, ttl }) => {
             let ttl = ttl.map(Duration::from_secs);
             output.reserved(&client.reserve(&user, device.as_ref(), ciphersuite, ttl).await?)?;

@@ -1,5 +1,6 @@
 //! The `keypool` command: one device, on the library `keypool-client`.
 
+mod answers;
 mod chat;
 mod colour;
 mod command;
@@ -10,6 +11,7 @@ mod groups;
 mod incoming;
 mod output;
 mod retries;
+mod schema;
 mod secrets;
 mod sentences;
 mod tables;

@@ -129,7 +129,8 @@ pub fn check_text(check: &Check) -> String {
 
 pub fn status_text(status: &PoolStatus) -> String {
     let name = device_name(&status.user, &status.device);
-    let mut text = format!("{name}\n{}\n{}\n{}", tables::status(status), bar(status), health_text(status));
+    let mut text =
+        format!("{name}\n{}\n{}\n{}", tables::text(tables::status(status)), bar(status), health_text(status));
     for drain in &status.draining {
         let drained = format!("{} reserved {} of them within an hour.", drain.user, drain.handed_out);
         let _ = write!(text, "\n{}", warning(&drained));

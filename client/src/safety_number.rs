@@ -4,6 +4,7 @@ use keypool_openapi::{Device, SignatureKey, UserName, device_name, signature_key
 use openmls::prelude::Ciphersuite;
 use serde::Serialize;
 use sha2::{Digest, Sha512};
+use utoipa::ToSchema;
 
 use crate::{
     error::{Error, Result},
@@ -15,7 +16,7 @@ const LABEL: &[u8] = b"Keypool safety number 1";
 
 /// A number computed from two users' signature keys. Both see the same number, unless the server gave one of them wrong
 /// keys.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
 pub struct SafetyNumber {
     /// The other user.
     pub user: UserName,
@@ -26,7 +27,7 @@ pub struct SafetyNumber {
 }
 
 /// A signature key of a device.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
 pub struct KeyOfDevice {
     /// The device, `user/device`.
     pub device: String,

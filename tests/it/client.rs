@@ -19,6 +19,7 @@ mod honest;
 mod impostors;
 mod lying_server;
 mod mls_rs;
+mod outputs;
 mod pool_only;
 mod random;
 mod refresh;

@@ -20,7 +20,7 @@ use crate::{
 };
 
 /// The result of inviting users to a group.
-#[derive(Clone, Debug, Default, serde::Serialize)]
+#[derive(Clone, Debug, Default, serde::Serialize, utoipa::ToSchema)]
 pub struct Invited {
     /// The devices that were added.
     pub added: Vec<DeviceOf>,

@@ -18,7 +18,7 @@ use crate::{
 };
 
 /// A device that was not added, because this program cannot add its KeyPackage to the group.
-#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, utoipa::ToSchema)]
 pub struct UnfitDevice {
     /// The device.
     #[serde(flatten)]
