@@ -27,6 +27,7 @@ use crate::{
     error::{Error, Result},
     groups::{self, GroupCommand, ReceiveArgs, SendArgs},
     output::{Output, print_raw},
+    passphrase::{self, PassphraseCommand},
     retries::Retries,
     secrets,
 };
@@ -196,6 +197,9 @@ enum Command {
     /// List your devices, remove one, or give one a new token
     #[command(subcommand)]
     Device(DeviceCommand),
+    /// Encrypt this device's file, change its passphrase, or decrypt it
+    #[command(subcommand)]
+    Passphrase(PassphraseCommand),
     /// Check this device and give advice
     ///
     /// Checks the files, the keys, the server, the clocks, and whether this device and the server agree. Changes
@@ -310,7 +314,7 @@ async fn run(cli: Cli, output: &Output) -> Result<ExitCode> {
         return Output::schema().map(|()| ExitCode::SUCCESS);
     }
     let directory = data_dir.map_or_else(default_data_dir, Ok)?;
-    let passphrase = secrets::read_passphrase(passphrase_file.as_deref())?;
+    let passphrase = secrets::read_passphrase(passphrase_file.as_deref(), "KEYPOOL_PASSPHRASE")?;
     let retries = Retries::new();
     let settings = Settings {
         passphrase,
@@ -323,6 +327,7 @@ async fn run(cli: Cli, output: &Output) -> Result<ExitCode> {
         Command::Init(args) => init(args, &directory, settings, output).await?,
         Command::Token { set: true } => set_token(&directory, settings, output).await?,
         Command::Server { set: Some(server) } => set_server(&server, &directory, settings, output).await?,
+        Command::Passphrase(command) => passphrase::passphrase(&command, &directory, settings, output)?,
         Command::Chat(args) => {
             let client = open_device(&directory, settings)?;
             chat::run_client_loop(args, &client, &retries, output).await?;
@@ -338,8 +343,10 @@ async fn run(cli: Cli, output: &Output) -> Result<ExitCode> {
 async fn init(args: InitArgs, directory: &Path, mut settings: Settings, output: &Output) -> Result<()> {
     let InitArgs { server, user, device, user_token, ciphersuite, encrypt } = args;
     settings.passphrase = match settings.passphrase {
-        None if LocalStore::is_encrypted(directory)? => Some(secrets::ask_passphrase(directory, false)?),
-        None if encrypt => Some(secrets::ask_passphrase(directory, true)?),
+        None if LocalStore::is_encrypted(directory)? => Some(secrets::ask_passphrase(directory)?),
+        None if encrypt => {
+            Some(secrets::ask_new_passphrase(directory, "in KEYPOOL_PASSPHRASE or by --passphrase-file")?)
+        }
         given => given,
     };
     if is_in_the_clear(&server) {
@@ -355,7 +362,11 @@ async fn init(args: InitArgs, directory: &Path, mut settings: Settings, output: 
 
 async fn with_device(command: Command, client: &MlsClient, output: &Output) -> Result<ExitCode> {
     match command {
-        Command::Init(_) | Command::Chat(_) | Command::Completions { .. } | Command::Schema => {}
+        Command::Init(_)
+        | Command::Chat(_)
+        | Command::Completions { .. }
+        | Command::Passphrase(_)
+        | Command::Schema => {}
         Command::Refresh => {
             let report =
                 output.with_progress(|progress| async move { client.refresh_key_packages(&progress).await }).await?;

@@ -132,13 +132,9 @@ pub fn hint(error: &ClientError) -> Option<&'static str> {
         E::ReadOnlyGroup { .. } => "use the new group of the same name",
         E::AmbiguousGroup { .. } => "give its whole id; `keypool group list` prints the ids",
         E::Encrypted(_) => "give its passphrase in KEYPOOL_PASSPHRASE or by --passphrase-file",
-        E::NotEncrypted(_) => {
-            "omit the passphrase, or make a new device in another --data-dir: only `keypool init` can encrypt"
-        }
+        E::NotEncrypted(_) => "omit the passphrase; `keypool passphrase change` encrypts it",
         E::OtherProgram(_) => "choose another --data-dir, where no server has its database",
-        E::WrongPassphrase(_) => {
-            "give the passphrase that `keypool init` used; if the file is damaged, restore a backup"
-        }
+        E::WrongPassphrase(_) => "give its last passphrase; if the file is damaged, restore a backup",
         E::TwoClients { .. } => {
             "stop the other client, which uses a copy of this data directory; then run `keypool rotate` on the client \
              that you keep"

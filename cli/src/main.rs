@@ -10,6 +10,7 @@ mod error;
 mod groups;
 mod incoming;
 mod output;
+mod passphrase;
 mod retries;
 mod schema;
 mod secrets;

@@ -98,7 +98,16 @@ pub fn document() -> Value {
     all.one::<Invited>(&["group-invite"]);
     all.one::<Removed>(&["group-remove"]);
     all.one::<Renewed>(&["group-renew"]);
-    all.one::<Done>(&["send", "group-admit", "group-forget", "group-leave", "group-update", "token-set"]);
+    all.one::<Done>(&[
+        "send",
+        "group-admit",
+        "group-forget",
+        "group-leave",
+        "group-update",
+        "passphrase-change",
+        "passphrase-remove",
+        "token-set",
+    ]);
     all.list::<Incoming>("receive");
     all.list::<Check>("doctor");
     all.one::<Failure>(&["error"]);

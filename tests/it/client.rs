@@ -20,6 +20,7 @@ mod impostors;
 mod lying_server;
 mod mls_rs;
 mod outputs;
+mod passphrase;
 mod pool_only;
 mod random;
 mod refresh;

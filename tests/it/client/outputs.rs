@@ -120,6 +120,7 @@ async fn every_answer_is_of_its_schema(#[values(Anywhere::Postgres, Anywhere::Sq
     groups(&mut all, (&alice, &bob));
     devices(&mut all, (&alice, &phone));
     all.run(&alice, 1, &["doctor"]);
+    passphrases(&mut all, &alice);
     let usage = all.fail(&alice, &["group", "create", ""]);
     assert_eq!(usage["type"], "usage");
     assert_eq!(all.fail(&alice, &["reserve", "nobody"])["type"], "unknown-user");
@@ -198,4 +199,13 @@ fn devices(all: &mut Samples, (alice, phone): (&Shell, &Shell)) {
     let output = running.wait_with_output().unwrap();
     all.add("token-set", serde_json::from_slice(&output.stdout).unwrap());
     all.run(alice, 2, &["device", "remove", "phone"]);
+}
+
+fn passphrases(all: &mut Samples, alice: &Shell) {
+    for (passphrase, args) in [("", ["passphrase", "change"]), ("secret", ["passphrase", "remove"])] {
+        let mut command = alice.command(&[&args[..], &["--json"]].concat());
+        let output =
+            command.env("KEYPOOL_PASSPHRASE", passphrase).env("KEYPOOL_NEW_PASSPHRASE", "secret").output().unwrap();
+        all.add(&args.join("-"), serde_json::from_slice(&output.stdout).unwrap());
+    }
 }
