@@ -145,8 +145,9 @@ pub fn hint(error: &ClientError) -> Option<&'static str> {
         E::ServerAddress(_) => "give it as http://HOST:PORT or https://HOST",
         E::Unreachable { .. } => "check that the server runs and that the address is right, then try again",
         E::UnknownHost { .. } => "check the name of the host, and this machine's connection to the network",
+        E::WrongClock { .. } => "set this machine's clock; if it is right, tell the server's operator",
         E::Untrusted { .. } => {
-            "if the server has a certificate of your own authority, name that authority's certificate in SSL_CERT_FILE"
+            "check this machine's clock; if the server has a certificate of your own authority, name that authority's certificate in SSL_CERT_FILE"
         }
         E::Answer { .. } => {
             "check that the address is that of a Keypool server, and that no proxy in front of it answers"

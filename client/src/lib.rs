@@ -104,7 +104,7 @@ pub use error::{Error, Result};
 #[cfg(feature = "sqlite")]
 pub use groups::{
     DeviceChange, Event, Group, GroupState, Incoming, Invitation, Invited, Message, MlsMembership, Removed, Renewed,
-    UnfitDevice,
+    UnfitDevice, UnfitReason,
 };
 /// The types of a [`Transport`]'s requests and answers.
 pub use http;

@@ -33,3 +33,4 @@ mod rotation;
 mod ts_mls;
 mod unusual;
 mod verify;
+mod wrong_clock;

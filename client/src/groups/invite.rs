@@ -11,7 +11,8 @@ use tracing::info;
 use super::{
     commit::{Change, Refusal},
     membership::{ATTEMPTS, MlsMembership},
-    reserve::{Reserved, UnfitDevice, device_of, release},
+    reserve::{Reserved, device_of, release},
+    unfit::UnfitDevice,
 };
 use crate::{
     error::{Error, Result},

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, fs, io::Write as _, process::Stdio};
 
-use keypool_client::{DeviceChange, Event, Incoming, Notice, Warning};
+use keypool_client::{DeviceChange, Event, Incoming, Invited, Notice, UnfitDevice, UnfitReason, Warning};
 use keypool_openapi::{Base64Bytes, MessageKind, RefusalReason};
 use rstest::rstest;
 use serde_json::{Value, json};
@@ -130,6 +130,17 @@ async fn every_answer_is_of_its_schema(#[values(Anywhere::Postgres, Anywhere::Sq
         let one = Incoming { id: 1, group: "a1".repeat(16), sent_at, event, notices: every_notice() };
         all.add("receive", json!([one]));
     }
+    let reasons = [
+        UnfitReason::OwnClock,
+        UnfitReason::Lifetime,
+        UnfitReason::Credential,
+        UnfitReason::SameSignatureKey,
+        UnfitReason::SameKey,
+        UnfitReason::Unsupported,
+    ];
+    let unfit = reasons.map(|reason| UnfitDevice { device: device("bob"), reason, why: "so".to_owned() }).to_vec();
+    let invited = Invited { unfit, notices: every_notice(), ..Invited::default() };
+    all.add("group-invite", serde_json::to_value(invited).unwrap());
     let mut report = all.run(&alice, 1, &["refresh"]);
     report["warnings"] = json!([
         Warning::ClockSkew { seconds: -61 },

@@ -1,0 +1,82 @@
+//! A device whose machine has a wrong clock is told so, and blames nobody else.
+
+use std::process::Output;
+
+use rstest::rstest;
+use serde_json::Value;
+
+use super::command::Shell;
+use crate::support::{Anywhere, OtherClock, TestServer};
+
+/// Longer than the lifetime of a KeyPackage.
+const TWENTY_DAYS: i64 = 20 * 24 * 60 * 60;
+
+struct Machine<'a> {
+    shell: &'a Shell,
+    clock: OtherClock,
+}
+
+impl Machine<'_> {
+    /// Runs a command while the clock is so many seconds ahead.
+    fn run(&self, ahead: i64, args: &[&str]) -> Output {
+        let mut command = self.shell.command(args);
+        self.clock.set(&mut command, ahead);
+        command.output().unwrap()
+    }
+
+    /// What a command says that has to fail while the clock is so far ahead.
+    fn failure(&self, ahead: i64, args: &[&str]) -> String {
+        let output = self.run(ahead, args);
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(1), "{args:?}: {said}");
+        said
+    }
+}
+
+#[rstest]
+#[tokio::test(flavor = "multi_thread")]
+async fn an_inviter_whose_clock_is_wrong_is_told_so(
+    #[values(Anywhere::Postgres, Anywhere::Sqlite)] db: Anywhere,
+    #[values(TWENTY_DAYS, -TWENTY_DAYS)] ahead: i64,
+) {
+    let server = TestServer::start(db).await;
+    let (alice, bob) = (Shell::of(&server.base, "alice", &[]), Shell::of(&server.base, "bob", &[]));
+    let machine = Machine { shell: &alice, clock: OtherClock::build() };
+    alice.text(&["group", "create", "friends"]);
+    let side = if ahead > 0 { "480h ahead of" } else { "480h behind" };
+    for args in [&["group", "invite", "friends", "bob"][..], &["reserve", "bob"]] {
+        let said = machine.failure(ahead, args);
+        assert!(said.contains(&format!("this machine's clock is {side} the server's")), "{said}");
+        assert!(said.contains("set this machine's clock") && !said.contains("invalid KeyPackage"), "{said}");
+    }
+    assert_eq!(bob.json(&["status"])["reserved"], 0, "nothing stays reserved");
+    alice.text(&["group", "invite", "friends", "bob"]);
+    bob.text(&["receive"]);
+    assert_eq!(bob.json(&["group", "members", "friends"]).as_array().unwrap().len(), 2);
+}
+
+/// OpenMLS checks the lifetimes of those whom a Commit adds by the receiver's clock.
+#[rstest]
+#[tokio::test(flavor = "multi_thread")]
+async fn a_member_whose_clock_is_wrong_refuses_nothing(
+    #[values(Anywhere::Postgres, Anywhere::Sqlite)] db: Anywhere,
+    #[values(TWENTY_DAYS, -TWENTY_DAYS)] ahead: i64,
+) {
+    let server = TestServer::start(db).await;
+    let [alice, bob, _carol] = ["alice", "bob", "carol"].map(|user| Shell::of(&server.base, user, &[]));
+    alice.text(&["group", "create", "friends"]);
+    alice.text(&["group", "invite", "friends", "bob"]);
+    bob.text(&["receive"]);
+    alice.text(&["group", "invite", "friends", "carol"]);
+    alice.text(&["send", "friends", "welcome, carol"]);
+    let machine = Machine { shell: &bob, clock: OtherClock::build() };
+    let said = machine.failure(ahead, &["receive"]);
+    assert!(said.contains("this machine's clock is 480h"), "{said}");
+    // With the right clock, it is as if nothing had been.
+    let came = bob.json(&["receive"]);
+    let kinds: Vec<_> = came.as_array().unwrap().iter().map(|one| one["type"].as_str().unwrap()).collect();
+    assert_eq!(kinds, ["members", "changed", "text"], "{came}");
+    assert_eq!(bob.json(&["group", "list"])[0]["state"], "active");
+    let heard = alice.json(&["receive"]);
+    assert!(!heard.as_array().unwrap().iter().any(|one: &Value| one["type"] == "unreadable"), "{heard}");
+}
