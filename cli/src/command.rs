@@ -26,7 +26,7 @@ use crate::{
     doctor::{self, Verdict},
     error::{Error, Result},
     groups::{self, GroupCommand, ReceiveArgs, SendArgs},
-    output::{Output, print_raw},
+    output::{Output, print_help, print_raw},
     passphrase::{self, PassphraseCommand},
     retries::Retries,
     secrets,
@@ -282,12 +282,18 @@ pub async fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
             Output::new(true).usage(&usage);
             ExitCode::from(USAGE)
         }
-        Err(usage) => {
-            let code = if usage.use_stderr() { ExitCode::from(USAGE) } else { ExitCode::SUCCESS };
+        Err(usage) if usage.use_stderr() => {
             // If the terminal is closed, there is nowhere to report the error.
             let _ = usage.print();
-            code
+            ExitCode::from(USAGE)
         }
+        Err(help) => match print_help(&help) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                Output::new(false).error(&error);
+                ExitCode::FAILURE
+            }
+        },
     }
 }
 

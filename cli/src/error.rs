@@ -31,7 +31,7 @@ pub enum Error {
         source: io::Error,
     },
     /// The answer could not be printed.
-    #[error("the command has taken effect, and its answer could not be printed")]
+    #[error("the answer could not be printed; what the command does, it has done")]
     Unwritten {
         /// Why not.
         source: io::Error,

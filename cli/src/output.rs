@@ -293,6 +293,11 @@ pub fn print_raw(text: &[u8]) -> Result<()> {
     stdout.write_all(text).and_then(|()| stdout.flush()).or_else(unless_closed)
 }
 
+/// Prints the help or the version that somebody asked for.
+pub fn print_help(help: &clap::Error) -> Result<()> {
+    help.print().and_then(|()| io::stdout().flush()).or_else(unless_closed)
+}
+
 /// If the reader closed the pipe, it needs no more output. Any other error, such as a full disk, is one of the command.
 fn unless_closed(source: io::Error) -> Result<()> {
     if source.kind() == io::ErrorKind::BrokenPipe { Ok(()) } else { Err(Error::Unwritten { source }) }
