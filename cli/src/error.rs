@@ -166,7 +166,7 @@ pub fn hint(error: &ClientError) -> Option<&'static str> {
         // Of a token that was shown, the server's answer says what is wrong with it.
         E::NotEnrolled { has_token: false, .. } => {
             "give --user-token: for another device of a user, what `keypool token` prints on one of the user's devices; for \
-             a first device, what the operator handed out"
+             a first device, or if all devices are lost, what the operator handed out"
         }
         E::TokenOfOther { .. } => "take the token of this device, or choose the --data-dir of the other one",
         E::ProofRefused { .. } => "run `keypool group renew GROUP`: it makes a new group with all members",

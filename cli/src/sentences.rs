@@ -83,7 +83,7 @@ pub fn renewed_text(renewed: &Renewed) -> String {
 pub fn safety_number_text(number: &SafetyNumber) -> String {
     let keys = number.keys.iter().map(|one| {
         let (suite, since) = (one.key.ciphersuite, one.key.since);
-        format!("{}: ciphersuite {suite}, since {since}, {}", one.device, one.fingerprint)
+        format!("{}: ciphersuite {suite}, since {since}\n    {}", one.device, one.fingerprint)
     });
     format!("{}\n{}", number.number, keys.collect::<Vec<_>>().join("\n"))
 }
