@@ -1,12 +1,13 @@
 //! A device whose machine has a wrong clock is told so, and blames nobody else.
 
-use std::process::Output;
+use std::{process::Output, time::Duration};
 
+use jiff::SignedDuration;
 use rstest::rstest;
 use serde_json::Value;
 
 use super::command::Shell;
-use crate::support::{Anywhere, OtherClock, TestServer};
+use crate::support::{Anywhere, Database, Device, OtherClock, TestServer, now};
 
 /// Longer than the lifetime of a KeyPackage.
 const TWENTY_DAYS: i64 = 20 * 24 * 60 * 60;
@@ -53,6 +54,27 @@ async fn an_inviter_whose_clock_is_wrong_is_told_so(
     alice.text(&["group", "invite", "friends", "bob"]);
     bob.text(&["receive"]);
     assert_eq!(bob.json(&["group", "members", "friends"]).as_array().unwrap().len(), 2);
+}
+
+/// The server allows it to be ahead, and OpenMLS does not.
+#[rstest]
+#[tokio::test(flavor = "multi_thread")]
+async fn a_device_whose_own_clock_is_ahead_is_named_and_the_others_are_added(
+    #[values(Database::Postgres, Database::Sqlite)] db: Database,
+) {
+    let server = TestServer::start_with(db, |config| config.clock_tolerance = Duration::from_hours(1)).await;
+    let [alice, _carol] = ["alice", "carol"].map(|user| Shell::of(&server.base, user, &[]));
+    let eve = server.anyone().registered("eve", "phone").await;
+    let ahead = Device::new("eve", "phone")
+        .valid_between(now() + SignedDuration::from_mins(50), now() + SignedDuration::from_hours(48));
+    eve.uploaded(&[ahead.key_package()]).await;
+    alice.text(&["group", "create", "friends"]);
+    let output = alice.run(&["group", "invite", "friends", "eve", "carol"]);
+    let said = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.success() && said.starts_with("carol/laptop added to friends."), "{said}");
+    assert!(said.contains("by the server's clock, too: the clock of that device is ahead"), "{said}");
+    assert!(said.contains("Have its owner set its clock"), "{said}");
+    assert_eq!(eve.status().await["reserved"], 0, "it is given back");
 }
 
 /// OpenMLS checks the lifetimes of those whom a Commit adds by the receiver's clock.
