@@ -26,7 +26,8 @@ use crate::{
     doctor::{self, Verdict},
     error::{Error, Result},
     groups::{self, GroupCommand, ReceiveArgs, SendArgs},
-    output::{Output, print_raw},
+    output::{Output, print_help, print_raw},
+    passphrase::{self, PassphraseCommand},
     retries::Retries,
     secrets,
 };
@@ -60,7 +61,7 @@ const LATER: u8 = 3;
 #[expect(clippy::doc_markdown, reason = "clap prints these lines as they stand")]
 #[derive(Debug, Parser)]
 #[command(name = "keypool", version, after_help = EXAMPLES, max_term_width = 100)]
-struct Cli {
+pub struct Cli {
     /// The directory for this device's keys and metadata [default: keypool in the platform's data directory]
     #[arg(long, global = true, value_name = "DIR", env = "KEYPOOL_DATA_DIR")]
     data_dir: Option<PathBuf>,
@@ -196,12 +197,21 @@ enum Command {
     /// List your devices, remove one, or give one a new token
     #[command(subcommand)]
     Device(DeviceCommand),
+    /// Encrypt this device's file, change its passphrase, or decrypt it
+    #[command(subcommand)]
+    Passphrase(PassphraseCommand),
     /// Check this device and give advice
     ///
     /// Checks the files, the keys, the server, the clocks, and whether this device and the server agree. Changes
     /// nothing.
     #[command(after_help = "Example: keypool doctor\n\nExits with 1 if something does not work.")]
     Doctor,
+    /// Print the JSON Schema of what --json prints
+    ///
+    /// It has a definition for each command, such as #/$defs/group-list, and #/$defs/error for what a command that fails
+    /// prints to the standard error.
+    #[command(after_help = "Example: keypool schema > keypool.schema.json")]
+    Schema,
     /// Print the completion script of a shell
     #[command(after_help = "Example: keypool completions bash > ~/.local/share/bash-completion/completions/keypool")]
     Completions {
@@ -272,12 +282,18 @@ pub async fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
             Output::new(true).usage(&usage);
             ExitCode::from(USAGE)
         }
-        Err(usage) => {
-            let code = if usage.use_stderr() { ExitCode::from(USAGE) } else { ExitCode::SUCCESS };
+        Err(usage) if usage.use_stderr() => {
             // If the terminal is closed, there is nowhere to report the error.
             let _ = usage.print();
-            code
+            ExitCode::from(USAGE)
         }
+        Err(help) => match print_help(&help) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                Output::new(false).error(&error);
+                ExitCode::FAILURE
+            }
+        },
     }
 }
 
@@ -300,8 +316,11 @@ async fn run(cli: Cli, output: &Output) -> Result<ExitCode> {
         clap_complete::generate(shell, &mut Cli::command(), "keypool", &mut script);
         return print_raw(&script).map(|()| ExitCode::SUCCESS);
     }
+    if matches!(command, Command::Schema) {
+        return Output::schema().map(|()| ExitCode::SUCCESS);
+    }
     let directory = data_dir.map_or_else(default_data_dir, Ok)?;
-    let passphrase = secrets::read_passphrase(passphrase_file.as_deref())?;
+    let passphrase = secrets::read_passphrase(passphrase_file.as_deref(), "KEYPOOL_PASSPHRASE")?;
     let retries = Retries::new();
     let settings = Settings {
         passphrase,
@@ -314,6 +333,7 @@ async fn run(cli: Cli, output: &Output) -> Result<ExitCode> {
         Command::Init(args) => init(args, &directory, settings, output).await?,
         Command::Token { set: true } => set_token(&directory, settings, output).await?,
         Command::Server { set: Some(server) } => set_server(&server, &directory, settings, output).await?,
+        Command::Passphrase(command) => passphrase::passphrase(&command, &directory, settings, output)?,
         Command::Chat(args) => {
             let client = open_device(&directory, settings)?;
             chat::run_client_loop(args, &client, &retries, output).await?;
@@ -329,8 +349,10 @@ async fn run(cli: Cli, output: &Output) -> Result<ExitCode> {
 async fn init(args: InitArgs, directory: &Path, mut settings: Settings, output: &Output) -> Result<()> {
     let InitArgs { server, user, device, user_token, ciphersuite, encrypt } = args;
     settings.passphrase = match settings.passphrase {
-        None if LocalStore::is_encrypted(directory)? => Some(secrets::ask_passphrase(directory, false)?),
-        None if encrypt => Some(secrets::ask_passphrase(directory, true)?),
+        None if LocalStore::is_encrypted(directory)? => Some(secrets::ask_passphrase(directory)?),
+        None if encrypt => {
+            Some(secrets::ask_new_passphrase(directory, "in KEYPOOL_PASSPHRASE or by --passphrase-file")?)
+        }
         given => given,
     };
     if is_in_the_clear(&server) {
@@ -346,7 +368,11 @@ async fn init(args: InitArgs, directory: &Path, mut settings: Settings, output: 
 
 async fn with_device(command: Command, client: &MlsClient, output: &Output) -> Result<ExitCode> {
     match command {
-        Command::Init(_) | Command::Chat(_) | Command::Completions { .. } => {}
+        Command::Init(_)
+        | Command::Chat(_)
+        | Command::Completions { .. }
+        | Command::Passphrase(_)
+        | Command::Schema => {}
         Command::Refresh => {
             let report =
                 output.with_progress(|progress| async move { client.refresh_key_packages(&progress).await }).await?;
@@ -358,7 +384,7 @@ async fn with_device(command: Command, client: &MlsClient, output: &Output) -> R
         }
         Command::Status => output.status(&client.status().await?)?,
         Command::Inventory => output.inventory(&client.inventory().await?)?,
-        Command::Audit { limit, before } => output.audit(&client.audit(before, limit).await?)?,
+        Command::Audit { limit, before } => output.audit(client.audit(before, limit).await?)?,
         Command::Reserve(ReserveArgs { user, device, ciphersuite, ttl }) => {
             let ttl = ttl.map(Duration::from_secs);
             output.reserved(&client.reserve(&user, device.as_ref(), ciphersuite, ttl).await?)?;

@@ -38,10 +38,8 @@ pub async fn device(command: DeviceCommand, client: &MlsClient, output: &Output)
         DeviceCommand::Remove { device } => output.device_removed(&client.remove_device(&device).await?),
         DeviceCommand::RotateToken { device } => {
             let token = client.new_token(&device).await?;
-            if device == *client.identity().device() {
-                return output.token_set();
-            }
-            output.token(token.expose_secret())
+            let is_other = device != *client.identity().device();
+            output.token_rotated(&device, is_other.then(|| token.expose_secret()))
         }
     }
 }

@@ -8,6 +8,7 @@ use keypool_client::{
 };
 use keypool_openapi::{GroupsQuery, Health, PoolStatus, ProblemType};
 use serde::Serialize;
+use utoipa::ToSchema;
 
 use crate::error::hint;
 
@@ -15,7 +16,7 @@ use crate::error::hint;
 const MAX_GROUPS: usize = 10_000;
 
 /// The result of a check.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Verdict {
     /// Nothing is wrong.
@@ -27,7 +28,7 @@ pub enum Verdict {
 }
 
 /// One check with its result.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct Check {
     /// The name of the check.
     pub name: &'static str,

@@ -31,7 +31,7 @@ pub enum Error {
         source: io::Error,
     },
     /// The answer could not be printed.
-    #[error("the command has taken effect, and its answer could not be printed")]
+    #[error("the answer could not be printed; what the command does, it has done")]
     Unwritten {
         /// Why not.
         source: io::Error,
@@ -132,13 +132,9 @@ pub fn hint(error: &ClientError) -> Option<&'static str> {
         E::ReadOnlyGroup { .. } => "use the new group of the same name",
         E::AmbiguousGroup { .. } => "give its whole id; `keypool group list` prints the ids",
         E::Encrypted(_) => "give its passphrase in KEYPOOL_PASSPHRASE or by --passphrase-file",
-        E::NotEncrypted(_) => {
-            "omit the passphrase, or make a new device in another --data-dir: only `keypool init` can encrypt"
-        }
+        E::NotEncrypted(_) => "omit the passphrase; `keypool passphrase change` encrypts it",
         E::OtherProgram(_) => "choose another --data-dir, where no server has its database",
-        E::WrongPassphrase(_) => {
-            "give the passphrase that `keypool init` used; if the file is damaged, restore a backup"
-        }
+        E::WrongPassphrase(_) => "give its last passphrase; if the file is damaged, restore a backup",
         E::TwoClients { .. } => {
             "stop the other client, which uses a copy of this data directory; then run `keypool rotate` on the client \
              that you keep"
@@ -149,8 +145,9 @@ pub fn hint(error: &ClientError) -> Option<&'static str> {
         E::ServerAddress(_) => "give it as http://HOST:PORT or https://HOST",
         E::Unreachable { .. } => "check that the server runs and that the address is right, then try again",
         E::UnknownHost { .. } => "check the name of the host, and this machine's connection to the network",
+        E::WrongClock { .. } => "set this machine's clock; if it is right, tell the server's operator",
         E::Untrusted { .. } => {
-            "if the server has a certificate of your own authority, name that authority's certificate in SSL_CERT_FILE"
+            "check this machine's clock; if the server has a certificate of your own authority, name that authority's certificate in SSL_CERT_FILE"
         }
         E::Answer { .. } => {
             "check that the address is that of a Keypool server, and that no proxy in front of it answers"
@@ -169,7 +166,7 @@ pub fn hint(error: &ClientError) -> Option<&'static str> {
         // Of a token that was shown, the server's answer says what is wrong with it.
         E::NotEnrolled { has_token: false, .. } => {
             "give --user-token: for another device of a user, what `keypool token` prints on one of the user's devices; for \
-             a first device, what the operator handed out"
+             a first device, or if all devices are lost, what the operator handed out"
         }
         E::TokenOfOther { .. } => "take the token of this device, or choose the --data-dir of the other one",
         E::ProofRefused { .. } => "run `keypool group renew GROUP`: it makes a new group with all members",

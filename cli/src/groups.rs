@@ -137,7 +137,7 @@ pub async fn group(command: GroupCommand, client: &MlsClient, output: &Output) -
         GroupCommand::Forget { group } => {
             let group = membership.find_group(&group)?;
             membership.forget(&group.group_id).await?;
-            output.delivered(&format!("{} is deleted from this device.", group.name), &[])?;
+            output.done(&format!("{} is deleted from this device.", group.name))?;
         }
         GroupCommand::Admit { group, devices } => {
             let group = membership.find_group(&group)?;

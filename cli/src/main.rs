@@ -1,5 +1,6 @@
 //! The `keypool` command: one device, on the library `keypool-client`.
 
+mod answers;
 mod chat;
 mod colour;
 mod command;
@@ -9,7 +10,9 @@ mod error;
 mod groups;
 mod incoming;
 mod output;
+mod passphrase;
 mod retries;
+mod schema;
 mod secrets;
 mod sentences;
 mod tables;

@@ -18,17 +18,22 @@ use serde::Serialize;
 use serde_json::json;
 
 use crate::{
+    answers::{Done, Failure, NewToken, ServerAddress, Token, Trail},
     colour::{painted, warning},
     doctor::Check,
     error::{Error, Result},
     incoming::{self, Place},
+    schema,
     sentences::{
         check_text, health_text, invited_text, names, refresh_text, renewed_text, safety_number_text, status_text,
         undelivered_text,
     },
     tables,
-    text::{argument, clean},
+    text::{argument, clean, show_turning},
 };
+
+/// What a person reads when this device has a new token.
+const TOKEN_SET: &str = "This device uses the new token.";
 
 /// The output of the command: text for people, or JSON for programs.
 pub struct Output {
@@ -70,22 +75,23 @@ impl Output {
     }
 
     pub fn reserved(&self, answer: &ReserveResponse) -> Result<()> {
-        self.answer(answer, || tables::reservations(answer))
+        self.answer(answer, || tables::text(tables::reservations(answer)))
     }
 
     pub fn inventory(&self, items: &[InventoryItem]) -> Result<()> {
         self.answer(&items, || match items {
             [] => "The server has no KeyPackages of this device; `keypool refresh` uploads some.".to_owned(),
-            items => tables::inventory(items),
+            items => tables::text(tables::inventory(items)),
         })
     }
 
-    pub fn audit(&self, page: &AuditPage) -> Result<()> {
-        self.answer(page, || {
+    pub fn audit(&self, page: AuditPage) -> Result<()> {
+        let page = Trail::from(page);
+        self.answer(&page, || {
             let more = page.next.map(|next| format!("\nThere is more: keypool audit --before {next}"));
             match page.events.as_slice() {
                 [] => "There are no events yet.".to_owned(),
-                events => tables::events(events) + &more.unwrap_or_default(),
+                events => tables::text(tables::events(events)) + &more.unwrap_or_default(),
             }
         })
     }
@@ -105,7 +111,7 @@ impl Output {
 
     /// The result of a call that sends something to a group: a sentence, and the devices that it did not reach.
     pub fn delivered(&self, sentence: &str, undelivered: &[Undelivered]) -> Result<()> {
-        self.answer(&json!({ "done": true, "undelivered": undelivered }), || {
+        self.answer(&Done { done: true, undelivered: undelivered.to_vec() }, || {
             sentence.to_owned() + &undelivered_text(undelivered)
         })
     }
@@ -120,7 +126,7 @@ impl Output {
     pub fn groups(&self, groups: &[Group]) -> Result<()> {
         self.answer(&groups, || match groups {
             [] => "This device is in no group; `keypool group create NAME` creates one.".to_owned(),
-            groups => tables::groups(groups),
+            groups => tables::text(tables::groups(groups)),
         })
     }
 
@@ -176,7 +182,7 @@ impl Output {
     }
 
     pub fn devices(&self, own: &DeviceName, devices: &[Device]) -> Result<()> {
-        self.answer(&devices, || tables::devices(own, devices))
+        self.answer(&devices, || tables::text(tables::devices(own, devices)))
     }
 
     pub fn device_removed(&self, removed: &RemovedDevice) -> Result<()> {
@@ -189,16 +195,31 @@ impl Output {
         })
     }
 
-    pub fn token_set(&self) -> Result<()> {
-        self.answer(&json!({ "done": true }), || "This device uses the new token.".to_owned())
+    /// The result of a call that changes nothing but this device.
+    pub fn done(&self, sentence: &str) -> Result<()> {
+        self.delivered(sentence, &[])
     }
 
     pub fn token(&self, token: &str) -> Result<()> {
-        self.answer(&json!({ "token": token }), || token.to_owned())
+        self.answer(&Token { token: token.to_owned() }, || token.to_owned())
+    }
+
+    /// A device's new token; `None` if this device uses it.
+    pub fn token_rotated(&self, device: &DeviceName, token: Option<&str>) -> Result<()> {
+        let answer = NewToken { device: device.clone(), token: token.map(str::to_owned) };
+        self.answer(&answer, || token.unwrap_or(TOKEN_SET).to_owned())
+    }
+
+    pub fn token_set(&self) -> Result<()> {
+        self.done(TOKEN_SET)
     }
 
     pub fn server(&self, server: &str) -> Result<()> {
-        self.answer(&json!({ "server": server }), || server.to_owned())
+        self.answer(&ServerAddress { server: server.to_owned() }, || server.to_owned())
+    }
+
+    pub fn schema() -> Result<()> {
+        Self::new(true).answer(&schema::document(), String::new)
     }
 
     pub fn error(&self, error: &Error) {
@@ -215,7 +236,9 @@ impl Output {
 
     fn failure(&self, message: &str, code: Option<&str>, hint: Option<&str>) {
         let text = if self.json {
-            json!({ "error": message, "type": code, "hint": hint }).to_string()
+            let kind = code.map(str::to_owned);
+            let failure = Failure { error: message.to_owned(), kind, hint: hint.map(str::to_owned) };
+            serde_json::to_string(&failure).unwrap_or_else(|error| error.to_string())
         } else {
             let error = painted("error", AnsiColor::Red);
             let hint = hint.map(|hint| format!("\n  hint: {hint}")).unwrap_or_default();
@@ -256,7 +279,7 @@ impl Output {
             serde_json::to_string_pretty(answer)
                 .unwrap_or_else(|error| json!({ "error": error.to_string() }).to_string())
         } else {
-            text()
+            show_turning(&text())
         };
         let mut stdout = anstream::stdout();
         writeln!(stdout, "{text}")?;
@@ -268,6 +291,11 @@ impl Output {
 pub fn print_raw(text: &[u8]) -> Result<()> {
     let mut stdout = io::stdout();
     stdout.write_all(text).and_then(|()| stdout.flush()).or_else(unless_closed)
+}
+
+/// Prints the help or the version that somebody asked for.
+pub fn print_help(help: &clap::Error) -> Result<()> {
+    help.print().and_then(|()| io::stdout().flush()).or_else(unless_closed)
 }
 
 /// If the reader closed the pipe, it needs no more output. Any other error, such as a full disk, is one of the command.

@@ -17,15 +17,15 @@ pub fn with_passphrase(directory: &Path, mut settings: Settings) -> Result<Setti
         return Err(ClientError::NotInitialised(directory.to_owned()).into());
     }
     if settings.passphrase.is_none() && LocalStore::is_encrypted(directory)? {
-        settings.passphrase = Some(ask_passphrase(directory, false)?);
+        settings.passphrase = Some(ask_passphrase(directory)?);
     }
     Ok(settings)
 }
 
-/// The passphrase from the file, without the end of the line, or from the environment.
-pub fn read_passphrase(file: Option<&Path>) -> Result<Option<SecretString>> {
+/// The passphrase from the file, without the end of the line, or from the variable of the environment.
+pub fn read_passphrase(file: Option<&Path>, variable: &str) -> Result<Option<SecretString>> {
     let Some(path) = file else {
-        let passphrase = std::env::var("KEYPOOL_PASSPHRASE").ok().filter(|passphrase| !passphrase.is_empty());
+        let passphrase = std::env::var(variable).ok().filter(|passphrase| !passphrase.is_empty());
         return Ok(passphrase.map(SecretString::from));
     };
     let text =
@@ -36,28 +36,35 @@ pub fn read_passphrase(file: Option<&Path>) -> Result<Option<SecretString>> {
     }
 }
 
-/// Asks for the passphrase on a terminal, twice if it is new.
-pub fn ask_passphrase(directory: &Path, is_new: bool) -> Result<SecretString> {
+/// Asks for the passphrase on a terminal.
+pub fn ask_passphrase(directory: &Path) -> Result<SecretString> {
     if !io::stdin().is_terminal() {
-        return Err(if is_new {
-            let how = "give the passphrase in KEYPOOL_PASSPHRASE or by --passphrase-file";
-            Error::Usage(format!("there is no terminal on which to ask for a passphrase: {how}"))
-        } else {
-            ClientError::Encrypted(directory.to_owned()).into()
-        });
+        return Err(ClientError::Encrypted(directory.to_owned()).into());
     }
-    let ask = |prompt: &str| {
-        rpassword::prompt_password(prompt).map_err(|source| Error::File {
-            doing: "ask for the passphrase of",
-            path: directory.to_owned(),
-            source,
-        })
-    };
-    let passphrase = ask("Passphrase: ")?;
-    if passphrase.is_empty() || is_new && ask("Repeat the passphrase: ")? != passphrase {
-        return Err(Error::Usage("the passphrase is empty, or the two inputs differ: nothing was created".to_owned()));
+    match ask(directory, "Passphrase: ")? {
+        empty if empty.is_empty() => Err(Error::Usage("the passphrase is empty".to_owned())),
+        passphrase => Ok(passphrase.into()),
+    }
+}
+
+/// Asks for a new passphrase on a terminal, twice. `how` says how a script gives it.
+pub fn ask_new_passphrase(directory: &Path, how: &str) -> Result<SecretString> {
+    if !io::stdin().is_terminal() {
+        return Err(Error::Usage(format!("there is no terminal on which to ask for a passphrase: give it {how}")));
+    }
+    let passphrase = ask(directory, "New passphrase: ")?;
+    if passphrase.is_empty() || ask(directory, "Repeat the new passphrase: ")? != passphrase {
+        return Err(Error::Usage("the passphrase is empty, or the two inputs differ: nothing has changed".to_owned()));
     }
     Ok(passphrase.into())
+}
+
+fn ask(directory: &Path, prompt: &str) -> Result<String> {
+    rpassword::prompt_password(prompt).map_err(|source| Error::File {
+        doing: "ask for the passphrase of",
+        path: directory.to_owned(),
+        source,
+    })
 }
 
 /// Reads a token from a terminal, or from the standard input.

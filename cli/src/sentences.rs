@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use clap::builder::styling::AnsiColor;
-use keypool_client::{Group, Invited, RefreshReport, Renewed, SafetyNumber, UnfitDevice};
+use keypool_client::{Group, Invited, RefreshReport, Renewed, SafetyNumber, UnfitDevice, UnfitReason};
 use keypool_openapi::{
     DeviceOf, Health, MissingDevice, MissingReason, PoolStatus, Undelivered, UndeliveredReason, device_name,
 };
@@ -30,9 +30,8 @@ pub fn invited_text(group: &Group, invited: &Invited) -> String {
     for missing in &invited.missing {
         let _ = write!(text, "\n{}", warning(&not_added_text(missing)));
     }
-    for UnfitDevice { device, why } in &invited.unfit {
-        let not_added = format!("{} was not added: {}.", device, clean(why));
-        let _ = write!(text, "\n{}", warning(&not_added));
+    for unfit in &invited.unfit {
+        let _ = write!(text, "\n{}", warning(&unfit_text(unfit)));
     }
     for notice in &invited.notices {
         let _ = write!(text, "\n{}", incoming::notice_line(notice));
@@ -62,6 +61,21 @@ fn not_added_text(missing: &MissingDevice) -> String {
     format!("{device} was not added: {}. {help}.", missing.reason)
 }
 
+/// Which device was not added for its KeyPackage, why, and what helps.
+fn unfit_text(UnfitDevice { device, reason, why }: &UnfitDevice) -> String {
+    let help = match reason {
+        UnfitReason::OwnClock => "Set this machine's clock, and invite again",
+        UnfitReason::Lifetime => "Have its owner set its clock and run `keypool rotate` there, then invite again",
+        UnfitReason::Credential => "A program that checks such credentials can invite it",
+        UnfitReason::SameSignatureKey => {
+            "Two devices must not share a signature key: have one of them run `keypool rotate`, then invite again"
+        }
+        UnfitReason::SameKey => "Invite again: it has other KeyPackages",
+        UnfitReason::Unsupported => "Another version of its program may help",
+    };
+    format!("{device} was not added: {}. {help}.", clean(why))
+}
+
 pub fn renewed_text(renewed: &Renewed) -> String {
     format!("{}\nThe old group of this name is read-only now.", invited_text(&renewed.group, &renewed.invited))
 }
@@ -69,7 +83,7 @@ pub fn renewed_text(renewed: &Renewed) -> String {
 pub fn safety_number_text(number: &SafetyNumber) -> String {
     let keys = number.keys.iter().map(|one| {
         let (suite, since) = (one.key.ciphersuite, one.key.since);
-        format!("{}: ciphersuite {suite}, since {since}, {}", one.device, one.fingerprint)
+        format!("{}: ciphersuite {suite}, since {since}\n    {}", one.device, one.fingerprint)
     });
     format!("{}\n{}", number.number, keys.collect::<Vec<_>>().join("\n"))
 }
@@ -129,7 +143,8 @@ pub fn check_text(check: &Check) -> String {
 
 pub fn status_text(status: &PoolStatus) -> String {
     let name = device_name(&status.user, &status.device);
-    let mut text = format!("{name}\n{}\n{}\n{}", tables::status(status), bar(status), health_text(status));
+    let mut text =
+        format!("{name}\n{}\n{}\n{}", tables::text(tables::status(status)), bar(status), health_text(status));
     for drain in &status.draining {
         let drained = format!("{} reserved {} of them within an hour.", drain.user, drain.handed_out);
         let _ = write!(text, "\n{}", warning(&drained));
@@ -194,6 +209,27 @@ mod tests {
             assert_eq!(text.contains("refreshed"), helps, "{text}");
             assert_eq!(text.contains("2, 3"), reason == MissingReason::NoMatchingCiphersuite, "{text}");
             assert!(text.contains(&format!("bob/phone was not added: {reason}. ")), "{text}");
+        }
+    }
+
+    #[test]
+    fn advice_for_an_unfit_device_names_the_one_that_helps() {
+        for (reason, advice) in [
+            (UnfitReason::OwnClock, "Set this machine's clock"),
+            (UnfitReason::Lifetime, "Have its owner set its clock"),
+            (UnfitReason::Credential, "A program that checks"),
+            (UnfitReason::SameSignatureKey, "run `keypool rotate`"),
+            (UnfitReason::SameKey, "Invite again"),
+            (UnfitReason::Unsupported, "Another version"),
+        ] {
+            let device = "bob/phone".parse().unwrap();
+            let text = unfit_text(&UnfitDevice { device, reason, why: format!("{HOSTILE}it is so") });
+            assert!(
+                text.starts_with("bob/phone was not added: ]0;ownedit is so. ") && text.contains(advice),
+                "{text:?}"
+            );
+            // Refreshing the pool helps for none of these.
+            assert!(!text.contains("refresh"), "{text}");
         }
     }
 

@@ -1,45 +1,74 @@
 //! Answers as tables: with borders on a terminal, plain in a pipe.
 
-use std::io::{self, IsTerminal as _};
+use std::{
+    fmt::Write as _,
+    io::{self, IsTerminal as _},
+};
 
 use comfy_table::{
-    Table,
+    ColumnConstraint, ContentArrangement, Table,
     presets::{NOTHING, UTF8_FULL_CONDENSED},
 };
 use jiff::Timestamp;
 use keypool_client::{Group, GroupState};
-use keypool_openapi::{
-    AuditEvent, Device, DeviceName, DeviceOf, InventoryItem, PoolStatus, ReserveResponse, SignatureKey, device_name,
+use keypool_openapi::{Device, DeviceName, InventoryItem, PoolStatus, ReserveResponse, SignatureKey, device_name};
+
+use crate::{
+    answers::TrailEvent,
+    text::{clean, target_name},
 };
 
-use crate::text::target_name;
+/// The widest line. Long names are folded.
+const WIDTH: u16 = 80;
+
+/// The longest line that is kept whole.
+const WHOLE: u16 = 32;
 
 fn table<const N: usize>(header: [&str; N]) -> Table {
     let mut table = Table::new();
-    let style = if io::stdout().is_terminal() { UTF8_FULL_CONDENSED } else { NOTHING };
-    table.load_style(style).set_header(header);
+    table.set_content_arrangement(ContentArrangement::Dynamic).set_width(WIDTH).set_header(header);
     table
 }
 
-pub fn reservations(answer: &ReserveResponse) -> String {
-    let mut table = table(["Device", "Reservation id", "Suite", "Held until", "Note"]);
+/// Keeps the lines of these columns whole, so that what is in them can be copied.
+fn whole<const N: usize>(mut table: Table, columns: [usize; N]) -> Table {
+    let widths = table.column_max_content_widths();
+    for at in columns {
+        let is_short = widths.get(at).is_some_and(|width| *width <= WHOLE);
+        if let Some(column) = table.column_mut(at).filter(|_| is_short) {
+            column.set_constraint(ColumnConstraint::ContentWidth);
+        }
+    }
+    table
+}
+
+/// The text of a table: with borders on a terminal, plain in a pipe.
+pub fn text(table: Table) -> String {
+    styled(table, io::stdout().is_terminal())
+}
+
+fn styled(mut table: Table, has_borders: bool) -> String {
+    table.load_style(if has_borders { UTF8_FULL_CONDENSED } else { NOTHING });
+    table.trim_fmt()
+}
+
+pub fn reservations(answer: &ReserveResponse) -> Table {
+    let mut table = table(["Device and reservation id", "Held until"]);
     for held in &answer.reservations {
+        let note = if held.last_resort { ", last resort" } else { "" };
         table.add_row([
-            device_name(&held.user, &held.device),
-            held.reservation_id.to_string(),
-            held.ciphersuite.to_string(),
-            held.expires_at.to_string(),
-            if held.last_resort { "last resort".to_owned() } else { String::new() },
+            format!("{}\n{}", device_name(&held.user, &held.device), held.reservation_id),
+            format!("{}\nsuite {}{note}", held.expires_at, held.ciphersuite),
         ]);
     }
     for missing in &answer.missing {
         let device = target_name(&missing.user, missing.device.as_ref());
-        table.add_row([device, String::new(), String::new(), String::new(), missing.reason.to_string()]);
+        table.add_row([format!("{device}\nnot reserved: {}", missing.reason)]);
     }
-    table.trim_fmt()
+    whole(table, [1])
 }
 
-pub fn status(status: &PoolStatus) -> String {
+pub fn status(status: &PoolStatus) -> Table {
     let mut table = table(["KeyPackages", "Count"]);
     let counts = [
         ("available", status.available),
@@ -70,41 +99,39 @@ pub fn status(status: &PoolStatus) -> String {
             table.add_row([format!("fresh in ciphersuite {}", part.ciphersuite), part.fresh.to_string()]);
         }
     }
-    table.trim_fmt()
+    table
 }
 
-pub fn inventory(items: &[InventoryItem]) -> String {
-    let mut table = table(["KeyPackage", "State", "Suite", "Expires", "Reserved by", "Until"]);
+pub fn inventory(items: &[InventoryItem]) -> Table {
+    let mut table = table(["KeyPackage", "State"]);
     for item in items {
-        let state = if item.last_resort { format!("{}, last resort", item.state) } else { item.state.to_string() };
-        table.add_row([
-            item.keypackage_ref.to_string(),
-            state,
-            item.ciphersuite.to_string(),
-            item.not_after.to_string(),
-            device(item.reserved_by.as_ref()),
-            time(item.reserved_until),
-        ]);
+        let last_resort = if item.last_resort { "last resort, " } else { "" };
+        let mut about =
+            format!("{}\n{last_resort}suite {}, until {}", item.keypackage_ref, item.ciphersuite, item.not_after);
+        if let Some(by) = &item.reserved_by {
+            let _ = write!(about, "\nreserved by {by} until {}", time(item.reserved_until));
+        }
+        table.add_row([about, item.state.to_string()]);
     }
-    table.trim_fmt()
+    table
 }
 
-pub fn events(events: &[AuditEvent]) -> String {
-    let mut table = table(["When", "What", "By", "KeyPackage", "Group"]);
+/// A paragraph for each event: a line with a ref has no room for more.
+pub fn events(events: &[TrailEvent]) -> Table {
+    let mut table = Table::new();
+    table.set_content_arrangement(ContentArrangement::Dynamic).set_width(WIDTH);
     for event in events {
-        let group = event.group_id.as_ref().map(|group_id| hex::encode(&group_id.0));
-        table.add_row([
-            event.at.to_string(),
-            event.action.to_string(),
-            device(event.actor.as_ref()),
-            event.keypackage_ref.to_string(),
-            group.unwrap_or_default(),
-        ]);
+        let by = event.actor.as_ref().map(|actor| format!(" by {actor}")).unwrap_or_default();
+        let group = event.group.as_ref().map(|group| format!("\n    group {group}")).unwrap_or_default();
+        table.add_row([format!("{}  {}{by}\n    KeyPackage {}{group}", event.at, event.action, event.keypackage_ref)]);
     }
-    table.trim_fmt()
+    if let Some(column) = table.column_mut(0) {
+        column.set_padding((0, 0));
+    }
+    table
 }
 
-pub fn devices(own: &DeviceName, devices: &[Device]) -> String {
+pub fn devices(own: &DeviceName, devices: &[Device]) -> Table {
     let mut table = table(["Device", "Registered", "Signature keys"]);
     for one in devices {
         let keys = one.signature_keys.iter().map(|key| format!("{}: {}", key.ciphersuite, fingerprint(key)));
@@ -115,7 +142,7 @@ pub fn devices(own: &DeviceName, devices: &[Device]) -> String {
             keys.collect::<Vec<_>>().join("\n"),
         ]);
     }
-    table.trim_fmt()
+    whole(table, [1, 2])
 }
 
 /// The beginning of a key, by which a person tells keys apart. `keypool verify` compares whole keys.
@@ -123,7 +150,7 @@ fn fingerprint(key: &SignatureKey) -> String {
     hex::encode(key.signature_key.0.iter().take(8).copied().collect::<Vec<_>>())
 }
 
-pub fn groups(groups: &[Group]) -> String {
+pub fn groups(groups: &[Group]) -> Table {
     let mut table = table(["Group", "Devices", "Epoch", "Id"]);
     for group in groups {
         let (members, epoch) = (group.members.to_string(), group.epoch.to_string());
@@ -133,15 +160,89 @@ pub fn groups(groups: &[Group]) -> String {
             GroupState::FellBehind => " (fell behind: have this user invited again)",
             GroupState::ReadOnly => " (read-only: renewed)",
         };
-        table.add_row([format!("{}{state}", group.name.escape_debug()), members, epoch, group.id.clone()]);
+        table.add_row([format!("{}{state}", clean(&group.name)), members, epoch, group.id.clone()]);
     }
-    table.trim_fmt()
-}
-
-fn device(device: Option<&DeviceOf>) -> String {
-    device.map_or_else(String::new, ToString::to_string)
+    whole(table, [1, 2, 3])
 }
 
 fn time(time: Option<Timestamp>) -> String {
     time.map_or_else(String::new, |time| time.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use serde::de::DeserializeOwned;
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    const TIME: &str = "2026-01-01T00:00:00Z";
+    const ID: &str = "7fffffff-67e55044-10b1-426f-9247-bb680e5fe0c8";
+
+    fn read<T: DeserializeOwned>(value: Value) -> T {
+        serde_json::from_value(value).unwrap()
+    }
+
+    /// The lines of a table, with borders and without. None is too long, and each of `whole` is in one line.
+    fn lines(table: &Table, whole: &[&str]) {
+        for has_borders in [true, false] {
+            let text = styled(table.clone(), has_borders);
+            for line in text.lines() {
+                assert!(line.chars().count() <= usize::from(WIDTH), "{text}");
+            }
+            for part in whole {
+                assert!(text.lines().any(|line| line.contains(part)), "{part} is folded:\n{text}");
+            }
+        }
+    }
+
+    fn names() -> [(String, String); 2] {
+        let long = ("someone-with-a-long-name".repeat(10), "telephone".repeat(7));
+        [("bob".to_owned(), "phone".to_owned()), long]
+    }
+
+    #[test]
+    fn every_table_fits_80_columns_and_what_is_copied_is_whole() {
+        let hash = "a1".repeat(32);
+        for (user, device) in names() {
+            let of = json!({ "user": user, "device": device });
+            let reserved = json!({
+                "reservations": [{
+                    "reservation_id": ID, "user": user, "device": device, "keypackage_ref": hash, "keypackage": "",
+                    "ciphersuite": 65_535, "not_after": TIME, "expires_at": TIME, "last_resort": true
+                }],
+                "missing": [{ "user": user, "device": device, "reason": "no-matching-ciphersuite", "ciphersuites": [] }]
+            });
+            lines(&reservations(&read(reserved)), &[ID, TIME]);
+            let item = json!({
+                "keypackage_ref": hash, "state": "available", "ciphersuite": 65_535, "not_after": TIME, "last_resort": true,
+                "reserved_by": of, "reserved_until": TIME
+            });
+            lines(&inventory(&[read(item)]), &[&hash, "available"]);
+            let event = json!({
+                "id": 1, "at": TIME, "action": "signature-key-changed", "keypackage_ref": hash, "owner": of, "actor": of,
+                "group_id": "00".repeat(64), "last_resort": false
+            });
+            let trail = keypool_openapi::AuditPage { events: vec![read(event)], next: None };
+            lines(&events(&crate::answers::Trail::from(trail).events), &[TIME, &hash]);
+            let key = json!({ "ciphersuite": 3, "signature_key": "AAAAAAAAAAAAAAAA", "since": TIME });
+            let registered = json!({
+                "user": user, "device": device, "registered_at": TIME, "signature_keys": [key, key], "previous_signature_keys": []
+            });
+            lines(&devices(&device.parse().unwrap(), &[read(registered)]), &[TIME, "3: 0000000000000000"]);
+            for state in [GroupState::Active, GroupState::Behind, GroupState::FellBehind, GroupState::ReadOnly] {
+                let (id, long_id) = ("b2".repeat(16), "b2".repeat(64));
+                let group = |id: &str, epoch| Group {
+                    id: id.to_owned(),
+                    name: user.clone(),
+                    epoch,
+                    members: 1_000_000,
+                    state,
+                    group_id: Vec::new(),
+                };
+                lines(&groups(&[group(&id, 1)]), &[&id]);
+                lines(&groups(&[group(&long_id, u64::MAX)]), &[]);
+            }
+        }
+    }
 }

@@ -49,6 +49,11 @@ pub fn words(line: &str) -> Vec<String> {
     words
 }
 
+/// Shows what turns the direction of text around, also in names: otherwise `alice` could look like another user.
+pub fn show_turning(text: &str) -> String {
+    text.chars().map(visible).collect()
+}
+
 /// A character, or the number of one that turns the direction of text around.
 fn visible(c: char) -> Cow<'static, str> {
     if turns_text(c) { format!("<U+{:04X}>", u32::from(c)).into() } else { c.to_string().into() }

@@ -14,6 +14,7 @@ use std::{
 
 use backon::{ExponentialBuilder, Retryable};
 use http::{Request, Response};
+use jiff::SignedDuration;
 use keypool_openapi::{
     AckRequest, AckResponse, AuditPage, AuditQuery, CommitRequest, CommitResponse, DeviceList, DeviceName,
     DevicesQuery, GroupId, GroupInfoRequest, GroupInfoResponse, GroupList, GroupsQuery, InventoryItem, InventoryPage,
@@ -34,9 +35,10 @@ pub use self::address::is_in_the_clear;
 pub(crate) use self::address::server_address;
 use self::{
     call::Call,
-    failures::{refusal, retry_after, unreachable},
+    failures::{date, refusal, retry_after, unreachable},
 };
 use crate::{
+    clock::{Clock as _, SystemClock, skew},
     error::{Error, Result},
     transport::{Transport, TransportError},
 };
@@ -76,6 +78,8 @@ pub struct ApiClient {
     token: Arc<RwLock<Option<SecretString>>>,
     timeout: Duration,
     on_retry: Option<OnRetry>,
+    /// How far this machine's clock is ahead of the server's, by the last answer. Clones share it.
+    clock_ahead: Arc<RwLock<Option<SignedDuration>>>,
 }
 
 /// What is called before a call is repeated: with the error, and the time since the call began.
@@ -99,7 +103,8 @@ impl ApiClient {
     /// certificates of its own.
     pub fn with_transport(server: &str, token: Option<SecretString>, transport: Arc<dyn Transport>) -> Result<Self> {
         let server = server_address(server)?;
-        Ok(Self { transport, server, token: Arc::new(RwLock::new(token)), timeout: DEFAULT_TIMEOUT, on_retry: None })
+        let (token, clock_ahead) = (Arc::new(RwLock::new(token)), Arc::default());
+        Ok(Self { transport, server, token, timeout: DEFAULT_TIMEOUT, on_retry: None, clock_ahead })
     }
 
     /// Whether calls carry a token.
@@ -124,6 +129,13 @@ impl ApiClient {
     #[must_use]
     pub fn with_on_retry(self, on_retry: Option<OnRetry>) -> Self {
         Self { on_retry, ..self }
+    }
+
+    /// How far this machine's clock is ahead of the server's, by the `Date` of the last answer; negative if it is behind.
+    /// `None` if no answer had a date.
+    #[must_use]
+    pub fn clock_ahead(&self) -> Option<SignedDuration> {
+        *self.clock_ahead.read()
     }
 
     /// The server's address, normalised.
@@ -340,6 +352,9 @@ impl ApiClient {
         let answer: Response<Vec<u8>> = answer
             .unwrap_or(Err(TransportError::Timeout(limit)))
             .map_err(|error| unreachable(self.server.clone(), error))?;
+        if let Some(there) = date(answer.headers()) {
+            *self.clock_ahead.write() = Some(skew(SystemClock.now(), there));
+        }
         let (status, retry_after) = (answer.status().as_u16(), retry_after(answer.headers()));
         if answer.body().len() > MAX_ANSWER {
             return Err(self.misunderstood(status, format!("more than {MAX_ANSWER} bytes"), retry_after));

@@ -1,6 +1,8 @@
 use std::sync::Mutex;
 
 use jiff::{SignedDuration, Timestamp};
+#[cfg(feature = "sqlite")]
+use openmls::treesync::errors::LifetimeError;
 
 /// The source of the current time.
 pub trait Clock: Send + Sync {
@@ -15,6 +17,21 @@ pub const MAX_SKEW: SignedDuration = SignedDuration::from_mins(1);
 #[must_use]
 pub fn skew(here: Timestamp, there: Timestamp) -> SignedDuration {
     SignedDuration::from_secs(here.as_second().saturating_sub(there.as_second()))
+}
+
+/// Whether OpenMLS, which reads this machine's clock, refuses a lifetime that is valid by the server's. `ahead` is how far this
+/// machine's clock is ahead of the server's, if known.
+#[cfg(feature = "sqlite")]
+pub(crate) fn is_own_clock_off(error: &LifetimeError, ahead: Option<SignedDuration>) -> bool {
+    use LifetimeError as E;
+
+    let Some(ahead) = ahead else { return false };
+    let there = |here: u64| i128::from(here) - i128::from(ahead.as_secs());
+    match error {
+        E::Expired { not_after, now } => i128::from(*not_after) > there(*now),
+        E::NotValidYet { not_before, now } => i128::from(*not_before) <= there(*now),
+        E::SystemTimeBeforeUnixEpoch => true,
+    }
 }
 
 /// The machine's clock.

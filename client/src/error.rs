@@ -1,6 +1,6 @@
 use std::{io, path::PathBuf, time::Duration};
 
-use jiff::SignedDuration;
+use jiff::{SignedDuration, Unit};
 use keypool_openapi::{DeviceOf, KeyPackageRef, ProblemType, ReservationId, UserName};
 
 use crate::{
@@ -328,6 +328,17 @@ pub enum Error {
         /// Why not.
         source: Cause,
     },
+    /// This machine's clock and the server's differ so much that lifetimes cannot be checked: OpenMLS checks them by this
+    /// machine's clock. A message that needs such a check stays in the queue.
+    #[error(
+        "this machine's clock is {:#} {} the server's, so it cannot tell which KeyPackages are valid",
+        rounded(ahead.abs()),
+        if ahead.is_negative() { "behind" } else { "ahead of" }
+    )]
+    WrongClock {
+        /// How far it is ahead of the server's; negative if it is behind.
+        ahead: SignedDuration,
+    },
     /// A reserved KeyPackage belongs to another device than the reservation says.
     #[error("the server handed out a KeyPackage of {found:?} for {device}")]
     ForeignKeyPackage {
@@ -426,6 +437,28 @@ impl Error {
             }
             Self::Storage { doing, source }
         }
+    }
+}
+
+/// Without the seconds of a long duration.
+fn rounded(duration: SignedDuration) -> SignedDuration {
+    if duration < SignedDuration::from_hours(1) {
+        return duration;
+    }
+    duration.round(Unit::Minute).unwrap_or(duration)
+}
+
+/// A credential that this program cannot check, since it is not basic.
+#[cfg(feature = "sqlite")]
+#[derive(Debug, thiserror::Error)]
+#[error("this program cannot check its credential of the type {}", credential_type(*.0))]
+pub(crate) struct WrongCredential(pub(crate) openmls::prelude::CredentialType);
+
+#[cfg(feature = "sqlite")]
+fn credential_type(kind: openmls::prelude::CredentialType) -> String {
+    match kind {
+        openmls::prelude::CredentialType::X509 => "X.509".to_owned(),
+        other => u16::from(other).to_string(),
     }
 }
 

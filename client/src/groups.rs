@@ -25,6 +25,7 @@ mod renew;
 mod reserve;
 #[cfg(test)]
 mod tests;
+mod unfit;
 mod update;
 mod welcome;
 
@@ -37,4 +38,4 @@ pub use membership::MlsMembership;
 pub use remove::Removed;
 pub use renew::Renewed;
 pub(crate) use reserve::Reserved;
-pub use reserve::UnfitDevice;
+pub use unfit::{UnfitDevice, UnfitReason};

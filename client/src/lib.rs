@@ -63,6 +63,8 @@
 //! # }
 //! ```
 
+#![warn(unnameable_types)]
+
 mod api;
 mod cause;
 mod clock;
@@ -104,7 +106,7 @@ pub use error::{Error, Result};
 #[cfg(feature = "sqlite")]
 pub use groups::{
     DeviceChange, Event, Group, GroupState, Incoming, Invitation, Invited, Message, MlsMembership, Removed, Renewed,
-    UnfitDevice,
+    UnfitDevice, UnfitReason,
 };
 /// The types of a [`Transport`]'s requests and answers.
 pub use http;
@@ -112,6 +114,8 @@ pub use http;
 pub use identity::DeviceIdentity;
 #[cfg(feature = "sqlite")]
 pub use identity_check::{Checking, IdentityCheck, Notice, Standing};
+/// Times and spans of time.
+pub use jiff;
 pub use key_package_status::KeyPackageStatus;
 /// The types of the server's API.
 pub use keypool_openapi as wire;
@@ -127,6 +131,8 @@ pub use refresh::{CatchUp, CatchingUp, Refresh, RefreshReport, Rejection, Warnin
 pub use reqwest;
 #[cfg(feature = "sqlite")]
 pub use safety_number::{KeyOfDevice, SafetyNumber};
+/// Passphrases and tokens.
+pub use secrecy;
 #[cfg(feature = "sqlite")]
 pub use storage::{Cbor, CborError, HeldConnection, LocalStore, Provider, SqliteStorage};
 #[cfg(feature = "sqlite")]

@@ -1,9 +1,10 @@
 //! Safety numbers: two people compare them to know that the server gave both the right keys.
 
-use keypool_openapi::{Device, SignatureKey, UserName, device_name, signature_key_fingerprint};
+use keypool_openapi::{Device, DeviceName, DeviceOf, SignatureKey, UserName, signature_key_fingerprint};
 use openmls::prelude::Ciphersuite;
 use serde::Serialize;
 use sha2::{Digest, Sha512};
+use utoipa::ToSchema;
 
 use crate::{
     error::{Error, Result},
@@ -15,7 +16,7 @@ const LABEL: &[u8] = b"Keypool safety number 1";
 
 /// A number computed from two users' signature keys. Both see the same number, unless the server gave one of them wrong
 /// keys.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
 pub struct SafetyNumber {
     /// The other user.
     pub user: UserName,
@@ -26,10 +27,11 @@ pub struct SafetyNumber {
 }
 
 /// A signature key of a device.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
 pub struct KeyOfDevice {
-    /// The device, `user/device`.
-    pub device: String,
+    /// The device.
+    #[serde(flatten)]
+    pub device: DeviceOf,
     /// The key, and the start of its use.
     #[serde(flatten)]
     pub key: SignatureKey,
@@ -69,8 +71,8 @@ impl MlsMembership<'_> {
 
 fn keys_of(user: &UserName, devices: &[Device]) -> Vec<KeyOfDevice> {
     let keys = devices.iter().flat_map(|device| device.signature_keys.iter().map(move |key| (&device.device, key)));
-    let key = |(device, key): (_, &SignatureKey)| KeyOfDevice {
-        device: device_name(user, device),
+    let key = |(device, key): (&DeviceName, &SignatureKey)| KeyOfDevice {
+        device: DeviceOf { user: user.clone(), device: device.clone() },
         key: key.clone(),
         fingerprint: signature_key_fingerprint(&key.signature_key.0),
     };

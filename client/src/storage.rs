@@ -3,6 +3,7 @@
 mod column;
 mod commits;
 mod device;
+mod encryption;
 mod files;
 mod former_name;
 mod groups;

@@ -1,8 +1,12 @@
-//! Why a call failed: the server cannot be reached, or it refused the call.
+//! What an answer says beside its content: why a call failed, when to try again, and the server's time.
 
 use std::time::Duration;
 
-use http::{HeaderMap, header::RETRY_AFTER};
+use http::{
+    HeaderMap,
+    header::{DATE, RETRY_AFTER},
+};
+use jiff::{Timestamp, fmt::rfc2822::DateTimeParser};
 use keypool_openapi::Problem;
 use serde::Deserialize;
 
@@ -21,6 +25,12 @@ pub(super) fn unreachable(server: String, source: TransportError) -> Error {
 pub(super) fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     let seconds = headers.get(RETRY_AFTER)?.to_str().ok()?.parse().ok()?;
     Some(Duration::from_secs(seconds))
+}
+
+/// The server's time: `Date` (RFC 9110, section 6.6.1).
+pub(super) fn date(headers: &HeaderMap) -> Option<Timestamp> {
+    let date = headers.get(DATE)?.to_str().ok()?;
+    DateTimeParser::new().parse_timestamp(date).ok()
 }
 
 /// A problem whose `type` may be newer than this program.
@@ -69,6 +79,15 @@ mod tests {
         assert_eq!(error.problem(), None);
         assert_eq!(error.to_string(), "Wrong moon: wait a week");
         assert!(matches!(error, Error::Refused { status: 409, code, .. } if code == "moon-phase"));
+    }
+
+    #[test]
+    fn the_time_of_a_server_is_read() {
+        let dated = |text: &'static str| date(&HeaderMap::from_iter([(DATE, http::HeaderValue::from_static(text))]));
+        let time = "1994-11-15T08:12:31Z".parse().unwrap();
+        assert_eq!(dated("Tue, 15 Nov 1994 08:12:31 GMT"), Some(time));
+        assert_eq!(dated("yesterday"), None);
+        assert_eq!(date(&HeaderMap::new()), None);
     }
 
     #[test]

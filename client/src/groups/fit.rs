@@ -2,10 +2,7 @@
 
 use keypool_openapi::Reservation;
 
-use super::{
-    membership::MlsMembership,
-    reserve::{UnfitDevice, release},
-};
+use super::{membership::MlsMembership, reserve::release, unfit::UnfitDevice};
 use crate::error::{Error, Result};
 
 impl MlsMembership<'_> {
@@ -19,7 +16,7 @@ impl MlsMembership<'_> {
                 Ok(()) => {}
                 Err(error @ Error::Mls { .. }) => {
                     let Some(one) = held.pop() else { break };
-                    unfit.push(UnfitDevice::of(&one, &error));
+                    unfit.push(UnfitDevice::of(&one, &error, self.connection.api().clock_ahead()));
                     released.push(one);
                 }
                 Err(error) => return Err(error),

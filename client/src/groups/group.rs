@@ -26,7 +26,7 @@ const LEAF_LIFETIME: u64 = 84 * 24 * 60 * 60;
 const WHOLE_ID: usize = 32;
 
 /// A group that this device is in.
-#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, utoipa::ToSchema)]
 pub struct Group {
     /// Its id, in hex.
     pub id: String,
@@ -44,7 +44,7 @@ pub struct Group {
 }
 
 /// The state of a group.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, utoipa::ToSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum GroupState {
     /// Members can talk in it and change it.

@@ -3,17 +3,19 @@
 use jiff::Timestamp;
 use keypool_openapi::{Base64Bytes, DeviceOf, MessageKind, RefusalReason};
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use crate::identity_check::Notice;
 
 /// A received message and its outcome.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Incoming {
     /// Its id, for [`super::MlsMembership::done`].
     pub id: u64,
     /// The group's id, in hex; empty if the item concerns no group.
     pub group: String,
     /// When it was sent.
+    #[schema(value_type = String, format = DateTime)]
     pub sent_at: Timestamp,
     /// Its outcome.
     #[serde(flatten)]
@@ -24,7 +26,7 @@ pub struct Incoming {
 }
 
 /// The outcome of a received message.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(tag = "type", rename_all = "kebab-case")]
 pub enum Event {
     /// A text from a member.
@@ -164,7 +166,7 @@ const fn welcome() -> MessageKind {
 pub(super) type Outcome = (Event, Vec<Notice>);
 
 /// The change of a device.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum DeviceChange {
     /// It was registered, or registered again.

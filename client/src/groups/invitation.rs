@@ -10,7 +10,8 @@ use sha2::{Digest, Sha256};
 use super::{
     encoding::encode,
     membership::MlsMembership,
-    reserve::{Reserved, UnfitDevice, device_of, release},
+    reserve::{Reserved, device_of, release},
+    unfit::UnfitDevice,
 };
 use crate::error::{Error, Result};
 

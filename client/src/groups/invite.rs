@@ -11,7 +11,8 @@ use tracing::info;
 use super::{
     commit::{Change, Refusal},
     membership::{ATTEMPTS, MlsMembership},
-    reserve::{Reserved, UnfitDevice, device_of, release},
+    reserve::{Reserved, device_of, release},
+    unfit::UnfitDevice,
 };
 use crate::{
     error::{Error, Result},
@@ -20,7 +21,7 @@ use crate::{
 };
 
 /// The result of inviting users to a group.
-#[derive(Clone, Debug, Default, serde::Serialize)]
+#[derive(Clone, Debug, Default, serde::Serialize, utoipa::ToSchema)]
 pub struct Invited {
     /// The devices that were added.
     pub added: Vec<DeviceOf>,

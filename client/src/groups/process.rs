@@ -14,9 +14,10 @@ use super::{
     group::GroupState,
     incoming::{Event, Incoming, Outcome},
     membership::MlsMembership,
-    refusal::{lacks_proposal, reason_of},
+    refusal::{lacks_proposal, lifetime_error, reason_of},
 };
 use crate::{
+    clock::is_own_clock_off,
     error::{Error, Result},
     identity_check::{MemberChanges, NewLeaves, Notice, Standings, check_sender},
     leaf_identity::credential_name,
@@ -37,6 +38,11 @@ impl MlsMembership<'_> {
         });
         match attempt {
             Ok(event) => Ok(Some(event)),
+            // By the server's time it is valid: it stays in the queue until this machine's clock is right.
+            Err(error) if self.is_own_clock_off(&error) => {
+                let ahead = self.connection.api().clock_ahead().unwrap_or_default();
+                Err(Error::WrongClock { ahead })
+            }
             // The message was refused and nothing has changed. It must not block the queue, because it will never be
             // accepted.
             Err(error @ (Error::Mls { .. } | Error::WrongIdentity { .. })) => {
@@ -61,6 +67,12 @@ impl MlsMembership<'_> {
             }
             Err(error) => Err(error),
         }
+    }
+
+    /// Whether a message was refused because this machine's clock is off the server's.
+    fn is_own_clock_off(&self, error: &Error) -> bool {
+        let ahead = self.connection.api().clock_ahead();
+        lifetime_error(error).is_some_and(|lifetime| is_own_clock_off(lifetime, ahead))
     }
 
     /// The outcome of a refused message. It names the signer, if known; otherwise the sender, for which there is only

@@ -4,10 +4,29 @@ use keypool_openapi::RefusalReason;
 use openmls::{
     group::{ProcessMessageError, StageCommitError, ValidationError, WelcomeError},
     prelude::{KeyPackageVerifyError, ProposalValidationError},
-    treesync::errors::LeafNodeValidationError,
+    treesync::errors::{LeafNodeValidationError, LifetimeError},
 };
 
 use crate::{cause::Cause, error::Error};
+
+/// Why OpenMLS refuses a lifetime in a message by this machine's clock, if that is why it refused the message.
+pub(super) fn lifetime_error(error: &Error) -> Option<&LifetimeError> {
+    let Error::Mls { source, .. } = error else { return None };
+    let of_leaf = match source.downcast_ref::<ProcessMessageError<rusqlite::Error>>()? {
+        ProcessMessageError::ValidationError(ValidationError::KeyPackageVerifyError(
+            KeyPackageVerifyError::LifetimeError(lifetime),
+        )) => return Some(lifetime),
+        ProcessMessageError::InvalidCommit(
+            StageCommitError::LeafNodeValidation(error)
+            | StageCommitError::ProposalValidationError(ProposalValidationError::LeafNodeValidation(error)),
+        ) => error,
+        _ => return None,
+    };
+    match of_leaf {
+        LeafNodeValidationError::Lifetime(lifetime) => Some(lifetime),
+        _ => None,
+    }
+}
 
 /// Returns the reason for the sender. [`Error::with_causes`] says more, for people and the log.
 pub(super) fn reason_of(error: &Error) -> RefusalReason {

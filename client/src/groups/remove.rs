@@ -7,7 +7,7 @@ use super::{commit::Change, group::members_of, membership::MlsMembership};
 use crate::error::{Error, Result};
 
 /// The result of removing members from a group.
-#[derive(Clone, Debug, serde::Serialize)]
+#[derive(Clone, Debug, serde::Serialize, utoipa::ToSchema)]
 pub struct Removed {
     /// The devices that were removed.
     pub removed: Vec<DeviceOf>,

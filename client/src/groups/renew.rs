@@ -21,7 +21,7 @@ use crate::{
 };
 
 /// The result of renewing a group.
-#[derive(Clone, Debug, serde::Serialize)]
+#[derive(Clone, Debug, serde::Serialize, utoipa::ToSchema)]
 pub struct Renewed {
     /// The new group.
     pub group: Group,

@@ -7,31 +7,19 @@ use openmls::prelude::{BasicCredential, KeyPackage, KeyPackageVerifyError, MlsMe
 use openmls_traits::OpenMlsProvider;
 use tracing::warn;
 
-use super::{encoding::decode, membership::MlsMembership};
+use super::{
+    encoding::decode,
+    membership::MlsMembership,
+    unfit::{UnfitDevice, UnfitReason},
+};
 use crate::{
     api::ApiClient,
     cause::Cause,
-    error::{Error, Result},
+    error::{Error, Result, WrongCredential},
     identity_check::{NewLeaves, Notice, Standings},
     key_package_ref::keypackage_ref,
     leaf_identity::LeafIdentity,
 };
-
-/// A device that was not added, because this program cannot add its KeyPackage to the group.
-#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
-pub struct UnfitDevice {
-    /// The device.
-    #[serde(flatten)]
-    pub device: DeviceOf,
-    /// Why its KeyPackage does not fit.
-    pub why: String,
-}
-
-impl UnfitDevice {
-    pub(super) fn of(reservation: &Reservation, error: &Error) -> Self {
-        Self { device: device_of(reservation), why: error.with_causes() }
-    }
-}
 
 /// Checked reservations.
 pub(crate) struct Reserved {
@@ -51,6 +39,13 @@ impl MlsMembership<'_> {
         let ReserveResponse { mut reservations, missing, .. } =
             self.connection.api().reserve_key_package(request).await?;
         let unfit = self.release_unread(&mut reservations).await;
+        let ahead = self.connection.api().clock_ahead();
+        // Where this machine's clock is so far off that nobody can be added, that is the error.
+        if reservations.is_empty()
+            && let (true, Some(ahead)) = (unfit.iter().any(|one| one.reason == UnfitReason::OwnClock), ahead)
+        {
+            return Err(Error::WrongClock { ahead });
+        }
         match self.check_reservations(&reservations, request).await {
             Ok(notices) => Ok(Reserved { reservations, missing, unfit, notices }),
             Err(error) => {
@@ -97,7 +92,7 @@ impl MlsMembership<'_> {
         for one in std::mem::take(reservations) {
             match self.read_reserved(&one) {
                 Err(error @ Error::UnfitKeyPackage { .. }) => {
-                    unfit.push(UnfitDevice::of(&one, &error));
+                    unfit.push(UnfitDevice::of(&one, &error, self.connection.api().clock_ahead()));
                     unread.push(one);
                 }
                 _ => reservations.push(one),
@@ -186,8 +181,10 @@ pub(super) fn read_key_package(reservation: &Reservation, provider: &impl OpenMl
 /// Checks that the credential of a reserved KeyPackage names the device of the reservation.
 pub(super) fn names_device(key_package: &KeyPackage, reservation: &Reservation) -> Result<()> {
     let device = device_name(&reservation.user, &reservation.device);
-    let credential = BasicCredential::try_from(key_package.leaf_node().credential().clone())
-        .map_err(|error| Error::InvalidKeyPackage { device: device.clone(), source: error.into() })?;
+    let credential = key_package.leaf_node().credential().clone();
+    let kind = credential.credential_type();
+    let credential = BasicCredential::try_from(credential)
+        .map_err(|_| Error::UnfitKeyPackage { device: device.clone(), source: WrongCredential(kind).into() })?;
     if credential.identity() != device.as_bytes() {
         let found = String::from_utf8_lossy(credential.identity()).into_owned();
         return Err(Error::ForeignKeyPackage { device, found });

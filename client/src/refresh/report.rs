@@ -4,9 +4,10 @@ use std::fmt;
 
 use keypool_openapi::{KeyPackageRef, PoolStatus, RejectionReason, UserName};
 use serde::Serialize;
+use utoipa::ToSchema;
 
 /// A KeyPackage that the server refused.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
 pub struct Rejection {
     /// Its ref.
     pub keypackage_ref: KeyPackageRef,
@@ -17,7 +18,7 @@ pub struct Rejection {
 }
 
 /// A warning for the owner of the pool. Its `Display` says what is wrong and what to do.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
 #[serde(tag = "type", rename_all = "kebab-case")]
 pub enum Warning {
     /// This machine's clock and the server's differ.
@@ -74,7 +75,7 @@ impl fmt::Display for Warning {
 }
 
 /// The result of a refresh.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct RefreshReport {
     /// KeyPackages deleted here, with their keys: they ended a day ago, or were refused.
     pub removed: usize,

@@ -1,7 +1,7 @@
 //! The files of a data directory: created, locked, and readable by their owner only.
 
 use std::{
-    fs::{DirBuilder, File, OpenOptions, TryLockError},
+    fs::{self, DirBuilder, File, OpenOptions, TryLockError},
     io::{self, Read as _},
     path::Path,
 };
@@ -10,6 +10,9 @@ use crate::error::{Error, Result};
 
 /// The name of the database in the data directory.
 pub(super) const FILE: &str = "device.db";
+
+/// The name of a database that is not complete yet.
+pub(super) const UNFINISHED: &str = "device.db.new";
 
 /// The lock on a data directory. Dropping it unlocks the directory.
 #[derive(Debug)]
@@ -55,6 +58,46 @@ pub(super) fn private_file(path: &Path) -> Result<File> {
     file.set_permissions(std::os::unix::fs::PermissionsExt::from_mode(0o600))
         .map_err(file_error("restrict the permissions of", path))?;
     Ok(file)
+}
+
+/// Removes what a crash left of a database that was not complete yet.
+pub(super) fn remove_unfinished(directory: &Path) -> Result<()> {
+    for suffix in ["", "-journal", "-wal", "-shm"] {
+        let left_over = directory.join(format!("{UNFINISHED}{suffix}"));
+        if left_over.exists() {
+            overwrite(&left_over)?;
+            fs::remove_file(&left_over).map_err(file_error("remove", &left_over))?;
+        }
+    }
+    Ok(())
+}
+
+/// Overwrites a file, since removing it leaves its bytes on the disk. A disk that writes elsewhere keeps them all the same.
+fn overwrite(path: &Path) -> Result<()> {
+    let file = OpenOptions::new().write(true).open(path).map_err(file_error("open", path))?;
+    overwrite_open(&file).map_err(file_error("overwrite", path))
+}
+
+fn overwrite_open(mut file: &File) -> io::Result<()> {
+    let length = file.metadata()?.len();
+    io::copy(&mut io::repeat(0).take(length), &mut file)?;
+    file.sync_all()
+}
+
+/// Puts a complete file in the place of another one, so that a crash leaves one of the two whole, and overwrites the old
+/// one's bytes.
+pub(super) fn replace(path: &Path, new: &Path) -> Result<()> {
+    let old = OpenOptions::new().write(true).open(path).map_err(file_error("open", path))?;
+    File::open(new).and_then(|file| file.sync_all()).map_err(file_error("write", new))?;
+    fs::rename(new, path).map_err(file_error("put the database at", path))?;
+    #[cfg(unix)]
+    if let Some(directory) = path.parent() {
+        File::open(directory).and_then(|directory| directory.sync_all()).map_err(file_error("write", directory))?;
+    }
+    if let Err(error) = overwrite_open(&old) {
+        tracing::warn!(%error, "could not overwrite the former content of the database");
+    }
+    Ok(())
 }
 
 /// Takes the side files of a database away from other users: one that somebody else's backup put back may have any mode.

@@ -60,7 +60,7 @@ fn unlock(connection: &Connection, path: &Path, passphrase: Option<&SecretString
 }
 
 /// Whether this program was built with SQLCipher.
-fn has_encryption(connection: &Connection) -> Result<bool> {
+pub(super) fn has_encryption(connection: &Connection) -> Result<bool> {
     connection
         .query_row("PRAGMA cipher_version", [], |_| Ok(()))
         .optional()

@@ -1,7 +1,7 @@
 //! The store itself: one SQLite file, opened, decrypted and brought up to date.
 
 use std::{
-    fs, io,
+    fs,
     path::{Path, PathBuf},
 };
 
@@ -10,7 +10,11 @@ use rusqlite::Connection;
 use secrecy::SecretString;
 
 use super::{
-    files::{Beginning, FILE, Lock, beginning, file_error, lock, make_directory, private_file, private_side_files},
+    encryption::encrypt_anew,
+    files::{
+        Beginning, FILE, Lock, UNFINISHED, beginning, file_error, lock, make_directory, private_file,
+        private_side_files, remove_unfinished,
+    },
     former_name::{FORMER_FILE, rename_former},
     open::{check_application, open},
     provider::{Provider, SqliteStorage},
@@ -46,6 +50,7 @@ impl LocalStore {
         make_directory(directory)?;
         let lock = lock(directory)?;
         let path = directory.join(FILE);
+        remove_unfinished(directory)?;
         if matches!(beginning(&path)?, Beginning::Nothing) {
             rename_former(directory, passphrase)?;
         }
@@ -75,6 +80,22 @@ impl LocalStore {
             found => found,
         };
         Ok(matches!(database, Beginning::Other))
+    }
+
+    /// Gives the store in a data directory another passphrase: encrypts one that had none, and decrypts one that is to have
+    /// none. Takes the feature `sqlcipher` of this crate. On an error, and after a crash, the store is as it was.
+    pub fn change_passphrase(
+        directory: &Path,
+        passphrase: Option<&SecretString>,
+        new: Option<&SecretString>,
+    ) -> Result<()> {
+        if matches!(beginning(&directory.join(FILE))?, Beginning::Nothing)
+            && matches!(beginning(&directory.join(FORMER_FILE))?, Beginning::Nothing)
+        {
+            return Err(Error::NotInitialised(directory.to_owned()));
+        }
+        let Self { connection, _lock, .. } = Self::open_with(directory, passphrase)?;
+        encrypt_anew(connection.into_inner(), directory, new)
     }
 
     /// The data directory.
@@ -129,15 +150,7 @@ impl LocalStore {
 /// Creates the database with OpenMLS's tables under another name, and renames it when it is complete. OpenMLS runs a
 /// migration and records it in two transactions, so a crash between them would leave a file that cannot be repaired.
 fn create(directory: &Path, path: &Path, passphrase: Option<&SecretString>) -> Result<()> {
-    let new = directory.join("device.db.new");
-    for left_over in [new.clone(), directory.join("device.db.new-journal")] {
-        match fs::remove_file(&left_over) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                return Err(file_error("remove", &left_over)(error));
-            }
-            _ => {}
-        }
-    }
+    let new = directory.join(UNFINISHED);
     private_file(&new)?;
     let mut connection = open(&new, passphrase)?;
     migrate_openmls(&mut connection)?;

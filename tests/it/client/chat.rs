@@ -62,19 +62,25 @@ impl Person {
             keypool.display(),
             self.data().display()
         );
-        let screen = Screen { socket: self.data().join("tmux") };
-        screen.tmux(&["new-session", "-d", "-x", "120", "-y", "50", &command]);
+        let screen = Screen::of(self.data(), &command);
         screen.sees("This is friends.");
         screen
     }
 }
 
 /// A terminal: tmux with a socket of its own.
-struct Screen {
+pub struct Screen {
     socket: PathBuf,
 }
 
 impl Screen {
+    /// A terminal in which a command runs; its socket is in the directory.
+    pub fn of(directory: &Path, command: &str) -> Self {
+        let screen = Self { socket: directory.join("tmux") };
+        screen.tmux(&["new-session", "-d", "-x", "120", "-y", "50", command]);
+        screen
+    }
+
     fn tmux(&self, args: &[&str]) -> String {
         let mut tmux = Command::new("tmux");
         let output = tmux.env_remove("TMUX").arg("-f").arg("/dev/null").arg("-S").arg(&self.socket).args(args).output();
@@ -83,14 +89,14 @@ impl Screen {
         String::from_utf8(output.stdout).unwrap()
     }
 
-    fn types(&self, line: &str) {
+    pub fn types(&self, line: &str) {
         self.tmux(&["send-keys", "-l", line]);
         self.tmux(&["send-keys", "Enter"]);
     }
 
     /// Waits until it is to be seen.
     #[track_caller]
-    fn sees(&self, text: &str) {
+    pub fn sees(&self, text: &str) {
         let patience = Instant::now() + PATIENCE;
         loop {
             let shown = self.tmux(&["capture-pane", "-p", "-S", "-1000"]);

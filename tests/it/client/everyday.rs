@@ -10,7 +10,7 @@ use std::{
 
 use keypool_openapi::{MissingReason, ProblemType, UserName};
 use rstest::rstest;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::{
     command::Shell,
@@ -18,7 +18,7 @@ use super::{
 };
 use crate::{
     process::Certificate,
-    support::{Anywhere, Database, Fault, Owner, PATIENCE, Proxy, ServerProcess, TestServer},
+    support::{Anywhere, Database, Device, Fault, Owner, PATIENCE, Proxy, ServerProcess, TestServer, command},
 };
 
 /// The address of a port at which nothing listens.
@@ -99,7 +99,9 @@ async fn what_a_proxy_answers_for_the_server_is_no_failure(
 async fn an_answer_that_cannot_be_written_is_a_failure(#[values(Anywhere::Postgres, Anywhere::Sqlite)] db: Anywhere) {
     let server = TestServer::start(db).await;
     let alice = Shell::of(&server.base, "alice", &[]);
-    for command in [&["token"][..], &["status", "--json"], &["group", "list"], &["refresh"], &["completions", "bash"]] {
+    for command in
+        [&["token"][..], &["status", "--json"], &["group", "list"], &["refresh"], &["completions", "bash"], &["--help"]]
+    {
         let full = File::options().write(true).open("/dev/full").unwrap();
         let output = alice.command(command).stdout(full).output().unwrap();
         let said = String::from_utf8(output.stderr).unwrap();
@@ -153,6 +155,12 @@ async fn a_text_of_several_lines_arrives_as_it_was_written(
     // For people, the later lines are no messages of their own, and nothing turns them around.
     let shown = bob.text(&["receive"]);
     assert!(shown.ends_with("alice/laptop: dear bob,\n    \n      <U+202E>lots\n"), "{shown:?}");
+    alice.text(&["group", "create", "fri\u{202e}sdne"]);
+    // The name of a group has none.
+    for command in [&["group", "list"][..], &["group", "update", "frisdne"]] {
+        let shown = alice.text(command);
+        assert!(shown.contains("frisdne") && !shown.contains('\u{202e}'), "{shown}");
+    }
     alice.text(&["send", "friends", text]);
     assert_eq!(bob.json(&["receive"])[0]["text"], text);
 }
@@ -191,6 +199,49 @@ async fn more_people_than_one_call_takes_are_invited(#[values(Database::Postgres
         owner.hears().await;
         assert_eq!(members(owner, &group), names(["alice", "bob", "carol", "dave"]));
     }
+}
+
+#[rstest]
+#[tokio::test(flavor = "multi_thread")]
+async fn an_unfit_device_is_named_with_what_helps_and_the_others_are_added(
+    #[values(Anywhere::Postgres, Anywhere::Sqlite)] db: Anywhere,
+) {
+    let server = TestServer::start(db).await;
+    let [alice, _carol] = ["alice", "carol"].map(|user| Shell::of(&server.base, user, &[]));
+    let eve = server.anyone().registered("eve", "phone").await;
+    let unsupported = Device::new("eve", "phone").with_grease(0x8a8a, true);
+    eve.uploaded(&[unsupported.key_package(), unsupported.key_package()]).await;
+    alice.text(&["group", "create", "friends"]);
+    let output = alice.run(&["group", "invite", "friends", "eve", "carol"]);
+    let said = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.success() && said.starts_with("carol/laptop added to friends."), "{said}");
+    assert!(
+        said.contains("eve/phone was not added") && said.contains("Another version of its program may help"),
+        "{said}"
+    );
+    let invited = alice.json(&["group", "invite", "friends", "eve"]);
+    assert_eq!((&invited["added"], &invited["unfit"][0]["reason"]), (&json!([]), &json!("unsupported")));
+}
+
+#[rstest]
+#[tokio::test(flavor = "multi_thread")]
+async fn the_directory_of_a_server_takes_no_device(#[values(Anywhere::Postgres, Anywhere::Sqlite)] db: Anywhere) {
+    let server = TestServer::start(db).await;
+    let shell = Shell::new();
+    std::fs::create_dir(shell.data()).unwrap();
+    let database = shell.data().join("keypool.db");
+    let url = format!("sqlite://{}", database.display());
+    assert!(
+        command("keypool-server").env("KEYPOOL_DATABASE_URL", url).arg("migrate").output().unwrap().status.success()
+    );
+    let before = std::fs::read(&database).unwrap();
+    let (code, said) = shell.failure(&["init", "--server", &server.base, "--user", "alice"]);
+    assert!(
+        code == Some(1) && said.contains("the database of another program") && said.contains("--data-dir"),
+        "{said}"
+    );
+    assert_eq!(std::fs::read(&database).unwrap(), before);
+    assert!(!shell.data().join("device.db").exists());
 }
 
 /// Somebody with two devices, in a group with Bob. On one server: others know only after a few seconds that a token has ended.

@@ -1,8 +1,10 @@
 //! Honest members of other stacks send messages that this client cannot use. The client shows them to people and tells the
 //! sender the reason.
 
-use keypool_client::{Error, Event, GroupState, openmls::prelude::MlsGroupJoinConfig};
+use keypool_client::{CIPHERSUITE, Error, Event, GroupState, UnfitReason, openmls::prelude::MlsGroupJoinConfig};
 use keypool_openapi::{MessageKind, RefusalReason};
+use keypool_validation::key_package::CredentialBinding;
+use openmls_basic_credential::SignatureKeyPair;
 use openmls_traits::OpenMlsProvider as _;
 use rstest::rstest;
 use serde_json::json;
@@ -11,7 +13,7 @@ use super::{
     helpers::{changed_by, device, epoch, group_of, members, names, start, user},
     impostors::{HONEST, with_mallory},
 };
-use crate::support::{Anywhere, Device, Insider, Owner};
+use crate::support::{Anywhere, Database, Device, Insider, Owner, TestServer};
 
 /// Some stacks send Commits and proposals as a PublicMessage only.
 #[rstest]
@@ -149,8 +151,9 @@ async fn a_device_that_cannot_be_added_does_not_keep_the_others_out(
     let invited = alice.membership().invite(&group.group_id, &["carol", "eve", "frank"].map(user)).await.unwrap();
     assert_eq!(invited.added, [device("carol")]);
     assert_eq!(invited.missing, []);
-    let unfit: Vec<_> = invited.unfit.iter().map(|one| one.device.user.as_str()).collect();
-    assert_eq!(unfit, ["eve", "frank"], "{:?}", invited.unfit);
+    let unfit: Vec<_> = invited.unfit.iter().map(|one| (one.device.user.as_str(), one.reason)).collect();
+    let unsupported = UnfitReason::Unsupported;
+    assert_eq!(unfit, [("eve", unsupported), ("frank", unsupported)], "{:?}", invited.unfit);
     for other in [&eve, &frank] {
         let status = other.status().await;
         assert_eq!((&status["reserved"], &status["lapsed"]), (&json!(0), &json!(1)), "it was not given back");
@@ -167,6 +170,47 @@ async fn a_device_that_cannot_be_added_does_not_keep_the_others_out(
     let alone = alice.reserve(&user("eve"), None, None, None).await.unwrap_err();
     assert!(matches!(&alone, Error::UnfitKeyPackage { device, .. } if device == "eve/phone"), "{alone}");
     assert_eq!(eve.status().await["reserved"], 0);
+}
+
+#[rstest]
+#[tokio::test]
+async fn of_two_devices_with_one_signature_key_the_first_is_added(
+    #[values(Anywhere::Postgres, Anywhere::Sqlite)] db: Anywhere,
+) {
+    let server = start(db).await;
+    let (group, owners) = group_of(&server, &["alice"]).await;
+    let (alice, _carol) = (&owners[0], Owner::of(&server, "carol").await);
+    let pair = SignatureKeyPair::new(CIPHERSUITE.signature_algorithm()).unwrap();
+    let phone = server.anyone().registered("eve", "phone").await;
+    phone.uploaded(&[Device::new("eve", "phone").with_key_of(&pair).key_package()]).await;
+    phone.register("eve", "tablet").await.ok();
+    let tablet =
+        phone.with_token(phone.post("/devices/tablet/token", &json!({})).await.ok()["token"].as_str().unwrap());
+    tablet.uploaded(&[Device::new("eve", "tablet").with_key_of(&pair).key_package()]).await;
+    let invited = alice.membership().invite(&group.group_id, &["eve", "carol"].map(user)).await.unwrap();
+    let added: Vec<_> = invited.added.iter().map(ToString::to_string).collect();
+    assert!(added.contains(&"carol/laptop".to_owned()) && added.len() == 2, "{invited:?}");
+    let [unfit] = invited.unfit.as_slice() else { panic!("{invited:?}") };
+    assert_eq!((unfit.device.user.as_str(), unfit.reason), ("eve", UnfitReason::SameSignatureKey), "{invited:?}");
+}
+
+/// Without an identity check of the application, nobody can tell whose such a credential is.
+#[rstest]
+#[tokio::test]
+async fn a_device_with_an_x509_credential_does_not_keep_the_others_out(
+    #[values(Database::Postgres, Database::Sqlite)] db: Database,
+) {
+    let server = TestServer::start_with(db, |config| config.credential_binding = CredentialBinding::Off).await;
+    let (group, owners) = group_of(&server, &["alice"]).await;
+    let (alice, _carol) = (&owners[0], Owner::of(&server, "carol").await);
+    let eve = server.anyone().registered("eve", "phone").await;
+    eve.uploaded(&[Device::new("eve", "phone").with_x509().key_package()]).await;
+    let invited = alice.membership().invite(&group.group_id, &["eve", "carol"].map(user)).await.unwrap();
+    assert_eq!(invited.added, [device("carol")]);
+    let [unfit] = invited.unfit.as_slice() else { panic!("{invited:?}") };
+    assert_eq!((unfit.device.to_string().as_str(), unfit.reason), ("eve/phone", UnfitReason::Credential));
+    assert!(unfit.why.contains("X.509"), "{unfit:?}");
+    assert_eq!(eve.status().await["reserved"], 0, "it is given back");
 }
 
 /// A member who names a wrong digest blocks the group for all others.

@@ -7,8 +7,8 @@ use base64::{Engine, engine::general_purpose::STANDARD};
 use jiff::{SignedDuration, Timestamp};
 use keypool_openapi::SignatureKeyChangeContent;
 use openmls::prelude::{
-    BasicCredential, Capabilities, Ciphersuite, CredentialType, CredentialWithKey, Extension, ExtensionType,
-    Extensions, KeyPackage, Lifetime, MlsMessageOut, UnknownExtension,
+    Capabilities, Ciphersuite, Credential, CredentialType, CredentialWithKey, Extension, ExtensionType, Extensions,
+    KeyPackage, Lifetime, MlsMessageOut, UnknownExtension,
 };
 use openmls_basic_credential::SignatureKeyPair;
 use openmls_rust_crypto::OpenMlsRustCrypto;
@@ -37,6 +37,7 @@ pub struct Device {
     pub(super) suite: Ciphersuite,
     lifetime: (Timestamp, Timestamp),
     credentials: Vec<CredentialType>,
+    credential_type: CredentialType,
     listed_extensions: Vec<ExtensionType>,
     extensions: Vec<Extension>,
     leaf_extensions: Vec<Extension>,
@@ -72,6 +73,7 @@ impl Device {
             suite,
             lifetime: (now() - SignedDuration::from_hours(1), now() + SignedDuration::from_hours(14 * 24)),
             credentials: vec![CredentialType::Basic],
+            credential_type: CredentialType::Basic,
             listed_extensions: vec![ExtensionType::LastResort],
             extensions: Vec::new(),
             leaf_extensions: Vec::new(),
@@ -142,6 +144,13 @@ impl Device {
         self
     }
 
+    /// The same device with an X.509 credential, whose content nobody here reads.
+    pub fn with_x509(mut self) -> Self {
+        self.credentials = vec![CredentialType::Basic, CredentialType::X509];
+        self.credential_type = CredentialType::X509;
+        self
+    }
+
     /// The same device, with KeyPackages that carry an extension of so many bytes, which the leaf node lists or not.
     pub fn with_extension(mut self, bytes: usize, listed: bool) -> Self {
         self.extensions.push(Extension::Unknown(PRIVATE_EXTENSION, UnknownExtension(vec![7; bytes])));
@@ -180,7 +189,7 @@ impl Device {
 
     pub(super) fn credential(&self) -> CredentialWithKey {
         CredentialWithKey {
-            credential: BasicCredential::new(self.identity.clone().into_bytes()).into(),
+            credential: Credential::new(self.credential_type, self.identity.clone().into_bytes()),
             signature_key: self.signer.to_public_vec().into(),
         }
     }
