@@ -1,7 +1,7 @@
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use crate::{Base64Bytes, KeyPackageRef, MAX_PROOFS, ReservationId, objects};
+use crate::{Base64Bytes, KeyPackageRef, MAX_PROOFS, ReservationId, objects, or_default};
 
 /// What a caller wants to get that binds the server to a hand-out.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -60,7 +60,8 @@ pub struct ProofsRequest {
     #[schema(min_items = 1, max_items = 1000)]
     pub of: Vec<ProofOf>,
     /// Whether the server signs a receipt of the leaves that are not in the log yet, and of the steps that have not happened.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
+    #[schema(value_type = Option<bool>)]
     pub receipt: bool,
 }
 
@@ -134,7 +135,7 @@ pub struct IncludedLeaf {
 pub struct LeafOpening {
     /// What happened, to which package, and when.
     pub details: Base64Bytes,
-    /// Who did it, for which group.
+    /// The device that did it, and for which group.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub actor: Option<Base64Bytes>,
 }

@@ -4,7 +4,7 @@ use strum::{Display, EnumIter, EnumString, IntoStaticStr};
 use utoipa::ToSchema;
 
 use crate::{
-    Base64Bytes, DeviceName, KeyPackageRef, MAX_TARGETS, Proof, ReservationId, UserName, optional_list,
+    Base64Bytes, DeviceName, KeyPackageRef, MAX_TARGETS, Proof, ReservationId, UserName, optional_list, or_default,
     schemas::{bind_schema, optional_group_id_schema},
     whole,
 };
@@ -44,7 +44,8 @@ pub struct ReserveRequest {
     #[schema(schema_with = bind_schema)]
     pub bind: Option<Base64Bytes>,
     /// What the caller wants to get that binds the server to this hand-out.
-    #[serde(default, skip_serializing_if = "Proof::is_none")]
+    #[serde(default, deserialize_with = "or_default", skip_serializing_if = "Proof::is_none")]
+    #[schema(value_type = Option<Proof>)]
     pub proof: Proof,
 }
 

@@ -3,7 +3,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::{
-    Base64Bytes, KeyPackageRef, Proof, ReservationId, State,
+    Base64Bytes, KeyPackageRef, Proof, ReservationId, State, or_default,
     schemas::{bind_schema, group_id_schema},
 };
 
@@ -21,7 +21,8 @@ pub struct SpendRequest {
     #[schema(schema_with = bind_schema)]
     pub bind: Option<Base64Bytes>,
     /// What the caller wants to get that binds the server to this spend.
-    #[serde(default, skip_serializing_if = "Proof::is_none")]
+    #[serde(default, deserialize_with = "or_default", skip_serializing_if = "Proof::is_none")]
+    #[schema(value_type = Option<Proof>)]
     pub proof: Proof,
 }
 

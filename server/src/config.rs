@@ -148,7 +148,7 @@ pub struct Config {
     /// The file with the key of the transparency log, made at the first start. An SQLite database has one beside it; without one,
     /// a PostgreSQL database has no log.
     pub log_key: Option<PathBuf>,
-    /// Who may read the transparency log.
+    /// Decides which callers may read the transparency log.
     #[serde(deserialize_with = "values::choice")]
     pub log_access: LogAccess,
     /// Memory that the server may use, in MiB: what it does at the same time is a share of it. Without it, what the container or
@@ -268,7 +268,7 @@ pub enum Limits {
     Off,
 }
 
-/// Who may read checkpoints and tiles of the transparency log.
+/// The readers of the transparency log's checkpoints and tiles.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum LogAccess {

@@ -90,5 +90,5 @@ async fn a_killed_server_keeps_what_it_answered(#[values(Database::Postgres, Dat
     let unnamed = uploaded.iter().filter(|uploaded| !named.contains(&uploaded.to_string())).count();
     assert!(unnamed <= swallowed, "{unnamed} uploads that were answered are lost; {swallowed} may be held unnamed");
     server.kill();
-    assert!(crate::log::is_whole_at(place).await > 2 * reserved.len());
+    assert!(crate::log::is_whole_at(place).await >= 2 * reserved.len());
 }

@@ -337,7 +337,7 @@ fn every_setting_in_the_env_file_reaches_the_servers() {
     let compose = read("docker-compose.yml");
     let passed = passed_settings(&compose);
     let mut settings: BTreeSet<_> = Config::variables().into_iter().collect();
-    for decided in ["KEYPOOL_LISTEN", "KEYPOOL_DATABASE_URL"] {
+    for decided in ["KEYPOOL_LISTEN", "KEYPOOL_DATABASE_URL", "KEYPOOL_LOG_KEY"] {
         assert!(settings.remove(decided), "{decided} is no setting");
     }
     settings.extend(["KEYPOOL_ADMIN_TOKEN_FILE", "KEYPOOL_DATABASE_URL_FILE"].map(str::to_owned));

@@ -7,5 +7,6 @@ mod proofs;
 mod race;
 mod restores;
 mod steps;
+mod twins;
 
 pub use checks::{is_whole, is_whole_at};

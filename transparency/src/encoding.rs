@@ -123,6 +123,10 @@ impl<'a> Reader<'a> {
         String::from_utf8(self.v16()?.to_vec()).map_err(|_| self.error(Flaw::Utf8))
     }
 
+    pub(crate) fn remaining(&self) -> usize {
+        self.rest.len()
+    }
+
     pub(crate) fn is_empty(&self) -> bool {
         self.rest.is_empty()
     }

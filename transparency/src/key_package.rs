@@ -1,9 +1,12 @@
 //! Reads from a KeyPackage the few fields that the log needs (RFC 9420, sections 6, 7.2 and 10), without an MLS library.
 
-use crate::encoding::{Flaw, Malformed, Reader};
+use crate::encoding::{Flaw, Hash, Malformed, Reader, sha256};
 
 /// The most bytes of a KeyPackage that are read.
 pub const MAX_SIZE: usize = 65_536;
+
+/// The bytes of the `MLSMessage` before the KeyPackage: version and wire format.
+pub const HEADER: usize = 4;
 
 /// The type of the `last_resort` extension (RFC 9420, section 17.3).
 const LAST_RESORT: u16 = 0x000a;
@@ -13,10 +16,10 @@ const LAST_RESORT: u16 = 0x000a;
 pub struct KeyPackageFields {
     /// The ciphersuite (RFC 9420, section 17.1).
     pub ciphersuite: u16,
-    /// The init key: the public key's bytes, without their length.
-    pub init_key: Vec<u8>,
-    /// The signature key of the leaf node: the public key's bytes, without their length.
-    pub signature_key: Vec<u8>,
+    /// The SHA-256 of `"keypool/v1 package\0"` and of the KeyPackage without its signature, all of which its owner has signed.
+    pub signed: Hash,
+    /// Where the signature is in the message, with its length.
+    pub signature: std::ops::Range<usize>,
     /// When its lifetime begins, in Unix seconds.
     pub not_before: u64,
     /// When its lifetime ends, in Unix seconds.
@@ -39,9 +42,7 @@ impl KeyPackageFields {
             return Err(reader.error(Flaw::Other("its protocol version is not mls10")));
         }
         let ciphersuite = reader.u16()?;
-        let init_key = vector(&mut reader)?.to_vec();
-        let _encryption_key = vector(&mut reader)?;
-        let signature_key = vector(&mut reader)?.to_vec();
+        let _keys = (vector(&mut reader)?, vector(&mut reader)?, vector(&mut reader)?);
         let _credential = (reader.u16()?, vector(&mut reader)?);
         for _ in ["versions", "cipher_suites", "extensions", "proposals", "credentials"] {
             vector(&mut reader)?;
@@ -53,10 +54,12 @@ impl KeyPackageFields {
         let _extensions = extension_types(vector(&mut reader)?)?;
         let _signature = vector(&mut reader)?;
         let extensions = extension_types(vector(&mut reader)?)?;
+        let signature = bytes.len() - reader.remaining()..bytes.len();
+        let signed = sha256(&[b"keypool/v1 package\0", &bytes[HEADER..signature.start]]);
         let _signature = vector(&mut reader)?;
         reader.end()?;
         let last_resort = extensions.contains(&LAST_RESORT);
-        Ok(Self { ciphersuite, init_key, signature_key, not_before, not_after, last_resort })
+        Ok(Self { ciphersuite, signed, signature, not_before, not_after, last_resort })
     }
 }
 
@@ -101,23 +104,36 @@ mod tests {
     }
 
     #[rstest]
-    #[case("suite-1", 1, 32, 32)]
-    #[case("suite-2", 2, 65, 65)]
-    #[case("suite-3", 3, 32, 32)]
-    #[case("extended", 1, 32, 32)]
-    fn reads_keys(#[case] name: &str, #[case] ciphersuite: u16, #[case] init: usize, #[case] signature: usize) {
+    #[case("suite-1", 1)]
+    #[case("suite-2", 2)]
+    #[case("suite-3", 3)]
+    #[case("extended", 1)]
+    fn reads_ciphersuites(#[case] name: &str, #[case] ciphersuite: u16) {
         let fields = KeyPackageFields::parse(&seed(name)).unwrap();
         assert_eq!(fields.ciphersuite, ciphersuite);
-        assert_eq!((fields.init_key.len(), fields.signature_key.len()), (init, signature));
         assert!(!fields.last_resort && fields.not_before < fields.not_after);
+    }
+
+    /// Anybody can turn an ECDSA signature into another one of the same content.
+    #[test]
+    fn what_is_signed_names_it_and_the_signature_does_not() {
+        let bytes = seed("suite-2");
+        let signed = |place: usize| {
+            let mut other = bytes.clone();
+            other[place] ^= 1;
+            KeyPackageFields::parse(&other).unwrap().signed
+        };
+        let own = KeyPackageFields::parse(&bytes).unwrap().signed;
+        assert_eq!(signed(bytes.len() - 1), own);
+        // A byte of the init key.
+        assert_ne!(signed(12), own);
     }
 
     #[test]
     fn reads_the_bytes_at_their_places() {
         let bytes = seed("last-resort");
         let fields = KeyPackageFields::parse(&bytes).unwrap();
-        assert_eq!(fields.init_key, bytes[9..41]);
-        assert_eq!(fields.signature_key, bytes[75..107]);
+        assert_eq!(fields.signed, sha256(&[b"keypool/v1 package\0", &bytes[4..bytes.len() - 66]]));
         assert_eq!((fields.not_before, fields.not_after), (0x5e0b_e100, 0xf486_5700));
         assert!(fields.last_resort);
     }

@@ -5,11 +5,10 @@ use crate::{
     key_package::KeyPackageFields,
 };
 
-/// Names a package by its keys and the end of its lifetime: the `P` of the documentation.
+/// Names a package by all that its owner has signed: the `P` of the documentation.
 ///
-/// It does not name the bytes, since anybody can turn an ECDSA signature (r, s) into (r, -s), which gives one init key two
-/// valid refs. The end of the lifetime, which the owner has signed, is part of it: a server forgets an expired init key,
-/// so the owner can upload the key again with a later end, and an honest log must not repeat a tag then.
+/// It does not name the signature, since anybody can turn an ECDSA signature (r, s) into (r, -s), which gives one content two
+/// valid refs.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct PackageId(pub Hash);
 
@@ -32,25 +31,10 @@ base64_text!(Bind, 32, "bind");
 base64_text!(Tag, 32, "tag");
 
 impl PackageId {
-    /// `SHA-256("keypool/v1 package\0" || v16 init_key || v16 signature_key || be64(not_after))`. Keys are public keys
-    /// without their lengths.
-    #[must_use]
-    pub fn new(init_key: &[u8], signature_key: &[u8], not_after: u64) -> Self {
-        let length = |key: &[u8]| u16::try_from(key.len()).unwrap_or(u16::MAX).to_be_bytes();
-        Self(sha256(&[
-            b"keypool/v1 package\0",
-            &length(init_key),
-            init_key,
-            &length(signature_key),
-            signature_key,
-            &not_after.to_be_bytes(),
-        ]))
-    }
-
     /// The name of a parsed KeyPackage.
     #[must_use]
     pub fn of(fields: &KeyPackageFields) -> Self {
-        Self::new(&fields.init_key, &fields.signature_key, fields.not_after)
+        Self(fields.signed)
     }
 }
 

@@ -4,32 +4,10 @@ use std::sync::Arc;
 
 use actix_web::web::Bytes;
 use keypool_transparency::{note::Note, tile::TileId};
-use moka::sync::Cache;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::OwnedSemaphorePermit;
 
-use super::Log;
+use super::core::Log;
 use crate::store::{OriginRow, StoreError};
-
-/// The most tiles that are read from the database at the same time.
-const AT_ONCE: usize = 4;
-
-/// Memory for full tiles, in bytes: an auditor and its siblings read the same ones.
-const MEMORY: u64 = 8 * 1024 * 1024;
-
-/// What reads of the log share.
-pub(super) struct Reader {
-    turns: Arc<Semaphore>,
-    /// Full tiles, by log and path.
-    full: Cache<(String, TileId), Bytes>,
-}
-
-impl Default for Reader {
-    fn default() -> Self {
-        let weight = |_: &_, bytes: &Bytes| u32::try_from(bytes.len()).unwrap_or(u32::MAX);
-        let full = Cache::builder().max_capacity(MEMORY).weigher(weight).build();
-        Self { turns: Arc::new(Semaphore::new(AT_ONCE)), full }
-    }
-}
 
 impl Log {
     /// The logs, the newest first.
@@ -53,19 +31,19 @@ impl Log {
 
     /// A turn to read a tile; `None` if too many are being read.
     pub(crate) fn turn(&self) -> Option<OwnedSemaphorePermit> {
-        Arc::clone(&self.reader.turns).try_acquire_owned().ok()
+        Arc::clone(&self.tiles.turns).try_acquire_owned().ok()
     }
 
     /// A full tile that was read before.
     pub(crate) fn remembered(&self, directory: &str, tile: &TileId) -> Option<Bytes> {
-        if tile.is_full() { self.reader.full.get(&(directory.to_owned(), *tile)) } else { None }
+        if tile.is_full() { self.tiles.full.get(&(directory.to_owned(), *tile)) } else { None }
     }
 
     /// Reads a tile.
     pub(crate) fn tile(&self, (k, directory): (i32, &str), tile: &TileId) -> Result<Option<Bytes>, StoreError> {
         let found = self.store.log_tile(k, tile)?.map(Bytes::from);
         if let Some(bytes) = found.as_ref().filter(|_| tile.is_full()) {
-            self.reader.full.insert((directory.to_owned(), *tile), bytes.clone());
+            self.tiles.full.insert((directory.to_owned(), *tile), bytes.clone());
         }
         Ok(found)
     }

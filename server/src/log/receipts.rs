@@ -12,7 +12,7 @@ use keypool_transparency::{
     receipt::{Promise, Receipt},
 };
 
-use super::{Log, lock};
+use super::core::{Log, lock};
 use crate::store::{DeviceId, LogOwner, Reserve, Reserved, Spend, Spent, StoreError};
 
 /// A hand-out that began or ended just now, of which the caller wants a receipt.

@@ -8,7 +8,7 @@ use std::{
 use jiff::Timestamp;
 use tokio::time::MissedTickBehavior;
 
-use super::{Log, lock};
+use super::core::{Log, lock};
 use crate::{
     problem::Failure,
     store::{StoreError, TreeState},
@@ -17,46 +17,6 @@ use crate::{
 
 /// How often the sequencer looks.
 const INTERVAL: Duration = Duration::from_millis(500);
-
-/// How long rows of the outbox before the last one may still come: their transactions began before and are not committed.
-const STRAGGLERS: Duration = Duration::from_mins(1);
-
-/// How often the outbox is read from its beginning.
-const FROM_THE_BEGINNING: Duration = Duration::from_mins(1);
-
-/// Where the next look into the outbox begins. Dead rows pile up at its head while an old snapshot is open, so most looks
-/// begin where the outbox ended a minute ago.
-#[derive(Debug, Default)]
-pub(super) struct Next {
-    /// The end of the outbox, and when it was there.
-    ends: Vec<(Instant, i64)>,
-    /// When it was last read from its beginning.
-    whole: Option<Instant>,
-}
-
-impl Next {
-    /// The row after which to begin.
-    fn begin(&mut self, now: Instant) -> i64 {
-        if self.whole.is_none_or(|whole| now.duration_since(whole) >= FROM_THE_BEGINNING) {
-            self.whole = Some(now);
-            return 0;
-        }
-        // The newest of those that are old enough, and none before it is needed any more.
-        let old = self.ends.partition_point(|(at, _)| now.duration_since(*at) >= STRAGGLERS);
-        self.ends.drain(..old.saturating_sub(1));
-        self.ends.first().filter(|_| old > 0).map_or(0, |(_, last)| *last)
-    }
-
-    fn ended(&mut self, now: Instant, last: i64) {
-        self.ends.push((now, last));
-    }
-
-    /// SQLite commits events in the order of their ids, so each look begins where the last one ended.
-    fn follow(&mut self) -> i64 {
-        self.ends.drain(..self.ends.len().saturating_sub(1));
-        self.ends.first().map_or(0, |(_, last)| *last)
-    }
-}
 
 impl Log {
     /// Puts all waiting events into the log, and returns the tree. Blocks.
@@ -67,12 +27,12 @@ impl Log {
         let mut newest = None;
         loop {
             let after = {
-                let mut next = lock(&self.next);
-                if self.store.is_shared() { next.begin(Instant::now()) } else { next.follow() }
+                let mut end = lock(&self.outbox_end);
+                if self.store.is_shared() { end.begin(Instant::now()) } else { end.follow() }
             };
             let Some(done) = self.store.sequence(after, &self.owners, &self.edge, now)? else { return Ok(newest) };
             if let Some(last) = done.last {
-                lock(&self.next).ended(Instant::now(), last);
+                lock(&self.outbox_end).ended(Instant::now(), last);
             }
             self.store.metrics().log().appended(done.state.size, done.entries, done.unnamed);
             newest = Some(done.state);
@@ -125,26 +85,5 @@ impl Sequencer {
                 }
             }
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn most_looks_begin_where_the_outbox_ended_a_minute_ago() {
-        let begun = Instant::now();
-        let at = |seconds| begun + Duration::from_secs(seconds);
-        let mut next = Next::default();
-        assert_eq!(next.begin(at(0)), 0, "from the beginning");
-        next.ended(at(0), 10);
-        next.ended(at(30), 20);
-        assert_eq!(next.begin(at(59)), 0, "earlier rows may still come");
-        assert_eq!(next.begin(at(60)), 0, "once a minute from the beginning");
-        assert_eq!(next.begin(at(61)), 10);
-        assert_eq!(next.begin(at(91)), 20);
-        assert_eq!(next.ends.len(), 1);
-        assert_eq!(next.begin(at(121)), 0);
     }
 }

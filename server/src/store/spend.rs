@@ -9,9 +9,8 @@ use diesel::{
 };
 use jiff::Timestamp;
 use keypool_openapi::{Action, KeyPackageRef, State};
-use keypool_transparency::package::PackageId;
 
-use self::request::SPENDABLE;
+use self::request::{SPENDABLE, Used};
 use super::{
     audit::{self, Event},
     database::{
@@ -22,8 +21,7 @@ use super::{
     },
     locks,
     reservations::{ReservationError, holder, unknown},
-    steps::{self, Leaves},
-    tokens,
+    steps, tokens,
 };
 pub use request::{Spend, SpendStep, Spent};
 
@@ -48,32 +46,6 @@ WHERE device_id = {owner} AND reservation = {nonce} AND reserved_by = {actor} AN
     push!(out, SPENDABLE);
     push!(out, " RETURNING keypackage_ref, package_id, step, opened");
 });
-
-/// A KeyPackage that was spent.
-#[derive(Queryable)]
-pub(super) struct Used {
-    keypackage_ref: Vec<u8>,
-    package_id: Option<Vec<u8>>,
-    step: i32,
-    opened: Option<i64>,
-}
-
-impl Used {
-    /// The answer to the first spend.
-    fn spent(self, now: Timestamp) -> Spent {
-        let logged = SpendStep {
-            package: self.package_id.and_then(|id| id.try_into().ok()).map(PackageId),
-            is_late: matches!(steps::leaves(self.step), Leaves::Both(_)),
-        };
-        Spent {
-            keypackage_ref: self.keypackage_ref.into(),
-            state: State::Spent,
-            spent_at: now,
-            handout: steps::handout(self.step, false),
-            logged: Some(logged),
-        }
-    }
-}
 
 statements! {
     pub(super) fn spend_reserved(conn, spend: &Spend, now: i64) -> QueryResult<Option<Used>> {

@@ -3,6 +3,7 @@
 mod check;
 mod insert;
 mod request;
+mod twin;
 
 use std::collections::HashMap;
 

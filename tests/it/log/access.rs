@@ -1,4 +1,4 @@
-//! Who may read the log, and how.
+//! The log is read by those whom the operator lets read it.
 
 use keypool_openapi::ProblemType;
 use keypool_server::config::LogAccess;

@@ -100,7 +100,11 @@ fn the_log_of_a_server() {
 fn the_checks_of_an_adder() {
     let mut log = Log::new(1);
     let secret = LogSecret([2; 32]);
-    let package = |i: u16| KeyPackageFields { init_key: i.to_be_bytes().repeat(16), ..fields(0, false) };
+    let package = |i: u16| {
+        let mut signed = [0; 32];
+        signed[..2].copy_from_slice(&i.to_be_bytes());
+        KeyPackageFields { signed, ..fields(0, false) }
+    };
     let hand_outs: Vec<_> = (0..1000)
         .map(|i| {
             let fields = package(i);

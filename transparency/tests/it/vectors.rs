@@ -29,8 +29,6 @@ fn package() -> (Value, PackageId) {
     let id = PackageId::of(&fields);
     let value = json!({
         "key_package": base64(&bytes),
-        "init_key": base64(&fields.init_key),
-        "signature_key": base64(&fields.signature_key),
         "not_before": fields.not_before,
         "not_after": fields.not_after,
         "last_resort": fields.last_resort,

@@ -60,8 +60,8 @@ pub struct Server {
 pub fn fields(seed: u8, last_resort: bool) -> KeyPackageFields {
     KeyPackageFields {
         ciphersuite: 1,
-        init_key: vec![seed; 32],
-        signature_key: vec![0xaa; 32],
+        signed: [seed; 32],
+        signature: 0..0,
         not_before: 10_000_000,
         not_after: 10_000_000 + 80 * 86_400,
         last_resort,

@@ -10,10 +10,7 @@ use diesel::{
 };
 use jiff::Timestamp;
 
-use super::{
-    Used,
-    request::{SPENDABLE, Spend, Spent},
-};
+use super::request::{SPENDABLE, Spend, Spent, Used};
 use crate::store::database::{
     StoreError,
     rows::nonce_of,

@@ -1,10 +1,14 @@
 //! A spend and its result.
 
+use diesel::prelude::*;
 use jiff::Timestamp;
 use keypool_openapi::{KeyPackageRef, Proof, ReservationId, State};
 use keypool_transparency::package::PackageId;
 
-use crate::store::tokens::ShownToken;
+use crate::store::{
+    steps::{self, Leaves},
+    tokens::ShownToken,
+};
 
 /// A request to spend a reservation whose KeyPackage is in a Commit.
 #[derive(Clone, Debug)]
@@ -43,6 +47,32 @@ pub struct SpendStep {
     pub package: Option<PackageId>,
     /// Whether the hand-out begins with it, too: the reservation had ended before.
     pub is_late: bool,
+}
+
+/// A KeyPackage that was spent.
+#[derive(Queryable)]
+pub(in crate::store) struct Used {
+    pub keypackage_ref: Vec<u8>,
+    pub package_id: Option<Vec<u8>>,
+    pub step: i32,
+    pub opened: Option<i64>,
+}
+
+impl Used {
+    /// The answer to the first spend.
+    pub fn spent(self, now: Timestamp) -> Spent {
+        let logged = SpendStep {
+            package: self.package_id.and_then(|id| id.try_into().ok()).map(PackageId),
+            is_late: matches!(steps::leaves(self.step), Leaves::Both(_)),
+        };
+        Spent {
+            keypackage_ref: self.keypackage_ref.into(),
+            state: State::Spent,
+            spent_at: now,
+            handout: steps::handout(self.step, false),
+            logged: Some(logged),
+        }
+    }
 }
 
 /// SQL condition: the holder can spend the KeyPackage. A late spend still works if no other device has reserved the

@@ -7,12 +7,13 @@ use diesel::{
     prelude::*,
     sql_types::Bool,
 };
-use keypool_openapi::{RejectionReason, State};
+use keypool_openapi::{KeyPackageRef, RejectionReason, State};
 use keypool_validation::key_package::ValidatedKeyPackage;
 
 use super::{
     insert,
     request::{Upload, UploadLimits, UploadOutcome},
+    twin::twin,
 };
 use crate::store::{
     as_of::{AsOf, is_live},
@@ -91,7 +92,9 @@ impl UploadCheck {
     ) -> Result<Self, StoreError> {
         let packages =
             || uploads.iter().flat_map(|upload| upload.packages.iter().map(|package| (upload.owner(), package)));
-        let refs: Vec<_> = packages().map(|(_, package)| package.keypackage_ref.as_bytes()).collect();
+        let twins: Vec<_> = packages().filter_map(|(_, package)| twin(package)).collect();
+        let own = packages().map(|(_, package)| package.keypackage_ref.as_bytes());
+        let refs: Vec<_> = own.chain(twins.iter().map(KeyPackageRef::as_bytes)).collect();
         let keys: Vec<_> =
             packages().flat_map(|(owner, p)| [(owner, p.init_key.as_slice()), (owner, &p.encryption_key)]).collect();
         let owners: Vec<_> = uploads.iter().map(Upload::owner).collect();
@@ -169,6 +172,10 @@ impl UploadCheck {
         let slot = (by.device.0, i32::from(package.ciphersuite));
         let owner = slot.0;
         if !before.refs.insert(package_ref.to_vec()) {
+            return UploadOutcome::Refused(RejectionReason::Duplicate);
+        }
+        // Under two refs, the log would have the hand-outs of one KeyPackage twice.
+        if twin(package).is_some_and(|twin| self.known.contains_key(twin.as_bytes())) {
             return UploadOutcome::Refused(RejectionReason::Duplicate);
         }
         let is_known = match self.known.get(package_ref) {
