@@ -79,6 +79,17 @@ pub enum GroupCommand {
         /// The group, by its name or the beginning of its id
         group: String,
     },
+    /// Show who added and removed whom in a group, as far as this device saw it
+    #[command(
+        after_help = "Example: keypool group history friends --json | jq '.[] | select(.removed != [])'\n\nThe JSON is an array, \
+                      oldest first, of objects with `at`, `epoch`, `by` (null: found after this device was away), `added`, \
+                      `removed` and `updated` (came back, or installed anew). This device keeps the last 1,000 changes of each \
+                      group."
+    )]
+    History {
+        /// The group, by its name or the beginning of its id; of a group that this device has left, by its id
+        group: String,
+    },
     /// Replace this device's keys in a group
     Update {
         /// The group, by its name or the beginning of its id
@@ -152,6 +163,9 @@ pub async fn group(command: GroupCommand, client: &MlsClient, output: &Output) -
         }
         GroupCommand::Members { group } => {
             output.members(&membership.members(&membership.find_group(&group)?.group_id)?)?;
+        }
+        GroupCommand::History { group } => {
+            output.history(&membership.history(&membership.find_history(&group)?)?)?;
         }
         GroupCommand::Update { group } => {
             let group = membership.find_group(&group)?;

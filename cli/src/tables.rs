@@ -7,12 +7,12 @@ use comfy_table::{
     presets::{NOTHING, UTF8_FULL_CONDENSED},
 };
 use jiff::Timestamp;
-use keypool_client::{Group, GroupState};
+use keypool_client::{Group, GroupState, MembershipChange};
 use keypool_openapi::{
     AuditEvent, Device, DeviceName, DeviceOf, InventoryItem, PoolStatus, ReserveResponse, SignatureKey, device_name,
 };
 
-use crate::text::target_name;
+use crate::text::{clean, target_name};
 
 fn table<const N: usize>(header: [&str; N]) -> Table {
     let mut table = Table::new();
@@ -130,10 +130,29 @@ pub fn groups(groups: &[Group]) -> String {
         let state = match group.state {
             GroupState::Active => "",
             GroupState::Behind => " (cannot be changed: renew it)",
-            GroupState::FellBehind => " (fell behind: have this user invited again)",
+            GroupState::FellBehind => {
+                " (fell behind: comes back by itself if it can; else have this user invited again)"
+            }
             GroupState::ReadOnly => " (read-only: renewed)",
         };
         table.add_row([format!("{}{state}", group.name.escape_debug()), members, epoch, group.id.clone()]);
+    }
+    table.trim_fmt()
+}
+
+pub fn history(changes: &[MembershipChange]) -> String {
+    let mut table = table(["When", "Epoch", "By", "Added", "Removed", "Came back"]);
+    for change in changes {
+        // Other members chose these names.
+        let names = |members: &[String]| clean(&members.join(", "));
+        table.add_row([
+            change.at.to_string(),
+            change.epoch.to_string(),
+            change.by.as_deref().map_or_else(|| "(while this device was away)".to_owned(), clean),
+            names(&change.added),
+            names(&change.removed),
+            names(&change.updated),
+        ]);
     }
     table.trim_fmt()
 }

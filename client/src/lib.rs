@@ -103,8 +103,8 @@ pub use connection::MlsConnection;
 pub use error::{Error, Result};
 #[cfg(feature = "sqlite")]
 pub use groups::{
-    DeviceChange, Event, Group, GroupState, Incoming, Invitation, Invited, Message, MlsMembership, Removed, Renewed,
-    UnfitDevice,
+    DeviceChange, Event, Group, GroupState, Incoming, Invitation, Invited, MembershipChange, Message, MlsMembership,
+    Removed, Renewed, UnfitDevice,
 };
 /// The types of a [`Transport`]'s requests and answers.
 pub use http;

@@ -1,6 +1,7 @@
 //! The client library and the `keypool` command against real servers.
 
 mod applications;
+mod arrivals;
 mod backup;
 mod behind;
 mod calls;

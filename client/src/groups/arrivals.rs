@@ -29,23 +29,37 @@ impl MlsMembership<'_> {
 
     /// Brings in the devices that are to be brought into groups. Errors are only logged: another member may bring them in.
     pub(super) async fn bring_in_arrivals(&self) -> Result<()> {
-        for (group_id, device) in self.store.take_arriving_devices()? {
-            let Ok(device) = device.parse::<DeviceOf>() else { continue };
-            if !self.admits(&group_id, &device)? {
-                continue;
+        for (group_id, name) in self.store.arriving_devices()? {
+            if let Err(error) = self.bring_in(&group_id, &name).await {
+                warn!(device = name, error = error.with_causes(), "cannot bring a device into a group");
+                if error.is_retryable() {
+                    continue;
+                }
             }
-            let only = std::slice::from_ref(&device);
-            match self.invite_only(&group_id, std::slice::from_ref(&device.user), Some(only)).await {
-                Ok(invited) if invited.added.is_empty() => {}
-                Ok(_) => info!(%device, "a device of a member was brought into a group"),
-                Err(error) => warn!(%device, error = error.with_causes(), "cannot bring a device into a group"),
-            }
+            self.store.delete_arriving_device(&group_id, &name)?;
         }
         Ok(())
     }
 
-    /// Whether a device may come into a group by itself: a device of its user is in it, and the group allows it.
-    fn admits(&self, group_id: &[u8], device: &DeviceOf) -> Result<bool> {
+    async fn bring_in(&self, group_id: &[u8], name: &str) -> Result<()> {
+        let Ok(device) = name.parse::<DeviceOf>() else { return Ok(()) };
+        if !self.admits(group_id, &device)? {
+            return Ok(());
+        }
+        let only = std::slice::from_ref(&device);
+        let invited = self.invite_only(group_id, std::slice::from_ref(&device.user), Some(only)).await?;
+        if !invited.added.is_empty() {
+            info!(%device, "a device of a member was brought into a group");
+        }
+        Ok(())
+    }
+
+    /// Whether a device may come into a group by itself: a device of its user is in it, the group allows it, and nobody has
+    /// removed the device.
+    pub(super) fn admits(&self, group_id: &[u8], device: &DeviceOf) -> Result<bool> {
+        if *device == self.own_device() || self.was_removed(group_id, device)? {
+            return Ok(false);
+        }
         let row = self.store.groups()?.into_iter().find(|row| row.group_id == group_id);
         let is_open = |row: &GroupRow| GroupState::of(row) == GroupState::Active && row.admits_devices;
         if !row.as_ref().is_some_and(is_open) {
