@@ -14,6 +14,7 @@ mod delivery;
 mod everyday;
 mod first_come;
 mod foreign;
+mod group_histories;
 mod groups;
 pub mod helpers;
 mod honest;
