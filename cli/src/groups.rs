@@ -183,7 +183,7 @@ pub async fn group(command: GroupCommand, client: &MlsClient, output: &Output) -
 }
 
 /// Removes a user with all devices, or the one device that the text names.
-async fn remove(membership: &MlsMembership<'_>, group: &Group, member: &str) -> Result<Removed> {
+pub async fn remove(membership: &MlsMembership<'_>, group: &Group, member: &str) -> Result<Removed> {
     let members = membership.members(&group.group_id)?;
     let is_user = members.iter().any(|one| one.user.as_str() == member);
     match member.parse::<DeviceOf>() {

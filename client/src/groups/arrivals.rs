@@ -8,6 +8,7 @@ use tracing::{info, warn};
 use super::{
     content::Content,
     group::{GroupState, members_of},
+    incoming::Event,
     membership::MlsMembership,
 };
 use crate::{error::Result, storage::GroupRow};
@@ -46,12 +47,18 @@ impl MlsMembership<'_> {
         if !self.admits(group_id, &device)? {
             return Ok(());
         }
+        let was_member = members_of(&self.load_group(group_id)?).iter().any(|(_, member)| *member == device);
         let only = std::slice::from_ref(&device);
         let invited = self.invite_only(group_id, std::slice::from_ref(&device.user), Some(only)).await?;
-        if !invited.added.is_empty() {
-            info!(%device, "a device of a member was brought into a group");
+        if invited.added.is_empty() {
+            return Ok(());
         }
-        Ok(())
+        info!(%device, "a device of a member was brought into a group");
+        // Nobody asked this device for it, so its user sees it, too.
+        let (added, updated) =
+            if was_member { (vec![], vec![name.to_owned()]) } else { (vec![name.to_owned()], vec![]) };
+        let event = Event::Members { by: self.own_device().to_string(), added, removed: Vec::new(), updated };
+        self.store.transaction(|| self.tell(group_id, event, invited.notices))
     }
 
     /// Whether a device may come into a group by itself: a device of its user is in it, the group allows it, and nobody has

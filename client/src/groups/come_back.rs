@@ -97,7 +97,7 @@ impl MlsMembership<'_> {
     }
 
     /// Puts an event of this device into the inbox.
-    fn tell(&self, group_id: &[u8], event: Event, notices: Vec<Notice>) -> Result<()> {
+    pub(super) fn tell(&self, group_id: &[u8], event: Event, notices: Vec<Notice>) -> Result<()> {
         let (id, group) = (self.store.next_local_id()?, hex::encode(group_id));
         self.put_in_inbox(&Incoming { id, group, sent_at: self.now(), event, notices })
     }
