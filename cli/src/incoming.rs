@@ -129,6 +129,12 @@ fn unreadable_text(device: &DeviceOf, about: MessageKind, reason: RefusalReason)
              by themselves"
         ));
     }
+    if (about, reason) == (MessageKind::Welcome, RefusalReason::KeysGone) {
+        return warning(&format!(
+            "{name} could not use the invitation, and cannot read the group: its keys for that are gone. Have it refresh its pool: it \
+             then asks to be let in, and members do that by themselves, or when somebody invites {user} again"
+        ));
+    }
     let what = match about {
         MessageKind::Commit => "this device's change of the group",
         MessageKind::Message => "a message",

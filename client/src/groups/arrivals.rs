@@ -11,7 +11,7 @@ use super::{
     incoming::Event,
     membership::MlsMembership,
 };
-use crate::{error::Result, storage::GroupRow};
+use crate::error::Result;
 
 impl MlsMembership<'_> {
     /// Sets whether members bring new devices of the group's users in by themselves, and tells the other members. They do by
@@ -30,7 +30,11 @@ impl MlsMembership<'_> {
 
     /// Brings in the devices that are to be brought into groups. Errors are only logged: another member may bring them in.
     pub(super) async fn bring_in_arrivals(&self) -> Result<()> {
-        for (group_id, name) in self.store.arriving_devices()? {
+        for (group_id, name, has_asked) in self.store.arriving_devices()? {
+            // The group says no: the device waits until somebody invites its user.
+            if has_asked && !self.is_open(&group_id)? {
+                continue;
+            }
             if let Err(error) = self.bring_in(&group_id, &name).await {
                 warn!(device = name, error = error.with_causes(), "cannot bring a device into a group");
                 if error.is_retryable() {
@@ -67,13 +71,17 @@ impl MlsMembership<'_> {
         if *device == self.own_device() || self.was_removed(group_id, device)? {
             return Ok(false);
         }
-        let row = self.store.groups()?.into_iter().find(|row| row.group_id == group_id);
-        let is_open = |row: &GroupRow| GroupState::of(row) == GroupState::Active && row.admits_devices;
-        if !row.as_ref().is_some_and(is_open) {
+        if !self.is_open(group_id)? {
             return Ok(false);
         }
         let users: BTreeSet<_> =
             members_of(&self.load_group(group_id)?).into_iter().map(|(_, member)| member.user).collect();
         Ok(users.contains(&device.user))
+    }
+
+    /// Whether members bring devices into a group by themselves, as far as this device can.
+    fn is_open(&self, group_id: &[u8]) -> Result<bool> {
+        let row = self.store.groups()?.into_iter().find(|row| row.group_id == group_id);
+        Ok(row.is_some_and(|row| GroupState::of(&row) == GroupState::Active && row.admits_devices))
     }
 }

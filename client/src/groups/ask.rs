@@ -152,11 +152,13 @@ impl MlsMembership<'_> {
     fn note_ask(&self, group: &MlsGroup, device: &DeviceOf, has_asked: bool) -> Result<Outcome> {
         let group_id = group.group_id().as_slice();
         let is_admitted = self.admits(group_id, device)?;
-        if is_admitted {
-            self.store.put_arriving_device(group_id, device, has_asked)?;
-        } else if !members_of(group).iter().any(|(_, member)| member.user == device.user) {
+        if !is_admitted && !members_of(group).iter().any(|(_, member)| member.user == device.user) {
             let why = "a device asks to be brought in, and no device of its user is in the group".to_owned();
             return Ok((Event::Ignored { why }, Vec::new()));
+        }
+        if *device != self.own_device() {
+            // Also where it waits for an invitation, which then replaces a leaf whose key it has.
+            self.store.put_arriving_device(group_id, device, has_asked)?;
         }
         Ok((Event::Asks { device: device.clone(), is_admitted }, Vec::new()))
     }

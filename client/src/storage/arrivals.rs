@@ -19,11 +19,11 @@ impl LocalStore {
         Ok(())
     }
 
-    /// The devices that are to be brought into groups: group id and name of the device.
-    pub(crate) fn arriving_devices(&self) -> Result<Vec<(Vec<u8>, String)>> {
+    /// The devices that are to be brought into groups: group id, name of the device, and whether it has asked.
+    pub(crate) fn arriving_devices(&self) -> Result<Vec<(Vec<u8>, String, bool)>> {
         self.connection()
-            .prepare_cached("SELECT group_id, device FROM arriving_devices")
-            .and_then(|mut select| select.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?.collect())
+            .prepare_cached("SELECT group_id, device, has_asked FROM arriving_devices")
+            .and_then(|mut select| select.query_map([], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?.collect())
             .map_err(Error::storage("read the arriving devices"))
     }
 

@@ -67,8 +67,14 @@ async fn a_users_second_device_is_brought_in_by_anybody_unless_the_group_says_no
     assert!(members(alice, &group).contains("bob/phone"));
 
     alice.membership().set_admits_devices(&group.group_id, false).await.unwrap();
+    // A later member knows it, too.
+    let carol = Owner::of(&server, "carol").await;
+    invite(alice, &group, &["carol"]).await;
+    carol.hears().await;
     let tablet = bob.further(&server, "tablet").await;
-    assert_eq!(alice.hears().await, [asks(&tablet, false)]);
+    for owner in [alice, &carol] {
+        assert_eq!(owner.hears().await, [asks(&tablet, false)]);
+    }
     assert_eq!(tablet.hears().await, []);
     assert_eq!(invite(alice, &group, &["bob"]).await, ["bob/tablet".to_owned()].into());
     assert!(tablet.hears().await.contains(&Event::Joined { by: device("alice") }));
@@ -93,6 +99,31 @@ async fn who_lost_its_invitation_is_invited_again_by_itself(
     assert!(carol.hears().await.contains(&Event::Joined { by: device("bob") }));
     bob.membership().send(&group.group_id, "now").await.unwrap();
     assert_eq!(carol.texts().await, [("bob/laptop".to_owned(), "now".to_owned())]);
+}
+
+/// Its leaf stays, until somebody invites its user.
+#[rstest]
+#[tokio::test]
+async fn who_lost_its_invitation_waits_for_another_one_if_the_group_says_no(
+    #[values(Anywhere::Postgres, Anywhere::Sqlite)] db: Anywhere,
+) {
+    let server = start(db).await;
+    let (group, owners) = group_of(&server, &["alice", "bob"]).await;
+    let [alice, bob] = owners.as_slice() else { panic!() };
+    alice.membership().set_admits_devices(&group.group_id, false).await.unwrap();
+    bob.hears().await;
+    let carol = Owner::of(&server, "carol").await;
+    invite(alice, &group, &["carol"]).await;
+    assert_eq!(loses_its_queue(&carol).await, 3, "the Welcome, the setting and the name");
+    alice.membership().send(&group.group_id, "hello").await.unwrap();
+    carol.hears().await;
+    for owner in [alice, bob] {
+        let heard = owner.hears().await;
+        assert!(heard.contains(&asks(&carol, false)), "{heard:?}");
+    }
+    assert_eq!(carol.hears().await, []);
+    assert_eq!(invite(alice, &group, &["carol"]).await, names(["carol"]));
+    assert!(carol.hears().await.contains(&Event::Joined { by: device("alice") }));
 }
 
 #[rstest]
