@@ -47,8 +47,8 @@ pub enum GroupCommand {
     },
     /// Delete a group from this device without asking anybody
     ///
-    /// For a group that is beyond help. The other members still see this device as a member, and members bring it back
-    /// only if somebody invites its user.
+    /// For a group that is beyond help. The other members still see this device as a member: to come in again, it has to be
+    /// removed and invited.
     Forget {
         /// The group, by its name or the beginning of its id
         group: String,
