@@ -23,10 +23,11 @@ use tokio::{
 use crate::{
     colour::warning,
     error::{Error, Result},
+    groups,
     incoming::{self, Place},
     output::Output,
     retries::Retries,
-    sentences,
+    sentences, tables,
     text::words,
 };
 
@@ -38,6 +39,9 @@ const MAX_LINES: usize = 1_000;
 
 const QUIT: &str = "/quit";
 
+/// The number of changes that /history shows.
+const SHOWN_CHANGES: usize = 20;
+
 /// How long the end of a chat tries to send what is not sent yet.
 const LAST_TRY: Duration = Duration::from_secs(10);
 
@@ -46,8 +50,9 @@ const PAUSE: Duration = Duration::from_secs(2);
 
 const HELP: &str = "\
 /invite USER…         add all devices of users
-/remove USER          remove all devices of a user
+/remove USER          remove all devices of a user, or one: /remove USER/DEVICE
 /members              the devices in this group
+/history              who added and removed whom, as far as this device saw it
 /verify USER          the number that you and a user compare
 /renew USER/DEVICE…   replace this group, after a refused change, by a new one without these devices
 /groups               the groups that this device is in
@@ -263,6 +268,7 @@ impl Chat<'_> {
                 Ok(())
             }
             (Some("/members"), _) => self.members(),
+            (Some("/history"), _) => self.history(),
             (Some("/groups"), _) => self.groups(),
             (Some("/switch"), [name]) => self.switch(name),
             (Some("/invite"), users @ [_, ..]) => self.invite(users).await,
@@ -330,6 +336,11 @@ impl Chat<'_> {
                     self.messages_since_refresh += 1;
                 }
                 Err(error) if error.is_retryable() => return Err(error),
+                Err(ClientError::UnknownGroup(_)) => {
+                    let gone = format!("this device is no longer in {}", group.name);
+                    self.unsent.pop_front();
+                    self.show_error("not sent", &gone);
+                }
                 Err(error) => {
                     self.unsent.pop_front();
                     self.show_error("not sent", &error.with_causes());
@@ -386,6 +397,13 @@ impl Chat<'_> {
         Ok(())
     }
 
+    fn history(&mut self) -> Result<()> {
+        let mut changes = self.client.membership().history(&self.group.group_id)?;
+        let last = changes.split_off(changes.len().saturating_sub(SHOWN_CHANGES));
+        self.terminal.show(&tables::text(tables::history(&last)));
+        Ok(())
+    }
+
     fn switch(&mut self, name: &str) -> Result<()> {
         let group = self.client.membership().find_group(name)?;
         self.switch_to(group);
@@ -405,7 +423,13 @@ impl Chat<'_> {
     }
 
     async fn remove(&mut self, name: &str) -> Result<()> {
-        let removed = self.client.membership().remove(&self.group.group_id, &parsed(name)?).await?;
+        let removed = groups::remove(&self.client.membership(), &self.group, name).await;
+        if let Err(Error::Client(error)) = &removed
+            && let ClientError::OwnLeaf { device } = &**error
+        {
+            return Err(Error::Usage(format!("{device} is this device itself: type /leave to leave the group")));
+        }
+        let removed = removed?;
         let warnings = sentences::undelivered_text(&removed.undelivered);
         self.terminal.show(&format!("{} removed.{warnings}", sentences::names(&removed.removed)));
         Ok(())

@@ -47,8 +47,8 @@ pub enum GroupCommand {
     },
     /// Delete a group from this device without asking anybody
     ///
-    /// For a group that is beyond help. The other members still see this device as a member, and members bring it back
-    /// only if somebody invites its user.
+    /// For a group that is beyond help. The other members still see this device as a member: to come in again, it has to be
+    /// removed and invited.
     Forget {
         /// The group, by its name or the beginning of its id
         group: String,
@@ -77,6 +77,17 @@ pub enum GroupCommand {
     /// List the devices in a group
     Members {
         /// The group, by its name or the beginning of its id
+        group: String,
+    },
+    /// Show who added and removed whom in a group, as far as this device saw it
+    #[command(
+        after_help = "Example: keypool group history friends --json | jq '.[] | select(.removed != [])'\n\nThe JSON is an array, \
+                      oldest first, of objects with `at`, `epoch`, `by` (null: found after this device was away), `added`, \
+                      `removed` and `updated` (came back, or installed anew). This device keeps the last 1,000 changes of each \
+                      group."
+    )]
+    History {
+        /// The group, by its name or the beginning of its id; of a group that this device has left, by its id
         group: String,
     },
     /// Replace this device's keys in a group
@@ -153,6 +164,9 @@ pub async fn group(command: GroupCommand, client: &MlsClient, output: &Output) -
         GroupCommand::Members { group } => {
             output.members(&membership.members(&membership.find_group(&group)?.group_id)?)?;
         }
+        GroupCommand::History { group } => {
+            output.history(&membership.history(&membership.find_history(&group)?)?)?;
+        }
         GroupCommand::Update { group } => {
             let group = membership.find_group(&group)?;
             let undelivered = membership.update_keys(&group.group_id).await?;
@@ -169,7 +183,7 @@ pub async fn group(command: GroupCommand, client: &MlsClient, output: &Output) -
 }
 
 /// Removes a user with all devices, or the one device that the text names.
-async fn remove(membership: &MlsMembership<'_>, group: &Group, member: &str) -> Result<Removed> {
+pub async fn remove(membership: &MlsMembership<'_>, group: &Group, member: &str) -> Result<Removed> {
     let members = membership.members(&group.group_id)?;
     let is_user = members.iter().any(|one| one.user.as_str() == member);
     match member.parse::<DeviceOf>() {

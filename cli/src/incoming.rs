@@ -42,6 +42,7 @@ fn event_text(event: &Event, place: Place<'_>) -> String {
         Event::FellBehind => warning("this device missed a change of the group, and cannot read what follows"),
         Event::CameBack => "this device is back in the group; what was sent meanwhile stays unread".to_owned(),
         Event::Stranger => "ignored: this device is not in that group; the sender was notified".to_owned(),
+        Event::Asks { device, is_admitted } => asks_text(device, *is_admitted, place),
         Event::Removed => "this device is no longer in the group".to_owned(),
         Event::Refused { kind, by, reason, why } => refused_text(*kind, by, (*reason, why), place),
         Event::Renewed { by, without, .. } => renewed_text(by, without),
@@ -53,6 +54,20 @@ fn event_text(event: &Event, place: Place<'_>) -> String {
         }
         Event::Ignored { why } => format!("ignored: {}", clean(why)),
     }
+}
+
+fn asks_text(device: &DeviceOf, is_admitted: bool, place: Place<'_>) -> String {
+    let asks = format!("{device} is new, or has lost what it had of the group, and asks to be let in");
+    if is_admitted {
+        return format!("{asks}; members do that by themselves");
+    }
+    let invite = match place {
+        Place::Shell { group } => {
+            format!("keypool group invite {} {}", argument(group), argument(device.user.as_str()))
+        }
+        Place::Chat => format!("/invite {}", device.user),
+    };
+    format!("{asks}. Members do not do that by themselves here: `{invite}` lets it in")
 }
 
 fn device_text(device: &DeviceOf, change: DeviceChange) -> String {
@@ -112,6 +127,12 @@ fn unreadable_text(device: &DeviceOf, about: MessageKind, reason: RefusalReason)
         return warning(&format!(
             "{name} cannot read the group: it was installed anew, or has left. If it has a new signature key, members bring it back \
              by themselves"
+        ));
+    }
+    if (about, reason) == (MessageKind::Welcome, RefusalReason::KeysGone) {
+        return warning(&format!(
+            "{name} could not use the invitation, and cannot read the group: its keys for that are gone. Have it refresh its pool: it \
+             then asks to be let in, and members do that by themselves, or when somebody invites {user} again"
         ));
     }
     let what = match about {

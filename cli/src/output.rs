@@ -8,7 +8,7 @@ use std::{
 use clap::builder::styling::AnsiColor;
 use indicatif::{ProgressBar, ProgressStyle};
 use keypool_client::{
-    DeviceIdentity, Group, Incoming, Invited, Progress, RefreshReport, Removed, Renewed, SafetyNumber,
+    DeviceIdentity, Group, Incoming, Invited, MembershipChange, Progress, RefreshReport, Removed, Renewed, SafetyNumber,
 };
 use keypool_openapi::{
     AuditPage, Device, DeviceName, DeviceOf, InventoryItem, PoolStatus, ReleaseResponse, RemovedDevice,
@@ -147,6 +147,10 @@ impl Output {
 
     pub fn members(&self, members: &[DeviceOf]) -> Result<()> {
         self.answer(&members, || members.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))
+    }
+
+    pub fn history(&self, changes: &[MembershipChange]) -> Result<()> {
+        self.answer(&changes, || tables::text(tables::history(changes)))
     }
 
     /// Fails if it could not be printed, so that the caller keeps the items.

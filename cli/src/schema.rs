@@ -1,6 +1,6 @@
 //! The JSON Schema of what the command prints with `--json`.
 
-use keypool_client::{Group, Incoming, Invited, RefreshReport, Removed, Renewed, SafetyNumber};
+use keypool_client::{Group, Incoming, Invited, MembershipChange, RefreshReport, Removed, Renewed, SafetyNumber};
 use keypool_openapi::{
     Device, DeviceOf, InventoryItem, PoolStatus, ReleaseResponse, RemovedDevice, ReserveResponse, RevokeResponse,
     SpendResponse,
@@ -95,6 +95,7 @@ pub fn document() -> Value {
     all.one::<Group>(&["group-create"]);
     all.list::<Group>("group-list");
     all.list::<DeviceOf>("group-members");
+    all.list::<MembershipChange>("group-history");
     all.one::<Invited>(&["group-invite"]);
     all.one::<Removed>(&["group-remove"]);
     all.one::<Renewed>(&["group-renew"]);

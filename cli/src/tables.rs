@@ -10,7 +10,7 @@ use comfy_table::{
     presets::{NOTHING, UTF8_FULL_CONDENSED},
 };
 use jiff::Timestamp;
-use keypool_client::{Group, GroupState};
+use keypool_client::{Group, GroupState, MembershipChange};
 use keypool_openapi::{Device, DeviceName, InventoryItem, PoolStatus, ReserveResponse, SignatureKey, device_name};
 
 use crate::{
@@ -157,12 +157,31 @@ pub fn groups(groups: &[Group]) -> Table {
         let state = match group.state {
             GroupState::Active => "",
             GroupState::Behind => " (cannot be changed: renew it)",
-            GroupState::FellBehind => " (fell behind: have this user invited again)",
+            GroupState::FellBehind => {
+                " (fell behind: comes back by itself if it can; else have this user invited again)"
+            }
             GroupState::ReadOnly => " (read-only: renewed)",
         };
         table.add_row([format!("{}{state}", clean(&group.name)), members, epoch, group.id.clone()]);
     }
     whole(table, [1, 2, 3])
+}
+
+pub fn history(changes: &[MembershipChange]) -> Table {
+    let mut table = table(["When", "Epoch", "By", "Added", "Removed", "Came back"]);
+    for change in changes {
+        // Other members chose these names.
+        let names = |members: &[String]| clean(&members.join(", "));
+        table.add_row([
+            change.at.to_string(),
+            change.epoch.to_string(),
+            change.by.as_deref().map_or_else(|| "(while this device was away)".to_owned(), clean),
+            names(&change.added),
+            names(&change.removed),
+            names(&change.updated),
+        ]);
+    }
+    table
 }
 
 fn time(time: Option<Timestamp>) -> String {

@@ -91,6 +91,8 @@ impl<'a> MlsConnection<'a> {
     /// error it stays as it was.
     pub async fn register(&self, identity: &mut DeviceIdentity) -> Result<()> {
         let key = identity.begin_registration(self.store)?;
+        // Its user may be in groups that the new device does not know.
+        self.store.set_looks_for_groups(true)?;
         let request = RegisterRequest { user: identity.user().clone(), device: identity.device().clone() };
         let answer = self.api.register(&request, Some(&key)).await.map_err(|error| {
             let lacks_token = matches!(error.problem(), Some(ProblemType::Unauthenticated | ProblemType::Forbidden));

@@ -1,6 +1,7 @@
 //! Groups: their members, their Commits, and their messages.
 
 mod arrivals;
+mod ask;
 mod checks;
 mod come_back;
 mod commit;
@@ -10,6 +11,7 @@ mod encoding;
 mod fit;
 mod group;
 mod group_info;
+mod history;
 mod incoming;
 mod invitation;
 mod invite;
@@ -31,6 +33,7 @@ mod welcome;
 
 pub use content::Message;
 pub use group::{Group, GroupState};
+pub use history::MembershipChange;
 pub use incoming::{DeviceChange, Event, Incoming};
 pub use invitation::Invitation;
 pub use invite::Invited;

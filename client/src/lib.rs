@@ -105,8 +105,8 @@ pub use connection::MlsConnection;
 pub use error::{Error, Result};
 #[cfg(feature = "sqlite")]
 pub use groups::{
-    DeviceChange, Event, Group, GroupState, Incoming, Invitation, Invited, Message, MlsMembership, Removed, Renewed,
-    UnfitDevice, UnfitReason,
+    DeviceChange, Event, Group, GroupState, Incoming, Invitation, Invited, MembershipChange, Message, MlsMembership,
+    Removed, Renewed, UnfitDevice, UnfitReason,
 };
 /// The types of a [`Transport`]'s requests and answers.
 pub use http;

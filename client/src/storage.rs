@@ -1,5 +1,6 @@
 //! The local store: one SQLite file with OpenMLS's tables and ours.
 
+mod arrivals;
 mod column;
 mod commits;
 mod device;
@@ -10,6 +11,7 @@ mod groups;
 mod inbox;
 mod key_packages;
 mod member_keys;
+mod membership_changes;
 mod open;
 mod provider;
 mod schema;

@@ -1,11 +1,13 @@
 //! The client library and the `keypool` command against real servers.
 
 mod applications;
+mod arrivals;
 mod backup;
 mod behind;
 mod calls;
 mod changed_keys;
 mod chat;
+mod chat_groups;
 mod command;
 mod concurrency;
 mod crash;
@@ -13,6 +15,7 @@ mod delivery;
 mod everyday;
 mod first_come;
 mod foreign;
+mod group_histories;
 mod groups;
 pub mod helpers;
 mod honest;
@@ -28,6 +31,7 @@ mod registered_anew;
 mod renewals;
 mod requests;
 mod returns;
+mod returns_by_command;
 mod rfc9420;
 mod rotation;
 mod ts_mls;

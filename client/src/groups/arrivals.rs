@@ -8,9 +8,10 @@ use tracing::{info, warn};
 use super::{
     content::Content,
     group::{GroupState, members_of},
+    incoming::Event,
     membership::MlsMembership,
 };
-use crate::{error::Result, storage::GroupRow};
+use crate::error::Result;
 
 impl MlsMembership<'_> {
     /// Sets whether members bring new devices of the group's users in by themselves, and tells the other members. They do by
@@ -29,30 +30,58 @@ impl MlsMembership<'_> {
 
     /// Brings in the devices that are to be brought into groups. Errors are only logged: another member may bring them in.
     pub(super) async fn bring_in_arrivals(&self) -> Result<()> {
-        for (group_id, device) in self.store.take_arriving_devices()? {
-            let Ok(device) = device.parse::<DeviceOf>() else { continue };
-            if !self.admits(&group_id, &device)? {
+        for (group_id, name, has_asked) in self.store.arriving_devices()? {
+            // The group says no: the device waits until somebody invites its user.
+            if has_asked && !self.is_open(&group_id)? {
                 continue;
             }
-            let only = std::slice::from_ref(&device);
-            match self.invite_only(&group_id, std::slice::from_ref(&device.user), Some(only)).await {
-                Ok(invited) if invited.added.is_empty() => {}
-                Ok(_) => info!(%device, "a device of a member was brought into a group"),
-                Err(error) => warn!(%device, error = error.with_causes(), "cannot bring a device into a group"),
+            if let Err(error) = self.bring_in(&group_id, &name).await {
+                warn!(device = name, error = error.with_causes(), "cannot bring a device into a group");
+                if error.is_retryable() {
+                    continue;
+                }
             }
+            self.store.delete_arriving_device(&group_id, &name)?;
         }
         Ok(())
     }
 
-    /// Whether a device may come into a group by itself: a device of its user is in it, and the group allows it.
-    fn admits(&self, group_id: &[u8], device: &DeviceOf) -> Result<bool> {
-        let row = self.store.groups()?.into_iter().find(|row| row.group_id == group_id);
-        let is_open = |row: &GroupRow| GroupState::of(row) == GroupState::Active && row.admits_devices;
-        if !row.as_ref().is_some_and(is_open) {
+    async fn bring_in(&self, group_id: &[u8], name: &str) -> Result<()> {
+        let Ok(device) = name.parse::<DeviceOf>() else { return Ok(()) };
+        if !self.admits(group_id, &device)? {
+            return Ok(());
+        }
+        let was_member = members_of(&self.load_group(group_id)?).iter().any(|(_, member)| *member == device);
+        let only = std::slice::from_ref(&device);
+        let invited = self.invite_only(group_id, std::slice::from_ref(&device.user), Some(only)).await?;
+        if invited.added.is_empty() {
+            return Ok(());
+        }
+        info!(%device, "a device of a member was brought into a group");
+        // Nobody asked this device for it, so its user sees it, too.
+        let (added, updated) =
+            if was_member { (vec![], vec![name.to_owned()]) } else { (vec![name.to_owned()], vec![]) };
+        let event = Event::Members { by: self.own_device().to_string(), added, removed: Vec::new(), updated };
+        self.store.transaction(|| self.tell(group_id, event, invited.notices))
+    }
+
+    /// Whether a device may come into a group by itself: a device of its user is in it, the group allows it, and nobody has
+    /// removed the device.
+    pub(super) fn admits(&self, group_id: &[u8], device: &DeviceOf) -> Result<bool> {
+        if *device == self.own_device() || self.was_removed(group_id, device)? {
+            return Ok(false);
+        }
+        if !self.is_open(group_id)? {
             return Ok(false);
         }
         let users: BTreeSet<_> =
             members_of(&self.load_group(group_id)?).into_iter().map(|(_, member)| member.user).collect();
         Ok(users.contains(&device.user))
+    }
+
+    /// Whether members bring devices into a group by themselves, as far as this device can.
+    fn is_open(&self, group_id: &[u8]) -> Result<bool> {
+        let row = self.store.groups()?.into_iter().find(|row| row.group_id == group_id);
+        Ok(row.is_some_and(|row| GroupState::of(&row) == GroupState::Active && row.admits_devices))
     }
 }

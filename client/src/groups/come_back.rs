@@ -14,7 +14,7 @@ use tracing::{info, warn};
 
 use super::{
     encoding::{decode, encode, group_path, signer_of_group_info},
-    group::{GroupState, join_config},
+    group::{GroupState, join_config, members_of},
     group_info::NextEpoch,
     incoming::{Event, Incoming},
     membership::{ATTEMPTS, MlsMembership},
@@ -97,7 +97,7 @@ impl MlsMembership<'_> {
     }
 
     /// Puts an event of this device into the inbox.
-    fn tell(&self, group_id: &[u8], event: Event, notices: Vec<Notice>) -> Result<()> {
+    pub(super) fn tell(&self, group_id: &[u8], event: Event, notices: Vec<Notice>) -> Result<()> {
         let (id, group) = (self.store.next_local_id()?, hex::encode(group_id));
         self.put_in_inbox(&Incoming { id, group, sent_at: self.now(), event, notices })
     }
@@ -122,6 +122,11 @@ impl MlsMembership<'_> {
                 }
                 Err(error) if is_refused(&error) => {
                     self.store.delete_pending_commit(group_id)?;
+                    // This device may have another key than its leaf. Then a member brings it back.
+                    let is_foreign = error.problem() == Some(ProblemType::Forbidden);
+                    if is_foreign && self.store.tell_stranger(group_id, &self.own_device(), self.now())? {
+                        self.store.want_group(group_id, (true, false))?;
+                    }
                     return Err(error);
                 }
                 // An earlier attempt may have been accepted: `settle` finds out later.
@@ -157,6 +162,7 @@ impl MlsMembership<'_> {
         let failed = |cause: Cause| Error::mls("come back into the group")(cause);
         let mut old = self.load_group(group_id)?;
         let known: BTreeSet<_> = old.members().map(|member| member.signature_key).collect();
+        let before = members_of(&old).into_iter().map(|(_, device)| device).collect();
         let signer = self.identity.signer_in(self.store, &old)?;
         let credential = old.credential().map_err(|error| failed(error.into()))?.clone();
         let own = CredentialWithKey { credential, signature_key: signer.to_public_vec().into() };
@@ -179,6 +185,7 @@ impl MlsMembership<'_> {
         let now = self.now();
         let notices = NewLeaves::of_tree(&group).accept(self.store, standings, (now, now))?;
         let next_proof = self.epoch_proof(&group)?;
+        self.record_entry(&group, &self.own_device().to_string(), Some(&before))?;
         let recipients = self.others_in(&group);
         let (commit, _, info) = bundle.into_contents();
         let NextEpoch { group_info, members } = NextEpoch::now(&group, info, &self.own_device())?;
@@ -220,9 +227,10 @@ fn check_signer(group: &MlsGroup, known: &BTreeSet<Vec<u8>>, (group_id, info): (
         return Err(failed("the GroupInfo is of another group".into()));
     }
     let signer = signer_of_group_info(info).map_err(|error| failed(error.into()))?;
-    // This device may have taken the leaf of the signer only if the signer was this device.
+    // The external Commit removes one leaf, which has the key of this device. If that leaf has signed the GroupInfo, another
+    // one of this device may be in its place, or none.
     let leaf = group.public_group().leaf(signer);
-    if leaf.is_some_and(|leaf| known.contains(leaf.signature_key().as_slice())) {
+    if leaf.is_none_or(|leaf| known.contains(leaf.signature_key().as_slice())) {
         return Ok(());
     }
     Err(failed("the signer of its GroupInfo was not a member in the last epoch that this device knows".into()))
@@ -234,7 +242,7 @@ fn is_refused(error: &Error) -> bool {
     matches!(error.problem(), Some(P::StaleEpoch | P::Forbidden | P::MalformedRequest | P::PayloadTooLarge))
 }
 
-fn read_group_info(bytes: &[u8]) -> Result<VerifiableGroupInfo> {
+pub(super) fn read_group_info(bytes: &[u8]) -> Result<VerifiableGroupInfo> {
     let refused = |cause: Cause| Error::mls("read the GroupInfo")(cause);
     match decode(bytes).map_err(|error| refused(error.into()))?.extract() {
         MlsMessageBodyIn::GroupInfo(info) => Ok(info),

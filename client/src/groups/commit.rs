@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use keypool_openapi::{Base64Bytes, CommitRequest, ProblemType, Reservation, ReservationId, Undelivered};
 use openmls::{
     messages::group_info::GroupInfo,
-    prelude::{KeyPackage, LeafNodeIndex, LeafNodeParameters, MlsGroup, MlsMessageOut},
+    prelude::{KeyPackage, LeafNodeIndex, LeafNodeParameters, MlsGroup, MlsMessageOut, Sender},
 };
 use openmls_basic_credential::SignatureKeyPair;
 use openmls_traits::OpenMlsProvider as _;
@@ -23,6 +23,7 @@ use super::{
 };
 use crate::{
     error::{Error, Result},
+    identity_check::{MemberChanges, NewLeaves},
     storage::{PendingCommit, RefusedCommit},
 };
 
@@ -230,11 +231,17 @@ impl MlsMembership<'_> {
     /// Merges the pending Commit, because the server accepted it.
     fn accept(&self, group_id: &[u8]) -> Result<()> {
         let mut group = self.load_group(group_id)?;
+        let (own, sender) = (self.own_device().to_string(), Sender::Member(group.own_leaf_index()));
+        let changes = match group.pending_commit() {
+            Some(commit) => NewLeaves::of_commit(&group, &sender, commit)?.1,
+            None => MemberChanges::default(),
+        };
         self.store.transaction(|| {
             group
                 .merge_pending_commit(&self.store.provider())
                 .map_err(|error| Error::mls("merge the Commit")(error.into()))?;
             self.epoch_proof(&group)?;
+            self.record_commit(&group, (self.now(), &own), &changes)?;
             self.store.delete_pending_commit(group_id)
         })
     }

@@ -24,6 +24,20 @@ pub(super) fn group_path(group_id: &[u8]) -> Result<GroupId> {
     GroupId::new(group_id.to_vec()).map_err(|error| Error::Damaged(error.to_string()))
 }
 
+/// Whether an `MLSMessage` is a PublicMessage of the sender type `new_member_proposal` (RFC 9420, section 6).
+pub(super) fn is_join_proposal(bytes: &[u8]) -> bool {
+    let sender_type = || {
+        let mut rest = bytes;
+        u16::tls_deserialize(&mut rest)?;
+        let wire_format = u16::tls_deserialize(&mut rest)?;
+        VLBytes::tls_deserialize(&mut rest)?;
+        u64::tls_deserialize(&mut rest)?;
+        Ok::<_, tls_codec::Error>((wire_format, u8::tls_deserialize(&mut rest)?))
+    };
+    // mls_public_message, and new_member_proposal.
+    sender_type() == Ok((1, 3))
+}
+
 /// The leaf index of a GroupInfo's signer (RFC 9420, section 12.4.3).
 pub(super) fn signer_of_group_info(bytes: &[u8]) -> std::result::Result<LeafNodeIndex, tls_codec::Error> {
     let mut rest = bytes;

@@ -154,6 +154,7 @@ impl MlsMembership<'_> {
             )
             .map_err(|error| Error::mls("create the group")(error.into()))?;
             self.epoch_proof(&group)?;
+            self.record_entry(&group, &self.own_device().to_string(), None)?;
             Ok(group)
         })
     }
@@ -220,8 +221,12 @@ impl MlsMembership<'_> {
         }
     }
 
+    /// Deletes a group of which this device is a member.
     pub(super) fn forget_group(&self, group: &mut MlsGroup) -> Result<()> {
-        self.store.transaction(|| self.forget_within(group))
+        self.store.transaction(|| {
+            self.store.set_left(group.group_id().as_slice(), true)?;
+            self.forget_within(group)
+        })
     }
 
     pub(super) fn forget_within(&self, group: &mut MlsGroup) -> Result<()> {

@@ -142,6 +142,13 @@ pub enum Event {
     /// A message arrived for a group that this device is not in, for example because it was installed anew. Its sender was
     /// notified.
     Stranger,
+    /// A device of a member's user asks to be brought into the group: it is new, was installed anew, or lost what it had.
+    Asks {
+        /// The device, by the server's word.
+        device: DeviceOf,
+        /// Whether members bring it in by themselves. If not, somebody has to invite its user.
+        is_admitted: bool,
+    },
     /// The message is old, repeated, or not for this device. Nothing has to be done.
     Ignored {
         /// The reason.

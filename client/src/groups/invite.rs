@@ -71,6 +71,11 @@ impl MlsMembership<'_> {
     /// not arrive, keeps the Commit: the next call on any group finds out whether the server accepted it.
     pub async fn invite(&self, group_id: &[u8], users: &[UserName]) -> Result<Invited> {
         let _turn = self.store.turns.groups().await;
+        self.catch_up_in_turn().await?;
+        self.check_writable(group_id)?;
+        self.check_stays(group_id)?;
+        // A member who wants to leave, and is invited again, goes first.
+        self.commit_to_proposals(group_id).await?;
         self.invite_only(group_id, users, None).await
     }
 
@@ -204,7 +209,8 @@ impl MlsMembership<'_> {
     }
 
     /// Releases the reservations of devices that are already in the group with their signature key. A device with another
-    /// key was installed anew, or has changed its key: its KeyPackage replaces its leaf.
+    /// key was installed anew, or has changed its key: its KeyPackage replaces its leaf. So does that of a device that asked to
+    /// be brought in.
     async fn release_members(&self, group_id: &[u8], held: &mut Vec<Reservation>) -> Result<()> {
         let members: BTreeSet<_> = self
             .load_group(group_id)?
@@ -217,7 +223,8 @@ impl MlsMembership<'_> {
             let signature_key = key_package.leaf_node().signature_key().as_slice().to_vec();
             let (device, own) = (device_of(&one), self.own_device());
             // No device can remove its own leaf.
-            let is_member = device == own || members.contains(&(device.to_string(), signature_key));
+            let has_key = members.contains(&(device.to_string(), signature_key));
+            let is_member = device == own || has_key && !self.store.has_asked(group_id, &device)?;
             if is_member { spared.push(one) } else { held.push(one) }
         }
         release(self.connection.api(), &spared).await;

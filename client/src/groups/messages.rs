@@ -60,11 +60,16 @@ impl MlsMembership<'_> {
         }
     }
 
-    /// Sends the group's name to its members. After an error, the next addition sends it again.
+    /// Sends the group's name to its members, and its setting if it is not the usual one. After an error, the next addition
+    /// sends them again.
     pub(super) async fn send_name(&self, group_id: &[u8]) {
         let told = async {
             let row = self.store.groups()?.into_iter().find(|row| row.group_id == group_id);
-            match row.and_then(|row| row.name) {
+            let Some(row) = row else { return Ok(Vec::new()) };
+            if !row.admits_devices {
+                log_undelivered(&self.send_content(group_id, &Content::AdmitsDevices(false)).await?);
+            }
+            match row.name {
                 Some(name) => self.send_content(group_id, &Content::GroupName(name)).await,
                 None => Ok(Vec::new()),
             }

@@ -66,7 +66,7 @@ impl MlsMembership<'_> {
         for (device, ..) in changes.iter().filter(|(_, change, _)| *change == DeviceChange::Registered) {
             let device = DeviceOf { user: self.identity.user().clone(), device: device.clone() };
             for row in self.store.groups()? {
-                self.store.put_arriving_device(&row.group_id, &device)?;
+                self.store.put_arriving_device(&row.group_id, &device, false)?;
             }
         }
         Ok(())

@@ -61,6 +61,9 @@ impl MlsMembership<'_> {
                             .clear_pending_proposals(self.store.provider().storage())
                             .map_err(Error::storage("clear the proposals"))?;
                     }
+                    if let Event::KeysGone { .. } = &event {
+                        self.store.want_group(&message.group_id.0, (true, true))?;
+                    }
                     self.record(message, &event, Vec::new())
                 })?;
                 Ok(Some(event))
@@ -161,6 +164,12 @@ impl MlsMembership<'_> {
             self.store.set_may_be_behind(group_id, true)?;
             return ignored(&format!("it is of the later epoch {}", protocol.epoch()));
         }
+        if message.kind == MessageKind::Message
+            && protocol.epoch() < group.epoch()
+            && let Some(outcome) = self.process_late_ask(&group, message)?
+        {
+            return Ok(outcome);
+        }
         let processed = group.process_message(&self.store.provider(), protocol).map_err(|error| match error {
             ProcessMessageError::StorageError(error) => Error::storage("read the message")(error),
             error => Error::mls("read the message")(error.into()),
@@ -187,8 +196,14 @@ impl MlsMembership<'_> {
                 group
                     .merge_staged_commit(&self.store.provider(), *commit)
                     .map_err(|error| Error::mls("merge another's Commit")(error.into()))?;
+                self.record_commit(&group, (message.sent_at, &by), &changes)?;
                 if removes_us {
                     self.forget_within(&mut group)?;
+                    if changes.updated.contains(&self.own_device().to_string()) {
+                        // A Welcome brings this device back. If it is lost, the device asks for another one.
+                        let MemberChanges { added, removed, updated } = changes;
+                        return Ok((Event::Members { by, added, removed, updated }, notices));
+                    }
                     let notices = notices.into_iter().chain([Notice::RemovedBy { member: by }]).collect();
                     return Ok((Event::Removed, notices));
                 }
@@ -200,8 +215,8 @@ impl MlsMembership<'_> {
                 let MemberChanges { added, removed, updated } = changes;
                 Ok((Event::Members { by, added, removed, updated }, notices))
             }
-            ProcessedMessageContent::ExternalJoinProposalMessage(_) => {
-                ignored("it is a proposal to join from outside the group")
+            ProcessedMessageContent::ExternalJoinProposalMessage(proposal) => {
+                self.process_ask(&group, &proposal, message)
             }
             ProcessedMessageContent::OwnPendingCommit | ProcessedMessageContent::OwnPrivateMessage => {
                 ignored("this device sent it")
@@ -214,16 +229,19 @@ impl MlsMembership<'_> {
     fn process_notice(&self, message: &QueuedMessage) -> Result<Outcome> {
         let event = unreadable(message);
         if let Event::Unreadable { device, reason: RefusalReason::KeysGone, .. } = &event {
-            self.store.put_arriving_device(&message.group_id.0, device)?;
+            self.store.put_arriving_device(&message.group_id.0, device, false)?;
         }
         Ok((event, Vec::new()))
     }
 
     /// Processes a message of a group that this device is not in: it may have been installed anew, and the sender does not
-    /// know that yet. Tells each sender once a day.
+    /// know that yet. Tells each sender once a day, and asks the members to be brought back.
     fn process_stranger(&self, message: &QueuedMessage) -> Result<Outcome> {
         let is_news = message.kind == MessageKind::Message
             && self.store.tell_stranger(&message.group_id.0, &message.from, self.now())?;
+        if is_news {
+            self.store.want_group(&message.group_id.0, (true, false))?;
+        }
         let ignored = Event::Ignored { why: "this device is not in the group".to_owned() };
         Ok((if is_news { Event::Stranger } else { ignored }, Vec::new()))
     }

@@ -45,6 +45,7 @@ impl MlsMembership<'_> {
         }
         self.process_queue(first).await?;
         self.come_back_everywhere().await?;
+        self.look_for_groups_in_turn().await;
         if let Err(error) = self.commit_to_all_proposals().await {
             // Another member may commit them. Return what arrived anyway.
             warn!(error = error.with_causes(), "could not commit the proposals of other members");
@@ -114,7 +115,7 @@ impl MlsMembership<'_> {
             if page.iter().any(|message| !acknowledged.insert(message.id)) {
                 return Err(self.connection.api().unexpected("a message that was acknowledged before"));
             }
-            let mut done = AckRequest::default();
+            let (mut done, mut strange) = (AckRequest::default(), Vec::new());
             // All messages of the page were sent before the first check, so its answers are valid for the whole page.
             let (mut standings, mut outcome) = (Standings::default(), Ok(()));
             for message in &page {
@@ -123,13 +124,20 @@ impl MlsMembership<'_> {
                     Ok(Some(Event::Refused { kind: MessageKind::Welcome | MessageKind::Commit, reason, .. })) => {
                         done.refused.push(RefusedMessage { id: message.id, reason });
                     }
-                    Ok(Some(Event::Stranger)) => {
-                        done.refused.push(RefusedMessage { id: message.id, reason: RefusalReason::KeysGone });
-                    }
+                    Ok(Some(Event::Stranger)) => strange.push(message),
                     Ok(_) => done.ids.push(message.id),
                     Err(error) => {
                         outcome = Err(error);
                         break;
+                    }
+                }
+            }
+            for message in strange {
+                // A Welcome that came after it may have brought this device into the group.
+                match self.load_group(&message.group_id.0) {
+                    Ok(_) => done.ids.push(message.id),
+                    Err(_) => {
+                        done.refused.push(RefusedMessage { id: message.id, reason: RefusalReason::KeysGone });
                     }
                 }
             }

@@ -46,6 +46,7 @@ impl MlsMembership<'_> {
         let _turn = self.store.turns.groups().await;
         self.catch_up_in_turn().await?;
         self.check_writable(group_id)?;
+        self.check_stays(group_id)?;
         let gone = |group: &MlsGroup| -> (Vec<_>, Vec<_>) {
             members_of(group).into_iter().filter(|(_, device)| is_gone(device)).unzip()
         };

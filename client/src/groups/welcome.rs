@@ -5,13 +5,13 @@ use std::collections::BTreeSet;
 use keypool_openapi::{KeyPackageRef, QueuedMessage};
 use openmls::{
     group::WelcomeError,
-    prelude::{MlsGroup, MlsMessageBodyIn, StagedWelcome, Welcome},
+    prelude::{GroupEpoch, MlsGroup, MlsMessageBodyIn, StagedWelcome, Welcome},
 };
 use openmls_traits::OpenMlsProvider as _;
 
 use super::{
     encoding::decode,
-    group::join_config,
+    group::{join_config, members_of},
     incoming::{Event, Outcome},
     membership::MlsMembership,
 };
@@ -108,16 +108,22 @@ impl MlsMembership<'_> {
         let known = match self.load_group(group_id) {
             Ok(mut group) => {
                 let keys: BTreeSet<_> = group.members().map(|member| member.signature_key).collect();
+                let before: BTreeSet<_> = members_of(&group).into_iter().map(|(_, device)| device).collect();
                 // Keep its row, which has the name of the group.
                 group.delete(self.store.provider().storage()).map_err(Error::storage("delete old keys"))?;
                 self.store.delete_pending_commit(group_id)?;
-                Some((group.epoch(), keys))
+                Some((group.epoch(), keys, before))
             }
             Err(Error::UnknownGroup(_)) => None,
             Err(error) => return Err(error),
         };
-        let joined = self.join_within(&message.message.0, known.as_ref().map(|(_, keys)| keys), standings)?;
-        let is_later = known.is_none_or(|(known, _)| joined.group.epoch() > known);
+        let joined = self.join_within(&message.message.0, known.as_ref().map(|(_, keys, _)| keys), standings)?;
+        // After an external Commit that the server has not accepted, the stored epoch is none of the group's.
+        let row = self.store.groups()?.into_iter().find(|row| row.group_id == *group_id);
+        let is_provisional = row.is_some_and(|row| row.is_provisional);
+        let is_after =
+            |known: GroupEpoch| joined.group.epoch() > known || is_provisional && joined.group.epoch() == known;
+        let is_later = known.as_ref().is_none_or(|(known, ..)| is_after(*known));
         if joined.group.group_id().as_slice() != group_id.as_slice() || !is_later {
             let unfit = "it belongs to another group than the server says, or to a past epoch";
             return Err(Error::mls("join the group from this Welcome")(unfit.into()));
@@ -126,6 +132,9 @@ impl MlsMembership<'_> {
         self.store.forget_refused_commit(group_id)?;
         // Name the signer. Use the server's word only if the credential names no device.
         let by = joined.inviter.device().unwrap_or_else(|| message.from.clone());
+        self.store.set_left(group_id, false)?;
+        self.store.delete_wanted_group(group_id)?;
+        self.record_entry(&joined.group, &by.to_string(), known.as_ref().map(|(.., before)| before))?;
         Ok((Event::Joined { by }, joined.notices))
     }
 }

@@ -78,7 +78,9 @@ impl MlsConnection<'_> {
         let membership = MlsMembership::new(*self, identity);
         let identity = StoredIdentity { identity, store: self.store };
         let refresh = Refresh::new(self.pool(), &identity, self.api).with_clock(self.clock).with_catch_up(&membership);
-        refresh.run(fill, progress).await
+        let report = refresh.run(fill, progress).await?;
+        membership.look_for_groups().await;
+        Ok(report)
     }
 
     /// Changes the signature key of each ciphersuite, and fills the pool with KeyPackages of the new keys. The server

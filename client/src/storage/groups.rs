@@ -100,25 +100,6 @@ impl LocalStore {
         Ok(())
     }
 
-    /// Records that a device is to be brought into a group.
-    pub(crate) fn put_arriving_device(&self, group_id: &[u8], device: &DeviceOf) -> Result<()> {
-        self.connection()
-            .execute(
-                "INSERT INTO arriving_devices (group_id, device) VALUES (?1, ?2) ON CONFLICT DO NOTHING",
-                params![group_id, device.to_string()],
-            )
-            .map_err(Error::storage("record an arriving device"))?;
-        Ok(())
-    }
-
-    /// Takes the devices that are to be brought into groups: group id and name of the device.
-    pub(crate) fn take_arriving_devices(&self) -> Result<Vec<(Vec<u8>, String)>> {
-        self.connection()
-            .prepare_cached("DELETE FROM arriving_devices RETURNING group_id, device")
-            .and_then(|mut delete| delete.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?.collect())
-            .map_err(Error::storage("take the arriving devices"))
-    }
-
     /// Records whether members bring new devices of the group's users in by themselves.
     pub(crate) fn set_admits_devices(&self, group_id: &[u8], admits: bool) -> Result<()> {
         self.connection()

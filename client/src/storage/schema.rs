@@ -6,7 +6,7 @@ use rusqlite_migration::{Error as MigrationError, M, MigrationDefinitionError, M
 use crate::error::{Error, Result};
 
 /// One entry for each version of the schema. `PRAGMA user_version` counts those that ran. Never change an entry: add one.
-pub(super) const MIGRATIONS: [&str; 8] = [
+pub(super) const MIGRATIONS: [&str; 9] = [
     "
     CREATE TABLE keypackage_pool_metadata (
         ref         BLOB    NOT NULL PRIMARY KEY,
@@ -137,6 +137,31 @@ pub(super) const MIGRATIONS: [&str; 8] = [
     ALTER TABLE device_groups ADD COLUMN is_provisional INTEGER NOT NULL DEFAULT 0;
     -- Whether a message claimed to be of a later epoch. Anybody can send such a message, so the server is asked.
     ALTER TABLE device_groups ADD COLUMN may_be_behind INTEGER NOT NULL DEFAULT 0;
+    ",
+    "
+    -- Whether this device is to look for groups of its user that it is not in: it was registered.
+    ALTER TABLE device_identity ADD COLUMN looks_for_groups INTEGER NOT NULL DEFAULT 0;
+    -- The groups whose members this device is about to ask to be brought in.
+    CREATE TABLE wanted_groups (
+        group_id BLOB    NOT NULL PRIMARY KEY,
+        -- Whether it asks only if the server lists it among the members.
+        if_listed INTEGER NOT NULL,
+        -- Whether it asks only after a refresh: an invitation was for a KeyPackage whose keys are gone.
+        is_late   INTEGER NOT NULL
+    ) STRICT, WITHOUT ROWID;
+    -- The groups that this device has deleted while it was a member. It does not ask to be brought back into them.
+    CREATE TABLE left_groups (
+        group_id BLOB NOT NULL PRIMARY KEY
+    ) STRICT, WITHOUT ROWID;
+    -- Whether the device itself asked to be brought in, so that it does not have the keys of its leaf.
+    ALTER TABLE arriving_devices ADD COLUMN has_asked INTEGER NOT NULL DEFAULT 0;
+    -- The changes of groups' members, as this device saw them, in JSON.
+    CREATE TABLE membership_changes (
+        id       INTEGER NOT NULL PRIMARY KEY,
+        group_id BLOB    NOT NULL,
+        change   TEXT    NOT NULL
+    ) STRICT;
+    CREATE INDEX membership_changes_group ON membership_changes (group_id, id);
     ",
 ];
 

@@ -16,13 +16,18 @@ use crate::support::{
 };
 
 /// A person with a device of their own.
-struct Person {
+pub struct Person {
     directory: TempDir,
 }
 
 impl Person {
-    fn of(base: &str, user: &str) -> Self {
-        let person = Self { directory: tempfile::tempdir().unwrap() };
+    /// A person whose device is not made yet.
+    pub fn new() -> Self {
+        Self { directory: tempfile::tempdir().unwrap() }
+    }
+
+    pub fn of(base: &str, user: &str) -> Self {
+        let person = Self::new();
         person.runs(&["init", "--server", base, "--user", user, "--device", "laptop"]);
         person
     }
@@ -38,7 +43,7 @@ impl Person {
     }
 
     /// Runs a command to its end, and returns its JSON.
-    fn runs(&self, args: &[&str]) -> Value {
+    pub fn runs(&self, args: &[&str]) -> Value {
         let output = self.command(args).arg("--json").output().unwrap();
         assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
         serde_json::from_slice(&output.stdout).unwrap()
@@ -54,7 +59,7 @@ impl Person {
     }
 
     /// Sits down and chats.
-    fn chats(&self, more: &[&str]) -> Screen {
+    pub fn chats(&self, more: &[&str]) -> Screen {
         let args = [&["chat", "friends"], more].concat().join(" ");
         let keypool = binary("keypool");
         let command = format!(
@@ -108,7 +113,7 @@ impl Screen {
         }
     }
 
-    fn quits(self) {
+    pub fn quits(self) {
         self.types("/quit");
         self.sees("ended with 0");
     }
@@ -129,7 +134,7 @@ fn alice_and_bob(screen: &Screen) -> String {
 }
 
 /// Alice and Bob in a group, both of whom chat.
-fn two_people(base: &str) -> (Person, Person) {
+pub fn two_people(base: &str) -> (Person, Person) {
     let (alice, bob) = (Person::of(base, "alice"), Person::of(base, "bob"));
     alice.runs(&["group", "create", "friends"]);
     alice.runs(&["group", "invite", "friends", "bob"]);
@@ -138,7 +143,7 @@ fn two_people(base: &str) -> (Person, Person) {
     (alice, bob)
 }
 
-async fn blocking(test: impl FnOnce() + Send + 'static) {
+pub async fn blocking(test: impl FnOnce() + Send + 'static) {
     tokio::task::spawn_blocking(test).await.unwrap();
 }
 

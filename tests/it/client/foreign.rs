@@ -248,7 +248,7 @@ async fn a_proposal_from_outside_adds_nobody(#[values(Anywhere::Postgres, Anywhe
     let Scene { alice, bob, .. } = &scene;
     for owner in [alice, bob] {
         let shown = owner.text(&["receive"]);
-        assert!(shown.contains("ignored: it is a proposal to join from outside the group"), "{shown}");
+        assert!(shown.contains("ignored: a device asks for another one to be brought in"), "{shown}");
     }
     // The next Commit adds nobody.
     alice.text(&["group", "update", "friends"]);
@@ -408,11 +408,12 @@ async fn a_thief_who_registers_a_device_anew_is_seen_by_everybody(
     let (_, ended) = tablet.failure(&["receive"]);
     assert!(ended.contains("token"), "{ended}");
 
-    // A warning shows the new key to people who invite her, and the number that people compare is another one.
+    // A warning shows the new key to people who are in a group with her, and the number that people compare is another one.
     assert_ne!(bob.json(&["verify", "alice"])["number"], before);
-    bob.text(&["group", "create", "others"]);
-    let shown = bob.text(&["group", "invite", "others", "alice"]);
+    let shown = bob.text(&["receive"]);
     assert!(shown.contains("warning: alice/tablet has a new signature key since "), "{shown}");
+    bob.text(&["group", "create", "others"]);
+    bob.text(&["group", "invite", "others", "alice"]);
     // In the old group, nobody takes the new key from the thief.
     bob.text(&["send", "friends", "hello"]);
     assert_eq!(said(&alice.json(&["receive"])), [("bob/laptop".to_owned(), "hello".to_owned())]);

@@ -114,7 +114,9 @@ async fn a_device_with_a_key_that_is_not_its_own_is_not_added(
         device: DeviceOf { user: user("alice"), device: phone.identity().device().clone() },
         change: DeviceChange::Registered,
     };
-    assert_eq!(owners[0].hears().await, [told], "a thief of her token could have done that");
+    let asks = Event::Asks { device: phone.name().parse().unwrap(), is_admitted: false };
+    assert_eq!(owners[1].hears().await, std::slice::from_ref(&asks));
+    assert_eq!(owners[0].hears().await, [asks, told], "a thief of her token could have done that");
     mallory.adds_ghost("alice/phone", &HONEST).await;
     refuse_a_commit_and_go_on((group, owners, mallory), "signature key").await;
     drop(phone);

@@ -58,6 +58,7 @@ fn every_event() -> Vec<Event> {
         Event::Unreadable { device: device("bob"), about: MessageKind::Welcome, reason: RefusalReason::KeysGone },
         Event::KeysGone { by: device("bob") },
         Event::Stranger,
+        Event::Asks { device: device("bob"), is_admitted: true },
         Event::Ignored { why: name() },
     ];
     for event in &events {
@@ -77,6 +78,7 @@ fn every_event() -> Vec<Event> {
             | Event::Unreadable { .. }
             | Event::KeysGone { .. }
             | Event::Stranger
+            | Event::Asks { .. }
             | Event::Ignored { .. } => {}
         }
     }
@@ -186,6 +188,7 @@ fn groups(all: &mut Samples, (alice, bob): (&Shell, &Shell)) {
     assert_eq!(spend["group"], id, "{trail}");
     assert!(bob.text(&["audit"]).contains(id) && bob.text(&["group", "list"]).contains(id));
     all.run(alice, 2, &["group", "members", "friends"]);
+    all.run(alice, 2, &["group", "history", "friends"]);
     all.run(alice, 2, &["group", "update", "friends"]);
     all.run(alice, 2, &["group", "admit", "friends", "no"]);
     all.run(alice, 2, &["group", "remove", "friends", "bob"]);

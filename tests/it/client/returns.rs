@@ -193,7 +193,7 @@ async fn strangers_and_removed_members_do_not_come_in(#[values(Database::Postgre
 }
 
 /// Bob's device as it is after a loss: registered anew under its name, with other keys.
-async fn installed_anew(server: &TestServer, old: &Owner) -> Owner {
+pub async fn installed_anew(server: &TestServer, old: &Owner) -> Owner {
     old.http().delete("/devices/laptop").await.ok();
     server.advance(SignedDuration::from_secs(10));
     let token = Some(server.enrol("bob", SignedDuration::from_hours(1)).into());
