@@ -40,6 +40,7 @@ use crate::{
     store::Store,
     sweeper::Sweeper,
     tls,
+    witnesses::Witnesses,
     work::Work,
 };
 
@@ -71,12 +72,14 @@ impl Parts {
         let database = store.kind();
         let limits = Arc::new(Limits::new(config, Arc::clone(clock)));
         let work = Work::new(Arc::clone(clock), metrics, config.max_waiting_requests as usize);
+        let witnesses = Arc::new(Witnesses::new(store.clone(), config));
+        // Before the log: a restored database continues it under another name.
+        witnesses.resume()?;
         let log = Log::open(&store, config, clock.now())?;
-        let sequencer = log.as_ref().map(|log| Sequencer::new(Arc::clone(log), work.clone()));
+        let sequencer = log.as_ref().map(|log| Sequencer::new(Arc::clone(log), work.clone(), Arc::clone(&witnesses)));
         let service = Service::new((store.clone(), work.clone()), config, Arc::clone(&limits), under_way, log)?;
         let authenticator = Authenticator::new((store.clone(), &work, Arc::clone(clock)), config, Arc::clone(&limits))?;
-        let sweeper = Sweeper::new(store, work, config, limits);
-        sweeper.resume()?;
+        let sweeper = Sweeper::new((store, work), config, limits, witnesses);
         service.adopt_signature_keys()?;
         service.listen(config)?;
         Ok(Self { database, service, authenticator, sweeper, sequencer })

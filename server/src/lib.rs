@@ -27,6 +27,7 @@ pub mod stop;
 pub mod store;
 pub mod sweeper;
 pub mod tls;
+mod witnesses;
 mod work;
 
 pub use app::{Opening, Server};

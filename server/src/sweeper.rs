@@ -8,10 +8,10 @@ use tokio::time::MissedTickBehavior;
 
 use crate::{
     config::{Config, OnLapse},
-    generation::GenerationFile,
     limits::Limits,
     problem::Failure,
     store::{AsOf, DeviceId, Store, StoreError, Swept},
+    witnesses::Witnesses,
     work::Work,
 };
 
@@ -40,8 +40,7 @@ pub struct Sweeper {
     work: Work,
     rules: Rules,
     limits: Arc<Limits>,
-    /// Records the database's generation in a file, for a database that cannot itself tell that it was restored.
-    generation: Option<GenerationFile>,
+    witnesses: Arc<Witnesses>,
 }
 
 /// The result of a sweep.
@@ -121,7 +120,12 @@ fn forget(store: &Store, rules: Rules, now: Timestamp) -> Result<usize, StoreErr
 }
 
 impl Sweeper {
-    pub(crate) fn new(store: Store, work: Work, config: &Config, limits: Arc<Limits>) -> Self {
+    pub(crate) fn new(
+        (store, work): (Store, Work),
+        config: &Config,
+        limits: Arc<Limits>,
+        witnesses: Arc<Witnesses>,
+    ) -> Self {
         let rules = Rules {
             retire: config.on_lapse == OnLapse::Retire,
             min_remaining: config.min_remaining_seconds(),
@@ -130,17 +134,7 @@ impl Sweeper {
             audit_retention: config.audit_retention,
             message_retention: config.message_retention,
         };
-        Self { store, work, rules, limits, generation: GenerationFile::of(config) }
-    }
-
-    /// Compares the database with its generation file. A database that was restored from a backup is fenced, unless the
-    /// operator has it trusted. Blocks.
-    ///
-    /// # Errors
-    /// When the database or its generation file cannot be read or written.
-    pub(crate) fn resume(&self) -> anyhow::Result<()> {
-        let Some(file) = &self.generation else { return Ok(()) };
-        file.write(self.store.resume(file.read()?)?)
+        Self { store, work, rules, limits, witnesses }
     }
 
     /// Sweeps once: checks whether the database was restored, records lapses and expiries, and deletes old rows. Does
@@ -153,22 +147,11 @@ impl Sweeper {
         let its = self.clone();
         let swept = self.work.run_under_overload(move |now| {
             its.store.compare_clocks()?;
-            its.renew_witnesses()?;
+            its.witnesses.renew()?;
             its.store.check_clock()?;
             Ok::<_, Failure>(sweep(&its.store, its.rules, now)?)
         });
         swept.await
-    }
-
-    /// Raises the database's generation, so that a backup made now differs from the later database. Blocks.
-    fn renew_witnesses(&self) -> Result<(), StoreError> {
-        let generation = self.store.renew_witnesses()?;
-        if let Some(file) = &self.generation {
-            file.write(generation).unwrap_or_else(|error| {
-                tracing::warn!("{error:#}: a restored backup would not be noticed");
-            });
-        }
-        Ok(())
     }
 
     /// Counts users, pools and queues, for the metrics.

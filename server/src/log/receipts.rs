@@ -151,8 +151,8 @@ impl Log {
             Receipt { origin, size: state.size, time, to, promises }
         };
         let receipts: Vec<_> = promises.into_iter().map(receipt).collect();
-        let signed = Receipt::sign_batch(&receipts, &signer).map_err(StoreError::fatal)?;
-        self.store.metrics().log().signed(signed.len());
-        Ok(signed)
+        let texts = Receipt::sign_batch(&receipts, &signer).map_err(StoreError::fatal)?;
+        self.store.metrics().log().signed(texts.len());
+        Ok(texts)
     }
 }

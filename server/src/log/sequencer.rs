@@ -9,36 +9,34 @@ use jiff::Timestamp;
 use tokio::time::MissedTickBehavior;
 
 use super::core::{Log, lock};
-use crate::{
-    problem::Failure,
-    store::{StoreError, TreeState},
-    work::Work,
-};
+use crate::{problem::Failure, store::StoreError, witnesses::Witnesses, work::Work};
 
 /// How often the sequencer looks.
 const INTERVAL: Duration = Duration::from_millis(500);
 
 impl Log {
-    /// Puts all waiting events into the log, and returns the tree. Blocks.
+    /// Puts all waiting events into the log, and returns whether there were any. Blocks.
     ///
     /// # Errors
     /// When the database fails.
-    fn sequence(&self, now: Timestamp) -> Result<Option<TreeState>, StoreError> {
-        let mut newest = None;
+    fn sequence(&self, now: Timestamp) -> Result<bool, StoreError> {
+        let mut has_appended = false;
         loop {
             let after = {
                 let mut end = lock(&self.outbox_end);
                 if self.store.is_shared() { end.begin(Instant::now()) } else { end.follow() }
             };
-            let Some(done) = self.store.sequence(after, &self.owners, &self.edge, now)? else { return Ok(newest) };
+            let Some(done) = self.store.sequence(after, &self.owners, &self.edge, now)? else {
+                return Ok(has_appended);
+            };
             if let Some(last) = done.last {
                 lock(&self.outbox_end).ended(Instant::now(), last);
             }
             self.store.metrics().log().appended(done.state.size, done.entries, done.unnamed);
-            newest = Some(done.state);
+            has_appended |= done.entries > 0;
             if !done.more {
                 *lock(&self.drained) = Instant::now();
-                return Ok(newest);
+                return Ok(has_appended);
             }
         }
     }
@@ -49,11 +47,12 @@ impl Log {
 pub struct Sequencer {
     log: Arc<Log>,
     work: Work,
+    witnesses: Arc<Witnesses>,
 }
 
 impl Sequencer {
-    pub(crate) fn new(log: Arc<Log>, work: Work) -> Self {
-        Self { log, work }
+    pub(crate) fn new(log: Arc<Log>, work: Work, witnesses: Arc<Witnesses>) -> Self {
+        Self { log, work, witnesses }
     }
 
     /// Puts all waiting events into the log.
@@ -61,11 +60,16 @@ impl Sequencer {
     /// # Errors
     /// When the database fails.
     pub async fn run_once(&self) -> Result<(), Failure> {
-        let log = Arc::clone(&self.log);
-        let done = self.work.run_under_overload(move |now| log.sequence(now)).await;
+        let (log, witnesses) = (Arc::clone(&self.log), Arc::clone(&self.witnesses));
+        let sequence = move |now| {
+            let has_appended = log.sequence(now)?;
+            // A backup that is put back must be noticed, or its log would be signed again with less in it.
+            if has_appended && witnesses.has_file() { witnesses.renew() } else { Ok(()) }
+        };
+        let done = self.work.run_under_overload(sequence).await;
         let behind = lock(&self.log.drained).elapsed();
         self.log.store.metrics().log().lags(behind);
-        done.map(drop)
+        done
     }
 
     /// Puts events into the log until it is stopped.

@@ -93,6 +93,10 @@ impl Service {
     /// Proofs of the caller's reservations and of its own KeyPackages.
     pub async fn log_proofs(&self, caller: Caller, request: ProofsRequest) -> Result<Answers, Failure> {
         let log = Arc::clone(self.log()?);
+        if request.of.is_empty() {
+            let detail = "`of` is empty. Name 1 to 1,000 reservations or KeyPackages.";
+            return Err(Failure::new(ProblemType::MalformedRequest, detail));
+        }
         let asked = request.of.into_iter().map(asked).collect::<Result<Vec<_>, _>>()?;
         // Each costs the database a few look-ups.
         self.limits.request(&caller.device.user, asked.len() / 32)?;

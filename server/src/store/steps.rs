@@ -50,6 +50,11 @@ pub(super) fn is_last(step: i32) -> bool {
     step >> 2 >= MOST - 1
 }
 
+/// Whether its owner or the operator revoked it while nobody held it.
+pub(super) fn is_revoked_at_rest(step: i32) -> bool {
+    step.rem_euclid(4) == 0
+}
+
 /// What the leaves of an event with this number are.
 pub(super) fn leaves(step: i32) -> Leaves {
     let n = u32::try_from(step >> 2).unwrap_or_default();

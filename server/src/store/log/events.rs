@@ -32,7 +32,7 @@ pub(super) struct LoggedEvent {
     until: Option<i64>,
     pub package_id: Option<Vec<u8>>,
     pub step: Option<i32>,
-    bind: Option<Vec<u8>>,
+    pub bind: Option<Vec<u8>>,
     pub opened: Option<i64>,
 }
 
@@ -100,7 +100,7 @@ impl LoggedEvent {
         nonce.map_or_else(ReservationId::default, |nonce| ReservationId::new(self.device_id, nonce))
     }
 
-    fn bind(&self) -> Option<Bind> {
+    fn bind_of(&self) -> Option<Bind> {
         self.bind.as_deref().and_then(|bind| bind.try_into().ok()).map(Bind)
     }
 
@@ -151,7 +151,7 @@ impl LoggedEvent {
             actor: holder.map(name).unwrap_or_default(),
             group_id: group.clone().unwrap_or_default(),
             reservation_id: self.reservation_id(),
-            bind: self.bind().or_else(|| begun.and_then(Self::bind)).unwrap_or_default(),
+            bind: self.bind_of().or_else(|| begun.and_then(Self::bind_of)).unwrap_or_default(),
         };
         let leaf = |step: Step| {
             let begins = matches!(step, Step::Open(_) | Step::Use(_));

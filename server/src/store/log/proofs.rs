@@ -32,6 +32,7 @@ use crate::store::{
         sql::{push, statement, statements},
     },
     reservations::ReservationError,
+    steps,
 };
 
 /// What a caller wants to have proven.
@@ -105,12 +106,11 @@ statements! {
         Ends { owner, nonce }.load(conn)
     }
 
-    fn opened_by(conn, owner: i64, nonce: &[u8]) -> QueryResult<Option<Option<i64>>> {
+    fn opened_by(conn, owner: i64, nonce: &[u8]) -> QueryResult<Vec<Option<i64>>> {
         key_packages::table
             .filter(key_packages::device_id.eq(owner).and(key_packages::reservation.eq(nonce)))
             .select(key_packages::opened)
-            .first(conn)
-            .optional()
+            .load(conn)
     }
 
     fn packages(conn, owner: i64, refs: &[&[u8]]) -> QueryResult<Vec<PackageColumns>> {
@@ -210,7 +210,7 @@ fn of_reservation(
 ) -> Result<Result<(), ReservationError>, StoreError> {
     let (owner, nonce) = (id.owner, nonce_of(id));
     let own_ends = ends(conn, owner, Some(nonce))?;
-    let opened = match opened_by(conn, owner, nonce)? {
+    let opened = match opened_by(conn, owner, nonce)?.pop() {
         Some(opened) => opened,
         None => own_ends.first().and_then(|end| end.opened),
     };
@@ -263,10 +263,10 @@ fn of_packages(
         if last_resort {
             let ids = uses(conn, owner.0, &keypackage_ref)?;
             let uses = events::by_id(conn, &ids)?;
-            let used: HashSet<_> =
+            let spent: HashSet<_> =
                 uses.iter().filter(|event| !event.begins()).map(LoggedEvent::reservation_id).collect();
             for event in &uses {
-                let view = if used.contains(&event.reservation_id()) { View::Owner } else { View::OwnerUnspent };
+                let view = if spent.contains(&event.reservation_id()) { View::Owner } else { View::OwnerUnspent };
                 collected.traced.push((Traced { event: event.clone(), opened: began(event, &uses) }, view));
             }
             continue;
@@ -278,7 +278,7 @@ fn of_packages(
             let ended = ends.into_iter().map(|end| (Traced { event: end, opened: opened.clone() }, view));
             collected.traced.extend(ended);
         }
-        if step & 3 == 0 {
+        if steps::is_revoked_at_rest(step) {
             at_rest.push(keypackage_ref);
         }
         if let Some(package) = package {
@@ -296,6 +296,9 @@ fn of_packages(
 
 /// A reservation of which the caller gets no proof, and why.
 type Refused = (ReservationId, ReservationError);
+
+/// The steps that were asked for, or why the caller gets none.
+pub type Proven = Result<Steps, Refused>;
 
 type Collection = Option<Result<(TreeState, Collected, Vec<positions::Places>), Refused>>;
 
@@ -336,12 +339,7 @@ impl Store {
     ///
     /// # Errors
     /// When the database fails, or the log's tiles are damaged.
-    pub fn log_steps(
-        &self,
-        by: DeviceId,
-        asked: &[Asked],
-        owners: &Owners,
-    ) -> Result<Option<Result<Steps, (ReservationId, ReservationError)>>, StoreError> {
+    pub fn log_steps(&self, by: DeviceId, asked: &[Asked], owners: &Owners) -> Result<Option<Proven>, StoreError> {
         let (state, collected, places) = match self.read(|conn| collect(conn, by, asked))? {
             None => return Ok(None),
             Some(Err(error)) => return Ok(Some(Err(error))),

@@ -14,6 +14,7 @@ use keypool_transparency::{
 use rand::{TryRng, rngs::SysRng};
 
 use super::{
+    binds::Binds,
     events::{self, LoggedEvent},
     origins, outbox,
     owners::{Owner, Owners},
@@ -27,9 +28,16 @@ use crate::store::database::{Conn, Store, StoreError};
 /// The most rows of the outbox, or events on SQLite, in one transaction.
 const MOST: i64 = 4_096;
 
-/// The right edge of the tree after the last transaction of this server, and where the outbox began then.
+/// What this server remembers of its last transactions.
 #[derive(Debug, Default)]
-pub struct Edge(Mutex<Option<Kept>>);
+pub struct Edge(Mutex<Remembered>);
+
+#[derive(Debug, Default)]
+struct Remembered {
+    /// The right edge of the tree.
+    kept: Option<Kept>,
+    binds: Binds,
+}
 
 #[derive(Clone, Debug)]
 struct Kept {
@@ -99,8 +107,13 @@ struct Sealed {
     owners: HashMap<i64, Arc<Owner>>,
 }
 
-fn seal(conn: &mut Conn<'_>, events: &[LoggedEvent], owners: &Owners) -> Result<Sealed, StoreError> {
-    let opened: Vec<_> = events.iter().filter(|event| event.needs_opened()).filter_map(|event| event.opened).collect();
+fn seal(
+    conn: &mut Conn<'_>,
+    events: &mut [LoggedEvent],
+    owners: &Owners,
+    binds: &mut Binds,
+) -> Result<Sealed, StoreError> {
+    let opened = binds.complete(events);
     let mut opened_events = HashMap::new();
     for some in opened.chunks(1_000) {
         opened_events.extend(events::by_id(conn, some)?.into_iter().map(|event| (event.id, event)));
@@ -162,7 +175,7 @@ fn append(
     conn: &mut Conn<'_>,
     after: i64,
     owners: &Owners,
-    kept: Option<&Kept>,
+    (kept, binds): (Option<&Kept>, &mut Binds),
     now: i64,
 ) -> Result<Option<Outcome>, StoreError> {
     if let Conn::Postgres(conn) = conn {
@@ -170,9 +183,9 @@ fn append(
         conn.batch_execute("SET LOCAL synchronous_commit = on")?;
     }
     let Some(state) = state::hold(conn)? else { return Ok(None) };
-    let Waiting { events, last, more } = waiting(conn, &state, after)?;
+    let Waiting { mut events, last, more } = waiting(conn, &state, after)?;
     let last_event = events.iter().map(|event| event.id).fold(state.last_event, i64::max);
-    let sealed = seal(conn, &events, owners)?;
+    let sealed = seal(conn, &mut events, owners, binds)?;
     let random = |bytes: &mut [u8]| SysRng.try_fill_bytes(bytes).map_err(StoreError::fatal);
     let mut failed = None;
     let batch = shuffled_batch(&sealed.leaves, &mut |bytes| {
@@ -201,11 +214,11 @@ fn append(
         return Ok(Some(Outcome { appended: done, kept: kept.cloned(), owners: sealed.owners }));
     }
     let mut appender = edge(conn, &state, kept)?;
-    let appended = appender.append(&entries).map_err(StoreError::fatal)?;
-    tiles::write(conn, state.k, &appended.tiles)?;
+    let grown = appender.append(&entries).map_err(StoreError::fatal)?;
+    tiles::write(conn, state.k, &grown.tiles)?;
     let at: Vec<_> = events.iter().map(|event| event.id).zip(places).collect();
     positions::write(conn, state.k, &at)?;
-    done.state = TreeState { k: state.k, size: appended.size, root: appended.root, at: now, last_event };
+    done.state = TreeState { k: state.k, size: grown.size, root: grown.root, at: now, last_event };
     state::write(conn, &done.state)?;
     Ok(Some(Outcome { appended: done, kept: Some(Kept { k: state.k, appender }), owners: sealed.owners }))
 }
@@ -223,9 +236,11 @@ impl Store {
         edge: &Edge,
         now: Timestamp,
     ) -> Result<Option<Appended>, StoreError> {
-        let mut kept = edge.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut remembered = edge.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let Remembered { kept, binds } = &mut *remembered;
         let before = kept.take();
-        let outcome = self.write("sequence", |conn| append(conn, after, owners, before.as_ref(), now.as_second()))?;
+        let outcome =
+            self.write("sequence", |conn| append(conn, after, owners, (before.as_ref(), binds), now.as_second()))?;
         let Some(Outcome { appended, kept: new, owners: seen }) = outcome else {
             *kept = before;
             return Ok(None);

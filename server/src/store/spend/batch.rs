@@ -72,6 +72,9 @@ SELECT spend, keypackage_ref, package_id, step FROM taken",
     );
 });
 
+/// The number of the spend, and the KeyPackage's ref, name in the log, and step.
+type SpentColumns = (i64, Vec<u8>, Option<Vec<u8>>, i32);
+
 /// Spends reservations. An element is `None` if its reservation must be spent alone.
 pub(super) fn spend(
     conn: &mut PgConnection,
@@ -88,8 +91,8 @@ pub(super) fn spend(
         wanted.group_id.push(&one.group_id);
         wanted.bind.push(one.bind.as_ref().map(<[u8; 32]>::as_slice));
     }
-    let rows: Vec<(i64, Vec<u8>, Option<Vec<u8>>, i32)> = wanted.load(conn)?;
-    let spent = |(number, keypackage_ref, package_id, step)| {
+    let rows: Vec<SpentColumns> = wanted.load(conn)?;
+    let spent = |(number, keypackage_ref, package_id, step): SpentColumns| {
         let used = Used { keypackage_ref, package_id, step, opened: None };
         (number, used.spent(now))
     };
