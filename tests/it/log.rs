@@ -7,6 +7,7 @@ mod proofs;
 mod race;
 mod restores;
 mod steps;
+mod tool;
 mod twins;
 
 pub use checks::{is_whole, is_whole_at};

@@ -27,7 +27,7 @@ pub struct TrailRow {
     pub at: u64,
     /// The device that holds or held the reservation, `user/device`; empty where nobody does.
     pub actor: String,
-    /// The group for which it is; empty where there is none.
+    /// The group for which it is; empty where there is none, and where the server does not tell, since nothing was spent.
     #[serde(with = "bytes")]
     pub group_id: Vec<u8>,
     /// The reservation; zero where there is none.
@@ -101,6 +101,12 @@ impl OwnPackage {
         }
     }
 
+    /// Whether the hand-out of a row was spent.
+    fn is_spent(&self, row: &TrailRow) -> bool {
+        let is_of_it = |other: &TrailRow| (other.n, other.reservation_id) == (row.n, row.reservation_id);
+        self.rows.iter().any(|other| other.event == Event::Spend && is_of_it(other))
+    }
+
     fn tags(&self) -> Vec<Tag> {
         self.steps().iter().map(|step| step.tag(&self.package)).collect()
     }
@@ -157,18 +163,21 @@ fn check_order(own: &OwnPackage) -> Result<(), Finding> {
 
 fn check_row(own: &OwnPackage, row: &TrailRow, answers: &CheckedAnswers<'_>) -> Result<(), Finding> {
     let text = StepText(row.step());
-    let Opening { details, actor: Some(actor) } = opened(answers, &own.package, row.step())? else {
+    let Opening { details, actor } = opened(answers, &own.package, row.step())?;
+    // Before a spend, the server keeps the group from the owner, and with it the second level.
+    if actor.is_none() && own.is_spent(row) {
         return Err(Finding::Unknown(Unknown::NoOpening(text)));
-    };
-    let equal = [
-        (details.event == row.event, "event"),
-        (details.owner == own.owner, "owner"),
-        (details.at == row.at, "time"),
-        (actor.actor == row.actor, "actor"),
-        (actor.group_id == row.group_id, "group"),
-        (actor.reservation_id == row.reservation_id, "reservation"),
-    ];
-    match equal.into_iter().find(|(is_equal, _)| !is_equal) {
+    }
+    let first =
+        [(details.event == row.event, "event"), (details.owner == own.owner, "owner"), (details.at == row.at, "time")];
+    let second = actor.iter().flat_map(|actor| {
+        [
+            (actor.actor == row.actor, "actor"),
+            (actor.group_id == row.group_id, "group"),
+            (actor.reservation_id == row.reservation_id, "reservation"),
+        ]
+    });
+    match first.into_iter().chain(second).find(|(is_equal, _)| !is_equal) {
         Some((_, what)) => Err(Problem::Differs(text, what).into()),
         None => Ok(()),
     }

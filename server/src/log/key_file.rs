@@ -44,11 +44,11 @@ impl KeyFile {
         let directory = path.parent().filter(|directory| *directory != Path::new("")).unwrap_or(Path::new("."));
         let made = tempfile_in(directory, &key).and_then(|new| {
             // A link fails where the file exists, and the file is never half written.
-            let linked = fs::hard_link(&new, path);
-            fs::remove_file(&new)?;
-            match linked {
-                Err(error) if error.kind() == ErrorKind::AlreadyExists => Ok(false),
-                linked => linked.map(|()| true),
+            match fs::hard_link(&new, path) {
+                Ok(()) => fs::remove_file(&new).map(|()| true),
+                Err(error) if error.kind() == ErrorKind::AlreadyExists => fs::remove_file(&new).map(|()| false),
+                // Some file systems have no links.
+                Err(_) => fs::rename(&new, path).map(|()| true),
             }
         });
         if made.with_context(|| format!("cannot make the log's key file {shown}"))? {

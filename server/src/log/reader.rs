@@ -1,10 +1,8 @@
 //! Reads the log for others: few at the same time, and full tiles from memory.
 
-use std::sync::Arc;
-
 use actix_web::web::Bytes;
 use keypool_transparency::{note::Note, tile::TileId};
-use tokio::sync::OwnedSemaphorePermit;
+use tokio::sync::SemaphorePermit;
 
 use super::core::Log;
 use crate::store::{OriginRow, StoreError};
@@ -29,9 +27,14 @@ impl Log {
         if state.k == k { self.sign(&state).map(Some) } else { Ok(None) }
     }
 
-    /// A turn to read a tile; `None` if too many are being read.
-    pub(crate) fn turn(&self) -> Option<OwnedSemaphorePermit> {
-        Arc::clone(&self.tiles.turns).try_acquire_owned().ok()
+    /// Waits for a turn to read the log.
+    pub(crate) async fn turn(&self) -> Option<SemaphorePermit<'_>> {
+        self.tiles.turns.acquire().await.ok()
+    }
+
+    /// Waits for a turn to make proofs.
+    pub(crate) async fn proof_turn(&self) -> Option<SemaphorePermit<'_>> {
+        self.tiles.proofs.acquire().await.ok()
     }
 
     /// A full tile that was read before.

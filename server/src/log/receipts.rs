@@ -12,7 +12,7 @@ use keypool_transparency::{
     receipt::{Promise, Receipt},
 };
 
-use super::core::{Log, lock};
+use super::core::Log;
 use crate::store::{DeviceId, LogOwner, Reserve, Reserved, Spend, Spent, StoreError};
 
 /// A hand-out that began or ended just now, of which the caller wants a receipt.
@@ -123,9 +123,8 @@ impl Log {
         }
         let devices = all().flat_map(|one| one.leaves.iter().map(|leaf| leaf.owner).chain([one.to.0]));
         let owners = self.store.log_owners(&self.owners, devices)?;
-        // Any size that the tree had will do: the leaves may be at any place.
-        let known = lock(&self.newest).as_ref().map(|(state, _)| *state);
-        let state = known.map_or_else(|| self.state(), Ok)?;
+        // Read each time: another log may have begun, and the old one must not be signed any more.
+        let state = self.state()?;
         let promised: Vec<_> = all().map(|one| (one.to, one.promises(&owners))).collect();
         let named = |(to, promises): (DeviceId, Vec<Promise>)| {
             (owners.get(&to.0).map(|owner| owner.name.clone()).unwrap_or_default(), promises)

@@ -26,6 +26,10 @@ impl Log {
                 let mut end = lock(&self.outbox_end);
                 if self.store.is_shared() { end.begin(Instant::now()) } else { end.follow() }
             };
+            if !self.store.waits_for_the_log(after)? {
+                *lock(&self.drained) = Instant::now();
+                return Ok(has_appended);
+            }
             let Some(done) = self.store.sequence(after, &self.owners, &self.edge, now)? else {
                 return Ok(has_appended);
             };

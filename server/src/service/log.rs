@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use actix_web::web::Bytes;
 use keypool_openapi::{LogInfo, LogOrigin, ProblemType, ProofOf, ProofsRequest};
 use keypool_transparency::{
     answers::{Answer, Answers},
@@ -30,64 +31,54 @@ impl Service {
         self.log.as_ref().ok_or_else(no_log)
     }
 
+    /// Reads the log. Strangers may do so, so few reads run at the same time, and the others wait for their turn.
+    async fn read_log<T: Send + 'static>(
+        &self,
+        read: impl FnOnce(&Log) -> Result<T, Failure> + Send + 'static,
+    ) -> Result<T, Failure> {
+        let log = Arc::clone(self.log()?);
+        let _turn = log.turn().await;
+        let reader = Arc::clone(&log);
+        self.work.run(move |_| read(&reader)).await
+    }
+
     /// The logs of this server.
     pub async fn log_info(&self) -> Result<LogInfo, Failure> {
-        let log = Arc::clone(self.log()?);
-        self.work
-            .run(move |_| {
-                let origins = log.origins()?.iter().map(origin).collect::<Vec<_>>();
-                let mut origins = origins.into_iter();
-                let newest = origins.next().ok_or_else(no_log)?;
-                Ok::<_, Failure>(LogInfo { origin: newest, before: origins.collect(), retention: RETENTION })
-            })
-            .await
+        self.read_log(|log| {
+            let mut origins = log.origins()?.iter().map(origin).collect::<Vec<_>>().into_iter();
+            let newest = origins.next().ok_or_else(no_log)?;
+            Ok(LogInfo { origin: newest, before: origins.collect(), retention: RETENTION })
+        })
+        .await
     }
 
     /// The signed checkpoint of a log by the last part of its name. Only the newest log still has one.
     pub async fn log_checkpoint(&self, directory: String) -> Result<String, Failure> {
-        let log = Arc::clone(self.log()?);
-        self.work
-            .run(move |_| {
-                let k = known(&log, &directory)?;
-                let note = log.checkpoint(k)?.ok_or_else(|| no_checkpoint(&directory))?;
-                Ok::<_, Failure>(note.to_string())
-            })
-            .await
+        self.read_log(move |log| {
+            let k = known(log, &directory)?;
+            Ok(log.checkpoint(k)?.ok_or_else(|| no_checkpoint(&directory))?.to_string())
+        })
+        .await
     }
 
     /// The last part of the name of the newest log.
     pub async fn log_directory(&self) -> Result<String, Failure> {
-        let log = Arc::clone(self.log()?);
-        self.work
-            .run(move |_| {
-                let newest = log.origins()?.into_iter().next().ok_or_else(no_log)?;
-                Ok::<_, Failure>(newest.origin.directory())
-            })
-            .await
+        self.read_log(|log| Ok(log.origins()?.into_iter().next().ok_or_else(no_log)?.origin.directory())).await
     }
 
     /// A tile or bundle.
-    pub async fn log_tile(&self, directory: String, tile: TileId) -> Result<actix_web::web::Bytes, Failure> {
-        let log = Arc::clone(self.log()?);
-        if let Some(bytes) = log.remembered(&directory, &tile) {
+    pub async fn log_tile(&self, directory: String, tile: TileId) -> Result<Bytes, Failure> {
+        if let Some(bytes) = self.log()?.remembered(&directory, &tile) {
             return Ok(bytes);
         }
-        // Strangers may ask for tiles, so few of these reads run at the same time.
-        let _turn = log.turn().ok_or_else(|| {
-            Failure::new(ProblemType::Unavailable, "Too many tiles are being read. Try again in a moment.")
-        })?;
-        let reader = Arc::clone(&log);
-        self.work
-            .run(move |_| {
-                let k = known(&reader, &directory)?;
-                let found = reader.tile((k, &directory), &tile)?;
-                found.ok_or_else(|| {
-                    let detail =
-                        format!("The log {directory} has no {tile}: it is not so large, or the tile is pruned.");
-                    Failure::new(ProblemType::NotFound, detail)
-                })
+        self.read_log(move |log| {
+            let k = known(log, &directory)?;
+            log.tile((k, &directory), &tile)?.ok_or_else(|| {
+                let detail = format!("The log {directory} has no {tile}: it is not so large, or the tile is pruned.");
+                Failure::new(ProblemType::NotFound, detail)
             })
-            .await
+        })
+        .await
     }
 
     /// Proofs of the caller's reservations and of its own KeyPackages.
@@ -101,11 +92,20 @@ impl Service {
         // Each costs the database a few look-ups.
         self.limits.request(&caller.device.user, asked.len() / 32)?;
         let (store, wants_receipt) = (self.store.clone(), request.receipt);
+        // Each takes some megabytes.
+        let _turn = log.proof_turn().await;
+        let log = Arc::clone(&log);
         self.work
             .run(move |now| {
                 let by = caller.device.id;
                 let found = store.log_steps(by, &asked, log.owners())?.ok_or_else(no_log)?;
-                let Steps { state, steps } = found.map_err(|(id, error)| lost_reservation(error, &id))?;
+                let Steps { state, steps, is_cut } = found.map_err(|(id, error)| lost_reservation(error, &id))?;
+                if is_cut {
+                    return Err(Failure::new(
+                        ProblemType::MalformedRequest,
+                        "These reservations and KeyPackages have more than 4,096 steps. Ask for some of them at a time.",
+                    ));
+                }
                 let promises: Vec<_> = steps.iter().filter_map(promise).collect();
                 let receipt = if wants_receipt && !promises.is_empty() {
                     let to = caller.device.named().to_string();

@@ -91,7 +91,7 @@ fn withdraw_all(conn: &mut Conn<'_>, now: i64) -> QueryResult<usize> {
         Conn::Postgres(conn) => {
             let noted = format!(
                 "WITH noted AS ({NOTE_WITHDRAWALS} RETURNING id) INSERT INTO log_outbox (events) \
-                 SELECT array_agg(id) FROM noted WHERE EXISTS (SELECT 1 FROM log_origins) GROUP BY id / 1000"
+                 SELECT array_agg(id) FROM noted WHERE EXISTS (SELECT 1 FROM log_origins) GROUP BY id / 100"
             );
             diesel::sql_query(noted).bind::<BigInt, _>(now).execute(*conn)?;
         }

@@ -34,7 +34,7 @@ pub fn build(workspace: &Path, programs: &[&str], arguments: &[&str]) -> PathBuf
 /// The path of a program of this workspace, built when it is first asked for.
 pub fn binary(name: &str) -> PathBuf {
     static BUILT: OnceLock<PathBuf> = OnceLock::new();
-    let directory = BUILT.get_or_init(|| build(&repository(), &["keypool", "keypool-server"], &[]));
+    let directory = BUILT.get_or_init(|| build(&repository(), &["keypool", "keypool-server", "keypool-verify"], &[]));
     directory.join(name)
 }
 

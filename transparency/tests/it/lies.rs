@@ -391,6 +391,28 @@ fn a_false_actor_is_proven_by_the_adder_with_its_receipt() {
     proven(&server, server.check_adder(0), Kind::FalseReceipt);
 }
 
+/// Before a spend, a server keeps the group from the owner.
+#[test]
+fn an_owner_needs_to_see_who_used_its_package_and_not_who_did_not() {
+    let mut server = Server::new(1, 0);
+    let first = server.reserve(0, A).unwrap();
+    server.sequence();
+    let check = |server: &Server| {
+        let own = server.own_package(0);
+        let mut answers = server.answers(own.package, &own.steps(), Viewer::Owner);
+        for answer in &mut answers.proofs {
+            if let Found::Included { opening: Some(opening), .. } = &mut answer.found {
+                *opening = opening.first_level();
+            }
+        }
+        keypool_transparency::owner::check(&own, &answers.check(&server.policy().log_keys()).unwrap(), &server.policy())
+    };
+    assert_eq!(check(&server), Verdict::Fine);
+    assert!(server.spend(first));
+    server.sequence();
+    assert_eq!(check(&server), Verdict::CannotTell(Unknown::NoOpening(StepText(Step::Open(0)))));
+}
+
 #[test]
 fn an_erased_owner_leaves_doubt_and_no_accusation() {
     let mut server = Server::new(1, 0);

@@ -4,10 +4,14 @@
 use diesel::{
     pg::Pg,
     prelude::*,
-    sql_types::{Array, BigInt},
+    sql_types::{Array, BigInt, Bool},
+    sqlite::Sqlite,
 };
 
-use crate::store::database::sql::{push, statement};
+use crate::store::database::{
+    Conn,
+    sql::{push, statement},
+};
 
 /// Takes the oldest rows, starting after a row.
 struct Take<'a> {
@@ -28,4 +32,28 @@ pub(super) fn take(conn: &mut PgConnection, after: i64, limit: i64) -> QueryResu
     let rows: Vec<(i64, Vec<i64>)> = Take { after: &after, limit: &limit }.load(conn)?;
     let last = rows.iter().map(|(id, _)| *id).max();
     Ok((last, rows.len(), rows.into_iter().flat_map(|(_, events)| events).collect()))
+}
+
+/// Whether a row, or on SQLite an event, is there after this one, or a log that has no entry yet.
+struct Waits<'a>(&'a i64);
+
+statement!(Waits, Bool,
+    Pg, PgConnection => |this, out| {
+        push!(out, "SELECT EXISTS (SELECT 1 FROM log_outbox WHERE id > {after}) OR EXISTS (SELECT 1 FROM log_state WHERE size = 0)",
+            after: BigInt = this.0,
+        );
+    },
+    Sqlite, SqliteConnection => |this, out| {
+        push!(out, "SELECT EXISTS (SELECT 1 FROM audit_events WHERE id > {after}) OR EXISTS (SELECT 1 FROM log_state WHERE size = 0)",
+            after: BigInt = this.0,
+        );
+    },
+);
+
+/// Whether anything may wait for the log, without a lock.
+pub(super) fn waits(conn: &mut Conn<'_>, after: i64) -> QueryResult<bool> {
+    match conn {
+        Conn::Postgres(conn) => Waits(&after).get_result(*conn),
+        Conn::Sqlite(conn) => Waits(&after).get_result(*conn),
+    }
 }

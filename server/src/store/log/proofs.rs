@@ -64,6 +64,8 @@ pub struct Steps {
     pub state: TreeState,
     /// The steps, each tag once.
     pub steps: Vec<StepFound>,
+    /// Whether there are more than one answer may have.
+    pub is_cut: bool,
 }
 
 /// The events by reservation that end a hand-out, or that are of a last resort.
@@ -97,6 +99,9 @@ const PACKAGE: (
     key_packages::opened,
     key_packages::last_resort,
 );
+
+/// The most steps in one answer, each of 1 to 2 kB.
+const MOST_STEPS: usize = 4_096;
 
 /// The newest uses of a last resort that are looked at.
 const MOST_USES: i64 = 1_000;
@@ -347,7 +352,7 @@ impl Store {
         };
         let known = self.owners(owners, &collected)?;
         let steps = self.read(|conn| found(conn, state, &collected, &places, &known))?;
-        Ok(Some(Ok(Steps { state, steps })))
+        Ok(Some(Ok(Steps { state, is_cut: steps.len() > MOST_STEPS, steps })))
     }
 
     fn owners(&self, owners: &Owners, collected: &Collected) -> Result<HashMap<i64, Arc<Owner>>, StoreError> {
@@ -373,6 +378,9 @@ fn found(
         for (number, step) in event.steps().into_iter().enumerate() {
             let tag = step.tag(&package);
             let is_wanted = *view != View::Earlier || matches!(step, Step::End(_));
+            if steps.len() > MOST_STEPS {
+                return Ok(steps);
+            }
             if !is_wanted || !seen.insert(tag) {
                 continue;
             }

@@ -25,8 +25,14 @@ use super::{
 };
 use crate::store::database::{Conn, Store, StoreError};
 
-/// The most rows of the outbox, or events on SQLite, in one transaction.
+/// The most events in one transaction on SQLite.
 const MOST: i64 = 4_096;
+
+/// The most rows of the outbox in one transaction. A row has up to 64 events, seldom more.
+const MOST_ROWS: i64 = 256;
+
+/// The most events that one statement names.
+const AT_ONCE: usize = 1_000;
 
 /// What this server remembers of its last transactions.
 #[derive(Debug, Default)]
@@ -70,13 +76,12 @@ struct Waiting {
 }
 
 fn waiting(conn: &mut Conn<'_>, state: &TreeState, after: i64) -> Result<Waiting, StoreError> {
-    let most = usize::try_from(MOST).unwrap_or(usize::MAX);
-    let (events, last, count) = match conn {
+    let (events, last, more) = match conn {
         Conn::Postgres(pg) => {
-            let (last, rows, mut ids) = outbox::take(pg, after, MOST)?;
+            let (last, rows, mut ids) = outbox::take(pg, after, MOST_ROWS)?;
             ids.sort_unstable();
             let mut events = Vec::new();
-            for some in ids.chunks(most) {
+            for some in ids.chunks(AT_ONCE) {
                 events.extend(events::by_id(conn, some)?);
             }
             if events.len() != ids.len() {
@@ -86,17 +91,17 @@ fn waiting(conn: &mut Conn<'_>, state: &TreeState, after: i64) -> Result<Waiting
                     "events of the log's outbox are not in the audit trail: they get no leaves"
                 );
             }
-            (events, last, rows)
+            (events, last, i64::try_from(rows).is_ok_and(|rows| rows >= MOST_ROWS))
         }
         Conn::Sqlite(_) => {
             let newest = events::last_id(conn)?;
             let events = events::after(conn, after.max(state.last_event), MOST)?;
-            let count = events.len();
-            let last = if count >= most { events.last().map(|event| event.id) } else { newest };
-            (events, last, count)
+            let more = i64::try_from(events.len()).is_ok_and(|events| events >= MOST);
+            let last = if more { events.last().map(|event| event.id) } else { newest };
+            (events, last, more)
         }
     };
-    Ok(Waiting { events, last, more: count >= most })
+    Ok(Waiting { events, last, more })
 }
 
 /// The leaves of events, each with its event and which of its steps it is of.
@@ -115,7 +120,7 @@ fn seal(
 ) -> Result<Sealed, StoreError> {
     let opened = binds.complete(events);
     let mut opened_events = HashMap::new();
-    for some in opened.chunks(1_000) {
+    for some in opened.chunks(AT_ONCE) {
         opened_events.extend(events::by_id(conn, some)?.into_iter().map(|event| (event.id, event)));
     }
     let devices = events.iter().flat_map(|event| [Some(event.device_id), event.actor]);
@@ -248,6 +253,14 @@ impl Store {
         *kept = new;
         owners.remember(seen);
         Ok(Some(appended))
+    }
+
+    /// Whether anything may wait for the log after this row of the outbox (on SQLite, after this event).
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub fn waits_for_the_log(&self, after: i64) -> Result<bool, StoreError> {
+        self.read(|conn| outbox::waits(conn, after))
     }
 
     /// Names the KeyPackages that a server of the version before has taken. Returns how many there were.
