@@ -17,7 +17,7 @@ fn inspected(what: &str) -> Value {
 
 #[test]
 #[ignore = "needs containers"]
-fn the_image_is_small_and_has_two_programs_and_their_licenses() {
+fn the_image_is_small_and_has_three_programs_and_their_licenses() {
     let image = inspected("keypool");
     assert!(image["Size"].as_u64().unwrap() < 150 * MEGABYTE, "{} bytes", image["Size"]);
     assert_eq!(image["Config"]["User"], "10001:10001");
@@ -30,7 +30,7 @@ fn the_image_is_small_and_has_two_programs_and_their_licenses() {
     let within = |folder: &str| -> Vec<_> {
         files.lines().filter_map(|file| file.strip_prefix(folder)).filter(|file| !file.is_empty()).collect()
     };
-    assert_eq!(within("usr/local/bin/"), ["keypool", "keypool-server"]);
+    assert_eq!(within("usr/local/bin/"), ["keypool", "keypool-server", "keypool-verify"]);
     assert_eq!(within("usr/share/doc/keypool/"), ["LICENSE-APACHE", "LICENSE-MIT", "LICENSES-THIRD-PARTY.txt"]);
     assert!(!files.lines().any(|file| file.ends_with("bin/sh") || file.ends_with("bin/bash")), "there is a shell");
 }
