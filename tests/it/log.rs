@@ -1,4 +1,4 @@
-//! The transparency log of real servers, checked by those whom it is for.
+//! The transparency log of real servers, checked by adders, owners and auditors.
 
 mod access;
 mod checks;

@@ -1,4 +1,4 @@
-//! The transparency log: checkpoints and tiles for everybody, and proofs for those whom leaves are about.
+//! The transparency log: checkpoints and tiles for everybody, and proofs for adders and owners.
 
 use std::sync::Arc;
 

@@ -76,13 +76,14 @@ struct TakeUp<'a> {
 }
 
 /// Adds the events of what [`withdraw_all`] withdraws. Their leaves end hand-outs: see `steps`.
-const NOTE_WITHDRAWALS: &str = "INSERT INTO audit_events (device_id, keypackage_ref, action, last_resort, at, reservation, \
-                                package_id, step, opened) \
-                                SELECT device_id, keypackage_ref, 'revoke', false, $1, \
-                                CASE WHEN step & 3 = 1 THEN reservation END, package_id, \
-                                CASE WHEN step & 3 = 1 THEN step + 1 ELSE (step | 3) + 1 END, \
-                                CASE WHEN step & 3 = 1 THEN opened END \
-                                FROM key_packages WHERE live AND NOT last_resort";
+fn note_withdrawals() -> String {
+    let revoked = steps::REVOKED;
+    format!(
+        "INSERT INTO audit_events (device_id, keypackage_ref, action, last_resort, at, reservation, package_id, step, opened) \
+         SELECT device_id, keypackage_ref, 'revoke', false, $1, CASE WHEN step & 3 = 1 THEN reservation END, package_id, \
+         {revoked}, CASE WHEN step & 3 = 1 THEN opened END FROM key_packages WHERE live AND NOT last_resort"
+    )
+}
 
 /// Withdraws all KeyPackages that may have been handed out, and returns their number. Last resorts stay: any number of
 /// adders may use one at any time.
@@ -90,12 +91,13 @@ fn withdraw_all(conn: &mut Conn<'_>, now: i64) -> QueryResult<usize> {
     match conn {
         Conn::Postgres(conn) => {
             let noted = format!(
-                "WITH noted AS ({NOTE_WITHDRAWALS} RETURNING id) INSERT INTO log_outbox (events) \
-                 SELECT array_agg(id) FROM noted WHERE EXISTS (SELECT 1 FROM log_origins) GROUP BY id / 100"
+                "WITH noted AS ({} RETURNING id) INSERT INTO log_outbox (events) \
+                 SELECT array_agg(id) FROM noted WHERE EXISTS (SELECT 1 FROM log_origins) GROUP BY id / 100",
+                note_withdrawals()
             );
             diesel::sql_query(noted).bind::<BigInt, _>(now).execute(*conn)?;
         }
-        Conn::Sqlite(conn) => drop(diesel::sql_query(NOTE_WITHDRAWALS).bind::<BigInt, _>(now).execute(*conn)?),
+        Conn::Sqlite(conn) => drop(diesel::sql_query(note_withdrawals()).bind::<BigInt, _>(now).execute(*conn)?),
     }
     end_all(conn, now)
 }

@@ -33,12 +33,14 @@ struct Mark<'a> {
 
 statement!(Mark, (Binary, Nullable<Binary>, Integer, Nullable<BigInt>), both => |this, out| {
     push!(out, r"UPDATE key_packages
-SET state = 'spent', ended_at = {now}, key_package = {nothing}, spent_group = {group_id},
-    step = CASE WHEN step & 3 = 1 THEN step + 1 ELSE (step | 3) + 4 END
-WHERE device_id = {owner} AND reservation = {nonce} AND reserved_by = {actor} AND ",
+SET state = 'spent', ended_at = {now}, key_package = {nothing}, spent_group = {group_id}, step = ",
         now: BigInt = &this.now,
         nothing: Binary = &[][..],
         group_id: Binary = &this.spend.group_id,
+    );
+    push!(out, steps::ENDED);
+    push!(out, r"
+WHERE device_id = {owner} AND reservation = {nonce} AND reserved_by = {actor} AND ",
         owner: BigInt = &this.spend.reservation.owner,
         nonce: Binary = nonce_of(&this.spend.reservation),
         actor: BigInt = &this.spend.by.device.0,

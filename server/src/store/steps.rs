@@ -71,8 +71,11 @@ pub(super) fn handout(step: i32, last_resort: bool) -> Option<u32> {
 }
 
 /// SQL: [`ended`] of the row's number.
+pub(super) const ENDED: &str = "CASE WHEN step & 3 = 1 THEN step + 1 ELSE (step | 3) + 4 END";
+
+/// SQL: [`ENDED`] as an expression.
 pub(super) fn ended_in_row() -> SqlLiteral<Integer> {
-    sql("CASE WHEN step & 3 = 1 THEN step + 1 ELSE (step | 3) + 4 END")
+    sql(ENDED)
 }
 
 /// SQL: the row's number after its owner or the operator has revoked it. A last resort's stays.

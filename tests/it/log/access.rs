@@ -1,4 +1,4 @@
-//! The log is read by those whom the operator lets read it.
+//! The operator decides which callers read the log.
 
 use keypool_openapi::ProblemType;
 use keypool_server::config::LogAccess;

@@ -11,10 +11,13 @@ use diesel::{
 use jiff::Timestamp;
 
 use super::request::{SPENDABLE, Spend, Spent, Used};
-use crate::store::database::{
-    StoreError,
-    rows::nonce_of,
-    sql::{push, statement},
+use crate::store::{
+    database::{
+        StoreError,
+        rows::nonce_of,
+        sql::{push, statement},
+    },
+    steps,
 };
 
 /// The reservations to spend, one column for each field.
@@ -55,20 +58,23 @@ statement!(Spends, (BigInt, Binary, Nullable<Binary>, Integer), Pg, PgConnection
 taken AS (
     UPDATE key_packages k
     SET state = 'spent', ended_at = {now}, key_package = '', spent_group = h.group_id,
-        step = CASE WHEN k.step & 3 = 1 THEN k.step + 1 ELSE (k.step | 3) + 4 END
+        step = ",
+        now: BigInt = &this.now,
+    );
+    push!(out, steps::ENDED);
+    push!(out, r"
     FROM held h WHERE k.ctid = h.place
     RETURNING h.spend, h.owner, h.nonce, h.actor, h.group_id, h.bind, k.keypackage_ref, k.package_id, k.step, k.opened),
 noted AS (
     INSERT INTO audit_events (device_id, keypackage_ref, action, actor, reservation, group_id, last_resort, at, package_id,
         step, bind, opened)
-    SELECT owner, keypackage_ref, 'spend', actor, nonce, group_id, false, {noted_at}, package_id, step, bind, opened FROM taken
+    SELECT owner, keypackage_ref, 'spend', actor, nonce, group_id, false, {now}, package_id, step, bind, opened FROM taken
     RETURNING id),
 logged AS (
     INSERT INTO log_outbox (events) SELECT array_agg(id) FROM noted
     HAVING count(*) > 0 AND EXISTS (SELECT 1 FROM log_origins))
 SELECT spend, keypackage_ref, package_id, step FROM taken",
         now: BigInt = &this.now,
-        noted_at: BigInt = &this.now,
     );
 });
 
