@@ -242,7 +242,7 @@ mod tests {
                 "id": 1, "at": TIME, "action": "signature-key-changed", "keypackage_ref": hash, "owner": of, "actor": of,
                 "group_id": "00".repeat(64), "last_resort": false
             });
-            let trail = keypool_openapi::AuditPage { events: vec![read(event)], next: None };
+            let trail = keypool_openapi::AuditPage { events: vec![read(event)], next: None, log: None };
             lines(&events(&crate::answers::Trail::from(trail).events), &[TIME, &hash]);
             let key = json!({ "ciphersuite": 3, "signature_key": "AAAAAAAAAAAAAAAA", "since": TIME });
             let registered = json!({

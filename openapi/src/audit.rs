@@ -3,7 +3,7 @@ use serde::{Deserialize, Serialize};
 use strum::{Display, EnumIter, EnumString, IntoStaticStr};
 use utoipa::{IntoParams, ToSchema};
 
-use crate::{Base64Bytes, DeviceOf, KeyPackageRef, ReservationId, UserName};
+use crate::{Base64Bytes, DeviceOf, KeyPackageRef, LogSize, ReservationId, UserName};
 
 /// Which part of the audit trail to read.
 #[derive(Clone, Debug, Default, Serialize, Deserialize, IntoParams)]
@@ -29,6 +29,11 @@ pub struct AuditPage {
     pub events: Vec<AuditEvent>,
     /// Where the next page begins; `null` on the last page.
     pub next: Option<i64>,
+    /// If the server has a transparency log: its size before the events were read. All steps that it has by then are in the
+    /// trail. If you read several pages, keep that of the first one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    pub log: Option<LogSize>,
 }
 
 /// A step in the life of a KeyPackage.
@@ -99,4 +104,13 @@ pub struct AuditEvent {
     /// With `signature-key-changed`: the new signature key.
     #[serde(default)]
     pub signature_key: Option<Base64Bytes>,
+    /// The number of the hand-out in the transparency log. A last resort has none, and an event that is not in the log.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false, example = 0)]
+    pub handout: Option<u32>,
+    /// How many leaves of the transparency log are of this event: none of an upload or `expire`; 2 if it is also the beginning
+    /// of the hand-out that it ends, such as a spend after the reservation had lapsed.
+    #[serde(default)]
+    #[schema(maximum = 2, example = 1)]
+    pub leaves: u8,
 }

@@ -134,6 +134,16 @@ where
     Ok(list_or_empty::<D, Object<T>, MOST>(deserializer)?.into_iter().map(|Object(item)| item).collect())
 }
 
+/// Reads an optional object.
+pub(crate) fn object<'de, D, T>(deserializer: D) -> Result<Option<T>, D::Error>
+where
+    D: Deserializer<'de>,
+    T: Deserialize<'de>,
+{
+    let object: Option<Object<T>> = Option::deserialize(deserializer)?;
+    Ok(object.map(|Object(value)| value))
+}
+
 /// Reads a field that has its default value if it is left out or `null`.
 pub(crate) fn or_default<'de, D, T>(deserializer: D) -> Result<T, D::Error>
 where
@@ -222,8 +232,8 @@ mod tests {
 
     use super::Object;
     use crate::{
-        AckRequest, CommitRequest, LookupRequest, MAX_TARGETS, MessageRequest, ReserveRequest, RevokeRequest,
-        SpendRequest, UploadRequest,
+        AckRequest, CommitRequest, LookupRequest, MAX_TARGETS, MessageRequest, ProofsRequest, ReserveRequest,
+        RevokeRequest, SpendRequest, UploadRequest,
     };
 
     fn read<T: DeserializeOwned>(text: &str) -> Result<(), String> {
@@ -237,6 +247,7 @@ mod tests {
     #[case(read::<CommitRequest>, r#"{"commit": "AQ==", "recipients": [["bob", "phone"]]}"#)]
     #[case(read::<UploadRequest>, r#"{"keypackages": [], "signature_key_changes": [[1, "AQ==", "AQ=="]]}"#)]
     #[case(read::<AckRequest>, r#"{"refused": [[1, "invalid"]]}"#)]
+    #[case(read::<ProofsRequest>, r#"{"of": [], "since": ["keypool/0123456789abcdef/1-89abcdef", 7]}"#)]
     fn an_array_is_no_object(#[case] read: fn(&str) -> Result<(), String>, #[case] text: &str) {
         let error = read(text).unwrap_err();
         assert!(error.contains("invalid type: sequence, expected an object"), "{error}");
@@ -250,6 +261,7 @@ mod tests {
     )]
     #[case(read::<RevokeRequest>, r#"{"refs": null, "all": null}"#)]
     #[case(read::<AckRequest>, r#"{"ids": null, "unreadable": null, "refused": null}"#)]
+    #[case(read::<ProofsRequest>, r#"{"of": [], "receipt": null, "since": null}"#)]
     #[case(read::<UploadRequest>, r#"{"keypackages": [], "signature_key_changes": null}"#)]
     #[case(
         read::<CommitRequest>,

@@ -1,7 +1,7 @@
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use crate::{Base64Bytes, KeyPackageRef, MAX_PROOFS, ReservationId, objects, or_default};
+use crate::{Base64Bytes, KeyPackageRef, MAX_PROOFS, ReservationId, object, objects, or_default, signed_number};
 
 /// What a caller wants to get that binds the server to a hand-out.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -63,6 +63,51 @@ pub struct ProofsRequest {
     #[serde(default, deserialize_with = "or_default")]
     #[schema(value_type = Option<bool>)]
     pub receipt: bool,
+    /// The checkpoint that the caller has: the answer shows how its own one continues it.
+    #[serde(default, deserialize_with = "object", skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<LogSize>)]
+    pub since: Option<LogSize>,
+}
+
+/// A log, and how many leaves it had.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct LogSize {
+    /// The name of the log.
+    #[schema(pattern = "^keypool/[0-9a-f]{16}/[1-9][0-9]{0,8}-[0-9a-f]{8}$", example = "keypool/0123456789abcdef/1-89abcdef")]
+    pub origin: String,
+    /// The number of its leaves.
+    #[serde(deserialize_with = "signed_number")]
+    #[schema(example = 33)]
+    pub size: u64,
+}
+
+/// The newest checkpoint, and how it continues the one that the caller named by its log and size.
+///
+/// `consistency` and `heirs` are both empty where nothing was named, where the named log is unknown, and, for half a second after
+/// a restore, where the newest log has no entry yet. `consistency` is empty, too, where the named size is 0 or that of the
+/// checkpoint, and where the named log has not so many leaves.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct LogHead {
+    /// The checkpoint, a signed note (C2SP tlog-checkpoint).
+    pub checkpoint: String,
+    /// The consistency path (RFC 9162) from the named size to the checkpoint; or, if `heirs` are there, to the part of the named
+    /// log that the first of them keeps.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub consistency: Vec<Base64Bytes>,
+    /// If the named log has ended: the first entries of the logs that continue it, from the one that kept its tree to the
+    /// newest one.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub heirs: Vec<LogHeir>,
+}
+
+/// A checkpoint that the caller has seen.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct CheckpointRequest {
+    /// The checkpoint, a signed note (C2SP tlog-checkpoint).
+    #[schema(max_length = 16_384)]
+    pub checkpoint: String,
 }
 
 /// What to prove: a reservation that the caller made, or a KeyPackage that it owns.
@@ -87,6 +132,12 @@ pub struct ProofsResponse {
     /// The receipt, if the request asked for one and there is something to sign.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub receipt: Option<String>,
+    /// With `since`: the consistency path, as [`LogHead`] has it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub consistency: Vec<Base64Bytes>,
+    /// With `since`: the logs that continue the named one, as [`LogHead`] has them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub heirs: Vec<LogHeir>,
 }
 
 /// What the server knows of one step.

@@ -87,6 +87,10 @@ pub enum ProblemType {
     NotYourReservation,
     /// The group is in another epoch than the Commit: another Commit came first.
     StaleEpoch,
+    /// The server's transparency log has lost leaves of this checkpoint: its database was restored from a backup.
+    LogRolledBack,
+    /// The server's transparency log contradicts this checkpoint.
+    LogForked,
     /// The queue of a device that the Commit adds has no room for the caller's Welcome.
     QueueFull,
     /// The pool has no room for another KeyPackage.

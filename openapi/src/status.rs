@@ -3,7 +3,7 @@ use serde::{Deserialize, Serialize};
 use strum::{Display, EnumIter, EnumString, IntoStaticStr};
 use utoipa::{IntoParams, ToSchema};
 
-use crate::{DeviceName, UserName};
+use crate::{DeviceName, LogHead, UserName};
 
 /// The health of a pool.
 #[derive(
@@ -94,6 +94,29 @@ pub struct PoolStatus {
     pub draining: Vec<Drain>,
     /// The same counts for each ciphersuite of the pool.
     pub ciphersuites: Vec<SuiteStatus>,
+    /// At `GET /keypackages/status`, if the server has a transparency log: its newest checkpoint.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    pub log: Option<LogHead>,
+}
+
+/// The newest checkpoint that a caller has. The answer shows how the server's newest one continues it.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, IntoParams)]
+#[serde(default, deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub struct StatusQuery {
+    /// The name of its log. Requires `log_size`.
+    #[param(
+        nullable = false,
+        pattern = "^keypool/[0-9a-f]{16}/[1-9][0-9]{0,8}-[0-9a-f]{8}$",
+        example = "keypool/0123456789abcdef/1-89abcdef"
+    )]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub log_origin: Option<String>,
+    /// Its size. Requires `log_origin`.
+    #[param(nullable = false)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub log_size: Option<u64>,
 }
 
 /// A user who reserved a large part of one pool within the last hour.

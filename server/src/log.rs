@@ -1,6 +1,7 @@
 //! The transparency log (docs/transparency.md): signs what the store has logged, and puts events into the log.
 
 mod core;
+mod heads;
 mod key_file;
 mod outbox_end;
 mod reader;

@@ -37,6 +37,8 @@ pub fn table(kind: ProblemType) -> (u16, &'static str) {
         P::AlreadySpent => (409, "The reservation is already spent"),
         P::ReservationLapsed => (409, "The reservation has lapsed"),
         P::NotYourReservation => (403, "Another device made this reservation"),
+        P::LogRolledBack => (409, "The transparency log has lost leaves"),
+        P::LogForked => (409, "The transparency log has another history"),
         P::QueueFull => (409, "A queue has no room for the caller's Welcome"),
         P::PoolFull => (409, "The pool is full"),
         P::PayloadTooLarge => (413, "The body is too large"),

@@ -42,6 +42,7 @@ pub(crate) fn register(config: &mut ServiceConfig<'_>) {
         .service(log::get_log)
         .service(log::get_newest_checkpoint)
         .service(log::prove_steps)
+        .service(log::compare_checkpoint)
         .service(status::list_low_pools)
         .service(devices::register_device)
         .service(devices::list_devices)

@@ -13,6 +13,7 @@ mod group_infos;
 mod health;
 mod inventory;
 mod log;
+mod log_heads;
 mod low_pools;
 mod messages;
 mod mls_messages;

@@ -47,7 +47,9 @@ pub use directory::{Directory, Listed, Listing};
 pub use group_infos::{GroupInfo, ListedGroupRow, NewGroupInfo};
 pub use idempotency::IdempotencyKey;
 pub use late_group_info::{GroupInfoError, KeepGroupInfo};
-pub use log::{Appended, Asked, Edge, LogKey, LogOwner, OriginRow, Owners, StepFound, Steps, TreeState};
+pub use log::{
+    Appended, Asked, Continuation, Edge, LogKey, LogOwner, OriginRow, Owners, Standing, StepFound, Steps, TreeState,
+};
 pub use low_pools::LowPoolPlace;
 pub use messages::{PostError, Queued};
 pub use notify::Heard;

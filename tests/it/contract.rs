@@ -158,6 +158,8 @@ async fn scene(server: &Running, directory: &Path) -> (Http, Http) {
     dictionary("spare-devices", spares);
     let log = anyone.get("/log").await.ok();
     dictionary("origins", vec![log["origin"]["path"].as_str().unwrap().trim_start_matches("log/").to_owned()]);
+    let checkpoint = runner.status().await["log"]["checkpoint"].as_str().unwrap().replace('\n', r"\n");
+    dictionary("checkpoints", vec![checkpoint]);
     dictionary("tiles", ["0/000.p/1", "entries/000.p/1"].map(str::to_owned).to_vec());
     dictionary("key-packages", packages.iter().map(|bytes| encode(bytes)).collect());
     (alice, runner)

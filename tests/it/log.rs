@@ -2,12 +2,15 @@
 
 mod access;
 mod checks;
+mod heads;
 mod key;
 mod proofs;
 mod race;
 mod restores;
 mod steps;
 mod tool;
+mod trails;
 mod twins;
 
 pub use checks::{is_whole, is_whole_at};
+pub use heads::{head, signed};

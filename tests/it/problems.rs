@@ -9,7 +9,10 @@ use rstest::rstest;
 use serde_json::json;
 use strum::IntoEnumIterator;
 
-use crate::support::{Answer, Database, Device, Http, TestServer, encode, tampered, with_the_keys_of};
+use crate::{
+    log::{head, signed},
+    support::{Answer, Database, Device, Http, TestServer, encode, tampered, with_the_keys_of},
+};
 
 const SUITE_3: Ciphersuite = Ciphersuite::MLS_128_DHKEMX25519_CHACHA20POLY1305_SHA256_Ed25519;
 
@@ -120,6 +123,16 @@ async fn provoke(kind: ProblemType, scene: &Scene) -> (u16, Answer) {
             scene.upload(1).await;
             let reservation = bob.reserved("alice").await;
             (403, alice.spend(&reservation, "friends").await)
+        }
+        P::LogRolledBack => {
+            server.sequence().await;
+            let larger = signed(server, &head(bob, None).await.checkpoint, |checkpoint| checkpoint.size += 1);
+            (409, bob.post("/log/checkpoint", &json!({"checkpoint": larger})).await)
+        }
+        P::LogForked => {
+            server.sequence().await;
+            let other = signed(server, &head(bob, None).await.checkpoint, |checkpoint| checkpoint.root = [7; 32]);
+            (409, bob.post("/log/checkpoint", &json!({"checkpoint": other})).await)
         }
         P::PoolFull => {
             scene.upload(2).await;

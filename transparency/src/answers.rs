@@ -8,6 +8,7 @@ use crate::{
     checkpoint::{BadNote, Checkpoint},
     commitment::Opening,
     encoding::{Hash, hashes},
+    history::Head,
     leaf::Leaf,
     merkle::is_included,
     note::Note,
@@ -66,6 +67,12 @@ pub struct Answers {
     /// A receipt of the answers that are not in the tree.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub receipt: Option<String>,
+    /// How the checkpoint continues the one that the client has named, see [`Head`].
+    #[serde(default, with = "hashes", skip_serializing_if = "Vec::is_empty")]
+    pub consistency: Vec<Hash>,
+    /// The logs between the named one and the one of the checkpoint, see [`Head`].
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub heirs: Vec<Heir>,
 }
 
 /// Why answers are not believed. HTTP answers are not signed, so this proves nothing to others.
@@ -118,6 +125,13 @@ impl Answers {
             }
         }
         Ok(CheckedAnswers { checkpoint, answers: self, by_tag })
+    }
+
+    /// The checkpoint, and how it continues the one that the client has named.
+    #[must_use]
+    pub fn head(&self) -> Head {
+        let (consistency, heirs) = (self.consistency.clone(), self.heirs.clone());
+        Head { checkpoint: self.checkpoint.clone(), consistency, heirs }
     }
 
     fn statement(&self, found: &Found) -> Option<Statement> {

@@ -27,7 +27,7 @@ pub struct TrailRow {
     pub at: u64,
     /// The device that holds or held the reservation, `user/device`; empty where nobody does.
     pub actor: String,
-    /// The group for which it is; empty where there is none, and where the server does not tell, since nothing was spent.
+    /// With a spend, the group for which it is; else empty, since the server does not tell.
     #[serde(with = "bytes")]
     pub group_id: Vec<u8>,
     /// The reservation; zero where there is none.
@@ -173,7 +173,8 @@ fn check_row(own: &OwnPackage, row: &TrailRow, answers: &CheckedAnswers<'_>) -> 
     let second = actor.iter().flat_map(|actor| {
         [
             (actor.actor == row.actor, "actor"),
-            (actor.group_id == row.group_id, "group"),
+            // The trail names the group of a spend alone, and an adder may have reserved for another one.
+            (row.event != Event::Spend || actor.group_id == row.group_id, "group"),
             (actor.reservation_id == row.reservation_id, "reservation"),
         ]
     });

@@ -9,7 +9,7 @@ use actix_web::{
     web,
 };
 use keypool_openapi::{
-    AckRequest, CommitRequest, GroupInfoRequest, LookupRequest, MAX_KEY_PACKAGE_SIZE, MAX_LOOKUP_USERS,
+    AckRequest, CheckpointRequest, CommitRequest, GroupInfoRequest, LookupRequest, MAX_KEY_PACKAGE_SIZE, MAX_LOOKUP_USERS,
     MAX_MESSAGE_SIZE, MAX_UPLOAD_BATCH, MAX_USER_NAME_SIZE, MessageRequest, Object, ProblemType, ProofsRequest,
     RegisterRequest, ReleaseRequest, ReserveRequest, RevokeRequest, SpendRequest, UploadRequest,
 };
@@ -62,6 +62,7 @@ impl Body for ReleaseRequest {}
 impl Body for RevokeRequest {}
 impl Body for AckRequest {}
 impl Body for ProofsRequest {}
+impl Body for CheckpointRequest {}
 impl Body for CommitRequest {
     /// A Commit, a Welcome and a GroupInfo in base64, and two thousand names.
     const LIMIT: usize = 3 * MAX_MESSAGE_SIZE * 4 / 3 + 1024 * 1024;

@@ -27,7 +27,7 @@ use crate::{
 /// The transparency log of a database. It exists only where the server has the log's key.
 pub struct Log {
     pub(super) store: Store,
-    key: KeyFile,
+    pub(super) key: KeyFile,
     pub(super) owners: Owners,
     pub(super) edge: Edge,
     /// The keys of the logs, by their numbers.

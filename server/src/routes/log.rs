@@ -5,7 +5,7 @@ use actix_web::{
     http::header::{CACHE_CONTROL, LOCATION},
     post, web,
 };
-use keypool_openapi::{LogInfo, ProblemType, ProofsRequest, ProofsResponse};
+use keypool_openapi::{CheckpointRequest, LogInfo, ProblemType, ProofsRequest, ProofsResponse};
 use keypool_transparency::tile::TileId;
 
 use crate::{
@@ -105,12 +105,32 @@ pub(crate) async fn get_tile(
     Ok(HttpResponse::Ok().content_type("application/octet-stream").insert_header((CACHE_CONTROL, FOR_EVER)).body(bytes))
 }
 
+/// Compare a checkpoint that the caller has with the log.
+///
+/// The server knows the checkpoint's log, and has all its leaves. If not, its database went back to a backup, or was copied: send
+/// the newest checkpoint that you have after the server was not reachable, and keep it if it is refused.
+#[utoipa::path(
+    tag = "log",
+    request_body = CheckpointRequest,
+    responses((status = 204, description = "The log continues the checkpoint")),
+    extensions(("x-problems" = json!([ProblemType::LogRolledBack, ProblemType::LogForked, ProblemType::NotFound])))
+)]
+#[post("/log/checkpoint")]
+pub(crate) async fn compare_checkpoint(
+    service: web::Data<Service>,
+    Signed(_caller, request): Signed<CheckpointRequest>,
+) -> Result<HttpResponse, Failure> {
+    service.compare_checkpoint(request).await?;
+    Ok(HttpResponse::NoContent().finish())
+}
+
 /// Prove what the log has of the caller's hand-outs.
 ///
 /// For reservations that the caller made, and for KeyPackages of its own pool: the leaf of each step with its path to one
 /// checkpoint, and what it commits to, as much as the caller may see. An adder sees how earlier hand-outs of the KeyPackage
 /// ended, and its own. An owner sees all of its own, without groups that it was not added to. Steps of KeyPackages that the
-/// server has forgotten are left out. With `receipt`, the server signs what is not in the log yet.
+/// server has forgotten are left out. With `receipt`, the server signs what is not in the log yet. With `since`, it shows how the
+/// checkpoint continues the one that the caller has.
 #[utoipa::path(
     tag = "log",
     request_body = ProofsRequest,

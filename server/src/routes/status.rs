@@ -1,7 +1,7 @@
 //! The status of one pool, and the list of low pools.
 
 use actix_web::{get, web};
-use keypool_openapi::{DeviceName, LowPools, LowPoolsQuery, PoolStatus, ProblemType, UserName};
+use keypool_openapi::{DeviceName, LowPools, LowPoolsQuery, PoolStatus, ProblemType, StatusQuery, UserName};
 
 use crate::{
     auth::{Admin, Params},
@@ -11,16 +11,20 @@ use crate::{
 };
 
 /// Get the status of the caller's own pool.
+///
+/// Also the newest checkpoint of the transparency log, and how it continues the one that the caller names.
 #[utoipa::path(
     tag = "keypackages",
+    params(StatusQuery),
     responses((status = 200, description = "The pool's counts and health, and how many KeyPackages to upload", body = PoolStatus))
 )]
 #[get("/keypackages/status")]
 pub(crate) async fn get_pool_status(
     service: web::Data<Service>,
     caller: Caller,
+    query: Params<StatusQuery>,
 ) -> Result<web::Json<PoolStatus>, Failure> {
-    Ok(web::Json(service.status(caller.device).await?))
+    Ok(web::Json(service.status(caller.device, query.0).await?))
 }
 
 /// Get the status of any device's pool.
@@ -30,7 +34,7 @@ pub(crate) async fn get_pool_status(
         ("user" = UserName, Path, description = "The user"),
         ("device" = DeviceName, Path, description = "One of the user's devices")
     ),
-    responses((status = 200, description = "What the device itself gets at /keypackages/status", body = PoolStatus)),
+    responses((status = 200, description = "What the device itself gets at /keypackages/status, without `log`", body = PoolStatus)),
     extensions(("x-problems" = json!([ProblemType::UnknownDevice])))
 )]
 #[get("/admin/users/{user}/devices/{device}/status")]

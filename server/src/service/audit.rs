@@ -21,7 +21,13 @@ impl Service {
         }
         match (reader, user) {
             (Reader::Device(caller), None) => {
-                self.block(move |service, _| service.store.audit(caller.device.id, before, limit)).await
+                self.block(move |service, _| {
+                    // Before the rows: all steps below this size are among them.
+                    let log = service.log_size()?;
+                    let page = service.store.audit(caller.device.id, before, limit)?;
+                    Ok::<_, Failure>(AuditPage { log, ..page })
+                })
+                .await
             }
             (Reader::Device(_), Some(_)) => Err(Failure::new(
                 ProblemType::Forbidden,
@@ -29,7 +35,9 @@ impl Service {
             )),
             (Reader::Admin, Some(user)) => {
                 self.block(move |service, _| {
-                    service.store.audit_of_user(&user, before, limit)?.ok_or_else(|| unknown_user(&user))
+                    let log = service.log_size()?;
+                    let page = service.store.audit_of_user(&user, before, limit)?;
+                    page.map(|page| AuditPage { log, ..page }).ok_or_else(|| unknown_user(&user))
                 })
                 .await
             }

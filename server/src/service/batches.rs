@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use jiff::{SignedDuration, Timestamp};
 use keypool_openapi::ReserveResponse;
+use keypool_transparency::note::Note;
 use keypool_validation::key_package::Rules;
 
 use super::{policy::Policy, times::whole_second, upload::Uploader};
@@ -14,7 +15,7 @@ use crate::{
     problem::Failure,
     store::{
         DeviceId, PoolContents, ReservationError, Reserve, ReserveError, Reserved, Spend, Spent, Store, StoreError,
-        UploadLimits,
+        TreeState, UploadLimits,
     },
     work::{Work, not_finished},
 };
@@ -62,7 +63,7 @@ impl Batches {
                 work,
             )?,
             spend: Batcher::start(Spends { store: store.clone(), log: log.cloned() }, size, work)?,
-            status: Batcher::start(Contents { store: store.clone() }, size, work)?,
+            status: Batcher::start(Contents { store: store.clone(), log: log.cloned() }, size, work)?,
             // One worker validates while the other stores, on both databases.
             upload: Batcher::start(uploader, Size { workers: WORKERS, room, most: MOST_UPLOADS }, work)?,
         })
@@ -191,28 +192,40 @@ pub(super) fn draining_since(now: Timestamp) -> Timestamp {
     now.saturating_sub(DRAIN_SPAN).unwrap_or(Timestamp::MIN)
 }
 
-/// Reads the contents of pools, several in one statement.
+/// Reads the contents of pools, several in one statement, and the newest checkpoint.
 pub(super) struct Contents {
     pub store: Store,
+    pub log: Option<Arc<Log>>,
+}
+
+/// What a status is made from.
+#[derive(Clone)]
+pub(super) struct Read {
+    pub contents: Arc<PoolContents>,
+    /// The newest tree of the log, and its checkpoint.
+    pub head: Option<(TreeState, Note)>,
+    /// When it was read.
+    pub at: Timestamp,
 }
 
 impl Contents {
-    fn read(&self, owners: &[DeviceId], now: Timestamp) -> Result<Vec<Arc<PoolContents>>, StoreError> {
-        self.store.contents(owners, draining_since(now))
+    fn read(&self, owners: &[DeviceId], at: Timestamp) -> Result<Vec<Read>, StoreError> {
+        let pools = self.store.contents(owners, draining_since(at))?;
+        let head = self.log.as_ref().map(|log| log.head()).transpose()?;
+        Ok(pools.into_iter().map(|contents| Read { contents, head: head.clone(), at }).collect())
     }
 }
 
 impl Batch for Contents {
     const NAME: &'static str = "status";
     type Request = DeviceId;
-    /// The contents, and the time at which they were read.
-    type Answer = (Arc<PoolContents>, Timestamp);
+    type Answer = Read;
 
-    fn together(&self, owners: &[DeviceId], now: Timestamp) -> Result<Vec<Option<Self::Answer>>, StoreError> {
-        Ok(self.read(owners, now)?.into_iter().map(|contents| Some((contents, now))).collect())
+    fn together(&self, owners: &[DeviceId], now: Timestamp) -> Result<Vec<Option<Read>>, StoreError> {
+        Ok(self.read(owners, now)?.into_iter().map(Some).collect())
     }
 
-    fn alone(&self, owner: DeviceId, now: Timestamp) -> Result<Self::Answer, Failure> {
-        Ok((self.read(&[owner], now)?.pop().unwrap_or_default(), now))
+    fn alone(&self, owner: DeviceId, now: Timestamp) -> Result<Read, Failure> {
+        self.read(&[owner], now)?.pop().ok_or_else(not_finished)
     }
 }

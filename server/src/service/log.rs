@@ -10,12 +10,12 @@ use keypool_transparency::{
     tile::TileId,
 };
 
-use super::{Service, reservations::lost_reservation};
+use super::{Service, log_heads::checked, reservations::lost_reservation};
 use crate::{
     caller::Caller,
     log::Log,
     problem::Failure,
-    store::{Asked, OriginRow, StepFound, Steps},
+    store::{Asked, Continuation, OriginRow, StepFound, Steps},
 };
 
 /// For how long tiles are kept at least, in seconds: 120 days. Adders refuse KeyPackages that live longer than 90.
@@ -27,7 +27,7 @@ fn no_log() -> Failure {
 }
 
 impl Service {
-    fn log(&self) -> Result<&Arc<Log>, Failure> {
+    pub(super) fn log(&self) -> Result<&Arc<Log>, Failure> {
         self.log.as_ref().ok_or_else(no_log)
     }
 
@@ -89,6 +89,7 @@ impl Service {
             return Err(Failure::new(ProblemType::MalformedRequest, detail));
         }
         let asked = request.of.into_iter().map(asked).collect::<Result<Vec<_>, _>>()?;
+        let since = request.since.map(checked).transpose()?;
         // Each costs the database a few look-ups.
         self.limits.request(&caller.device.user, asked.len() / 32)?;
         let (store, wants_receipt) = (self.store.clone(), request.receipt);
@@ -114,7 +115,9 @@ impl Service {
                     None
                 };
                 let proofs = steps.into_iter().map(|step| Answer { tag: step.tag, found: step.found }).collect();
-                Ok::<_, Failure>(Answers { checkpoint: log.sign(&state)?, proofs, receipt })
+                let since = since.map(|since| log.since(&state, &since.origin, since.size)).transpose()?;
+                let Continuation { consistency, heirs } = since.unwrap_or_default();
+                Ok::<_, Failure>(Answers { checkpoint: log.sign(&state)?, proofs, receipt, consistency, heirs })
             })
             .await
     }

@@ -4,10 +4,17 @@ use std::{cmp::Reverse, collections::BTreeMap, sync::Arc};
 
 use jiff::Timestamp;
 use keypool_openapi::{
-    DeviceName, Drain, Health, LastResortStatus, PoolStatus, State, SuiteStatus, UserName, inventory_digest,
+    DeviceName, Drain, Health, LastResortStatus, PoolStatus, State, StatusQuery, SuiteStatus, UserName,
+    inventory_digest,
 };
 
-use super::{Service, batches::draining_since, devices::unknown_device, policy::Watermarks};
+use super::{
+    Service,
+    batches::{Read, draining_since},
+    devices::unknown_device,
+    log_heads::named,
+    policy::Watermarks,
+};
 use crate::{
     problem::Failure,
     store::{AsOf, DeviceRow, LiveKeyPackage, PoolContents, StoreError},
@@ -17,10 +24,21 @@ use crate::{
 const SOON: i64 = 48 * 60 * 60;
 
 impl Service {
-    /// Returns the status of the caller's pool.
-    pub async fn status(&self, caller: Arc<DeviceRow>) -> Result<PoolStatus, Failure> {
-        let (contents, now) = self.batches.status.run(caller.id).await?;
-        Ok(summarise(&caller, &contents, self.policy.health, self.as_of(now)))
+    /// Returns the status of the caller's pool, and the newest checkpoint of the log.
+    pub async fn status(&self, caller: Arc<DeviceRow>, query: StatusQuery) -> Result<PoolStatus, Failure> {
+        let since = named(query)?;
+        let Read { contents, head, at } = self.batches.status.run(caller.id).await?;
+        let log = match head {
+            Some(head) => Some(self.log_head(head, since).await?),
+            None => None,
+        };
+        Ok(PoolStatus { log, ..summarise(&caller, &contents, self.policy.health, self.as_of(at)) })
+    }
+
+    /// Returns the status of a device's pool.
+    pub(super) async fn pool_status(&self, device: &DeviceRow) -> Result<PoolStatus, Failure> {
+        let Read { contents, at, .. } = self.batches.status.run(device.id).await?;
+        Ok(summarise(device, &contents, self.policy.health, self.as_of(at)))
     }
 
     /// Returns the status of any device's pool, for the operator.
@@ -29,7 +47,7 @@ impl Service {
             let found = service.store.find(&user, &device)?;
             found.ok_or_else(|| unknown_device(&user, &device))
         });
-        self.status(Arc::new(found.await?)).await
+        self.pool_status(&found.await?).await
     }
 
     /// Like [`Self::status`], on a thread that may block.
@@ -81,6 +99,7 @@ fn summarise(device: &DeviceRow, contents: &PoolContents, watermarks: Watermarks
         inventory_digest: digest(&contents.live, as_of),
         draining: draining(&contents.handed_out, watermarks),
         ciphersuites,
+        log: None,
     }
 }
 

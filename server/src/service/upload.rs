@@ -44,7 +44,7 @@ impl Service {
         if accepted.is_empty() && rejected.iter().all(|r| r.reason == RejectionReason::PoolFull) {
             return Err(Failure::new(ProblemType::PoolFull, rejected.swap_remove(0).detail));
         }
-        let pool = self.status(device).await?;
+        let pool = self.pool_status(&device).await?;
         Ok(UploadResponse { accepted, rejected, changed_signature_keys: changed, pool })
     }
 

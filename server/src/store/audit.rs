@@ -227,6 +227,16 @@ pub(super) struct EventRow {
     at: i64,
     until: Option<i64>,
     signature_key: Option<Vec<u8>>,
+    package_id: Option<Vec<u8>>,
+    step: Option<i32>,
+}
+
+impl EventRow {
+    /// The number of the step, if the event is in the log.
+    fn logged(&self) -> Option<i32> {
+        // A package that cannot be read has an empty name, and no leaves.
+        self.step.filter(|_| self.package_id.as_ref().is_some_and(|id| !id.is_empty()))
+    }
 }
 
 statements! {
@@ -268,7 +278,7 @@ fn page(
     let names = Names::from_columns(devices::devices_by_id(conn, &devices)?)?;
     let next = if rows.len() == limit as usize { rows.last().map(|row| row.id) } else { None };
     let events = rows.into_iter().map(|row| event(row, &names, key)).collect::<Result<_, _>>()?;
-    Ok(AuditPage { events, next })
+    Ok(AuditPage { events, next, log: None })
 }
 
 fn event(row: EventRow, names: &Names, key: &DigestKey) -> Result<AuditEvent, StoreError> {
@@ -277,6 +287,7 @@ fn event(row: EventRow, names: &Names, key: &DigestKey) -> Result<AuditEvent, St
         None => row.action.parse().map_err(StoreError::fatal)?,
     };
     let owner = names.of(row.device_id)?;
+    let logged = row.logged();
     let group_id = match (row.group_id, action) {
         // After the spend, the owner is in the group and may see its id.
         (Some(group_id), Action::Spend) => Some(group_id),
@@ -295,6 +306,8 @@ fn event(row: EventRow, names: &Names, key: &DigestKey) -> Result<AuditEvent, St
         last_resort: row.last_resort,
         until: row.until.map(timestamp).transpose()?,
         signature_key: row.signature_key.map(Base64Bytes),
+        handout: logged.and_then(|step| steps::handout(step, row.last_resort)),
+        leaves: logged.map_or(0, |step| steps::count(step, row.last_resort)),
     })
 }
 

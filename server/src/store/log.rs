@@ -5,6 +5,7 @@
 
 mod binds;
 mod events;
+mod heads;
 mod origins;
 mod outbox;
 mod owners;
@@ -16,6 +17,7 @@ mod state;
 mod tiles;
 mod unnamed;
 
+pub use heads::{Continuation, Standing};
 pub(super) use origins::begin_another;
 pub use origins::{LogKey, OriginRow};
 pub use owners::{Owner as LogOwner, Owners};

@@ -70,6 +70,11 @@ pub(super) fn handout(step: i32, last_resort: bool) -> Option<u32> {
     u32::try_from(step >> 2).ok().filter(|_| !last_resort)
 }
 
+/// How many leaves an event with this number has.
+pub(super) fn count(step: i32, last_resort: bool) -> u8 {
+    if !last_resort && matches!(leaves(step), Leaves::Both(_)) { 2 } else { 1 }
+}
+
 /// SQL: [`ended`] of the row's number.
 pub(super) const ENDED: &str = "CASE WHEN step & 3 = 1 THEN step + 1 ELSE (step | 3) + 4 END";
 

@@ -55,6 +55,10 @@ async fn without_a_key_file_postgresql_has_no_log() {
     let anyone = Http::new(&server.base);
     anyone.get("/log").await.is_problem(404, keypool_openapi::ProblemType::NotFound);
     let bob = anyone.registered("bob", "phone").await;
+    assert!(bob.status().await.get("log").is_none());
+    assert!(bob.get("/keypackages/audit").await.ok().get("log").is_none());
     let proofs = bob.post("/log/proofs", &serde_json::json!({"of": []})).await;
     proofs.is_problem(404, keypool_openapi::ProblemType::NotFound);
+    let shown = bob.post("/log/checkpoint", &serde_json::json!({"checkpoint": ""})).await;
+    shown.is_problem(404, keypool_openapi::ProblemType::NotFound);
 }

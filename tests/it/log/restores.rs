@@ -2,11 +2,15 @@
 
 use std::time::Instant;
 
-use keypool_transparency::{answers::Found, verdict::Verdict};
+use keypool_openapi::ProblemType;
+use keypool_transparency::{answers::Found, history::Succession, verdict::Verdict};
 use rstest::rstest;
 use serde_json::{Value, json};
 
-use super::checks::{policy, proofs, reserve};
+use super::{
+    checks::{policy, proofs, reserve},
+    heads::{head, show},
+};
 use crate::{
     restore::{backed_up, serving},
     support::{Database, Device, Http, PATIENCE, ServerProcess},
@@ -39,10 +43,12 @@ async fn what_a_backup_has_stays_proven_under_a_new_name(#[values(Database::Post
     let of_kept = json!([{"reservation_id": kept.reservation["reservation_id"]}]);
     logged(&bob, &of_kept).await;
     let before = policy(&bob).await;
+    let seen = head(&bob, None).await.checkpoint;
     let (place, backup) = backed_up(place).await;
     let lost = reserve(&bob, ("bob", "phone"), "alice", "friends").await;
     let of_lost = json!([{"reservation_id": lost.reservation["reservation_id"]}]);
     logged(&bob, &of_lost).await;
+    let newer = head(&bob, None).await.checkpoint;
     let old = anyone.get("/log").await.ok();
     let address = server.address().to_owned();
     server.kill();
@@ -57,6 +63,14 @@ async fn what_a_backup_has_stays_proven_under_a_new_name(#[values(Database::Post
     let mut followed = before.clone();
     followed.follow(&new["origin"]["key_note"].as_str().unwrap().parse().unwrap()).unwrap();
     let answers = logged(&bob, &of_kept).await;
+    // The newest checkpoint continues what the backup has, and says where it ends.
+    let keys = followed.log_keys();
+    let after = async |kept| head(&bob, Some(&keys.checkpoint(kept).unwrap())).await.succession(kept, &keys).unwrap();
+    assert_eq!(after(&seen).await, Succession::Continues);
+    let shortened = after(&newer).await;
+    assert!(matches!(shortened, Succession::Shortened { kept } if kept >= keys.checkpoint(&seen).unwrap().size), "{shortened:?}");
+    assert_eq!(show(&bob, &seen).await.status, 204);
+    show(&bob, &newer).await.is_problem(409, ProblemType::LogRolledBack);
     let heirs = |found: &Found| matches!(found, Found::Included { heirs, .. } if heirs.len() == 1);
     assert_eq!(answers.proofs.iter().filter(|proof| heirs(&proof.found)).count(), 2);
     let verdict = kept.verdict_of(&answers, &[], &followed);

@@ -14,6 +14,7 @@ use super::{
 impl World<'_> {
     pub fn is_the_pool(&self, who: Who, mut shown: PoolStatus) {
         shown.draining.clear();
+        shown.log = None;
         let parts = [shown.available, shown.reserved, shown.spent, shown.expired, shown.revoked];
         assert_eq!(parts.iter().sum::<u64>(), shown.total, "the counts do not add up: {shown:?}");
         assert_eq!(json!(shown), json!(self.model.status(who)));

@@ -41,6 +41,7 @@ impl Model {
             expiring_soon: sum(|s| s.expiring_soon),
             last_upload: self.last_upload[owner].map(time),
             fenced_at: None,
+            log: None,
             last_resort: LastResortStatus {
                 present: all.iter().any(|s| s.last_resort.present),
                 uses: sum(|s| s.last_resort.uses),

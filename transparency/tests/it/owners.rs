@@ -53,8 +53,12 @@ fn a_trail_that_tells_another_story_is_found_by_the_owner() {
     other.rows[1].actor = B.to_owned();
     assert_eq!(server.check_owner(&other), differs(Step::End(0), "actor"));
     let mut other = own.clone();
-    other.rows[0].group_id = b"other".to_vec();
-    assert_eq!(server.check_owner(&other), differs(Step::Open(0), "group"));
+    other.rows[1].group_id = b"other".to_vec();
+    assert_eq!(server.check_owner(&other), differs(Step::End(0), "group"));
+    // The trail does not name the group of a reserve.
+    let mut other = own.clone();
+    other.rows[0].group_id = Vec::new();
+    assert_eq!(server.check_owner(&other), Verdict::Fine);
     let mut other = own.clone();
     other.rows[0].at += 1;
     assert_eq!(server.check_owner(&other), differs(Step::Open(0), "time"));

@@ -2,10 +2,10 @@
 
 use jiff::Timestamp;
 use keypool_openapi::{
-    AcceptedKeyPackage, AckRequest, AckResponse, Action, AuditEvent, AuditPage, Base64Bytes, CommitRequest,
+    AcceptedKeyPackage, AckRequest, AckResponse, Action, AuditEvent, AuditPage, Base64Bytes, CheckpointRequest, CommitRequest,
     CommitResponse, Device, DeviceList, DeviceName, DeviceOf, Drain, EndedKeyPackage, FoundStep, GroupInfoRequest,
     GroupInfoResponse, GroupList, Health, IncludedLeaf, InventoryItem, InventoryPage, KeptGroupInfo, KeyPackageRef,
-    LastResortStatus, LeafOpening, ListedGroup, LogInfo, LogOrigin, LookupRequest, LookupResponse, LowPool, LowPools,
+    LastResortStatus, LeafOpening, ListedGroup, LogHead, LogInfo, LogOrigin, LogSize, LookupRequest, LookupResponse, LowPool, LowPools,
     MessageKind, MessageRequest, MessageResponse, MessagesPage, MissingDevice, MissingReason, PoolStatus,
     PreviousSignatureKey, ProofOf, ProofsRequest, ProofsResponse, QueuedMessage, RegisterRequest, RegisterResponse,
     RejectedKeyPackage, RejectionReason, ReleaseRequest, ReleaseResponse, RemovedDevice, Reservation, ReservationId,
@@ -29,6 +29,13 @@ const OWNER: &str = "erika";
 pub(crate) const KEY_PACKAGE: &str = "AAEABQABAAE=";
 
 const TOKEN: &str = "keypool_tTnyVvyUjlJVyjUTbW0zQxzSnf6aEYpAfHyZxpQPnG0";
+
+/// The transparency log of the examples.
+const LOG: &str = "keypool/0123456789abcdef/1-89abcdef";
+
+/// Its checkpoint, without the signature.
+const CHECKPOINT: &str =
+    "keypool/0123456789abcdef/1-89abcdef\n33\nyseb/9r18oj38owFgeeKOIOKlN5hZQextK6/aD2hlrM=\n\n\u{2014} …\n";
 
 /// Adds the examples to the document.
 pub(super) struct Examples;
@@ -92,6 +99,7 @@ fn example(operation: &str) -> Option<Example> {
             }),
         ),
         "get_log" => of(None, value(&log())),
+        "compare_checkpoint" => of(json(&CheckpointRequest { checkpoint: CHECKPOINT.to_owned() }), Value::Null),
         "prove_steps" => of(json(&proofs()), value(&proven())),
         "release_reservation" => of(
             json(&ReleaseRequest { reservation_id: reservation_id() }),
@@ -100,7 +108,8 @@ fn example(operation: &str) -> Option<Example> {
         "revoke_key_packages" => {
             of(json(&RevokeRequest { refs: Some(vec![hash(0xa1), hash(0xa2)]), all: None }), value(&revoked()))
         }
-        "get_pool_status" | "get_user_pool_status" => of(None, value(&status())),
+        "get_pool_status" => of(None, value(&PoolStatus { log: Some(log_head()), ..status() })),
+        "get_user_pool_status" => of(None, value(&status())),
         "list_inventory" => of(None, value(&inventory())),
         "list_audit_events" => of(None, value(&audit())),
         "list_low_pools" => of(None, value(&low_pools())),
@@ -213,12 +222,11 @@ fn uploaded() -> UploadResponse {
 }
 
 fn log() -> LogInfo {
-    let name = "keypool/0123456789abcdef/1-89abcdef";
     LogInfo {
         origin: LogOrigin {
-            origin: name.to_owned(),
+            origin: LOG.to_owned(),
             path: "log/1-89abcdef".to_owned(),
-            key: format!("{name}+89abcdef+AeK9MlN5zD1jX5QxGp0l0mJ8uXoQYb0Qm0nJf1dS5vXz"),
+            key: format!("{LOG}+89abcdef+AeK9MlN5zD1jX5QxGp0l0mJ8uXoQYb0Qm0nJf1dS5vXz"),
             key_note: None,
         },
         before: Vec::new(),
@@ -228,7 +236,11 @@ fn log() -> LogInfo {
 
 fn proofs() -> ProofsRequest {
     let of = ProofOf { reservation_id: Some(reservation_id()), keypackage_ref: None };
-    ProofsRequest { of: vec![of], receipt: false }
+    ProofsRequest { of: vec![of], receipt: false, since: Some(LogSize { origin: LOG.to_owned(), size: 17 }) }
+}
+
+fn log_head() -> LogHead {
+    LogHead { checkpoint: CHECKPOINT.to_owned(), consistency: vec![Base64Bytes(vec![0xb3; 32])], heirs: Vec::new() }
 }
 
 fn proven() -> ProofsResponse {
@@ -241,14 +253,14 @@ fn proven() -> ProofsResponse {
         heirs: Vec::new(),
     };
     ProofsResponse {
-        checkpoint:
-            "keypool/0123456789abcdef/1-89abcdef\n33\nyseb/9r18oj38owFgeeKOIOKlN5hZQextK6/aD2hlrM=\n\n\u{2014} …\n"
-                .to_owned(),
+        checkpoint: CHECKPOINT.to_owned(),
         proofs: vec![
             StepProof { tag: hash(0xd1), found: FoundStep::Included(included) },
             StepProof { tag: hash(0xd2), found: FoundStep::Pending },
         ],
         receipt: None,
+        consistency: vec![hash(0xb3)],
+        heirs: Vec::new(),
     }
 }
 
@@ -334,6 +346,7 @@ fn status() -> PoolStatus {
         inventory_digest: "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855".to_owned(),
         draining: vec![Drain { user: user("mallory"), handed_out: 20 }],
         ciphersuites: vec![suite],
+        log: None,
     }
 }
 
@@ -369,8 +382,11 @@ fn audit() -> AuditPage {
             last_resort: false,
             until: Some(time(60)),
             signature_key: None,
+            handout: Some(0),
+            leaves: 1,
         }],
         next: Some(4711),
+        log: Some(LogSize { origin: LOG.to_owned(), size: 33 }),
     }
 }
 
