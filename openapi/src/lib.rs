@@ -38,8 +38,8 @@ pub use ids::{
 };
 pub use inventory::{InventoryItem, InventoryPage, InventoryQuery, inventory_digest};
 pub use log::{
-    CheckpointRequest, FoundStep, IncludedLeaf, LeafOpening, LogHead, LogHeir, LogInfo, LogOrigin, LogSize, Proof, ProofOf,
-    ProofsRequest, ProofsResponse, StepProof,
+    CheckpointRequest, FoundStep, IncludedLeaf, LeafOpening, LogHead, LogHeir, LogInfo, LogOrigin, LogSize, Proof,
+    ProofOf, ProofsRequest, ProofsResponse, StepProof,
 };
 pub use messages::{
     AckRequest, AckResponse, MessageKind, MessageRequest, MessageResponse, MessagesPage, MessagesQuery, QueuedMessage,
@@ -56,7 +56,9 @@ pub use signature_keys::{
 };
 pub use spend::{SpendRequest, SpendResponse};
 pub use state::State;
-pub use status::{Drain, Health, LastResortStatus, LowPool, LowPools, LowPoolsQuery, PoolStatus, StatusQuery, SuiteStatus};
+pub use status::{
+    Drain, Health, LastResortStatus, LowPool, LowPools, LowPoolsQuery, PoolStatus, StatusQuery, SuiteStatus,
+};
 pub use upload::{AcceptedKeyPackage, RejectedKeyPackage, RejectionReason, UploadRequest, UploadResponse};
 
 pub use fields::Object;

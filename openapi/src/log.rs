@@ -74,7 +74,10 @@ pub struct ProofsRequest {
 #[serde(deny_unknown_fields)]
 pub struct LogSize {
     /// The name of the log.
-    #[schema(pattern = "^keypool/[0-9a-f]{16}/[1-9][0-9]{0,8}-[0-9a-f]{8}$", example = "keypool/0123456789abcdef/1-89abcdef")]
+    #[schema(
+        pattern = "^keypool/[0-9a-f]{16}/[1-9][0-9]{0,8}-[0-9a-f]{8}$",
+        example = "keypool/0123456789abcdef/1-89abcdef"
+    )]
     pub origin: String,
     /// The number of its leaves.
     #[serde(deserialize_with = "signed_number")]

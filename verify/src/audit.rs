@@ -182,7 +182,9 @@ impl Audit {
                 .with("size", target.size)
                 .with("size_before", kept.size),
             ),
-            Succession::NotShown | Succession::OtherLog => return Err(AuditError::OtherRoot(target.size)),
+            Succession::NotShown | Succession::OtherLog | Succession::Shortened { .. } => {
+                return Err(AuditError::OtherRoot(target.size));
+            }
         })
     }
 

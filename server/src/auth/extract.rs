@@ -9,9 +9,9 @@ use actix_web::{
     web,
 };
 use keypool_openapi::{
-    AckRequest, CheckpointRequest, CommitRequest, GroupInfoRequest, LookupRequest, MAX_KEY_PACKAGE_SIZE, MAX_LOOKUP_USERS,
-    MAX_MESSAGE_SIZE, MAX_UPLOAD_BATCH, MAX_USER_NAME_SIZE, MessageRequest, Object, ProblemType, ProofsRequest,
-    RegisterRequest, ReleaseRequest, ReserveRequest, RevokeRequest, SpendRequest, UploadRequest,
+    AckRequest, CheckpointRequest, CommitRequest, GroupInfoRequest, LookupRequest, MAX_KEY_PACKAGE_SIZE,
+    MAX_LOOKUP_USERS, MAX_MESSAGE_SIZE, MAX_UPLOAD_BATCH, MAX_USER_NAME_SIZE, MessageRequest, Object, ProblemType,
+    ProofsRequest, RegisterRequest, ReleaseRequest, ReserveRequest, RevokeRequest, SpendRequest, UploadRequest,
 };
 use serde::{
     Deserialize, Deserializer,

@@ -3,12 +3,7 @@
 use std::sync::Arc;
 
 use keypool_openapi::{Base64Bytes, CheckpointRequest, LogHead, LogHeir, LogSize, ProblemType, StatusQuery};
-use keypool_transparency::{
-    encoding::Hash,
-    note::Note,
-    origin::Origin,
-    statement::Heir,
-};
+use keypool_transparency::{encoding::Hash, note::Note, origin::Origin, statement::Heir};
 
 use super::Service;
 use crate::{
@@ -26,7 +21,9 @@ pub(super) fn named(query: StatusQuery) -> Result<Option<LogSize>, Failure> {
     match (query.log_origin, query.log_size) {
         (None, None) => Ok(None),
         (Some(origin), Some(size)) => checked(LogSize { origin, size }).map(Some),
-        _ => Err(malformed("`log_origin` and `log_size` belong together: send the name and the size of one checkpoint.")),
+        _ => {
+            Err(malformed("`log_origin` and `log_size` belong together: send the name and the size of one checkpoint."))
+        }
     }
 }
 
@@ -35,7 +32,8 @@ pub(super) fn checked(since: LogSize) -> Result<LogSize, Failure> {
     match since.origin.parse::<Origin>() {
         Ok(_) => Ok(since),
         Err(error) => {
-            let detail = format!("{:?} is no name of a log: {error}. Send the first line of a checkpoint.", since.origin);
+            let detail =
+                format!("{:?} is no name of a log: {error}. Send the first line of a checkpoint.", since.origin);
             Err(malformed(detail))
         }
     }

@@ -68,7 +68,10 @@ async fn what_a_backup_has_stays_proven_under_a_new_name(#[values(Database::Post
     let after = async |kept| head(&bob, Some(&keys.checkpoint(kept).unwrap())).await.succession(kept, &keys).unwrap();
     assert_eq!(after(&seen).await, Succession::Continues);
     let shortened = after(&newer).await;
-    assert!(matches!(shortened, Succession::Shortened { kept } if kept >= keys.checkpoint(&seen).unwrap().size), "{shortened:?}");
+    assert!(
+        matches!(shortened, Succession::Shortened { kept } if kept >= keys.checkpoint(&seen).unwrap().size),
+        "{shortened:?}"
+    );
     assert_eq!(show(&bob, &seen).await.status, 204);
     show(&bob, &newer).await.is_problem(409, ProblemType::LogRolledBack);
     let heirs = |found: &Found| matches!(found, Found::Included { heirs, .. } if heirs.len() == 1);

@@ -48,6 +48,9 @@ fn event(action: Action) -> Event {
 
 /// The rows of an event: two if it is the beginning of its hand-out, too.
 fn rows(event_of: &AuditEvent) -> Vec<TrailRow> {
+    if event_of.leaves == 0 {
+        return Vec::new();
+    }
     let (actor, group_id) = match event_of.action {
         Action::Spend => (event_of.actor.as_ref(), event_of.group_id.clone().unwrap().0),
         // The actor of a revocation is the owner or the operator.
@@ -64,7 +67,6 @@ fn rows(event_of: &AuditEvent) -> Vec<TrailRow> {
         reservation_id: id.unwrap_or_default(),
     };
     match event_of.leaves {
-        0 => Vec::new(),
         1 => vec![row],
         _ => vec![TrailRow { event: Event::Reserve, group_id: Vec::new(), ..row.clone() }, row],
     }

@@ -125,7 +125,13 @@ fn the_checks_of_an_adder() {
             heirs: Vec::new(),
         },
     });
-    let answers = Answers { checkpoint: log.checkpoint(), proofs: proofs.collect(), receipt: None, consistency: Vec::new(), heirs: Vec::new() };
+    let answers = Answers {
+        checkpoint: log.checkpoint(),
+        proofs: proofs.collect(),
+        receipt: None,
+        consistency: Vec::new(),
+        heirs: Vec::new(),
+    };
     let receipts: Vec<_> = hand_outs
         .iter()
         .map(|(_, leaf, _)| Receipt {

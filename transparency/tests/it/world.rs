@@ -273,7 +273,13 @@ impl Server {
             let tag = step.tag(&package);
             Answer { tag, found: self.find(&tag, viewer, is_own(step)) }
         };
-        Answers { checkpoint: self.log.checkpoint(), proofs: steps.iter().map(answer).collect(), receipt: None, consistency: Vec::new(), heirs: Vec::new() }
+        Answers {
+            checkpoint: self.log.checkpoint(),
+            proofs: steps.iter().map(answer).collect(),
+            receipt: None,
+            consistency: Vec::new(),
+            heirs: Vec::new(),
+        }
     }
 
     pub fn adder_answers(&self, hand_out: usize) -> Answers {

@@ -2,15 +2,16 @@
 
 use jiff::Timestamp;
 use keypool_openapi::{
-    AcceptedKeyPackage, AckRequest, AckResponse, Action, AuditEvent, AuditPage, Base64Bytes, CheckpointRequest, CommitRequest,
-    CommitResponse, Device, DeviceList, DeviceName, DeviceOf, Drain, EndedKeyPackage, FoundStep, GroupInfoRequest,
-    GroupInfoResponse, GroupList, Health, IncludedLeaf, InventoryItem, InventoryPage, KeptGroupInfo, KeyPackageRef,
-    LastResortStatus, LeafOpening, ListedGroup, LogHead, LogInfo, LogOrigin, LogSize, LookupRequest, LookupResponse, LowPool, LowPools,
-    MessageKind, MessageRequest, MessageResponse, MessagesPage, MissingDevice, MissingReason, PoolStatus,
-    PreviousSignatureKey, ProofOf, ProofsRequest, ProofsResponse, QueuedMessage, RegisterRequest, RegisterResponse,
-    RejectedKeyPackage, RejectionReason, ReleaseRequest, ReleaseResponse, RemovedDevice, Reservation, ReservationId,
-    ReserveRequest, ReserveResponse, RevokeRequest, RevokeResponse, SignatureKey, SpendRequest, SpendResponse, State,
-    StepProof, SuiteStatus, TokenResponse, Undelivered, UndeliveredReason, UploadRequest, UploadResponse, UserName,
+    AcceptedKeyPackage, AckRequest, AckResponse, Action, AuditEvent, AuditPage, Base64Bytes, CheckpointRequest,
+    CommitRequest, CommitResponse, Device, DeviceList, DeviceName, DeviceOf, Drain, EndedKeyPackage, FoundStep,
+    GroupInfoRequest, GroupInfoResponse, GroupList, Health, IncludedLeaf, InventoryItem, InventoryPage, KeptGroupInfo,
+    KeyPackageRef, LastResortStatus, LeafOpening, ListedGroup, LogHead, LogInfo, LogOrigin, LogSize, LookupRequest,
+    LookupResponse, LowPool, LowPools, MessageKind, MessageRequest, MessageResponse, MessagesPage, MissingDevice,
+    MissingReason, PoolStatus, PreviousSignatureKey, ProofOf, ProofsRequest, ProofsResponse, QueuedMessage,
+    RegisterRequest, RegisterResponse, RejectedKeyPackage, RejectionReason, ReleaseRequest, ReleaseResponse,
+    RemovedDevice, Reservation, ReservationId, ReserveRequest, ReserveResponse, RevokeRequest, RevokeResponse,
+    SignatureKey, SpendRequest, SpendResponse, State, StepProof, SuiteStatus, TokenResponse, Undelivered,
+    UndeliveredReason, UploadRequest, UploadResponse, UserName,
 };
 use serde::Serialize;
 use serde_json::Value;
