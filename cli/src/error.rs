@@ -125,6 +125,10 @@ pub fn hint(error: &ClientError) -> Option<&'static str> {
             "run `keypool receive`: the device comes back by itself if it can. Otherwise ask another member to invite its user \
              again, or make a new group with `keypool group renew GROUP`"
         }
+        E::UnknownSigner { .. } => {
+            "run `keypool receive`: it asks the members that this device knows, and one of them brings it back when it is \
+             online. If none of them is left, run `keypool group forget GROUP`, and ask another member to invite its user"
+        }
         E::Leaving { .. } => {
             "wait until another member lets it go, or delete the group with `keypool group forget GROUP`"
         }
