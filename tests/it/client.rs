@@ -21,6 +21,7 @@ mod groups;
 pub mod helpers;
 mod honest;
 mod impostors;
+mod links_by_command;
 mod lying_server;
 mod mls_rs;
 mod outputs;
