@@ -31,6 +31,22 @@ pub struct NewToken {
     pub token: Option<String>,
 }
 
+/// A code for a further device, and the device that was registered with it.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct LinkedDevice {
+    /// The code, for `keypool init --link`; `null` when a device has used it.
+    pub code: Option<String>,
+    /// The text of the QR code: the code with the server and the user; `null` when a device has used it.
+    pub link: Option<String>,
+    /// When the code ends.
+    #[schema(value_type = String, format = DateTime)]
+    pub expires_at: jiff::Timestamp,
+    /// The device that was registered; `null` while the command waits.
+    pub device: Option<DeviceName>,
+    /// The ids of the groups to which this device added the new one.
+    pub invited: Vec<String>,
+}
+
 /// The server of this device.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct ServerAddress {

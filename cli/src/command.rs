@@ -26,6 +26,7 @@ use crate::{
     doctor::{self, Verdict},
     error::{Error, Result},
     groups::{self, GroupCommand, ReceiveArgs, SendArgs},
+    link::Link,
     output::{Output, print_help, print_raw},
     passphrase::{self, PassphraseCommand},
     retries::Retries,
@@ -194,7 +195,7 @@ enum Command {
         #[arg(long, value_name = "URL")]
         set: Option<String>,
     },
-    /// List your devices, remove one, or give one a new token
+    /// List your devices, let a further one in, remove one, or give one a new token
     #[command(subcommand)]
     Device(DeviceCommand),
     /// Encrypt this device's file, change its passphrase, or decrypt it
@@ -223,11 +224,11 @@ enum Command {
 #[derive(Debug, Args)]
 struct InitArgs {
     /// The server's address
-    #[arg(long, value_name = "URL")]
-    server: String,
+    #[arg(long, value_name = "URL", required_unless_present = "link")]
+    server: Option<String>,
     /// The owner of this device
-    #[arg(long, value_name = "NAME")]
-    user: UserName,
+    #[arg(long, value_name = "NAME", required_unless_present = "link")]
+    user: Option<UserName>,
     /// The device's name, unique among the user's devices
     #[arg(long, value_name = "NAME", default_value = "main")]
     device: DeviceName,
@@ -235,6 +236,11 @@ struct InitArgs {
     /// enrolment token, or one of its identity provider
     #[arg(long, value_name = "TOKEN", env = "KEYPOOL_USER_TOKEN", hide_env_values = true)]
     user_token: Option<SecretString>,
+    /// The code that `keypool device link` prints on another device of the user, or the text of its QR code, which has the server
+    /// and the user, too
+    #[arg(long, value_name = "CODE", env = "KEYPOOL_LINK", hide_env_values = true, conflicts_with = "user_token")]
+    #[arg(value_parser = Link::read)]
+    link: Option<Link>,
     /// A ciphersuite in which to keep a pool, by its number in RFC 9420; may be given several times
     #[arg(long, value_name = "NUMBER", value_parser = ciphersuite, default_values_t = [u16::from(CIPHERSUITE)])]
     ciphersuite: Vec<u16>,
@@ -347,7 +353,8 @@ async fn run(cli: Cli, output: &Output) -> Result<ExitCode> {
 }
 
 async fn init(args: InitArgs, directory: &Path, mut settings: Settings, output: &Output) -> Result<()> {
-    let InitArgs { server, user, device, user_token, ciphersuite, encrypt } = args;
+    let InitArgs { server, user, device, user_token, link, ciphersuite, encrypt } = args;
+    let (server, user, user_token) = Link::complete(link, (server, user, user_token))?;
     settings.passphrase = match settings.passphrase {
         None if LocalStore::is_encrypted(directory)? => Some(secrets::ask_passphrase(directory)?),
         None if encrypt => {

@@ -5,13 +5,24 @@ use keypool_client::MlsClient;
 use keypool_openapi::DeviceName;
 use secrecy::ExposeSecret as _;
 
-use crate::{error::Result, output::Output};
+use crate::{
+    error::Result,
+    link::{LinkArgs, link},
+    output::Output,
+};
 
 /// The subcommands of `keypool device`.
 #[derive(Debug, Subcommand)]
 pub enum DeviceCommand {
     /// List your devices, with their signature keys
     List,
+    /// Let a further device of yours in
+    ///
+    /// Prints a code, with which the new device registers, once and within 10 minutes. On a terminal it is a QR code, too. Then
+    /// waits for the new device, and offers to add it to your groups. A new code ends the earlier one. With --json, prints one
+    /// object with the code, and another one when the device is registered.
+    #[command(after_help = "Example: keypool device link")]
+    Link(LinkArgs),
     /// Remove one of your devices from the server
     ///
     /// Its token ends, and nobody can add it to groups any more. It stays in its groups: remove it there with `keypool group
@@ -34,6 +45,7 @@ pub enum DeviceCommand {
 
 pub async fn device(command: DeviceCommand, client: &MlsClient, output: &Output) -> Result<()> {
     match command {
+        DeviceCommand::Link(args) => link(&args, client, output).await,
         DeviceCommand::List => output.devices(client.identity().device(), &client.devices().await?),
         DeviceCommand::Remove { device } => output.device_removed(&client.remove_device(&device).await?),
         DeviceCommand::RotateToken { device } => {

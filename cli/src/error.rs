@@ -14,6 +14,9 @@ pub enum Error {
     /// The arguments cannot be used.
     #[error("{0}")]
     Usage(String),
+    /// Nobody used the code of `keypool device link` in time.
+    #[error("no device was registered with the code, and it has ended")]
+    LinkOver,
     /// A file cannot be used.
     #[error("cannot {doing} {}", path.display())]
     File {
@@ -61,7 +64,9 @@ impl Error {
         match self {
             Self::Client(error) => error.is_retryable(),
             Self::Unsent { .. } => true,
-            Self::Usage(_) | Self::File { .. } | Self::Unprinted { .. } | Self::Unwritten { .. } => false,
+            Self::Usage(_) | Self::LinkOver | Self::File { .. } | Self::Unprinted { .. } | Self::Unwritten { .. } => {
+                false
+            }
         }
     }
 
@@ -69,7 +74,7 @@ impl Error {
     pub fn with_causes(&self) -> String {
         match self {
             Self::Client(error) => error.with_causes(),
-            Self::Usage(_) => self.to_string(),
+            Self::Usage(_) | Self::LinkOver => self.to_string(),
             Self::File { source, .. } | Self::Unprinted { source } | Self::Unwritten { source } => {
                 format!("{self}: {source}")
             }
@@ -91,6 +96,7 @@ impl Error {
         match self {
             Self::Client(error) => hint(error),
             Self::Usage(_) => None,
+            Self::LinkOver => Some("run `keypool device link` again: it makes a new code"),
             Self::File { .. } => Some("check that the file exists, and that you may read it"),
             Self::Unprinted { .. } => {
                 Some("run `keypool receive` again with an output that works: it prints everything again")
@@ -124,6 +130,10 @@ pub fn hint(error: &ClientError) -> Option<&'static str> {
         E::FellBehind { .. } => {
             "run `keypool receive`: the device comes back by itself if it can. Otherwise ask another member to invite its user \
              again, or make a new group with `keypool group renew GROUP`"
+        }
+        E::UnknownSigner { .. } => {
+            "run `keypool receive`: it asks the members that this device knows, and one of them brings it back when it is \
+             online. If none of them is left, run `keypool group forget GROUP`, and ask another member to invite its user"
         }
         E::Leaving { .. } => {
             "wait until another member lets it go, or delete the group with `keypool group forget GROUP`"

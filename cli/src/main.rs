@@ -9,6 +9,7 @@ mod doctor;
 mod error;
 mod groups;
 mod incoming;
+mod link;
 mod output;
 mod passphrase;
 mod retries;

@@ -18,7 +18,7 @@ use serde::Serialize;
 use serde_json::json;
 
 use crate::{
-    answers::{Done, Failure, NewToken, ServerAddress, Token, Trail},
+    answers::{Done, Failure, LinkedDevice, NewToken, ServerAddress, Token, Trail},
     colour::{painted, warning},
     doctor::Check,
     error::{Error, Result},
@@ -187,6 +187,36 @@ impl Output {
 
     pub fn devices(&self, own: &DeviceName, devices: &[Device]) -> Result<()> {
         self.answer(&devices, || tables::text(tables::devices(own, devices)))
+    }
+
+    /// The code for a further device; `waits`: the command goes on until a device has used it.
+    pub fn link_made(
+        &self,
+        identity: &DeviceIdentity,
+        made: &LinkedDevice,
+        picture: Option<&str>,
+        waits: bool,
+    ) -> Result<()> {
+        self.answer(made, || {
+            let code = made.code.as_deref().unwrap_or_default();
+            let (server, user) = (argument(identity.server()), argument(identity.user().as_str()));
+            let mut text = format!(
+                "Run this on the new device by {}:\n\n  keypool init --server {server} --user {user} --device NAME --link {code}\n",
+                made.expires_at
+            );
+            if let Some(picture) = picture {
+                let _ = write!(text, "\nOr read this picture there, for `keypool init --link`:\n\n{picture}\n");
+            }
+            if waits {
+                text += "\nWaiting for the new device. Ctrl-C ends the wait; the code stays valid.";
+            }
+            text.trim_end().to_owned()
+        })
+    }
+
+    /// The device that was registered with the code.
+    pub fn device_linked(&self, linked: &LinkedDevice) -> Result<()> {
+        self.answer(linked, String::new)
     }
 
     pub fn device_removed(&self, removed: &RemovedDevice) -> Result<()> {

@@ -12,7 +12,7 @@ use utoipa::{
 };
 
 use crate::{
-    answers::{Done, Failure, NewToken, ServerAddress, Token, Trail},
+    answers::{Done, Failure, LinkedDevice, NewToken, ServerAddress, Token, Trail},
     doctor::Check,
 };
 
@@ -90,6 +90,7 @@ pub fn document() -> Value {
     all.one::<Token>(&["token"]);
     all.one::<ServerAddress>(&["server"]);
     all.list::<Device>("device-list");
+    all.one::<LinkedDevice>(&["device-link"]);
     all.one::<RemovedDevice>(&["device-remove"]);
     all.one::<NewToken>(&["device-rotate-token"]);
     all.one::<Group>(&["group-create"]);

@@ -16,12 +16,12 @@ use backon::{ExponentialBuilder, Retryable};
 use http::{Request, Response};
 use jiff::SignedDuration;
 use keypool_openapi::{
-    AckRequest, AckResponse, AuditPage, AuditQuery, CommitRequest, CommitResponse, DeviceList, DeviceName,
+    AckRequest, AckResponse, AuditPage, AuditQuery, CommitRequest, CommitResponse, DeviceLinks, DeviceList, DeviceName,
     DevicesQuery, GroupId, GroupInfoRequest, GroupInfoResponse, GroupList, GroupsQuery, InventoryItem, InventoryPage,
     InventoryQuery, KeptGroupInfo, LookupRequest, LookupResponse, MessageRequest, MessageResponse, MessagesPage,
-    MessagesQuery, PoolStatus, RegisterRequest, RegisterResponse, ReleaseRequest, ReleaseResponse, RemovedDevice,
-    ReserveRequest, ReserveResponse, RevokeRequest, RevokeResponse, SpendRequest, SpendResponse, TokenResponse,
-    UploadRequest, UploadResponse, UserName,
+    MessagesQuery, NewDeviceLink, PoolStatus, RegisterRequest, RegisterResponse, ReleaseRequest, ReleaseResponse,
+    RemovedDevice, ReserveRequest, ReserveResponse, RevokeRequest, RevokeResponse, SpendRequest, SpendResponse,
+    TokenResponse, UploadRequest, UploadResponse, UserName,
 };
 use parking_lot::RwLock;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
@@ -163,6 +163,17 @@ impl ApiClient {
     pub async fn devices_with_removed(&self, user: &UserName) -> Result<DeviceList> {
         let query = DevicesQuery { removed: Some(true) };
         self.call(Call::get(&devices_path(user)).query(&query)?).await
+    }
+
+    /// Makes a code with which a further device of the user registers. The call is not repeated after a lost answer: another code
+    /// would end the first.
+    pub async fn make_device_link(&self) -> Result<NewDeviceLink> {
+        self.attempt(&Call::post_nothing("devices/links"), TRY_TIMEOUT).await
+    }
+
+    /// The codes that the user's devices made, and the devices that used them.
+    pub async fn device_links(&self) -> Result<DeviceLinks> {
+        self.call(Call::get("devices/links")).await
     }
 
     /// Removes one of the user's own devices.

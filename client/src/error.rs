@@ -159,6 +159,13 @@ pub enum Error {
         /// The sender of the Commit; `None` if the Commit did not arrive.
         by: Option<String>,
     },
+    /// This device fell behind, and the newest change of the group is by a member that came in meanwhile. A server could have
+    /// made that member up, so this device does not come back by its word: it asks the members that it knows.
+    #[error("this device fell behind in the group {group:?}, and does not know the member that changed it last")]
+    UnknownSigner {
+        /// The group.
+        group: String,
+    },
     /// This device has asked the other members to let it go, so it can neither write in the group nor change it.
     #[error("this device has asked to leave the group {group:?}")]
     Leaving {

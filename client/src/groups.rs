@@ -1,5 +1,6 @@
 //! Groups: their members, their Commits, and their messages.
 
+mod admission;
 mod arrivals;
 mod ask;
 mod checks;

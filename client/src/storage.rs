@@ -22,6 +22,7 @@ mod test_support;
 mod tests;
 mod turns;
 
+pub(crate) use arrivals::{Arrival, Ask};
 pub(crate) use commits::PendingCommit;
 pub(crate) use device::IdentityRow;
 pub(crate) use groups::{GroupRow, RefusedCommit};

@@ -24,6 +24,7 @@ import {
   joinGroup,
   mlsExporter,
   processMessage,
+  proposeAddExternal,
 } from "ts-mls";
 import { makeKeyPackageRef } from "ts-mls/keyPackage.js";
 
@@ -49,9 +50,9 @@ function lifetime() {
   return { notBefore: now - 3_600n, notAfter: now + 14n * 86_400n };
 }
 
-/** A path of the group: its id is base64url there, and base64 everywhere else. */
-function path(group: ClientState, what: string) {
-  const id = encode(group.groupContext.groupId).replaceAll("+", "-").replaceAll("/", "_").replaceAll("=", "");
+/** A path of a group: its id is base64url there, and base64 everywhere else. */
+function path(groupId: Uint8Array, what: string) {
+  const id = encode(groupId).replaceAll("+", "-").replaceAll("/", "_").replaceAll("=", "");
   return `/groups/${id}/${what}`;
 }
 
@@ -78,8 +79,9 @@ export class Device {
     private readonly keys: { signKey: Uint8Array; publicKey: Uint8Array },
   ) {}
 
-  static async register(server: string, name: Name): Promise<Device> {
-    const { token } = await call(server, undefined, "POST", "/devices", name);
+  /** A further device of a user shows a token of the user, or `keypool_link_` and the code that another device of the user made. */
+  static async register(server: string, name: Name, shown?: string): Promise<Device> {
+    const { token } = await call(server, shown, "POST", "/devices", name);
     return new Device(server, token, name, await suite.signature.keygen());
   }
 
@@ -112,6 +114,22 @@ export class Device {
     await this.commit(proposals, ids);
   }
 
+  /** Asks the members of the groups of its user to add this device, by a proposal from outside (RFC 9420, section 12.1.8). */
+  async ask() {
+    const { groups } = await this.call("GET", "/groups");
+    for (const { group_id } of groups) {
+      const id = decode(group_id);
+      const { group_info, members, epoch } = await this.call("GET", path(id, "info"));
+      const message = decodeMlsMessage(decode(group_info), 0)?.[0];
+      if (message?.wireformat !== "mls_group_info") throw new Error("the server keeps no GroupInfo");
+      // It only says which key this device has: a member adds a KeyPackage that it reserves.
+      const { publicPackage, privatePackage } = await this.keyPackage();
+      const proposal = await proposeAddExternal(message.groupInfo, publicPackage, privatePackage, suite);
+      const body = { message: encode(encodeMlsMessage(proposal)), recipients: members, expected_epoch: epoch };
+      await this.call("POST", path(id, "messages"), body);
+    }
+  }
+
   /** Replaces this device's keys in the group, and commits the proposals that it has. */
   async update() {
     await this.commit([], []);
@@ -126,7 +144,7 @@ export class Device {
     const wrapped = welcome !== undefined && reservations.length > 0
       ? encode(encodeMlsMessage({ version: "mls10", wireformat: "mls_welcome", welcome }))
       : null;
-    await this.call("POST", path(group, "commits"), {
+    await this.call("POST", path(group.groupContext.groupId, "commits"), {
       commit: encode(encodeMlsMessage(commit)),
       welcome: wrapped,
       proof: encode(await proof(group)),
@@ -206,7 +224,7 @@ export class Device {
   private async send(message: MLSMessage) {
     const group = this.current();
     const body = { message: encode(encodeMlsMessage(message)), recipients: others(group) };
-    await this.call("POST", path(group, "messages"), body);
+    await this.call("POST", path(group.groupContext.groupId, "messages"), body);
   }
 
   private call(method: string, path: string, body?: object) {

@@ -35,6 +35,53 @@ pub struct RegisterResponse {
     pub token: String,
 }
 
+/// A code by which a further device of the user registers, once.
+#[derive(Clone, Serialize, Deserialize, ToSchema)]
+pub struct NewDeviceLink {
+    /// The code. No other answer has it: the server stores only its hash.
+    #[schema(example = "K7QP-2M4X-9TRD")]
+    pub code: String,
+    /// When it ends, if nobody has used it.
+    #[schema(value_type = String, format = DateTime)]
+    pub expires_at: Timestamp,
+}
+
+/// The codes of a user's devices.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct DeviceLinks {
+    /// The codes, at most one of each device.
+    pub links: Vec<DeviceLink>,
+}
+
+/// A code by which a further device of a user registers.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct DeviceLink {
+    /// The device that made it.
+    #[schema(example = "laptop")]
+    pub made_by: DeviceName,
+    /// Its state.
+    pub state: LinkState,
+    /// The device that was registered with it; `null` if none was.
+    #[serde(default)]
+    #[schema(example = "phone")]
+    pub device: Option<DeviceName>,
+    /// When it ends, or has ended.
+    #[schema(value_type = String, format = DateTime)]
+    pub expires_at: Timestamp,
+}
+
+/// The state of a code for a further device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum LinkState {
+    /// A device can be registered with it.
+    Open,
+    /// A device was registered with it.
+    Used,
+    /// Its time is over, the token of its device has ended, or there were too many wrong codes.
+    Over,
+}
+
 /// A device's new bearer token.
 #[derive(Clone, Serialize, Deserialize, ToSchema)]
 pub struct TokenResponse {

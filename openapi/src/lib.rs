@@ -28,8 +28,8 @@ mod upload;
 pub use audit::{Action, AuditEvent, AuditPage, AuditQuery};
 pub use commits::{CommitRequest, CommitResponse, Undelivered, UndeliveredReason};
 pub use devices::{
-    Device, DeviceList, DeviceOf, DevicesQuery, LookupRequest, LookupResponse, RegisterRequest, RegisterResponse,
-    RemovedDevice, TokenResponse,
+    Device, DeviceLink, DeviceLinks, DeviceList, DeviceOf, DevicesQuery, LinkState, LookupRequest, LookupResponse,
+    NewDeviceLink, RegisterRequest, RegisterResponse, RemovedDevice, TokenResponse,
 };
 pub use groups::{GroupInfoRequest, GroupInfoResponse, GroupList, GroupsQuery, KeptGroupInfo, ListedGroup};
 pub use ids::{

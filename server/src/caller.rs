@@ -60,6 +60,9 @@ pub enum Bearer {
     Admin,
     /// The holder of an enrolment token, by its SHA-256. The registration checks the token and uses it up.
     Enrolment([u8; 32]),
+    /// The holder of a code that a device made for a further device of its user, by its SHA-256. The registration checks the code
+    /// and uses it up.
+    Link([u8; 32]),
     /// A user that the operator's identity provider has named.
     User(UserName),
     /// The holder of an unknown token.

@@ -6,6 +6,7 @@ mod devices;
 mod group_infos;
 mod health;
 mod inventory;
+mod links;
 mod log;
 mod messages;
 mod metrics;
@@ -48,6 +49,8 @@ pub(crate) fn register(config: &mut ServiceConfig<'_>) {
         .service(devices::list_devices)
         .service(devices::lookup_devices)
         .service(devices::change_device_token)
+        .service(links::make_device_link)
+        .service(links::list_device_links)
         .service(devices::remove_device)
         .service(devices::remove_user_device)
         .service(status::get_user_pool_status)

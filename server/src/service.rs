@@ -12,6 +12,7 @@ mod examples;
 mod group_infos;
 mod health;
 mod inventory;
+mod links;
 mod log;
 mod log_heads;
 mod low_pools;

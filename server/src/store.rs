@@ -15,6 +15,7 @@ mod group_infos;
 mod idempotency;
 mod inventory;
 mod late_group_info;
+mod links;
 mod locks;
 mod log;
 mod low_pools;
@@ -47,6 +48,7 @@ pub use directory::{Directory, Listed, Listing};
 pub use group_infos::{GroupInfo, ListedGroupRow, NewGroupInfo};
 pub use idempotency::IdempotencyKey;
 pub use late_group_info::{GroupInfoError, KeepGroupInfo};
+pub use links::{LinkRow, NewLink};
 pub use log::{
     Appended, Asked, Continuation, Edge, LogKey, LogOwner, OriginRow, Owners, Standing, StepFound, Steps, TreeState,
 };

@@ -1,5 +1,6 @@
 //! The client library and the `keypool` command against real servers.
 
+mod admission;
 mod applications;
 mod arrivals;
 mod backup;
@@ -20,6 +21,7 @@ mod groups;
 pub mod helpers;
 mod honest;
 mod impostors;
+mod links_by_command;
 mod lying_server;
 mod mls_rs;
 mod outputs;
@@ -35,6 +37,7 @@ mod returns_by_command;
 mod rfc9420;
 mod rotation;
 mod ts_mls;
+mod unknown_signers;
 mod unusual;
 mod verify;
 mod wrong_clock;

@@ -29,6 +29,7 @@ mod language;
 mod lapse;
 mod lifecycle;
 mod limits;
+mod links;
 mod log;
 mod log_checker;
 mod messages;

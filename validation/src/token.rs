@@ -87,6 +87,57 @@ impl Token {
     }
 }
 
+/// The prefix of a code in an `Authorization` header.
+const LINK_PREFIX: &str = "keypool_link_";
+/// The digits of a code: Crockford's Base32, which leaves out letters that look like others.
+const LINK_DIGITS: &[u8; 32] = b"0123456789ABCDEFGHJKMNPQRSTVWXYZ";
+const LINK_LENGTH: usize = 12;
+
+/// A code by which a device registers a further device of its user: 60 random bits, in 12 letters and digits. People type it.
+#[derive(Clone)]
+pub struct LinkCode(SecretString);
+
+impl LinkCode {
+    /// A new code.
+    ///
+    /// # Errors
+    /// When the operating system gives no random bytes.
+    pub fn generate() -> Result<Self, SysError> {
+        let mut random = [0; LINK_LENGTH];
+        SysRng.try_fill_bytes(&mut random)?;
+        // 256 is a multiple of 32, so that each digit is as likely as any other.
+        let code: String = random.map(|byte| char::from(LINK_DIGITS[usize::from(byte % 32)])).iter().collect();
+        Ok(Self(code.into()))
+    }
+
+    /// Reads a code from the [bearer token](bearer) of a header; `None` if it is not one. Hyphens and spaces do not count, nor does
+    /// the case of letters.
+    #[must_use]
+    pub fn from_bearer(token: &str) -> Option<Self> {
+        let typed = token.strip_prefix(LINK_PREFIX)?.chars().filter(|letter| !matches!(letter, '-' | ' '));
+        let digit = |letter: char| match letter.to_ascii_uppercase() {
+            'O' => Some('0'),
+            'I' | 'L' => Some('1'),
+            digit => u8::try_from(digit).is_ok_and(|digit| LINK_DIGITS.contains(&digit)).then_some(digit),
+        };
+        let code = typed.take(LINK_LENGTH + 1).map(digit).collect::<Option<String>>()?;
+        (code.len() == LINK_LENGTH).then(|| Self(code.into()))
+    }
+
+    /// The hash that the server stores.
+    #[must_use]
+    pub fn hash(&self) -> [u8; 32] {
+        Sha256::new().chain_update(LINK_PREFIX).chain_update(self.0.expose_secret()).finalize().into()
+    }
+
+    /// The code as people read it, for the one answer that shows it.
+    #[must_use]
+    pub fn reveal(&self) -> String {
+        let code = self.0.expose_secret();
+        format!("{}-{}-{}", &code[..4], &code[4..8], &code[8..])
+    }
+}
+
 fn checksum(prefix: &str, secret: &[u8; SECRET_BYTES]) -> [u8; CHECKSUM_BYTES] {
     let digest = Sha256::new().chain_update(prefix).chain_update(secret).finalize();
     std::array::from_fn(|byte| digest[byte])
@@ -143,6 +194,22 @@ mod tests {
     fn a_token_from_before_checksums_is_one() {
         let token = format!("{PREFIX}{}", URL_SAFE_NO_PAD.encode([7; SECRET_BYTES]));
         assert_eq!(Token::from_header(&format!("Bearer {token}")).unwrap().reveal(), token);
+    }
+
+    #[test]
+    fn a_code_is_read_as_people_type_it() {
+        let read = |typed: &str| LinkCode::from_bearer(&format!("keypool_link_{typed}")).map(|code| code.reveal());
+        for typed in ["0123-45AB-CDYZ", "0123 45ab cdyz", "O12345abCDyz", "0L23-45AB-CDYZ", "oi2345abcdyz"] {
+            assert_eq!(read(typed).as_deref(), Some("0123-45AB-CDYZ"), "{typed}");
+        }
+        for bad in ["", "0123-45AB-CDY", "0123-45AB-CDYZ0", "0123-45AB-CDYU", "0123-45AB-CDY\u{e9}", "0123_45AB_CDYZ"] {
+            assert_eq!(read(bad), None, "{bad}");
+        }
+        assert!(LinkCode::from_bearer("0123-45AB-CDYZ").is_none());
+        let (one, other) = (LinkCode::generate().unwrap(), LinkCode::generate().unwrap());
+        assert_ne!(one.hash(), other.hash());
+        let typed = LinkCode::from_bearer(&format!("keypool_link_{}", one.reveal())).unwrap();
+        assert_eq!(typed.hash(), one.hash());
     }
 
     #[test]

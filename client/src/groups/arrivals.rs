@@ -6,16 +6,22 @@ use keypool_openapi::{DeviceOf, Undelivered};
 use tracing::{info, warn};
 
 use super::{
+    commit::Change,
     content::Content,
     group::{GroupState, members_of},
     incoming::Event,
+    invite::Invitees,
     membership::MlsMembership,
+    messages::log_undelivered,
 };
-use crate::error::Result;
+use crate::{
+    error::Result,
+    storage::{Arrival, Ask},
+};
 
 impl MlsMembership<'_> {
     /// Sets whether members bring new devices of the group's users in by themselves, and tells the other members. They do by
-    /// default.
+    /// default. Commits an update, too: its GroupInfo tells the members that come in, or come back, later.
     ///
     /// Returns the devices for which the server could not queue the message.
     pub async fn set_admits_devices(&self, group_id: &[u8], admits: bool) -> Result<Vec<Undelivered>> {
@@ -23,37 +29,38 @@ impl MlsMembership<'_> {
         self.catch_up_in_turn().await?;
         self.check_writable(group_id)?;
         self.commit_to_proposals(group_id).await?;
-        let undelivered = self.send_content(group_id, &Content::AdmitsDevices(admits)).await?;
-        self.store.set_admits_devices(group_id, admits)?;
-        Ok(undelivered)
+        log_undelivered(&self.commit(group_id, |_| Some(Change::Admit(admits))).await?);
+        let since = self.load_group(group_id)?.epoch().as_u64();
+        self.store.set_admits_devices(group_id, admits, since)?;
+        self.send_content(group_id, &Content::AdmitsDevices(admits)).await
     }
 
     /// Brings in the devices that are to be brought into groups. Errors are only logged: another member may bring them in.
     pub(super) async fn bring_in_arrivals(&self) -> Result<()> {
-        for (group_id, name, has_asked) in self.store.arriving_devices()? {
+        for Arrival { group_id, device, ask } in self.store.arriving_devices()? {
             // The group says no: the device waits until somebody invites its user.
-            if has_asked && !self.is_open(&group_id)? {
+            if ask.has_asked && !self.is_open_to(&group_id, ask)? {
                 continue;
             }
-            if let Err(error) = self.bring_in(&group_id, &name).await {
-                warn!(device = name, error = error.with_causes(), "cannot bring a device into a group");
+            if let Err(error) = self.bring_in(&group_id, &device).await {
+                warn!(device, error = error.with_causes(), "cannot bring a device into a group");
                 if error.is_retryable() {
                     continue;
                 }
             }
-            self.store.delete_arriving_device(&group_id, &name)?;
+            self.store.delete_arriving_device(&group_id, &device)?;
         }
         Ok(())
     }
 
     async fn bring_in(&self, group_id: &[u8], name: &str) -> Result<()> {
         let Ok(device) = name.parse::<DeviceOf>() else { return Ok(()) };
-        if !self.admits(group_id, &device)? {
+        if !self.admits(group_id, &device, self.store.ask_of(group_id, &device)?)? {
             return Ok(());
         }
         let was_member = members_of(&self.load_group(group_id)?).iter().any(|(_, member)| *member == device);
-        let only = std::slice::from_ref(&device);
-        let invited = self.invite_only(group_id, std::slice::from_ref(&device.user), Some(only)).await?;
+        let arriving = Invitees::Arriving(std::slice::from_ref(&device));
+        let invited = self.invite_those(group_id, std::slice::from_ref(&device.user), arriving).await?;
         if invited.added.is_empty() {
             return Ok(());
         }
@@ -67,11 +74,11 @@ impl MlsMembership<'_> {
 
     /// Whether a device may come into a group by itself: a device of its user is in it, the group allows it, and nobody has
     /// removed the device.
-    pub(super) fn admits(&self, group_id: &[u8], device: &DeviceOf) -> Result<bool> {
+    pub(super) fn admits(&self, group_id: &[u8], device: &DeviceOf, ask: Ask) -> Result<bool> {
         if *device == self.own_device() || self.was_removed(group_id, device)? {
             return Ok(false);
         }
-        if !self.is_open(group_id)? {
+        if !self.is_open_to(group_id, ask)? {
             return Ok(false);
         }
         let users: BTreeSet<_> =
@@ -79,9 +86,17 @@ impl MlsMembership<'_> {
         Ok(users.contains(&device.user))
     }
 
-    /// Whether members bring devices into a group by themselves, as far as this device can.
-    fn is_open(&self, group_id: &[u8]) -> Result<bool> {
+    /// Whether members bring a device into a group by themselves, as far as this device can. A device with the key of its leaf
+    /// is a member already: that the group admits no devices does not keep it out.
+    fn is_open_to(&self, group_id: &[u8], ask: Ask) -> Result<bool> {
         let row = self.store.groups()?.into_iter().find(|row| row.group_id == group_id);
-        Ok(row.is_some_and(|row| GroupState::of(&row) == GroupState::Active && row.admits_devices))
+        Ok(row.is_some_and(|row| GroupState::of(&row) == GroupState::Active && (row.admits_devices || ask.has_key)))
+    }
+
+    /// Whether a reserved KeyPackage may bring its device into a group that nobody invited it to. By then, another member may
+    /// have removed the device, or said that the group admits none.
+    pub(super) fn admits_reserved(&self, group_id: &[u8], device: &DeviceOf, has_key: bool) -> Result<bool> {
+        let ask = self.store.ask_of(group_id, device)?;
+        self.admits(group_id, device, Ask { has_key: ask.has_key && has_key, ..ask })
     }
 }

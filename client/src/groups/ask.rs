@@ -1,6 +1,8 @@
 //! Asks the members of groups to bring this device in: it is new, was installed anew, or was restored from a backup that is
 //! older than the group.
 
+use std::collections::BTreeSet;
+
 use keypool_openapi::{DeviceOf, GroupInfoResponse, GroupsQuery, ProblemType, QueuedMessage};
 use openmls::prelude::{
     Ciphersuite, GroupEpoch, GroupId, JoinProposal, KeyPackage, MlsGroup, Proposal, QueuedProposal,
@@ -20,7 +22,7 @@ use crate::{
     cause::Cause,
     error::{Error, Result},
     leaf_identity::credential_name,
-    storage::Provider,
+    storage::{Ask, Provider},
 };
 
 impl MlsMembership<'_> {
@@ -75,6 +77,8 @@ impl MlsMembership<'_> {
 
     /// Asks the members of a group to bring this device in, by an external Add proposal (RFC 9420, section 12.1.8). Does nothing
     /// if this device can use the group, or the server keeps no GroupInfo of it.
+    ///
+    /// If this device fell behind in the group, asks only the members that it knows: it would refuse a Welcome of another one.
     async fn ask_to_come_in(&self, group_id: &[u8], if_listed: bool) -> Result<()> {
         if self.load_group(group_id).is_ok() && self.state_of(group_id)? != GroupState::FellBehind {
             return Ok(());
@@ -90,7 +94,12 @@ impl MlsMembership<'_> {
                 return Ok(());
             }
             let proposal = self.join_proposal(group_id, &kept)?;
-            let others: Vec<_> = kept.members.into_iter().filter(|device| *device != own).collect();
+            let known = self.known_members(group_id, &kept)?;
+            let is_asked = |device: &DeviceOf| known.as_ref().is_none_or(|known| known.contains(&device.to_string()));
+            let others: Vec<_> = kept.members.into_iter().filter(|device| *device != own && is_asked(device)).collect();
+            if others.is_empty() {
+                return Ok(());
+            }
             match self.post(group_id, (&proposal, others), Some(kept.epoch)).await {
                 Err(error) if error.problem() == Some(ProblemType::StaleEpoch) => {}
                 outcome => {
@@ -101,6 +110,17 @@ impl MlsMembership<'_> {
             }
         }
         Ok(())
+    }
+
+    /// The names of the devices in a GroupInfo whose keys are those of members in the last epoch that this device knows. `None` if
+    /// it has no epoch of the group. The GroupInfo is not checked: a false one only has the wrong devices asked.
+    fn known_members(&self, group_id: &[u8], kept: &GroupInfoResponse) -> Result<Option<BTreeSet<String>>> {
+        let Ok(group) = self.load_group(group_id) else { return Ok(None) };
+        let keys: BTreeSet<_> = group.members().map(|member| member.signature_key).collect();
+        let info = read_group_info(&kept.group_info.0)?;
+        let Some(tree) = info.extensions().ratchet_tree() else { return Ok(Some(BTreeSet::new())) };
+        let known = tree.ratchet_tree().leaves().filter(|leaf| keys.contains(leaf.signature_key().as_slice()));
+        Ok(Some(known.map(|leaf| credential_name(leaf.credential())).collect()))
     }
 
     /// The proposal to add this device. Its KeyPackage only says which key the device has now: a member adds one that it
@@ -137,7 +157,11 @@ impl MlsMembership<'_> {
         if credential_name(leaf.credential()) != message.from.to_string() {
             return ignored("a device asks for another one to be brought in");
         }
-        self.note_ask(group, &message.from, true)
+        let key = leaf.signature_key().as_slice();
+        let has_key = group.members().any(|member| {
+            credential_name(&member.credential) == message.from.to_string() && member.signature_key == key
+        });
+        self.note_ask(group, &message.from, Ask { has_asked: true, has_key })
     }
 
     /// Processes such a proposal that was made in a past epoch, so that nobody can verify it. The server's word for its sender is
@@ -146,19 +170,19 @@ impl MlsMembership<'_> {
         if !is_join_proposal(&message.message.0) {
             return Ok(None);
         }
-        self.note_ask(group, &message.from, false).map(Some)
+        self.note_ask(group, &message.from, Ask::default()).map(Some)
     }
 
-    fn note_ask(&self, group: &MlsGroup, device: &DeviceOf, has_asked: bool) -> Result<Outcome> {
+    fn note_ask(&self, group: &MlsGroup, device: &DeviceOf, ask: Ask) -> Result<Outcome> {
         let group_id = group.group_id().as_slice();
-        let is_admitted = self.admits(group_id, device)?;
+        let is_admitted = self.admits(group_id, device, ask)?;
         if !is_admitted && !members_of(group).iter().any(|(_, member)| member.user == device.user) {
             let why = "a device asks to be brought in, and no device of its user is in the group".to_owned();
             return Ok((Event::Ignored { why }, Vec::new()));
         }
         if *device != self.own_device() {
             // Also where it waits for an invitation, which then replaces a leaf whose key it has.
-            self.store.put_arriving_device(group_id, device, has_asked)?;
+            self.store.put_arriving_device(group_id, device, ask)?;
         }
         Ok((Event::Asks { device: device.clone(), is_admitted }, Vec::new()))
     }

@@ -13,6 +13,7 @@ use sha2::{Digest as _, Sha256};
 use tracing::{info, warn};
 
 use super::{
+    admission::Admission,
     encoding::{decode, encode, group_path, signer_of_group_info},
     group::{GroupState, join_config, members_of},
     group_info::NextEpoch,
@@ -33,6 +34,9 @@ impl MlsMembership<'_> {
     /// Works if the group's newest Commit brought a GroupInfo, and this device has the signature key that its leaf in the
     /// group has. The GroupInfo must be signed by a member of the group in the last epoch that this device knows, and the
     /// identity check must accept all leaves. Changes nothing if this device is in the newest epoch.
+    ///
+    /// Fails with [`Error::UnknownSigner`] if another member has signed it. The next [`Self::receive`] then asks the members
+    /// that this device knows to bring it back.
     pub async fn come_back(&self, group_id: &[u8]) -> Result<()> {
         let _turn = self.store.turns.groups().await;
         self.settle_in_turn().await?;
@@ -110,7 +114,15 @@ impl MlsMembership<'_> {
             if kept.epoch <= self.load_group(group_id)?.epoch().as_u64() && self.is_in_sync(group_id)? {
                 return self.store.forget_refused_commit(group_id);
             }
-            let (request, notices) = self.stage_return(group_id, &kept).await?;
+            let (request, notices) = match self.stage_return(group_id, &kept).await {
+                Err(error @ Error::UnknownSigner { .. }) => {
+                    if self.store.asks_in_epoch(group_id, kept.epoch)? {
+                        self.store.want_group(group_id, (true, false))?;
+                    }
+                    return Err(error);
+                }
+                staged => staged?,
+            };
             attempts += 1;
             match self.connection.api().commit(&group_path(group_id)?, &request).await {
                 Ok(answer) => {
@@ -168,24 +180,29 @@ impl MlsMembership<'_> {
         let own = CredentialWithKey { credential, signature_key: signer.to_public_vec().into() };
         let provider = self.store.provider();
         old.delete(provider.storage()).map_err(Error::storage("delete old keys"))?;
+        let read = read_group_info(&kept.group_info.0)?;
+        let admission = Admission::of(read.extensions());
         let built = MlsGroup::external_commit_builder()
             .with_config(join_config())
             // The leaves of members that joined long ago and never updated are past their lifetime.
             .skip_lifetime_validation()
-            .build_group(&provider, read_group_info(&kept.group_info.0)?, own)
+            .build_group(&provider, read, own)
             .map_err(|error| failed(error.into()))?
             .leaf_node_parameters(LeafNodeParameters::default())
             .load_psks(provider.storage())
             .map_err(|error| failed(error.into()))?
+            .create_group_info_with_extensions(admission.extensions()?)
+            .map_err(|error| failed(error.into()))?
             .build(provider.rand(), provider.crypto(), &signer, |_| true)
             .map_err(|error| failed(error.into()))?;
         let (group, bundle) = built.finalize(&provider).map_err(|error| failed(error.into()))?;
-        check_signer(&group, &known, (group_id, &kept.group_info.0))?;
+        self.check_signer(&group, &known, (group_id, &kept.group_info.0))?;
         // Leaves in a tree may have old keys, so the time does not matter here.
         let now = self.now();
         let notices = NewLeaves::of_tree(&group).accept(self.store, standings, (now, now))?;
         let next_proof = self.epoch_proof(&group)?;
         self.record_entry(&group, &self.own_device().to_string(), Some(&before))?;
+        self.learn_admission(&group, &admission)?;
         let recipients = self.others_in(&group);
         let (commit, _, info) = bundle.into_contents();
         let NextEpoch { group_info, members } = NextEpoch::now(&group, info, &self.own_device())?;
@@ -217,23 +234,28 @@ impl MlsMembership<'_> {
             self.tell(group_id, Event::CameBack, notices)
         })
     }
-}
 
-/// Checks that a member of the last epoch that this device knows has signed the GroupInfo, so that the server cannot
-/// put a group that it made up in place of this one.
-fn check_signer(group: &MlsGroup, known: &BTreeSet<Vec<u8>>, (group_id, info): (&[u8], &[u8])) -> Result<()> {
-    let failed = |cause: Cause| Error::mls("come back into the group")(cause);
-    if group.group_id().as_slice() != group_id {
-        return Err(failed("the GroupInfo is of another group".into()));
+    /// Checks that a member of the last epoch that this device knows has signed the GroupInfo, so that the server cannot
+    /// put a group that it made up in place of this one.
+    fn check_signer(
+        &self,
+        group: &MlsGroup,
+        known: &BTreeSet<Vec<u8>>,
+        (group_id, info): (&[u8], &[u8]),
+    ) -> Result<()> {
+        let failed = |cause: Cause| Error::mls("come back into the group")(cause);
+        if group.group_id().as_slice() != group_id {
+            return Err(failed("the GroupInfo is of another group".into()));
+        }
+        let signer = signer_of_group_info(info).map_err(|error| failed(error.into()))?;
+        // The external Commit removes one leaf, which has the key of this device. If that leaf has signed the GroupInfo, another
+        // one of this device may be in its place, or none.
+        let leaf = group.public_group().leaf(signer);
+        if leaf.is_none_or(|leaf| known.contains(leaf.signature_key().as_slice())) {
+            return Ok(());
+        }
+        Err(Error::UnknownSigner { group: self.group_name(group_id)? })
     }
-    let signer = signer_of_group_info(info).map_err(|error| failed(error.into()))?;
-    // The external Commit removes one leaf, which has the key of this device. If that leaf has signed the GroupInfo, another
-    // one of this device may be in its place, or none.
-    let leaf = group.public_group().leaf(signer);
-    if leaf.is_none_or(|leaf| known.contains(leaf.signature_key().as_slice())) {
-        return Ok(());
-    }
-    Err(failed("the signer of its GroupInfo was not a member in the last epoch that this device knows".into()))
 }
 
 /// Whether the server refused the external Commit for good.

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use keypool_openapi::{Base64Bytes, CommitRequest, ProblemType, Reservation, ReservationId, Undelivered};
 use openmls::{
+    group::MlsGroupStateError,
     messages::group_info::GroupInfo,
     prelude::{KeyPackage, LeafNodeIndex, LeafNodeParameters, MlsGroup, MlsMessageOut, Sender},
 };
@@ -13,6 +14,7 @@ use sha2::{Digest, Sha256};
 use tracing::warn;
 
 use super::{
+    admission::Changes,
     commit_proof::{PROOF_LABEL, PROOF_LENGTH},
     encoding::encode,
     group::members_of,
@@ -35,6 +37,8 @@ pub(super) enum Change<'c> {
     Remove(Vec<LeafNodeIndex>),
     /// New keys of this device, and the pending proposals.
     Update,
+    /// As [`Self::Update`]. From then on, members bring devices into the group by themselves, or do not.
+    Admit(bool),
 }
 
 /// The reason for giving up a Commit.
@@ -151,30 +155,9 @@ impl MlsMembership<'_> {
             Change::Add(held) => held.iter().map(|one| self.read_reserved(one)).collect::<Result<Vec<_>>>()?,
             _ => Vec::new(),
         };
-        let replaced = match change {
-            Change::Add(held) => leaves_of(&group, held),
-            _ => Vec::new(),
-        };
         self.store.transaction(|| {
             let proof = self.epoch_proof(&group)?;
-            let (commit, welcome, info): (MlsMessageOut, Option<MlsMessageOut>, Option<GroupInfo>) = match change {
-                Change::Add(_) if replaced.is_empty() => {
-                    let (commit, welcome, info) =
-                        group.add_members(&provider, &signer, &key_packages).map_err(|error| failed(error.into()))?;
-                    (commit, Some(welcome), info)
-                }
-                Change::Add(_) => self.replace_members(&mut group, &signer, &replaced, &key_packages)?,
-                Change::Remove(leaves) => {
-                    group.remove_members(&provider, &signer, leaves).map_err(|error| failed(error.into()))?
-                }
-                Change::Update => {
-                    let bundle = group
-                        .self_update(&provider, &signer, LeafNodeParameters::default())
-                        .map_err(|error| failed(error.into()))?;
-                    let (commit, _, info) = bundle.into_contents();
-                    (commit, None, info)
-                }
-            };
+            let (commit, welcome, info) = self.make_commit(&mut group, &signer, change, key_packages)?;
             let reservations = match change {
                 Change::Add(held) => held.iter().map(|one| one.reservation_id).collect(),
                 _ => Vec::new(),
@@ -203,21 +186,35 @@ impl MlsMembership<'_> {
         })
     }
 
-    /// Makes the Commit that replaces the leaves of devices by those of their new KeyPackages.
-    fn replace_members(
+    /// Makes the Commit, which replaces the leaves of devices that are added and in the group already.
+    fn make_commit(
         &self,
         group: &mut MlsGroup,
         signer: &SignatureKeyPair,
-        leaves: &[LeafNodeIndex],
-        key_packages: &[KeyPackage],
+        change: &Change<'_>,
+        key_packages: Vec<KeyPackage>,
     ) -> Result<(MlsMessageOut, Option<MlsMessageOut>, Option<GroupInfo>)> {
         let failed = |cause| Error::mls("commit to the group")(cause);
+        if group.pending_commit().is_some() {
+            return Err(failed(MlsGroupStateError::PendingCommit.into()));
+        }
+        let (added, removed, admits_devices) = match change {
+            Change::Add(held) => (held.iter().map(device_of).collect(), leaves_of(group, held), None),
+            Change::Remove(leaves) => (Vec::new(), leaves.clone(), None),
+            Change::Update => (Vec::new(), Vec::new(), None),
+            Change::Admit(admits) => (Vec::new(), Vec::new(), Some(*admits)),
+        };
+        let changes = Changes { added: &added, removed: &removed, admits_devices };
+        let extensions = self.admission_after(group, changes)?;
         let provider = self.store.provider();
-        let bundle = group
-            .commit_builder()
-            .propose_removals(leaves.iter().copied())
-            .propose_adds(key_packages.iter().cloned())
+        let mut builder = group.commit_builder().propose_removals(removed).propose_adds(key_packages);
+        if matches!(change, Change::Update | Change::Admit(_)) {
+            builder = builder.leaf_node_parameters(LeafNodeParameters::default());
+        }
+        let bundle = builder
             .load_psks(provider.storage())
+            .map_err(|error| failed(error.into()))?
+            .create_group_info_with_extensions(extensions)
             .map_err(|error| failed(error.into()))?
             .build(provider.rand(), provider.crypto(), signer, |_| true)
             .map_err(|error| failed(error.into()))?

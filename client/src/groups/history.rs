@@ -66,13 +66,17 @@ impl MlsMembership<'_> {
     }
 
     /// Records a change of a group's members, within the caller's transaction. A device that is in the group now is not to be
-    /// brought in any more.
+    /// brought in any more, and one that was removed does not come in by itself.
     pub(super) fn record_change(&self, group_id: &[u8], change: &MembershipChange) -> Result<()> {
         if change.is_empty() {
             return Ok(());
         }
         for device in change.added.iter().chain(&change.updated) {
             self.store.delete_arriving_device(group_id, device)?;
+            self.store.delete_removed_device(group_id, device)?;
+        }
+        for device in &change.removed {
+            self.store.put_removed_device(group_id, device)?;
         }
         let json = serde_json::to_string(change)
             .map_err(|error| Error::Damaged(format!("a change of members cannot be written: {error}")))?;
@@ -96,6 +100,9 @@ impl MlsMembership<'_> {
     pub(super) fn record_entry(&self, group: &MlsGroup, by: &str, before: Option<&BTreeSet<DeviceOf>>) -> Result<()> {
         let (at, epoch, own) = (self.now(), group.epoch().as_u64(), self.own_device().to_string());
         let group_id = group.group_id().as_slice();
+        for (_, device) in members_of(group) {
+            self.store.delete_removed_device(group_id, &device.to_string())?;
+        }
         let mut entry =
             MembershipChange { at, epoch, by: None, added: Vec::new(), removed: Vec::new(), updated: Vec::new() };
         match before {
@@ -117,11 +124,6 @@ impl MlsMembership<'_> {
 
     /// Whether a device was removed from a group, or has left it, and nobody has added it since.
     pub(super) fn was_removed(&self, group_id: &[u8], device: &DeviceOf) -> Result<bool> {
-        let device = device.to_string();
-        let last = self.history(group_id)?.into_iter().rev().find_map(|change| {
-            let is_in = |names: &[String]| names.contains(&device);
-            (is_in(&change.added) || is_in(&change.updated)).then_some(false).or(is_in(&change.removed).then_some(true))
-        });
-        Ok(last.unwrap_or(false))
+        Ok(self.store.removed_devices(group_id)?.contains(&device.to_string()))
     }
 }

@@ -45,6 +45,24 @@ impl Invited {
     }
 }
 
+/// The devices to add of the users that are invited.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Invitees<'i> {
+    AllDevices,
+    Devices(&'i [DeviceOf]),
+    /// Nobody invited these: they come in by themselves, as long as the group allows it.
+    Arriving(&'i [DeviceOf]),
+}
+
+impl<'i> Invitees<'i> {
+    const fn only(self) -> Option<&'i [DeviceOf]> {
+        match self {
+            Self::AllDevices => None,
+            Self::Devices(only) | Self::Arriving(only) => Some(only),
+        }
+    }
+}
+
 /// The reason in `missing` for a problem that says that nothing could be reserved.
 fn missing_reason(problem: ProblemType) -> Option<MissingReason> {
     Some(match problem {
@@ -76,19 +94,30 @@ impl MlsMembership<'_> {
         self.check_stays(group_id)?;
         // A member who wants to leave, and is invited again, goes first.
         self.commit_to_proposals(group_id).await?;
-        self.invite_only(group_id, users, None).await
+        self.invite_those(group_id, users, Invitees::AllDevices).await
     }
 
-    /// Like [`Self::invite`], but adds only the devices in `only`, if given. The caller has the turn.
-    pub(super) async fn invite_only(
+    /// Adds these devices to a group; otherwise like [`Self::invite`]. A device that is in the group is spared.
+    pub async fn invite_devices(&self, group_id: &[u8], devices: &[DeviceOf]) -> Result<Invited> {
+        let _turn = self.store.turns.groups().await;
+        self.catch_up_in_turn().await?;
+        self.check_writable(group_id)?;
+        self.check_stays(group_id)?;
+        self.commit_to_proposals(group_id).await?;
+        let users: BTreeSet<_> = devices.iter().map(|device| device.user.clone()).collect();
+        self.invite_those(group_id, &users.into_iter().collect::<Vec<_>>(), Invitees::Devices(devices)).await
+    }
+
+    /// Like [`Self::invite`], but adds only some of the users' devices. The caller has the turn.
+    pub(super) async fn invite_those(
         &self,
         group_id: &[u8],
         users: &[UserName],
-        only: Option<&[DeviceOf]>,
+        invitees: Invitees<'_>,
     ) -> Result<Invited> {
         let (mut all, mut refused) = (Invited::default(), None);
         for users in users.chunks(MAX_TARGETS) {
-            match self.invite_at_once(group_id, users, only).await {
+            match self.invite_at_once(group_id, users, invitees).await {
                 Ok(invited) => all.extend(invited),
                 Err(error) => {
                     // The server reserves for the other users although it has nothing of these.
@@ -105,7 +134,7 @@ impl MlsMembership<'_> {
     }
 
     /// Adds as many users as one call to the server takes.
-    async fn invite_at_once(&self, group_id: &[u8], users: &[UserName], only: Option<&[DeviceOf]>) -> Result<Invited> {
+    async fn invite_at_once(&self, group_id: &[u8], users: &[UserName], invitees: Invitees<'_>) -> Result<Invited> {
         self.settle_in_turn().await?;
         self.check_writable(group_id)?;
         let request = ReserveRequest {
@@ -114,6 +143,7 @@ impl MlsMembership<'_> {
             ..ReserveRequest::of_all(users.to_vec())
         };
         let Reserved { reservations, missing, mut unfit, notices } = self.reserve(&request).await?;
+        let only = invitees.only();
         let is_named = |device: &DeviceOf| only.is_none_or(|only| only.contains(device));
         let is_meant = |one: &Reservation| is_named(&DeviceOf { user: one.user.clone(), device: one.device.clone() });
         let (mut held, left_out): (Vec<_>, Vec<_>) = reservations.into_iter().partition(is_meant);
@@ -124,7 +154,7 @@ impl MlsMembership<'_> {
             only.is_none_or(|only| only.iter().any(|of| of.user == one.user && of.device == *device))
         };
         let mut missing: Vec<_> = missing.into_iter().filter(is_missed).collect();
-        let undelivered = match self.add(group_id, &mut held, (&mut missing, &mut unfit)).await {
+        let undelivered = match self.add(group_id, (&mut held, invitees), (&mut missing, &mut unfit)).await {
             Ok(undelivered) => undelivered,
             Err(refusal) => {
                 // A Commit without an answer may still be accepted: keep its reservations.
@@ -146,12 +176,12 @@ impl MlsMembership<'_> {
     async fn add(
         &self,
         group_id: &[u8],
-        held: &mut Vec<Reservation>,
+        (held, invitees): (&mut Vec<Reservation>, Invitees<'_>),
         (missing, unfit): (&mut Vec<MissingDevice>, &mut Vec<UnfitDevice>),
     ) -> Result<Vec<Undelivered>, Refusal> {
         let mut attempts = 0;
         loop {
-            self.release_members(group_id, held).await?;
+            self.release_unneeded(group_id, held, invitees).await?;
             if held.is_empty() {
                 return Ok(Vec::new());
             }
@@ -211,7 +241,15 @@ impl MlsMembership<'_> {
     /// Releases the reservations of devices that are already in the group with their signature key. A device with another
     /// key was installed anew, or has changed its key: its KeyPackage replaces its leaf. So does that of a device that asked to
     /// be brought in.
-    async fn release_members(&self, group_id: &[u8], held: &mut Vec<Reservation>) -> Result<()> {
+    ///
+    /// If nobody invited the devices, also releases the reservations of those that may not come in by themselves.
+    async fn release_unneeded(
+        &self,
+        group_id: &[u8],
+        held: &mut Vec<Reservation>,
+        invitees: Invitees<'_>,
+    ) -> Result<()> {
+        let is_invited = !matches!(invitees, Invitees::Arriving(_));
         let members: BTreeSet<_> = self
             .load_group(group_id)?
             .members()
@@ -224,8 +262,9 @@ impl MlsMembership<'_> {
             let (device, own) = (device_of(&one), self.own_device());
             // No device can remove its own leaf.
             let has_key = members.contains(&(device.to_string(), signature_key));
-            let is_member = device == own || has_key && !self.store.has_asked(group_id, &device)?;
-            if is_member { spared.push(one) } else { held.push(one) }
+            let is_member = device == own || has_key && !self.store.ask_of(group_id, &device)?.has_asked;
+            let is_needed = !is_member && (is_invited || self.admits_reserved(group_id, &device, has_key)?);
+            if is_needed { held.push(one) } else { spared.push(one) }
         }
         release(self.connection.api(), &spared).await;
         Ok(())

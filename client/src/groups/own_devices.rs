@@ -12,7 +12,10 @@ use super::{
     incoming::{DeviceChange, Event, Incoming},
     membership::MlsMembership,
 };
-use crate::error::{Error, Result};
+use crate::{
+    error::{Error, Result},
+    storage::Ask,
+};
 
 /// The first inbox id of a device change. Ids of the server's queue are far smaller.
 const FIRST_ID: u64 = 1 << 52;
@@ -66,7 +69,7 @@ impl MlsMembership<'_> {
         for (device, ..) in changes.iter().filter(|(_, change, _)| *change == DeviceChange::Registered) {
             let device = DeviceOf { user: self.identity.user().clone(), device: device.clone() };
             for row in self.store.groups()? {
-                self.store.put_arriving_device(&row.group_id, &device, false)?;
+                self.store.put_arriving_device(&row.group_id, &device, Ask::default())?;
             }
         }
         Ok(())

@@ -21,6 +21,7 @@ use crate::{
     error::{Error, Result},
     identity_check::{MemberChanges, NewLeaves, Notice, Standings, check_sender},
     leaf_identity::credential_name,
+    storage::Ask,
 };
 
 impl MlsMembership<'_> {
@@ -175,7 +176,7 @@ impl MlsMembership<'_> {
             error => Error::mls("read the message")(error.into()),
         })?;
         let sender = processed.sender().clone();
-        let by = credential_name(processed.credential());
+        let (by, epoch) = (credential_name(processed.credential()), processed.epoch().as_u64());
         if matches!(sender, Sender::Member(_)) {
             *signer = Some(by.clone());
         }
@@ -184,7 +185,7 @@ impl MlsMembership<'_> {
         }
         match processed.into_content() {
             ProcessedMessageContent::ApplicationMessage(bytes) => {
-                Ok((self.process_content(&group, by, &bytes.into_bytes())?, Vec::new()))
+                Ok((self.process_content((&group, epoch), by, &bytes.into_bytes())?, Vec::new()))
             }
             ProcessedMessageContent::ProposalMessage(proposal) => {
                 self.process_proposal(&mut group, (&sender, by), *proposal, message, standings)
@@ -229,7 +230,7 @@ impl MlsMembership<'_> {
     fn process_notice(&self, message: &QueuedMessage) -> Result<Outcome> {
         let event = unreadable(message);
         if let Event::Unreadable { device, reason: RefusalReason::KeysGone, .. } = &event {
-            self.store.put_arriving_device(&message.group_id.0, device, false)?;
+            self.store.put_arriving_device(&message.group_id.0, device, Ask::default())?;
         }
         Ok((event, Vec::new()))
     }
@@ -270,8 +271,8 @@ impl MlsMembership<'_> {
         Ok((Event::Changed { by, name: None }, notices))
     }
 
-    /// Processes the content of an application message.
-    fn process_content(&self, group: &MlsGroup, sender: String, bytes: &[u8]) -> Result<Event> {
+    /// Processes the content of an application message, which was sent in an epoch of the group.
+    fn process_content(&self, (group, epoch): (&MlsGroup, u64), sender: String, bytes: &[u8]) -> Result<Event> {
         let text = match serde_json::from_slice(bytes) {
             Ok(Content::GroupName(name)) => {
                 info!(%sender, "the group has a name");
@@ -279,7 +280,7 @@ impl MlsMembership<'_> {
                 return Ok(Event::Changed { by: sender, name: Some(name) });
             }
             Ok(Content::AdmitsDevices(admits)) => {
-                self.store.set_admits_devices(group.group_id().as_slice(), admits)?;
+                self.store.set_admits_devices(group.group_id().as_slice(), admits, epoch)?;
                 return Ok(Event::Changed { by: sender, name: None });
             }
             Ok(Content::Renews(old_group)) => return self.process_renewal(group, sender, &old_group),

@@ -10,7 +10,7 @@ use super::{
     content::Content,
     group::{Group, members_of},
     incoming::Event,
-    invite::Invited,
+    invite::{Invited, Invitees},
     membership::MlsMembership,
     messages::log_undelivered,
 };
@@ -61,7 +61,7 @@ impl MlsMembership<'_> {
         let users: BTreeSet<UserName> = others.iter().map(|device| device.user.clone()).collect();
         let users: Vec<_> = users.into_iter().collect();
         // With no other devices of these users.
-        let invited = match self.invite_only(&new.group_id, &users, Some(&others)).await {
+        let invited = match self.invite_those(&new.group_id, &users, Invitees::Devices(&others)).await {
             Ok(invited) => invited,
             Err(error) => {
                 // No other device is in the new group.

@@ -10,6 +10,7 @@ use openmls::{
 use openmls_traits::OpenMlsProvider as _;
 
 use super::{
+    admission::Admission,
     encoding::decode,
     group::{join_config, members_of},
     incoming::{Event, Outcome},
@@ -29,6 +30,8 @@ pub(super) struct JoinedGroup {
     pub(super) inviter: LeafIdentity,
     /// Notices for the user about its members.
     pub(super) notices: Vec<Notice>,
+    /// What its GroupInfo said of devices that come in.
+    admission: Admission,
 }
 
 impl MlsMembership<'_> {
@@ -63,12 +66,10 @@ impl MlsMembership<'_> {
             WelcomeError::StorageError(error) => Error::storage("join the group from this Welcome")(error),
             error => failed(error.into()),
         };
-        let staged = StagedWelcome::build_from_welcome(&provider, &config, welcome)
-            .map_err(unusable)?
-            // The leaves of members that joined long ago and never updated are past their lifetime.
-            .skip_lifetime_validation()
-            .build()
-            .map_err(unusable)?;
+        let read = StagedWelcome::build_from_welcome(&provider, &config, welcome).map_err(unusable)?;
+        let admission = Admission::of(read.processed_welcome().unverified_group_info().extensions());
+        // The leaves of members that joined long ago and never updated are past their lifetime.
+        let staged = read.skip_lifetime_validation().build().map_err(unusable)?;
         let inviter = staged.welcome_sender().map_err(|error| failed(error.into()))?;
         let inviter = LeafIdentity {
             credential: inviter.credential().clone(),
@@ -88,7 +89,7 @@ impl MlsMembership<'_> {
         self.epoch_proof(&group)?;
         // OpenMLS has deleted the keys of the KeyPackage that it used, unless it is a last resort.
         pool.forget_joined(&refs)?;
-        Ok(JoinedGroup { group, inviter, notices })
+        Ok(JoinedGroup { group, inviter, notices, admission })
     }
 
     /// Whether the local store has the private keys of a KeyPackage that a Welcome is for.
@@ -135,6 +136,7 @@ impl MlsMembership<'_> {
         self.store.set_left(group_id, false)?;
         self.store.delete_wanted_group(group_id)?;
         self.record_entry(&joined.group, &by.to_string(), known.as_ref().map(|(.., before)| before))?;
+        self.learn_admission(&joined.group, &joined.admission)?;
         Ok((Event::Joined { by }, joined.notices))
     }
 }

@@ -1,39 +1,64 @@
 //! Devices that are to be brought into groups: others, and this one.
 
 use keypool_openapi::DeviceOf;
-use rusqlite::{OptionalExtension as _, params};
+use rusqlite::{OptionalExtension as _, Row, params};
 
 use super::store::LocalStore;
 use crate::error::{Error, Result};
 
+/// How a device became known that is to be brought into a group.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Ask {
+    /// The device said itself that it is not in the group.
+    pub(crate) has_asked: bool,
+    /// The device has shown that it has the signature key of its leaf.
+    pub(crate) has_key: bool,
+}
+
+/// A device that is to be brought into a group.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Arrival {
+    pub(crate) group_id: Vec<u8>,
+    /// The name of the device.
+    pub(crate) device: String,
+    pub(crate) ask: Ask,
+}
+
+fn ask(row: &Row<'_>) -> rusqlite::Result<Ask> {
+    Ok(Ask { has_asked: row.get("has_asked")?, has_key: row.get("has_key")? })
+}
+
 impl LocalStore {
-    /// Records that a device is to be brought into a group. `has_asked`: the device said itself that it is not in the group.
-    pub(crate) fn put_arriving_device(&self, group_id: &[u8], device: &DeviceOf, has_asked: bool) -> Result<()> {
+    /// Records that a device is to be brought into a group.
+    pub(crate) fn put_arriving_device(&self, group_id: &[u8], device: &DeviceOf, ask: Ask) -> Result<()> {
         self.connection()
             .execute(
-                "INSERT INTO arriving_devices (group_id, device, has_asked) VALUES (?1, ?2, ?3)
-                 ON CONFLICT DO UPDATE SET has_asked = max(has_asked, excluded.has_asked)",
-                params![group_id, device.to_string(), has_asked],
+                "INSERT INTO arriving_devices (group_id, device, has_asked, has_key) VALUES (?1, ?2, ?3, ?4)
+                 ON CONFLICT DO UPDATE SET has_asked = max(has_asked, excluded.has_asked),
+                 has_key = max(has_key, excluded.has_key)",
+                params![group_id, device.to_string(), ask.has_asked, ask.has_key],
             )
             .map_err(Error::storage("record an arriving device"))?;
         Ok(())
     }
 
-    /// The devices that are to be brought into groups: group id, name of the device, and whether it has asked.
-    pub(crate) fn arriving_devices(&self) -> Result<Vec<(Vec<u8>, String, bool)>> {
+    /// The devices that are to be brought into groups.
+    pub(crate) fn arriving_devices(&self) -> Result<Vec<Arrival>> {
+        let arrival =
+            |row: &Row<'_>| Ok(Arrival { group_id: row.get("group_id")?, device: row.get("device")?, ask: ask(row)? });
         self.connection()
-            .prepare_cached("SELECT group_id, device, has_asked FROM arriving_devices")
-            .and_then(|mut select| select.query_map([], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?.collect())
+            .prepare_cached("SELECT * FROM arriving_devices")
+            .and_then(|mut select| select.query_map([], arrival)?.collect())
             .map_err(Error::storage("read the arriving devices"))
     }
 
-    /// Whether a device asked to be brought into a group, and nobody has done that yet.
-    pub(crate) fn has_asked(&self, group_id: &[u8], device: &DeviceOf) -> Result<bool> {
+    /// How a device asked to be brought into a group, if nobody has done that yet.
+    pub(crate) fn ask_of(&self, group_id: &[u8], device: &DeviceOf) -> Result<Ask> {
         self.connection()
             .query_row(
-                "SELECT has_asked FROM arriving_devices WHERE group_id = ?1 AND device = ?2",
+                "SELECT * FROM arriving_devices WHERE group_id = ?1 AND device = ?2",
                 params![group_id, device.to_string()],
-                |row| row.get(0),
+                ask,
             )
             .optional()
             .map(Option::unwrap_or_default)
@@ -74,6 +99,18 @@ impl LocalStore {
             )
             .map_err(Error::storage("record a wanted group"))?;
         Ok(())
+    }
+
+    /// Whether this device is to ask the members of a group to be brought back: once in each epoch of the group. Records that
+    /// it does.
+    pub(crate) fn asks_in_epoch(&self, group_id: &[u8], epoch: u64) -> Result<bool> {
+        self.connection()
+            .execute(
+                "UPDATE device_groups SET asked_epoch = ?2 WHERE group_id = ?1 AND asked_epoch IS NOT ?2",
+                params![group_id, epoch.cast_signed()],
+            )
+            .map(|rows| rows == 1)
+            .map_err(Error::storage("record that members are asked"))
     }
 
     /// The groups whose members this device is about to ask, and whether it does so only if it is listed.

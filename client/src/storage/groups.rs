@@ -23,6 +23,8 @@ pub(crate) struct GroupRow {
     pub(crate) replaced_by: Option<Vec<u8>>,
     /// Whether members bring new devices of the group's users in by themselves.
     pub(crate) admits_devices: bool,
+    /// The epoch in which that was said; `None` if nobody has said it.
+    pub(crate) admits_since: Option<u64>,
     /// Whether the stored state is that after an external Commit that the server has not accepted.
     pub(crate) is_provisional: bool,
     /// Whether a message claimed to be of a later epoch.
@@ -68,6 +70,7 @@ impl LocalStore {
                 refused_commit: refused_commit(row)?,
                 replaced_by: row.get("replaced_by")?,
                 admits_devices: row.get("admits_devices")?,
+                admits_since: row.get::<_, Option<i64>>("admits_since")?.map(i64::cast_unsigned),
                 is_provisional: row.get("is_provisional")?,
                 may_be_behind: row.get("may_be_behind")?,
             })
@@ -100,10 +103,15 @@ impl LocalStore {
         Ok(())
     }
 
-    /// Records whether members bring new devices of the group's users in by themselves.
-    pub(crate) fn set_admits_devices(&self, group_id: &[u8], admits: bool) -> Result<()> {
+    /// Records whether members bring new devices of the group's users in by themselves, as it was said in an epoch. What was
+    /// said in a later epoch stands.
+    pub(crate) fn set_admits_devices(&self, group_id: &[u8], admits: bool, since: u64) -> Result<()> {
         self.connection()
-            .execute("UPDATE device_groups SET admits_devices = ?2 WHERE group_id = ?1", params![group_id, admits])
+            .execute(
+                "UPDATE device_groups SET admits_devices = ?2, admits_since = ?3
+                 WHERE group_id = ?1 AND coalesce(admits_since, 0) <= ?3",
+                params![group_id, admits, since.cast_signed()],
+            )
             .map_err(Error::storage("record a setting of a group"))?;
         Ok(())
     }

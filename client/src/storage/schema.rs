@@ -6,7 +6,7 @@ use rusqlite_migration::{Error as MigrationError, M, MigrationDefinitionError, M
 use crate::error::{Error, Result};
 
 /// One entry for each version of the schema. `PRAGMA user_version` counts those that ran. Never change an entry: add one.
-pub(super) const MIGRATIONS: [&str; 9] = [
+pub(super) const MIGRATIONS: [&str; 10] = [
     "
     CREATE TABLE keypackage_pool_metadata (
         ref         BLOB    NOT NULL PRIMARY KEY,
@@ -162,6 +162,31 @@ pub(super) const MIGRATIONS: [&str; 9] = [
         change   TEXT    NOT NULL
     ) STRICT;
     CREATE INDEX membership_changes_group ON membership_changes (group_id, id);
+    ",
+    "
+    -- The epoch in which it was said whether members bring new devices in; NULL if nobody has said it.
+    ALTER TABLE device_groups ADD COLUMN admits_since INTEGER;
+    UPDATE device_groups SET admits_since = 0 WHERE NOT admits_devices;
+    -- The devices that were removed from a group, or left it, and that nobody has added since.
+    CREATE TABLE removed_devices (
+        id       INTEGER NOT NULL PRIMARY KEY,
+        group_id BLOB    NOT NULL,
+        device   TEXT    NOT NULL,
+        UNIQUE (group_id, device)
+    ) STRICT;
+    INSERT INTO removed_devices (group_id, device)
+    SELECT DISTINCT changes.group_id, gone.value FROM membership_changes AS changes, json_each(change, '$.removed') AS gone
+    WHERE NOT EXISTS (
+        SELECT 1 FROM membership_changes AS later, json_each(later.change, '$.added') AS back
+        WHERE later.group_id = changes.group_id AND later.id > changes.id AND back.value = gone.value
+    ) AND NOT EXISTS (
+        SELECT 1 FROM membership_changes AS later, json_each(later.change, '$.updated') AS back
+        WHERE later.group_id = changes.group_id AND later.id > changes.id AND back.value = gone.value
+    );
+    -- The epoch of the group for which this device last asked to be brought back.
+    ALTER TABLE device_groups ADD COLUMN asked_epoch INTEGER;
+    -- Whether the device has shown that it has the signature key of its leaf.
+    ALTER TABLE arriving_devices ADD COLUMN has_key INTEGER NOT NULL DEFAULT 0;
     ",
 ];
 

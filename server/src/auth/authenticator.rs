@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use jiff::Timestamp;
 use keypool_openapi::{ProblemType, UserName};
-use keypool_validation::token::{Token, bearer};
+use keypool_validation::token::{LinkCode, Token, bearer};
 
 use super::{
     admin::AdminHash,
@@ -92,6 +92,9 @@ impl Authenticator {
         let token = bearer(header).ok_or_else(unknown_token)?;
         if self.admin.as_ref().is_some_and(|admin| admin.is_of(token)) {
             return Ok(Bearer::Admin);
+        }
+        if let Some(code) = LinkCode::from_bearer(token) {
+            return Ok(Bearer::Link(code.hash()));
         }
         Ok(Token::enrolment_from(token).map_or(Bearer::Stranger, |enrolment| Bearer::Enrolment(enrolment.hash())))
     }

@@ -147,7 +147,9 @@ impl FromRequest for Reader {
             match identify(&request).await? {
                 Some(Bearer::Device(caller)) => Ok(Self::Device(caller)),
                 Some(Bearer::Admin) => Ok(Self::Admin),
-                Some(Bearer::Enrolment(_) | Bearer::User(_) | Bearer::Stranger) => Err(unknown_token()),
+                Some(Bearer::Enrolment(_) | Bearer::Link(_) | Bearer::User(_) | Bearer::Stranger) => {
+                    Err(unknown_token())
+                }
                 None => Err(no_token()),
             }
         })

@@ -58,7 +58,12 @@ impl Service {
                     let token = token.at(registered.at).reveal().to_owned();
                     Ok(RegisterResponse { user: new.user, device: new.device, token })
                 }
-                Err(store::Failure::Refused(error)) => Err(not_registered(error, &new, stranger)),
+                Err(store::Failure::Refused(error)) => {
+                    if error == RegisterError::NotLinked {
+                        service.store.count_link_guess(&new.user, now)?;
+                    }
+                    Err(not_registered(error, &new, stranger))
+                }
                 Err(store::Failure::Store(error)) => Err(error.into()),
             }
         })
@@ -72,6 +77,7 @@ impl Service {
                 Ok(Grant::SameUser(caller.shown_token()))
             }
             (_, Some(Bearer::Enrolment(hash))) => Ok(Grant::Enrolment(hash)),
+            (_, Some(Bearer::Link(hash))) => Ok(Grant::Link(hash)),
             (_, Some(Bearer::Admin)) => Err(Failure::new(
                 ProblemType::Forbidden,
                 "The admin token registers no devices. `keypool-server enrol` makes a token that does.",
@@ -155,6 +161,12 @@ fn not_registered(error: RegisterError, new: &NewDevice, stranger: bool) -> Fail
             ProblemType::Unauthenticated,
             format!(
                 "The enrolment token is not valid for {user}: it is another user's, used, or expired. Ask the operator for a new one."
+            ),
+        ),
+        RegisterError::NotLinked => Failure::new(
+            ProblemType::Unauthenticated,
+            format!(
+                "The code is not valid for {user}: it is mistyped, another user's, used, or over. Make a new one on the other device."
             ),
         ),
         RegisterError::TokenRevoked => unknown_token(),

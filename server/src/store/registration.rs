@@ -12,7 +12,7 @@ use super::{
         sql::statements,
     },
     devices::{devices_of, find_device},
-    locks, queues,
+    links, locks, queues,
     signature_keys::{self, tell_siblings},
     tokens::{ShownToken, TokenRevoked, hold_caller},
 };
@@ -55,6 +55,8 @@ pub enum Grant {
     SameUser(ShownToken),
     /// The SHA-256 of an enrolment token, which is valid once.
     Enrolment([u8; 32]),
+    /// The SHA-256 of a code that another device of the user made, which is valid once.
+    Link([u8; 32]),
 }
 
 /// The reason why a device was not registered.
@@ -69,6 +71,9 @@ pub enum RegisterError {
     /// The enrolment token is not valid for the user.
     #[error("the enrolment token is not valid for the user")]
     NotEnrolled,
+    /// The code of another device is not valid for the user.
+    #[error("the code is not valid for the user")]
+    NotLinked,
     /// The caller's token has been revoked.
     #[error("the token has ended")]
     TokenRevoked,
@@ -193,6 +198,11 @@ fn register_anew(
         Grant::FirstCome if !is_new => return Err(Failure::Refused(RegisterError::NotThatUser)),
         Grant::Enrolment(hash) if !use_enrolment(conn, hash, new.user.as_str(), second)? => {
             return Err(Failure::Refused(RegisterError::NotEnrolled));
+        }
+        Grant::Link(hash) => {
+            if !links::use_link(conn, hash, (new.user.as_str(), new.device.as_str()), second)? {
+                return Err(Failure::Refused(RegisterError::NotLinked));
+            }
         }
         Grant::SameUser(caller) => hold_caller::<RegisterError>(conn, caller)?,
         _ => {}

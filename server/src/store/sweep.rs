@@ -126,6 +126,10 @@ statements! {
     pub(super) fn forget_enrolments(conn, now: i64, limit: i64) -> QueryResult<usize> {
         delete_some("enrolments", "token_hash", &format!("expires_at <= {now}"), limit).execute(conn)
     }
+
+    pub(super) fn forget_links(conn, now: i64, limit: i64) -> QueryResult<usize> {
+        delete_some("device_links", "device_id", &format!("expires_at <= {now}"), limit).execute(conn)
+    }
 }
 
 fn lapse(
@@ -169,7 +173,8 @@ fn forget(conn: &mut Conn<'_>, before: i64, limit: i64, now: i64) -> Result<usiz
     Ok(rows
         + forget_keys(conn, before, limit)?
         + forget_answers(conn, now, limit)?
-        + forget_enrolments(conn, now, limit)?)
+        + forget_enrolments(conn, now, limit)?
+        + forget_links(conn, now, limit)?)
 }
 
 fn forget_events(conn: &mut Conn<'_>, before: i64, limit: i64) -> Result<usize, StoreError> {
@@ -204,7 +209,7 @@ impl Store {
     }
 
     /// Deletes KeyPackages and keys that expired before `before`, kept answers whose retention is over, and enrolments
-    /// that have ended. Returns the number of rows.
+    /// and codes of devices that have ended. Returns the number of rows.
     ///
     /// # Errors
     /// When the database fails. Nothing is forgotten then.

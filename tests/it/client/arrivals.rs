@@ -3,7 +3,7 @@
 
 use jiff::SignedDuration;
 use keypool_client::{Error, Event};
-use keypool_openapi::{AckRequest, GroupId, MessageRequest};
+use keypool_openapi::{GroupId, MessageRequest};
 use rstest::rstest;
 
 use super::{
@@ -14,15 +14,6 @@ use crate::support::{Anywhere, Database, Owner};
 
 fn asks(owner: &Owner, is_admitted: bool) -> Event {
     Event::Asks { device: owner.name().parse().unwrap(), is_admitted }
-}
-
-/// Loses all that is in the queue of a device.
-async fn loses_its_queue(owner: &Owner) -> usize {
-    let page = owner.api().messages(0, 100, None).await.unwrap();
-    let ids: Vec<_> = page.messages.iter().map(|message| message.id).collect();
-    let lost = ids.len();
-    owner.api().acknowledge(&AckRequest { ids, ..AckRequest::default() }).await.unwrap();
-    lost
 }
 
 #[rstest]
@@ -91,7 +82,7 @@ async fn who_lost_its_invitation_is_invited_again_by_itself(
     let [alice, bob] = owners.as_slice() else { panic!() };
     let carol = Owner::of(&server, "carol").await;
     invite(alice, &group, &["carol"]).await;
-    assert_eq!(loses_its_queue(&carol).await, 2, "the Welcome, and the name of the group");
+    assert_eq!(carol.lose_queue().await, 2, "the Welcome, and the name of the group");
     alice.membership().send(&group.group_id, "hello").await.unwrap();
     assert_eq!(carol.hears().await, [Event::Stranger]);
     let heard = bob.hears().await;
@@ -101,10 +92,10 @@ async fn who_lost_its_invitation_is_invited_again_by_itself(
     assert_eq!(carol.texts().await, [("bob/laptop".to_owned(), "now".to_owned())]);
 }
 
-/// Its leaf stays, until somebody invites its user.
+/// It has the key of its leaf, so nobody new comes in.
 #[rstest]
 #[tokio::test]
-async fn who_lost_its_invitation_waits_for_another_one_if_the_group_says_no(
+async fn who_lost_its_invitation_is_invited_again_even_if_the_group_says_no(
     #[values(Anywhere::Postgres, Anywhere::Sqlite)] db: Anywhere,
 ) {
     let server = start(db).await;
@@ -114,16 +105,31 @@ async fn who_lost_its_invitation_waits_for_another_one_if_the_group_says_no(
     bob.hears().await;
     let carol = Owner::of(&server, "carol").await;
     invite(alice, &group, &["carol"]).await;
-    assert_eq!(loses_its_queue(&carol).await, 3, "the Welcome, the setting and the name");
+    assert_eq!(carol.lose_queue().await, 3, "the Welcome, the setting and the name");
     alice.membership().send(&group.group_id, "hello").await.unwrap();
     carol.hears().await;
-    for owner in [alice, bob] {
-        let heard = owner.hears().await;
-        assert!(heard.contains(&asks(&carol, false)), "{heard:?}");
-    }
-    assert_eq!(carol.hears().await, []);
-    assert_eq!(invite(alice, &group, &["carol"]).await, names(["carol"]));
-    assert!(carol.hears().await.contains(&Event::Joined { by: device("alice") }));
+    let heard = bob.hears().await;
+    assert!(heard.contains(&asks(&carol, true)), "{heard:?}");
+    assert!(carol.hears().await.contains(&Event::Joined { by: device("bob") }));
+    carol.membership().send(&group.group_id, "here").await.unwrap();
+    assert!(alice.texts().await.contains(&("carol/laptop".to_owned(), "here".to_owned())));
+}
+
+/// It has another key. Its leaf stays, until somebody invites its user.
+#[rstest]
+#[tokio::test]
+async fn who_was_installed_anew_waits_for_an_invitation_if_the_group_says_no(
+    #[values(Database::Postgres, Database::Sqlite)] db: Database,
+) {
+    let server = start(db).await;
+    let (group, owners) = group_of(&server, &["alice", "bob"]).await;
+    let [alice, old] = owners.as_slice() else { panic!() };
+    alice.membership().set_admits_devices(&group.group_id, false).await.unwrap();
+    let bob = installed_anew(&server, old).await;
+    assert_eq!(alice.hears().await, [asks(&bob, false)]);
+    assert_eq!(bob.hears().await, []);
+    assert_eq!(invite(alice, &group, &["bob"]).await, names(["bob"]));
+    assert!(bob.hears().await.contains(&Event::Joined { by: device("alice") }));
 }
 
 #[rstest]
@@ -175,7 +181,7 @@ async fn a_stranger_who_asks_stays_outside(#[values(Anywhere::Postgres, Anywhere
     let page = alice.api().messages(0, 100, None).await.unwrap();
     let asked = page.messages.last().unwrap();
     assert_eq!(asked.from, phone.name().parse().unwrap());
-    loses_its_queue(alice).await;
+    alice.lose_queue().await;
     let eve = Owner::of(&server, "eve").await;
     let recipients = vec![device("alice")];
     let request = MessageRequest { message: asked.message.clone(), recipients, expected_epoch: None };
@@ -232,7 +238,7 @@ async fn the_history_of_a_group_says_who_did_what(#[values(Database::Postgres, D
     assert_eq!(history(bob)[1..], expected[2..]);
     // Her other copy was away, and is brought back: what happened meanwhile has no name.
     dave.hears().await;
-    loses_its_queue(&behind).await;
+    behind.lose_queue().await;
     behind.membership().come_back(&group.group_id).await.unwrap();
     assert_eq!(history(&behind)[1..], ["5 ? +dave/laptop - ~", "5 carol/laptop + - ~carol/laptop"]);
     alice.hears().await;
@@ -255,7 +261,7 @@ async fn who_changed_its_key_and_fell_behind_is_brought_back_by_a_member(
     let [alice, bob] = owners.as_slice() else { panic!() };
     bob.rotate(&|_| ()).await.unwrap();
     alice.membership().update_keys(&group.group_id).await.unwrap();
-    assert_eq!(loses_its_queue(bob).await, 1);
+    assert_eq!(bob.lose_queue().await, 1);
     let error = bob.membership().send(&group.group_id, "hello?").await.unwrap_err();
     assert!(matches!(error, Error::FellBehind { .. }), "{error}");
     bob.hears().await;

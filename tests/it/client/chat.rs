@@ -32,7 +32,7 @@ impl Person {
         person
     }
 
-    fn data(&self) -> &Path {
+    pub fn data(&self) -> &Path {
         self.directory.path()
     }
 
@@ -99,12 +99,17 @@ impl Screen {
         self.tmux(&["send-keys", "Enter"]);
     }
 
+    /// All that is to be seen, and what was.
+    pub fn shows(&self) -> String {
+        self.tmux(&["capture-pane", "-p", "-S", "-1000"])
+    }
+
     /// Waits until it is to be seen.
     #[track_caller]
     pub fn sees(&self, text: &str) {
         let patience = Instant::now() + PATIENCE;
         loop {
-            let shown = self.tmux(&["capture-pane", "-p", "-S", "-1000"]);
+            let shown = self.shows();
             if shown.contains(text) {
                 return;
             }
@@ -128,7 +133,7 @@ impl Drop for Screen {
 /// The number that Alice compares with Bob, as it is on her screen.
 fn alice_and_bob(screen: &Screen) -> String {
     screen.sees("bob/laptop: ciphersuite 1, since ");
-    let shown = screen.tmux(&["capture-pane", "-p", "-S", "-1000"]);
+    let shown = screen.shows();
     let is_number = |line: &&str| line.split(' ').count() == 12 && line.split(' ').all(|group| group.len() == 5);
     shown.lines().map(str::trim_end).find(is_number).unwrap_or_else(|| panic!("no number:\n{shown}")).to_owned()
 }

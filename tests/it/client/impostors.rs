@@ -108,7 +108,7 @@ async fn a_device_with_a_key_that_is_not_its_own_is_not_added(
     // Else Alice's laptop brings the phone in.
     owners[0].membership().set_admits_devices(&group.group_id, false).await.unwrap();
     owners[1].hears().await;
-    mallory.finds().await;
+    mallory.follows().await;
     let phone = owners[0].further(&server, "phone").await;
     let told = Event::Device {
         device: DeviceOf { user: user("alice"), device: phone.identity().device().clone() },

@@ -204,6 +204,7 @@ fn groups(all: &mut Samples, (alice, bob): (&Shell, &Shell)) {
 
 fn devices(all: &mut Samples, (alice, phone): (&Shell, &Shell)) {
     all.run(alice, 2, &["device", "list"]);
+    all.run(alice, 2, &["device", "link", "--no-wait"]);
     let own = all.run(alice, 2, &["device", "rotate-token", "laptop"]);
     assert_eq!(own, json!({ "device": "laptop", "token": null }));
     let token = all.run(alice, 2, &["device", "rotate-token", "phone"])["token"].as_str().unwrap().to_owned();

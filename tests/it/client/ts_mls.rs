@@ -2,9 +2,10 @@
 
 use keypool_client::Event;
 use rstest::rstest;
+use secrecy::ExposeSecret as _;
 use serde_json::json;
 
-use super::helpers::{bob_invited_carol, changed_by, invite, members, names, start, user};
+use super::helpers::{bob_invited_carol, changed_by, group_of, invite, members, names, start, user};
 use crate::support::{Anywhere, Foreigner, Owner};
 
 #[rstest]
@@ -57,6 +58,49 @@ async fn a_group_of_ts_mls_takes_keypool_devices_in(#[values(Anywhere::Postgres,
     let group = alice.membership().groups().unwrap().remove(0);
     alice.membership().send(&group.group_id, "hello").await.unwrap();
     assert_eq!(bob.does("receive", &json!(null)), json!([{ "text": "hello" }]));
+}
+
+/// Bob's phone registers by a code of his laptop, asks by a proposal from outside, and is brought in while the laptop is away.
+#[rstest]
+#[tokio::test(flavor = "multi_thread")]
+async fn a_further_device_on_ts_mls_asks_and_is_brought_in(
+    #[values(Anywhere::Postgres, Anywhere::Sqlite)] db: Anywhere,
+) {
+    let server = start(db).await;
+    let (group, owners) = group_of(&server, &["alice", "bob"]).await;
+    let [alice, bob] = owners.as_slice() else { panic!() };
+    let code = bob.api().make_device_link().await.unwrap().code;
+    let mut phone = Foreigner::further(&server.base, ("bob", "phone"), &format!("keypool_link_{code}"));
+    phone.does("upload", &json!(2));
+    phone.does("ask", &json!(null));
+    let added = Event::Members {
+        by: alice.name(),
+        added: vec!["bob/phone".to_owned()],
+        removed: Vec::new(),
+        updated: Vec::new(),
+    };
+    let asks = Event::Asks { device: "bob/phone".parse().unwrap(), is_admitted: true };
+    assert_eq!(alice.hears().await, [asks, added]);
+    assert_eq!(phone.does("receive", &json!(null)), json!([{ "joined": true }, { "changed": true }]));
+    phone.does("say", &json!("from my phone"));
+    assert_eq!(alice.texts().await, [("bob/phone".to_owned(), "from my phone".to_owned())]);
+    alice.membership().send(&group.group_id, "hello").await.unwrap();
+    assert_eq!(phone.does("receive", &json!(null)), json!([{ "text": "hello" }]));
+    // With what the group says of devices in the GroupInfo: it does not know the extension.
+    alice.membership().set_admits_devices(&group.group_id, false).await.unwrap();
+    assert_eq!(phone.does("receive", &json!(null)), json!([{ "changed": true }, { "changed": true }]));
+    let mut tablet = Foreigner::further(&server.base, ("bob", "tablet"), &bob_token(bob));
+    tablet.does("upload", &json!(2));
+    tablet.does("ask", &json!(null));
+    let waits = Event::Asks { device: "bob/tablet".parse().unwrap(), is_admitted: false };
+    assert_eq!(alice.hears().await, [waits]);
+    assert_eq!(invite(alice, &group, &["bob"]).await, ["bob/tablet".to_owned()].into());
+    let joined = tablet.does("receive", &json!(null));
+    assert_eq!(joined[0], json!({ "joined": true }), "{joined}");
+}
+
+fn bob_token(bob: &Owner) -> String {
+    bob.identity().token().unwrap().expose_secret().to_owned()
 }
 
 /// docs/libraries.md names these defaults, and what to set.

@@ -26,6 +26,11 @@ impl Foreigner {
         Self::running("honest.js", &[base, user, device])
     }
 
+    /// Another device of a user, who shows that it is theirs.
+    pub fn further(base: &str, (user, device): (&str, &str), shown: &str) -> Self {
+        Self::running("honest.js", &[base, user, device, shown])
+    }
+
     fn running(program: &str, args: &[&str]) -> Self {
         let mut node = Command::new("node");
         node.arg(tools::foreign(program)).args(args).stdin(Stdio::piped()).stdout(Stdio::piped());

@@ -4,7 +4,7 @@ use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use openmls::prelude::{
     BasicCredential, CredentialWithKey, ExternalCommitBuilder, GroupId, KeyPackage, LeafNodeIndex, LeafNodeParameters,
     MIXED_PLAINTEXT_WIRE_FORMAT_POLICY, MlsGroup, MlsGroupCreateConfig, MlsGroupJoinConfig, MlsMessageBodyIn,
-    MlsMessageIn, MlsMessageOut, NewSignerBundle, OpenMlsProvider, StagedWelcome,
+    MlsMessageIn, MlsMessageOut, NewSignerBundle, OpenMlsProvider, ProcessedMessageContent, StagedWelcome,
 };
 use openmls_basic_credential::SignatureKeyPair;
 use openmls_rust_crypto::OpenMlsRustCrypto;
@@ -84,6 +84,21 @@ impl Insider {
         let config = MlsGroupJoinConfig::builder().use_ratchet_tree_extension(true).build();
         let staged = StagedWelcome::new_from_welcome(&self.provider, &config, welcome, None).unwrap();
         self.group = Some(staged.into_group(&self.provider).unwrap());
+    }
+
+    /// Applies the Commits of other members that are in its queue.
+    pub async fn follows(&mut self) {
+        let page = self.http.get("/messages").await.ok();
+        for message in page["messages"].as_array().unwrap().iter().filter(|message| message["kind"] == "commit") {
+            let commit = decode(message["message"].as_str().unwrap());
+            let commit = MlsMessageIn::tls_deserialize(&mut commit.as_slice()).unwrap();
+            let (provider, group) = (&self.provider, self.group.as_mut().unwrap());
+            let processed = group.process_message(provider, commit.try_into_protocol_message().unwrap()).unwrap();
+            let ProcessedMessageContent::StagedCommitMessage(commit) = processed.into_content() else {
+                panic!("no Commit")
+            };
+            group.merge_staged_commit(provider, *commit).unwrap();
+        }
     }
 
     /// From now on, sends Commits and proposals as a PublicMessage.

@@ -5,6 +5,7 @@ use keypool_client::{
     CIPHERSUITE, Event, IdentityCheck, KeyPackagePoolConfig, ManualClock, MlsClient, NewDevice, RefreshReport, Result,
     Settings,
 };
+use keypool_openapi::AckRequest;
 use tempfile::TempDir;
 
 use super::{Http, TestServer, data_directory, now};
@@ -92,6 +93,15 @@ impl Owner {
         heard
             .filter_map(|event| if let Event::Text { sender, text } = event { Some((sender, text)) } else { None })
             .collect()
+    }
+
+    /// Loses all that is in its queue, and answers how many messages that were.
+    pub async fn lose_queue(&self) -> usize {
+        let page = self.client.api().messages(0, 100, None).await.unwrap();
+        let ids: Vec<_> = page.messages.iter().map(|message| message.id).collect();
+        let lost = ids.len();
+        self.client.api().acknowledge(&AckRequest { ids, ..AckRequest::default() }).await.unwrap();
+        lost
     }
 
     pub fn directory(&self) -> &Path {

@@ -35,6 +35,36 @@ fn a_file_of_an_older_version_is_brought_up_to_date() {
     }
 }
 
+/// Which devices were removed stood in the history alone.
+#[test]
+fn removed_devices_are_taken_from_the_history() {
+    let directory = tempfile::tempdir().unwrap();
+    let old = Connection::open(directory.path().join("device.db")).unwrap();
+    for version in &MIGRATIONS[..9] {
+        old.execute_batch(version).unwrap();
+    }
+    let changes = [
+        (b"friends", r#"{"added":["bob/phone","bob/laptop","carol/main","dave/main"],"removed":[],"updated":[]}"#),
+        (b"friends", r#"{"added":[],"removed":["bob/phone","carol/main","dave/main"],"updated":[]}"#),
+        (b"friends", r#"{"added":["carol/main"],"removed":["bob/laptop"],"updated":["dave/main"]}"#),
+        (b"another", r#"{"added":["bob/phone"],"removed":["carol/main"],"updated":[]}"#),
+    ];
+    for (group_id, change) in changes {
+        old.execute("INSERT INTO membership_changes (group_id, change) VALUES (?1, ?2)", params![group_id, change])
+            .unwrap();
+    }
+    old.execute("INSERT INTO device_groups (group_id, joined_at, admits_devices) VALUES (?1, 0, 0)", [b"friends"])
+        .unwrap();
+    old.pragma_update(None, "user_version", 9).unwrap();
+    drop(old);
+    let store = LocalStore::open(directory.path()).unwrap();
+    let mut removed = store.removed_devices(b"friends").unwrap();
+    removed.sort();
+    assert_eq!(removed, ["bob/laptop", "bob/phone"]);
+    assert_eq!(store.removed_devices(b"another").unwrap(), ["carol/main"]);
+    assert_eq!(store.groups().unwrap()[0].admits_since, Some(0), "somebody has said no");
+}
+
 #[test]
 fn a_file_of_a_newer_program_is_left_alone() {
     let directory = tempfile::tempdir().unwrap();

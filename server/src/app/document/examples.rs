@@ -3,15 +3,15 @@
 use jiff::Timestamp;
 use keypool_openapi::{
     AcceptedKeyPackage, AckRequest, AckResponse, Action, AuditEvent, AuditPage, Base64Bytes, CheckpointRequest,
-    CommitRequest, CommitResponse, Device, DeviceList, DeviceName, DeviceOf, Drain, EndedKeyPackage, FoundStep,
-    GroupInfoRequest, GroupInfoResponse, GroupList, Health, IncludedLeaf, InventoryItem, InventoryPage, KeptGroupInfo,
-    KeyPackageRef, LastResortStatus, LeafOpening, ListedGroup, LogHead, LogInfo, LogOrigin, LogSize, LookupRequest,
-    LookupResponse, LowPool, LowPools, MessageKind, MessageRequest, MessageResponse, MessagesPage, MissingDevice,
-    MissingReason, PoolStatus, PreviousSignatureKey, ProofOf, ProofsRequest, ProofsResponse, QueuedMessage,
-    RegisterRequest, RegisterResponse, RejectedKeyPackage, RejectionReason, ReleaseRequest, ReleaseResponse,
-    RemovedDevice, Reservation, ReservationId, ReserveRequest, ReserveResponse, RevokeRequest, RevokeResponse,
-    SignatureKey, SpendRequest, SpendResponse, State, StepProof, SuiteStatus, TokenResponse, Undelivered,
-    UndeliveredReason, UploadRequest, UploadResponse, UserName,
+    CommitRequest, CommitResponse, Device, DeviceLink, DeviceLinks, DeviceList, DeviceName, DeviceOf, Drain,
+    EndedKeyPackage, FoundStep, GroupInfoRequest, GroupInfoResponse, GroupList, Health, IncludedLeaf, InventoryItem,
+    InventoryPage, KeptGroupInfo, KeyPackageRef, LastResortStatus, LeafOpening, LinkState, ListedGroup, LogHead,
+    LogInfo, LogOrigin, LogSize, LookupRequest, LookupResponse, LowPool, LowPools, MessageKind, MessageRequest,
+    MessageResponse, MessagesPage, MissingDevice, MissingReason, NewDeviceLink, PoolStatus, PreviousSignatureKey,
+    ProofOf, ProofsRequest, ProofsResponse, QueuedMessage, RegisterRequest, RegisterResponse, RejectedKeyPackage,
+    RejectionReason, ReleaseRequest, ReleaseResponse, RemovedDevice, Reservation, ReservationId, ReserveRequest,
+    ReserveResponse, RevokeRequest, RevokeResponse, SignatureKey, SpendRequest, SpendResponse, State, StepProof,
+    SuiteStatus, TokenResponse, Undelivered, UndeliveredReason, UploadRequest, UploadResponse, UserName,
 };
 use serde::Serialize;
 use serde_json::Value;
@@ -84,6 +84,14 @@ fn example(operation: &str) -> Option<Example> {
             value(&LookupResponse { users: vec![devices()], unknown: vec![user("zoe")], remaining: Vec::new() }),
         ),
         "change_device_token" => of(None, value(&TokenResponse { device: device("laptop"), token: TOKEN.to_owned() })),
+        "make_device_link" => {
+            of(None, value(&NewDeviceLink { code: "K7QP-2M4X-9TRD".to_owned(), expires_at: time(600) }))
+        }
+        "list_device_links" => {
+            let (made_by, used_by) = (device("laptop"), Some(device("phone")));
+            let link = DeviceLink { made_by, state: LinkState::Used, device: used_by, expires_at: time(600) };
+            of(None, value(&DeviceLinks { links: vec![link] }))
+        }
         "remove_device" | "remove_user_device" => {
             of(None, value(&RemovedDevice { user: user(OWNER), device: device("laptop"), revoked: 33 }))
         }

@@ -105,6 +105,18 @@ diesel::table! {
 }
 
 diesel::table! {
+    device_links (device_id) {
+        device_id -> BigInt,
+        user_name -> Text,
+        code_hash -> Binary,
+        made_with -> Binary,
+        expires_at -> BigInt,
+        guesses -> Integer,
+        used_by -> Nullable<Text>,
+    }
+}
+
+diesel::table! {
     commits (group_id, epoch) {
         group_id -> Binary,
         epoch -> BigInt,
@@ -221,4 +233,5 @@ diesel::joinable!(deliveries -> envelopes (envelope_id));
 diesel::allow_tables_to_appear_in_same_query!(users, devices, key_packages, hpke_keys, audit_events, signature_keys);
 diesel::allow_tables_to_appear_in_same_query!(devices, deliveries, envelopes);
 diesel::allow_tables_to_appear_in_same_query!(devices, lineage);
+diesel::allow_tables_to_appear_in_same_query!(devices, device_links);
 diesel::allow_tables_to_appear_in_same_query!(devices, group_infos, group_members);

@@ -20,9 +20,6 @@ impl World {
         for holder in self.devices.iter().filter(|holder| holder.has_restored) {
             holder.client().unwrap().refresh_key_packages(&|_| ()).await.unwrap();
         }
-        for group in 0..GROUPS {
-            self.waits_for_known_members(group).await;
-        }
         self.settles().await;
         let alive: Vec<_> = (0..GROUPS).filter(|group| self.is_alive(*group)).collect();
         for &group in &alive {
@@ -35,23 +32,6 @@ impl World {
             membership.update_keys(&self.groups[group]).await.unwrap();
         }
         self.all_hear_each_other(&alive, "I am here").await;
-    }
-
-    /// A device that fell behind does not come back while the newest Commit is by a member that it does not know. It waits until
-    /// another one changes the group.
-    async fn waits_for_known_members(&self, group: usize) {
-        let state = |device: usize| self.devices[device].state(&self.groups[group]);
-        for &member in &self.should[group] {
-            let is_behind = |device: &&usize| state(**device) == Some(GroupState::FellBehind);
-            let behind: Vec<_> = self.should[group].iter().filter(is_behind).collect();
-            if !behind.is_empty() && state(member) == Some(GroupState::Active) {
-                let membership = self.devices[member].client().unwrap().membership();
-                membership.update_keys(&self.groups[group]).await.unwrap();
-                for &device in behind {
-                    self.devices[device].hears().await;
-                }
-            }
-        }
     }
 
     /// All devices process their queues until nothing arrives any more.
