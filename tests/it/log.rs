@@ -2,6 +2,7 @@
 
 mod access;
 mod checks;
+mod erasing;
 mod heads;
 mod key;
 mod proofs;

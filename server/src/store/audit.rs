@@ -257,9 +257,9 @@ statements! {
             .load(conn)
     }
 
-    /// Returns the oldest events by id, which is the order of writing.
-    pub(super) fn oldest_events(conn, limit: i64) -> QueryResult<Vec<(i64, i64)>> {
-        dsl::audit_events.order(dsl::id.asc()).limit(limit).select((dsl::id, dsl::at)).load(conn)
+    /// Returns the oldest events by id, which is the order of writing: id, time and owner.
+    pub(super) fn oldest_events(conn, limit: i64) -> QueryResult<Vec<(i64, i64, i64)>> {
+        dsl::audit_events.order(dsl::id.asc()).limit(limit).select((dsl::id, dsl::at, dsl::device_id)).load(conn)
     }
 
     pub(super) fn forget_events(conn, ids: &[i64]) -> QueryResult<usize> {

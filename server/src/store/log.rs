@@ -20,6 +20,8 @@ mod unnamed;
 pub use heads::{Continuation, Standing};
 pub(super) use origins::begin_another;
 pub use origins::{LogKey, OriginRow};
+pub(super) use outbox::first_waiting;
+pub(super) use owners::forget_secrets;
 pub use owners::{Owner as LogOwner, Owners};
 pub use proofs::{Asked, StepFound, Steps};
 pub use sequencer::{Appended, Edge};

@@ -9,7 +9,7 @@ use super::{
     as_of::AsOf,
     database::{Conn, Failure, Store, StoreError, rows::DeviceId, schema::devices, sql::statements},
     devices::find_device,
-    locks, queues,
+    locks, log, queues,
     revoke::revoke_all,
     signature_keys::{self, tell_siblings},
     tokens::{ShownToken, TokenRevoked},
@@ -91,6 +91,7 @@ fn remove(
     queues::remove_queue(conn, id)?;
     signature_keys::close_keys(conn, id, as_of.now.as_second())?;
     end_device(conn, id, as_of.now.as_second())?;
+    log::forget_secrets(conn, &[id])?;
     let told = tell_siblings(conn, id)?;
     let revoked = u64::try_from(revoked.len()).map_err(StoreError::fatal)?;
     Ok(Removed { token_hash, revoked, told })

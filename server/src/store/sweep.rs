@@ -3,6 +3,8 @@
 //! Each function changes one small batch and skips KeyPackages that another transaction has locked. So any number of
 //! servers may sweep, and no request waits for them for long.
 
+use std::collections::BTreeSet;
+
 use diesel::{prelude::*, query_builder::SqlQuery};
 use jiff::Timestamp;
 use keypool_openapi::{Action, State};
@@ -15,7 +17,7 @@ use super::{
         schema::key_packages,
         sql::statements,
     },
-    group_infos, messages, steps,
+    group_infos, log, messages, steps,
 };
 
 /// How long the GroupInfo of a group without a new Commit is kept, in seconds: 180 days.
@@ -178,9 +180,17 @@ fn forget(conn: &mut Conn<'_>, before: i64, limit: i64, now: i64) -> Result<usiz
 }
 
 fn forget_events(conn: &mut Conn<'_>, before: i64, limit: i64) -> Result<usize, StoreError> {
-    let ids: Vec<_> =
-        audit::oldest_events(conn, limit)?.into_iter().filter(|(_, at)| *at <= before).map(|(id, _)| id).collect();
-    if ids.is_empty() { Ok(0) } else { Ok(audit::forget_events(conn, &ids)?) }
+    // The log is read after the events: one that commits in between is not among them.
+    let old: Vec<_> = audit::oldest_events(conn, limit)?.into_iter().filter(|(_, at, _)| *at <= before).collect();
+    if old.is_empty() {
+        return Ok(0);
+    }
+    let waiting = log::first_waiting(conn)?;
+    let (ids, owners): (Vec<_>, BTreeSet<_>) =
+        old.into_iter().filter(|(id, ..)| *id < waiting).map(|(id, _, owner)| (id, owner)).unzip();
+    let forgotten = if ids.is_empty() { 0 } else { audit::forget_events(conn, &ids)? };
+    log::forget_secrets(conn, &owners.into_iter().collect::<Vec<_>>())?;
+    Ok(forgotten)
 }
 
 impl Store {
@@ -218,7 +228,8 @@ impl Store {
         self.write("forget", |conn| forget(conn, before, limit, now))
     }
 
-    /// Deletes audit events that are older than `before`. Returns the number of rows.
+    /// Deletes audit events that are older than `before` and in the log, and the log's secrets of removed devices that have no
+    /// other events. Returns the number of events.
     ///
     /// # Errors
     /// When the database fails. Nothing is forgotten then.

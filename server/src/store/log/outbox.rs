@@ -4,7 +4,7 @@
 use diesel::{
     pg::Pg,
     prelude::*,
-    sql_types::{Array, BigInt, Bool},
+    sql_types::{Array, BigInt, Bool, Nullable},
     sqlite::Sqlite,
 };
 
@@ -32,6 +32,22 @@ pub(super) fn take(conn: &mut PgConnection, after: i64, limit: i64) -> QueryResu
     let rows: Vec<(i64, Vec<i64>)> = Take { after: &after, limit: &limit }.load(conn)?;
     let last = rows.iter().map(|(id, _)| *id).max();
     Ok((last, rows.len(), rows.into_iter().flat_map(|(_, events)| events).collect()))
+}
+
+/// The first event that is not in the log yet: all before it are, or have no leaf.
+pub(in crate::store) fn first_waiting(conn: &mut Conn<'_>) -> QueryResult<i64> {
+    let first = |sql: &str| diesel::select(diesel::dsl::sql::<Nullable<BigInt>>(sql));
+    let found: Option<i64> = match conn {
+        Conn::Postgres(conn) => {
+            first("(SELECT min(event) FROM log_outbox, unnest(events) AS event)").get_result(*conn)?
+        }
+        Conn::Sqlite(conn) => first(
+            "(SELECT id FROM audit_events WHERE id > (SELECT last_event FROM log_state) AND step IS NOT NULL \
+             ORDER BY id LIMIT 1)",
+        )
+        .get_result(*conn)?,
+    };
+    Ok(found.unwrap_or(i64::MAX))
 }
 
 /// Whether a row, or on SQLite an event, is there after this one, or a log that has no entry yet.

@@ -3,6 +3,7 @@
 use std::{
     collections::{HashMap, HashSet},
     sync::Arc,
+    time::Duration,
 };
 
 use diesel::prelude::*;
@@ -11,12 +12,20 @@ use moka::sync::Cache;
 use rand::{TryRng, rngs::SysRng};
 
 use crate::store::{
-    database::{Conn, Store, StoreError, rows::Names, schema::log_secrets, sql::statements},
+    database::{
+        Conn, Store, StoreError,
+        rows::Names,
+        schema::{audit_events, devices as device_rows, log_secrets},
+        sql::statements,
+    },
     devices,
 };
 
 /// The most devices that are remembered. Each takes some 200 bytes.
 const REMEMBERED: u64 = 100_000;
+
+/// How long a device is remembered: a secret that the database has forgotten must not stay here.
+const FORGET_AFTER: Duration = Duration::from_hours(1);
 
 /// The most devices in one statement.
 const AT_ONCE: usize = 1_000;
@@ -36,11 +45,25 @@ pub struct Owners(Cache<i64, Arc<Owner>>);
 
 impl Default for Owners {
     fn default() -> Self {
-        Self(Cache::new(REMEMBERED))
+        Self(Cache::builder().max_capacity(REMEMBERED).time_to_live(FORGET_AFTER).build())
     }
 }
 
 statements! {
+    fn removed(conn, ids: &[i64]) -> QueryResult<Vec<i64>> {
+        let removed = device_rows::id.eq_any(ids).and(device_rows::removed_at.is_not_null());
+        device_rows::table.filter(removed).select(device_rows::id).load(conn)
+    }
+
+    fn has_events(conn, device: i64) -> QueryResult<bool> {
+        let events = audit_events::table.filter(audit_events::device_id.eq(device));
+        diesel::select(diesel::dsl::exists(events)).get_result(conn)
+    }
+
+    fn forget_secret(conn, device: i64) -> QueryResult<usize> {
+        diesel::delete(log_secrets::table.find(device)).execute(conn)
+    }
+
     fn secrets(conn, ids: &[i64]) -> QueryResult<Vec<(i64, Vec<u8>)>> {
         log_secrets::table.filter(log_secrets::device_id.eq_any(ids)).load(conn)
     }
@@ -110,6 +133,17 @@ impl Store {
         }
         Ok(all)
     }
+}
+
+/// Deletes the secrets of those of these devices that are removed and have no events in the trail any more. Their leaves are noise
+/// then: nobody can tell what they commit to.
+pub(in crate::store) fn forget_secrets(conn: &mut Conn<'_>, devices: &[i64]) -> QueryResult<()> {
+    for device in removed(conn, devices)? {
+        if !has_events(conn, device)? {
+            forget_secret(conn, device)?;
+        }
+    }
+    Ok(())
 }
 
 fn load(conn: &mut Conn<'_>, ids: &[i64]) -> Result<Vec<(i64, Arc<Owner>)>, StoreError> {
