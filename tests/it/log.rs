@@ -5,6 +5,7 @@ mod checks;
 mod erasing;
 mod heads;
 mod key;
+mod outsiders;
 mod proofs;
 mod race;
 mod restores;
