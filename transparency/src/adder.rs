@@ -40,9 +40,12 @@ pub struct HandOut {
     pub owner: String,
     /// The adder itself, `user/device`.
     pub actor: String,
-    /// The group for which it reserved.
+    /// The group for which it reserved; empty if it named none.
     #[serde(with = "bytes")]
     pub group_id: Vec<u8>,
+    /// The group for which it spent, where that is another one than it reserved for; empty otherwise.
+    #[serde(default, with = "bytes", skip_serializing_if = "Vec::is_empty")]
+    pub spent_for: Vec<u8>,
     /// The reservation.
     pub reservation_id: ReservationId,
     /// The random bytes that it drew for the reservation.
@@ -105,6 +108,33 @@ impl HandOut {
         }
     }
 
+    /// The group that a step names. A late spend begins its own hand-out, for the group of the spend.
+    fn group_of(&self, event: Event) -> &[u8] {
+        let is_of_spend = event == Event::Spend || self.until.is_none();
+        if is_of_spend && !self.spent_for.is_empty() { &self.spent_for } else { &self.group_id }
+    }
+
+    /// Takes over the number under which a late spend is logged, if the answers show one. The adder may not have been told: a
+    /// spend is late if the server had ended the hand-out, as lapsed or released, before the spend came. It is one more
+    /// hand-out, with the adder's own `bind`.
+    #[must_use]
+    pub fn with_late_spend(mut self, package: &PackageId, answers: &CheckedAnswers<'_>) -> Self {
+        while let (Spend::Acknowledged, Some(n)) = (self.spend, self.n.filter(|n| *n < MAX_HAND_OUTS)) {
+            let ended = opened(answers, package, Step::End(n)).map(|opening| opening.details.event);
+            let is_next = match answers.get(&Step::Open(n + 1).tag(package)) {
+                Some(Found::Included { opening: Some(opening), .. }) => {
+                    opening.actor.as_ref().is_some_and(|actor| actor.bind == self.bind)
+                }
+                found => matches!(found, Some(Found::Pending)),
+            };
+            if !(matches!(ended, Ok(Event::Lapse | Event::Release)) && is_next) {
+                break;
+            }
+            (self.n, self.until) = (Some(n + 1), None);
+        }
+        self
+    }
+
     /// Checks that the opening of an own step shows what the adder did.
     fn check_own(&self, step: Step, event: Event, opening: &Opening) -> Result<(), Finding> {
         let text = StepText(step);
@@ -116,7 +146,7 @@ impl HandOut {
             (details.event == event, "event"),
             (details.owner == self.owner, "owner"),
             (actor.actor == self.actor, "actor"),
-            (actor.group_id == self.group_id, "group"),
+            (actor.group_id == *self.group_of(event), "group"),
             (actor.reservation_id == self.reservation_id, "reservation"),
             (actor.bind == self.bind, "bind"),
             (!is_reserve || self.until.is_none_or(|until| until == details.until), "time until which it holds"),
@@ -140,7 +170,7 @@ pub fn check(
 ) -> Verdict {
     let package = PackageId::of(fields);
     let mut findings = Findings::default();
-    findings.add(check_package(hand_out, fields, earlier));
+    findings.add(check_package(hand_out, fields, earlier).map_err(Finding::from));
     for n in 0..hand_out.n.unwrap_or(0).min(MAX_HAND_OUTS) {
         findings.add(check_earlier_end(hand_out, &package, n, answers));
     }
@@ -171,16 +201,17 @@ pub fn dossier(
     dossier
 }
 
-fn check_package(hand_out: &HandOut, fields: &KeyPackageFields, earlier: &[EarlierHandOut]) -> Result<(), Finding> {
+/// What an adder checks before it uses the package, without an answer from the log.
+pub fn check_package(hand_out: &HandOut, fields: &KeyPackageFields, earlier: &[EarlierHandOut]) -> Result<(), Problem> {
     let is_held = |earlier: &EarlierHandOut| {
         let once = hand_out.n.is_some();
         once && (earlier.held || earlier.hand_out.spend == Spend::Acknowledged || earlier.hand_out.n >= hand_out.n)
     };
     match hand_out.n {
-        None if !fields.last_resort => Err(Problem::NotLastResort.into()),
-        Some(n) if n >= MAX_HAND_OUTS => Err(Problem::TooManyHandOuts(n).into()),
-        _ if fields.not_after.saturating_sub(fields.not_before) > MAX_LIFETIME => Err(Problem::LivesTooLong.into()),
-        _ if earlier.iter().any(is_held) => Err(Problem::HeldAlready.into()),
+        None if !fields.last_resort => Err(Problem::NotLastResort),
+        Some(n) if n >= MAX_HAND_OUTS => Err(Problem::TooManyHandOuts(n)),
+        _ if fields.not_after.saturating_sub(fields.not_before) > MAX_LIFETIME => Err(Problem::LivesTooLong),
+        _ if earlier.iter().any(is_held) => Err(Problem::HeldAlready),
         _ => Ok(()),
     }
 }

@@ -12,7 +12,7 @@ use crate::{
     leaf::Leaf,
     merkle::is_included,
     note::Note,
-    package::Tag,
+    package::{PackageId, Step, Tag},
     policy::LogKeys,
     statement::{Heir, Statement},
 };
@@ -168,6 +168,22 @@ impl CheckedAnswers<'_> {
     pub fn openings<'a>(&'a self, tags: impl IntoIterator<Item = Tag> + 'a) -> impl Iterator<Item = Opening> + 'a {
         tags.into_iter().filter_map(|tag| match self.get(&tag)? {
             Found::Included { opening, .. } => opening.clone(),
+            _ => None,
+        })
+    }
+
+    /// Whether a step has happened that is not in the log yet.
+    pub(crate) fn has_pending(&self) -> bool {
+        self.answers.proofs.iter().any(|answer| matches!(answer.found, Found::Pending))
+    }
+
+    /// The openings of a last resort's uses and spends.
+    pub(crate) fn uses_of<'a>(&'a self, package: &'a PackageId) -> impl Iterator<Item = &'a Opening> + 'a {
+        self.answers.proofs.iter().filter_map(|answer| match &answer.found {
+            Found::Included { leaf, opening: Some(opening), .. } if opening.details.package == *package => {
+                let step = opening.step_of(leaf)?;
+                (matches!(step, Step::Use(_) | Step::Used(_)) && opening.open(leaf, &step).is_ok()).then_some(opening)
+            }
             _ => None,
         })
     }

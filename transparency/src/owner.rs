@@ -6,8 +6,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     answers::{CheckedAnswers, Found},
-    commitment::{Event, Opening},
-    contradiction::Dossier,
+    commitment::{Actor, Event, Opening},
+    contradiction::{Dossier, MAX_HAND_OUTS},
     encoding::bytes,
     package::{PackageId, ReservationId, Step, Tag},
     policy::Policy,
@@ -67,6 +67,17 @@ pub struct OwnPackage {
 }
 
 impl TrailRow {
+    fn shown(opening: &Opening, n: Option<u32>) -> Self {
+        let Opening { details, actor } = opening;
+        let (event, at) = (details.event, details.at);
+        let Some(actor) = actor else {
+            let (actor, group_id, reservation_id) = Default::default();
+            return Self { event, n, at, actor, group_id, reservation_id };
+        };
+        let Actor { actor, group_id, reservation_id, .. } = actor.clone();
+        Self { event, n, at, actor, group_id, reservation_id }
+    }
+
     /// The step that it is of.
     #[must_use]
     pub fn step(&self) -> Step {
@@ -80,6 +91,45 @@ impl TrailRow {
 }
 
 impl OwnPackage {
+    /// What the log itself shows of a package, as a trail: for an owner that asks for proofs without reading its trail. A use of
+    /// a last resort that was not spent is left out, since the server keeps it from the owner.
+    ///
+    /// # Errors
+    /// The verdict, where the answers do not open a leaf of the package.
+    pub fn shown(package: PackageId, owner: &str, answers: &CheckedAnswers<'_>) -> Result<Self, Verdict> {
+        let mut rows = Vec::new();
+        for step in (0..MAX_HAND_OUTS).flat_map(|n| [Step::Open(n), Step::End(n)]) {
+            match opened(answers, &package, step) {
+                Ok(opening) => rows.push(TrailRow::shown(opening, Some(step.n()))),
+                Err(Finding::Unknown(Unknown::NoOpening(text))) => {
+                    return Err(Verdict::CannotTell(Unknown::NoOpening(text)));
+                }
+                Err(Finding::Unknown(_) | Finding::Problem(Problem::Missing(_))) => {}
+                Err(Finding::Problem(problem)) => return Err(Verdict::Report(problem)),
+            }
+        }
+        if rows.is_empty() {
+            rows.extend(answers.uses_of(&package).map(|opening| TrailRow::shown(opening, None)));
+            rows.sort_by_key(|row| (row.at, row.event == Event::Spend));
+        }
+        let (owner, as_of) = (owner.to_owned(), answers.checkpoint.size);
+        Ok(Self { package, owner, rows, as_of, welcomes: Vec::new(), receipts: Vec::new() })
+    }
+
+    /// The same trail with the spend as the server tells it elsewhere.
+    #[must_use]
+    pub fn with_spend_by(mut self, actor: &str, group_id: &[u8]) -> Self {
+        let (actor, group_id) = (actor.to_owned(), group_id.to_vec());
+        if let Some(spend) = self.rows.iter_mut().find(|row| row.event == Event::Spend) {
+            (spend.actor, spend.group_id) = (actor, group_id);
+        } else if let Some(open) =
+            self.rows.last().filter(|row| row.event == Event::Reserve && row.n.is_some()).cloned()
+        {
+            self.rows.push(TrailRow { event: Event::Spend, actor, group_id, ..open });
+        }
+        self
+    }
+
     /// The steps that the owner has to ask the server about, each once: those of its trail, and the next ones, which
     /// have not happened.
     #[must_use]
@@ -133,7 +183,7 @@ pub fn check(own: &OwnPackage, answers: &CheckedAnswers<'_>, policy: &Policy) ->
     }
     findings.add(check_receipts(own, answers));
     for welcome in &own.welcomes {
-        findings.add(check_welcome(own, welcome));
+        findings.add(check_welcome(own, welcome, answers));
     }
     findings.verdict(|| own.dossier(answers).evidence(&own.package, policy))
 }
@@ -219,8 +269,21 @@ fn check_receipts(own: &OwnPackage, answers: &CheckedAnswers<'_>) -> Result<(), 
     Ok(())
 }
 
-fn check_welcome(own: &OwnPackage, welcome: &Welcome) -> Result<(), Finding> {
+/// A Welcome may arrive before its spend is in the log.
+fn check_welcome(own: &OwnPackage, welcome: &Welcome, answers: &CheckedAnswers<'_>) -> Result<(), Finding> {
     let is_spend =
         |row: &TrailRow| row.event == Event::Spend && row.actor == welcome.sender && row.group_id == welcome.group_id;
-    if own.rows.iter().any(is_spend) { Ok(()) } else { Err(Problem::UnexpectedWelcome(welcome.sender.clone()).into()) }
+    if own.rows.iter().any(is_spend) {
+        return Ok(());
+    }
+    let is_pending = |step: &Step| matches!(answers.get(&step.tag(&own.package)), Some(Found::Pending));
+    let is_numbered = own.rows.iter().any(|row| row.n.is_some());
+    match own.steps().into_iter().find(is_pending) {
+        Some(step) => Err(Finding::Unknown(Unknown::Pending(StepText(step)))),
+        // The tags of a last resort name reservations, which the owner learns with the openings.
+        None if !is_numbered && answers.has_pending() => {
+            Err(Finding::Unknown(Unknown::Pending(StepText(Step::Used(ReservationId::default())))))
+        }
+        None => Err(Problem::UnexpectedWelcome(welcome.sender.clone()).into()),
+    }
 }

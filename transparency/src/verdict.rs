@@ -100,6 +100,14 @@ pub enum Unknown {
     NotAnswered(StepText),
 }
 
+impl Unknown {
+    /// Whether a later check may tell.
+    #[must_use]
+    pub fn may_pass(&self) -> bool {
+        matches!(self, Self::Pending(_) | Self::Newer(_))
+    }
+}
+
 /// A step as messages name it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StepText(pub Step);

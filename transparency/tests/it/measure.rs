@@ -151,7 +151,9 @@ fn the_checks_of_an_adder() {
         for ((fields, ..), receipt) in hand_outs.iter().zip(receipts) {
             let Record { owner, actor, group_id, reservation_id, bind, .. } = record(PackageId::of(fields));
             let (n, until, spend, receipts) = (Some(0), Some(61), adder::Spend::Not, vec![receipt]);
-            let own = adder::HandOut { n, owner, actor, group_id, reservation_id, bind, until, spend, receipts };
+            let spent_for = Vec::new();
+            let own =
+                adder::HandOut { n, owner, actor, group_id, spent_for, reservation_id, bind, until, spend, receipts };
             assert_eq!(adder::check(&own, fields, &[], &answers, &policy), Verdict::Fine);
         }
     });

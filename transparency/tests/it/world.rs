@@ -141,6 +141,7 @@ impl Server {
             owner: OWNER.to_owned(),
             actor: actor.to_owned(),
             group_id: b"group".to_vec(),
+            spent_for: Vec::new(),
             reservation_id: ReservationId(id),
             bind: Bind(bind),
             until: Some(self.now + TTL),
