@@ -5,6 +5,7 @@ mod call;
 #[cfg(feature = "http")]
 mod default_transport;
 mod failures;
+mod log;
 
 use std::{
     fmt,
@@ -40,6 +41,7 @@ use self::{
 use crate::{
     clock::{Clock as _, SystemClock, skew},
     error::{Error, Result},
+    finding::Finding,
     transport::{Transport, TransportError},
 };
 
@@ -80,6 +82,8 @@ pub struct ApiClient {
     on_retry: Option<OnRetry>,
     /// How far this machine's clock is ahead of the server's, by the last answer. Clones share it.
     clock_ahead: Arc<RwLock<Option<SignedDuration>>>,
+    /// Why the server is not to be used any more. Clones share it.
+    finding: Arc<RwLock<Option<Finding>>>,
 }
 
 /// What is called before a call is repeated: with the error, and the time since the call began.
@@ -103,8 +107,8 @@ impl ApiClient {
     /// certificates of its own.
     pub fn with_transport(server: &str, token: Option<SecretString>, transport: Arc<dyn Transport>) -> Result<Self> {
         let server = server_address(server)?;
-        let (token, clock_ahead) = (Arc::new(RwLock::new(token)), Arc::default());
-        Ok(Self { transport, server, token, timeout: DEFAULT_TIMEOUT, on_retry: None, clock_ahead })
+        let (token, clock_ahead, finding) = (Arc::new(RwLock::new(token)), Arc::default(), Arc::default());
+        Ok(Self { transport, server, token, timeout: DEFAULT_TIMEOUT, on_retry: None, clock_ahead, finding })
     }
 
     /// Whether calls carry a token.
@@ -221,7 +225,7 @@ impl ApiClient {
 
     /// The status of the device's own pool.
     pub async fn get_key_package_status(&self) -> Result<PoolStatus> {
-        self.call(Call::get("keypackages/status")).await
+        self.get_key_package_status_since(None).await
     }
 
     /// The server's inventory of the device's own KeyPackages, sorted by ref. Fails if the server sends too many pages.
@@ -358,6 +362,13 @@ impl ApiClient {
 
     /// Makes a call once. It fails if there is no answer within `limit`.
     async fn attempt<T: DeserializeOwned>(&self, call: &Call, limit: Duration) -> Result<T> {
+        let body = self.attempt_bytes(call, limit).await?;
+        serde_json::from_slice(&body).map_err(|error| self.misunderstood(200, error.to_string(), None))
+    }
+
+    /// Makes a call once, and gives the body of the answer.
+    async fn attempt_bytes(&self, call: &Call, limit: Duration) -> Result<Vec<u8>> {
+        self.check_trust()?;
         let request: Request<Vec<u8>> = call.request(&self.server, self.token.read().as_ref())?;
         let answer = timeout(limit, self.transport.send(request, MAX_ANSWER)).await;
         let answer: Response<Vec<u8>> = answer
@@ -371,7 +382,7 @@ impl ApiClient {
             return Err(self.misunderstood(status, format!("more than {MAX_ANSWER} bytes"), retry_after));
         }
         if answer.status().is_success() {
-            serde_json::from_slice(answer.body()).map_err(|error| self.misunderstood(status, error.to_string(), None))
+            Ok(answer.into_body())
         } else {
             Err(refusal(status, answer.body(), retry_after).unwrap_or_else(|| {
                 let beginning = String::from_utf8_lossy(answer.body()).chars().take(200).collect();

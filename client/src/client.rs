@@ -1,9 +1,9 @@
 use std::{collections::BTreeMap, fmt, path::Path, sync::Arc, time::Duration};
 
 use keypool_openapi::{
-    AuditPage, Base64Bytes, Device, DeviceName, DeviceOf, InventoryItem, KeyPackageRef, PoolStatus, ProblemType,
-    ReleaseRequest, ReleaseResponse, RemovedDevice, ReservationId, ReserveRequest, ReserveResponse, RevokeRequest,
-    RevokeResponse, SpendRequest, SpendResponse, UserName, device_name,
+    AuditPage, Device, DeviceName, DeviceOf, InventoryItem, KeyPackageRef, PoolStatus, ProblemType, ReleaseRequest,
+    ReleaseResponse, RemovedDevice, ReservationId, ReserveRequest, ReserveResponse, RevokeRequest, RevokeResponse,
+    SpendResponse, UserName, device_name,
 };
 use openmls::prelude::{Ciphersuite, MlsGroup};
 use secrecy::SecretString;
@@ -17,6 +17,7 @@ use crate::{
     identity::DeviceIdentity,
     identity_check::IdentityCheck,
     key_package_status::KeyPackageStatus,
+    log::ServerLog,
     pool::{KeyPackagePool, KeyPackagePoolConfig, OnProgress, PoolStore as _},
     refresh::RefreshReport,
     storage::{LocalStore, Provider},
@@ -57,6 +58,10 @@ pub struct Settings {
     /// away. It shows the server the group's tree: names, signature keys and capabilities. Without it, a member that fell behind
     /// waits until another one invites it.
     pub group_info: bool,
+    /// Whether the device uses a KeyPackage that it was handed only once the server's transparency log has the hand-out, and
+    /// refuses a server without a log. It takes up to a second for each invitation, and keeps a server that lies from handing
+    /// the KeyPackage to two without being found out.
+    pub strict: bool,
 }
 
 impl Default for Settings {
@@ -69,6 +74,7 @@ impl Default for Settings {
             transport: None,
             on_retry: None,
             group_info: true,
+            strict: false,
         }
     }
 }
@@ -83,6 +89,12 @@ impl Settings {
             None => return Err(Error::NoTransport),
         };
         Ok(api.with_timeout(self.timeout).with_on_retry(self.on_retry.clone()))
+    }
+
+    fn connection<'a>(&'a self, api: &'a ApiClient, store: &'a LocalStore) -> MlsConnection<'a> {
+        let connection = MlsConnection::new(api, store, &*self.clock, &self.pool);
+        let connection = if self.group_info { connection } else { connection.without_group_info() };
+        if self.strict { connection.strict() } else { connection }
     }
 }
 
@@ -142,7 +154,8 @@ impl MlsClient {
         let mut identity = DeviceIdentity::create(&store, &new.server, (&new.user, &new.device), &new.ciphersuites)?;
         let was_registered = identity.token().is_some();
         let api = settings.api(identity.server(), identity.token())?;
-        let connection = MlsConnection::new(&api, &store, &*settings.clock, &settings.pool);
+        api.stop(store.open_finding()?);
+        let connection = settings.connection(&api, &store);
         if !was_registered {
             register(&connection, &mut identity, new).await?;
         }
@@ -168,6 +181,7 @@ impl MlsClient {
         let identity = DeviceIdentity::load(&store)?;
         let token = identity.token().ok_or_else(|| Error::NotRegistered(identity.identity()))?;
         let api = settings.api(identity.server(), Some(token))?;
+        api.stop(store.open_finding()?);
         Ok(Self::assemble(store, identity, api, settings))
     }
 
@@ -205,12 +219,17 @@ impl MlsClient {
 
     fn connection(&self) -> MlsConnection<'_> {
         let OpenDevice { store, api, settings, .. } = &*self.device;
-        let connection = MlsConnection::new(api, store, &*settings.clock, &settings.pool);
-        let connection = if settings.group_info { connection } else { connection.without_group_info() };
+        let connection = settings.connection(api, store);
         match &self.identity_check {
             Some(check) => connection.with_identity_check(&**check),
             None => connection,
         }
+    }
+
+    /// The server's transparency log, as this device checks it.
+    #[must_use]
+    pub fn log(&self) -> ServerLog<'_> {
+        self.connection().log(self.identity())
     }
 
     /// The calls for this device's groups and their messages.
@@ -314,7 +333,7 @@ impl MlsClient {
 
     /// Spends a reservation: its KeyPackage is in a Commit of the group. Repeating the call changes nothing.
     pub async fn spend(&self, reservation_id: ReservationId, group_id: &[u8]) -> Result<SpendResponse> {
-        self.api().spend_key_package(&SpendRequest::new(reservation_id, Base64Bytes(group_id.to_vec()))).await
+        self.membership().spend(reservation_id, group_id).await
     }
 
     /// Releases a reservation.

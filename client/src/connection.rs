@@ -11,6 +11,7 @@ use crate::{
     error::{Error, Result},
     identity::DeviceIdentity,
     identity_check::{DirectoryCheck, IdentityCheck},
+    log::ServerLog,
     pool::{KeyPackagePool, KeyPackagePoolConfig},
     storage::LocalStore,
 };
@@ -25,6 +26,8 @@ pub struct MlsConnection<'a> {
     identity_check: Option<&'a dyn IdentityCheck>,
     /// Whether the device's Commits bring a GroupInfo.
     pub(crate) has_group_info: bool,
+    /// Whether a hand-out is used only once the server's log has it.
+    is_strict: bool,
 }
 
 impl std::fmt::Debug for MlsConnection<'_> {
@@ -42,7 +45,7 @@ impl<'a> MlsConnection<'a> {
         clock: &'a dyn Clock,
         config: &'a KeyPackagePoolConfig,
     ) -> Self {
-        Self { api, store, clock, config, identity_check: None, has_group_info: true }
+        Self { api, store, clock, config, identity_check: None, has_group_info: true, is_strict: false }
     }
 
     /// Replaces the server's directory by another identity check.
@@ -55,6 +58,18 @@ impl<'a> MlsConnection<'a> {
     #[must_use]
     pub fn without_group_info(self) -> Self {
         Self { has_group_info: false, ..self }
+    }
+
+    /// Uses a hand-out only once the server's transparency log has it.
+    #[must_use]
+    pub fn strict(self) -> Self {
+        Self { is_strict: true, ..self }
+    }
+
+    /// The server's transparency log, as this device checks it.
+    #[must_use]
+    pub fn log(&self, identity: &DeviceIdentity) -> ServerLog<'a> {
+        ServerLog::new((self.api, self.store), self.clock, identity.identity(), self.is_strict)
     }
 
     /// The check of the identities in leaves: the application's, or the server's directory.

@@ -4,7 +4,8 @@ use jiff::{SignedDuration, Unit};
 use keypool_openapi::{DeviceOf, KeyPackageRef, ProblemType, ReservationId, UserName};
 
 use crate::{
-    cause::Cause, key_package_status::KeyPackageStatus, leaf_identity::LeafIdentity, transport::TransportError,
+    cause::Cause, finding::LogError, key_package_status::KeyPackageStatus, leaf_identity::LeafIdentity,
+    transport::TransportError,
 };
 
 /// The result of a call of this crate.
@@ -346,6 +347,12 @@ pub enum Error {
         /// How far it is ahead of the server's; negative if it is behind.
         ahead: SignedDuration,
     },
+    /// Something is wrong with the server's transparency log, or it shows that the server has broken a promise.
+    #[error(transparent)]
+    Log(#[from] LogError),
+    /// This device did not make the reservation, or has forgotten it.
+    #[error("this device does not know the reservation {0}")]
+    UnknownReservation(ReservationId),
     /// A reserved KeyPackage belongs to another device than the reservation says.
     #[error("the server handed out a KeyPackage of {found:?} for {device}")]
     ForeignKeyPackage {
@@ -362,6 +369,7 @@ impl Error {
     pub fn is_retryable(&self) -> bool {
         match self {
             Self::Unreachable { .. } | Self::UnknownHost { .. } | Self::InUse(_) => true,
+            Self::Log(error) => matches!(error, LogError::NotLogged { .. }),
             // 520 to 527 are Cloudflare's, for a server behind it that cannot be reached.
             Self::Refused { status, .. } | Self::Answer { status, .. } => {
                 matches!(status, 408 | 425 | 429 | 500 | 502..=504 | 520..=527)
@@ -475,28 +483,4 @@ fn missed(by: Option<&str>) -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_what_time_can_heal_is_retryable() {
-        let refused = |status| Error::Refused {
-            kind: None,
-            code: "new".to_owned(),
-            status,
-            title: "".into(),
-            detail: "".into(),
-            retry_after: None,
-            reservation_id: None,
-            epoch: None,
-        };
-        assert!(refused(503).is_retryable());
-        for status in [408, 425, 429, 500, 502, 504, 520, 527] {
-            assert!(refused(status).is_retryable(), "{status}");
-        }
-        for status in [400, 401, 404, 409, 501, 505, 519, 528] {
-            assert!(!refused(status).is_retryable(), "{status}");
-        }
-        assert!(!Error::Config(String::new()).is_retryable());
-    }
-}
+mod tests;

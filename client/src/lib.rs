@@ -69,9 +69,11 @@ mod api;
 mod cause;
 mod clock;
 mod error;
+mod finding;
 mod key_package_ref;
 mod key_package_status;
 mod leaf_identity;
+mod log_report;
 mod pool;
 mod refresh;
 mod transport;
@@ -86,6 +88,8 @@ mod groups;
 mod identity;
 #[cfg(feature = "sqlite")]
 mod identity_check;
+#[cfg(feature = "sqlite")]
+mod log;
 #[cfg(feature = "sqlite")]
 mod prepared_signer;
 #[cfg(feature = "sqlite")]
@@ -103,6 +107,7 @@ pub use clock::{Clock, MAX_SKEW, ManualClock, SystemClock, skew};
 #[cfg(feature = "sqlite")]
 pub use connection::MlsConnection;
 pub use error::{Error, Result};
+pub use finding::{Finding, LogError};
 #[cfg(feature = "sqlite")]
 pub use groups::{
     DeviceChange, Event, Group, GroupState, Incoming, Invitation, Invited, MembershipChange, Message, MlsMembership,
@@ -119,7 +124,13 @@ pub use jiff;
 pub use key_package_status::KeyPackageStatus;
 /// The types of the server's API.
 pub use keypool_openapi as wire;
+/// The formats of the server's transparency log, and what they prove.
+#[cfg(feature = "sqlite")]
+pub use keypool_transparency as transparency;
 pub use leaf_identity::LeafIdentity;
+#[cfg(feature = "sqlite")]
+pub use log::{Checks, ExportedProof, LogState, ServerLog, TrailCheck};
+pub use log_report::LogReport;
 pub use openmls;
 pub use openmls_traits;
 pub use pool::{

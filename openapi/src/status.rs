@@ -114,7 +114,7 @@ pub struct StatusQuery {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub log_origin: Option<String>,
     /// Its size. Requires `log_origin`.
-    #[param(nullable = false)]
+    #[param(nullable = false, example = 33)]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub log_size: Option<u64>,
 }

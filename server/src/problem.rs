@@ -78,7 +78,7 @@ pub enum About {
     Methods(String),
     /// The reason for each device, if nothing could be reserved.
     Missing(Vec<MissingDevice>),
-    /// The reservation because of which a Commit was refused.
+    /// The reservation because of which a Commit, or a request for proofs, was refused.
     Reservation(ReservationId),
     /// The group's current epoch, if a Commit was refused because of its epoch.
     Epoch(u64),

@@ -74,7 +74,11 @@ impl MlsMembership<'_> {
             match self.send_commit(&group_id, &request).await {
                 Ok(answer) => {
                     log_undelivered(&answer.undelivered);
-                    if is_external { self.accept_return(&group_id, Vec::new())? } else { self.accept(&group_id)? }
+                    if is_external {
+                        self.accept_return(&group_id, Vec::new())?;
+                    } else {
+                        self.accept(&group_id, &request.reservations)?;
+                    }
                 }
                 Err(error) if is_final(&error) => {
                     warn!(%error, "a Commit without an answer was refused");
@@ -110,7 +114,7 @@ impl MlsMembership<'_> {
         let request = self.stage_request(group_id, &change).map_err(Refusal::NotMade)?;
         let error = match self.send_commit(group_id, &request).await {
             Ok(answer) => {
-                self.accept(group_id)?;
+                self.accept(group_id, &request.reservations)?;
                 return Ok(answer.undelivered);
             }
             Err(error) => error,
@@ -129,6 +133,9 @@ impl MlsMembership<'_> {
             }
             (_, Some(id)) => {
                 self.reject(group_id)?;
+                if error.problem() == Some(ProblemType::ReservationLapsed) {
+                    self.log().record_lapse(&id)?;
+                }
                 Err(Refusal::Lapsed(id, error))
             }
             (Some(ProblemType::Forbidden), _) => {
@@ -226,7 +233,7 @@ impl MlsMembership<'_> {
     }
 
     /// Merges the pending Commit, because the server accepted it.
-    fn accept(&self, group_id: &[u8]) -> Result<()> {
+    fn accept(&self, group_id: &[u8], spent: &[ReservationId]) -> Result<()> {
         let mut group = self.load_group(group_id)?;
         let (own, sender) = (self.own_device().to_string(), Sender::Member(group.own_leaf_index()));
         let changes = match group.pending_commit() {
@@ -239,6 +246,7 @@ impl MlsMembership<'_> {
                 .map_err(|error| Error::mls("merge the Commit")(error.into()))?;
             self.epoch_proof(&group)?;
             self.record_commit(&group, (self.now(), &own), &changes)?;
+            self.log().record_commit(spent, group_id)?;
             self.store.delete_pending_commit(group_id)
         })
     }

@@ -1,7 +1,8 @@
 //! Adds a user to a group whose messages the application delivers.
 
 use keypool_openapi::{
-    Base64Bytes, DeviceOf, MissingDevice, ProblemType, Reservation, ReserveRequest, SpendRequest, UserName,
+    Base64Bytes, DeviceOf, MissingDevice, ProblemType, Reservation, ReservationId, ReserveRequest, SpendResponse,
+    UserName,
 };
 use openmls::prelude::{GroupEpoch, MlsGroup, StagedCommit};
 use openmls_traits::OpenMlsProvider as _;
@@ -76,18 +77,36 @@ impl MlsMembership<'_> {
         } else if group.epoch() == invitation.epoch {
             return Err(Error::mls("confirm the invitation")("its Commit is not pending any more".into()));
         }
-        let (api, group_id) = (self.connection.api(), Base64Bytes(group.group_id().to_vec()));
-        let mut lapsed = Vec::new();
+        let (mut lapsed, mut spent) = (Vec::new(), Vec::new());
         for reservation in &invitation.added {
-            let request = SpendRequest::new(reservation.reservation_id, group_id.clone());
-            match api.spend_key_package(&request).await {
+            match self.spend(reservation.reservation_id, group.group_id().as_slice()).await {
                 Err(error) if error.problem() == Some(ProblemType::ReservationLapsed) => {
                     lapsed.push(device_of(reservation));
                 }
-                spent => drop(spent?),
+                outcome => spent.push(outcome.map(|_| reservation.reservation_id)?),
             }
         }
+        // The application sends the Welcome after this.
+        self.log().wait_for(&spent).await?;
         Ok(lapsed)
+    }
+
+    /// Spends a reservation, and keeps what the log has to show of it.
+    pub(crate) async fn spend(&self, reservation_id: ReservationId, group_id: &[u8]) -> Result<SpendResponse> {
+        let log = self.log();
+        let request = log.spend_request(reservation_id, group_id.to_vec())?;
+        match self.connection.api().spend_key_package(&request).await {
+            Ok(answer) => {
+                log.record_spend(&request, &answer).await?;
+                Ok(answer)
+            }
+            Err(error) => {
+                if error.problem() == Some(ProblemType::ReservationLapsed) {
+                    log.record_lapse(&reservation_id)?;
+                }
+                Err(error)
+            }
+        }
     }
 
     /// Clears the Commit of an invitation that the delivery service has refused, and releases its reservations.

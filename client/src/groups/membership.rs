@@ -3,7 +3,7 @@
 use jiff::Timestamp;
 use keypool_openapi::DeviceOf;
 
-use crate::{connection::MlsConnection, identity::DeviceIdentity, storage::LocalStore};
+use crate::{connection::MlsConnection, identity::DeviceIdentity, log::ServerLog, storage::LocalStore};
 
 /// The number of attempts to commit or to send, if other Commits keep coming first.
 pub(super) const ATTEMPTS: u32 = 16;
@@ -25,6 +25,12 @@ impl<'a> MlsMembership<'a> {
     #[must_use]
     pub fn new(connection: MlsConnection<'a>, identity: &'a DeviceIdentity) -> Self {
         Self { connection, store: connection.store(), identity }
+    }
+
+    /// The server's transparency log, as this device checks it.
+    #[must_use]
+    pub fn log(&self) -> ServerLog<'a> {
+        self.connection.log(self.identity)
     }
 
     pub(super) fn own_device(&self) -> DeviceOf {

@@ -19,6 +19,7 @@ use crate::{
     identity_check::{NewLeaves, Notice, Standings},
     key_package_ref::keypackage_ref,
     leaf_identity::LeafIdentity,
+    log::ids_of,
 };
 
 /// Checked reservations.
@@ -36,7 +37,8 @@ impl MlsMembership<'_> {
     /// the current signature key of its device. If one check fails, releases all: the server must not choose the
     /// members of a group. A KeyPackage that may be valid, and that OpenMLS cannot add, is released alone.
     pub(crate) async fn reserve(&self, request: &ReserveRequest) -> Result<Reserved> {
-        let ReserveResponse { mut reservations, missing, .. } =
+        let (request, asked_after) = &self.log().bound(request).await?;
+        let ReserveResponse { mut reservations, missing, receipt } =
             self.connection.api().reserve_key_package(request).await?;
         let unfit = self.release_unread(&mut reservations).await;
         let ahead = self.connection.api().clock_ahead();
@@ -46,13 +48,26 @@ impl MlsMembership<'_> {
         {
             return Err(Error::WrongClock { ahead });
         }
-        match self.check_reservations(&reservations, request).await {
+        match self.check_and_record(&reservations, (request, *asked_after), receipt.as_deref()).await {
             Ok(notices) => Ok(Reserved { reservations, missing, unfit, notices }),
             Err(error) => {
                 release(self.connection.api(), &reservations).await;
                 Err(error)
             }
         }
+    }
+
+    async fn check_and_record(
+        &self,
+        reservations: &[Reservation],
+        (request, asked_after): (&ReserveRequest, i64),
+        receipt: Option<&str>,
+    ) -> Result<Vec<Notice>> {
+        let notices = self.check_reservations(reservations, request).await?;
+        let log = self.log();
+        log.record((request, asked_after), reservations, receipt).await?;
+        log.wait_for(&ids_of(reservations)).await?;
+        Ok(notices)
     }
 
     async fn check_reservations(&self, reservations: &[Reservation], request: &ReserveRequest) -> Result<Vec<Notice>> {

@@ -87,6 +87,13 @@ impl MlsMembership<'_> {
         let notices = NewLeaves::of_welcome(&staged).accept(self.store, standings, (now, now))?;
         let group = staged.into_group(&provider).map_err(unusable)?;
         self.epoch_proof(&group)?;
+        if let Some(sender) = inviter.device() {
+            let group_id = group.group_id().as_slice().to_vec();
+            self.store.record_welcome(
+                &refs,
+                &keypool_transparency::owner::Welcome { sender: sender.to_string(), group_id },
+            )?;
+        }
         // OpenMLS has deleted the keys of the KeyPackage that it used, unless it is a last resort.
         pool.forget_joined(&refs)?;
         Ok(JoinedGroup { group, inviter, notices, admission })

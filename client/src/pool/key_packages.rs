@@ -4,6 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::{SignedDuration, Timestamp};
 use keypool_openapi::{KeyPackageRef, PoolStatus, inventory_digest};
+#[cfg(feature = "sqlite")]
+use keypool_transparency::{key_package::KeyPackageFields, package::PackageId};
 use openmls::prelude::{Ciphersuite, KeyPackageBundle, MlsMessageOut, tls_codec::Serialize as _};
 use openmls_traits::{OpenMlsProvider as _, storage::StorageProvider as _};
 use strum::IntoEnumIterator as _;
@@ -176,6 +178,17 @@ impl<'a, S: PoolStore> KeyPackagePool<'a, S> {
         MlsMessageOut::from(key_package)
             .tls_serialize_detached()
             .map_err(|error| Error::mls("encode a KeyPackage")(error.into()))
+    }
+
+    /// The name of a KeyPackage in the server's log; `None` if its keys are gone.
+    #[cfg(feature = "sqlite")]
+    pub(crate) fn name_in_log(&self, keypackage_ref: &KeyPackageRef) -> Result<Option<PackageId>> {
+        if !self.has_keys(keypackage_ref)? {
+            return Ok(None);
+        }
+        let fields = KeyPackageFields::parse(&self.message(keypackage_ref)?)
+            .map_err(|error| Error::Damaged(format!("a KeyPackage cannot be read: {error}")))?;
+        Ok(Some(PackageId::of(&fields)))
     }
 
     /// Whether the local store has the private keys of a KeyPackage.

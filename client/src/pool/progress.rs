@@ -1,6 +1,6 @@
-//! The progress of a refresh, for a progress bar.
+//! The progress of long work, for a progress bar.
 
-/// The progress of a refresh.
+/// The progress of a refresh, or of a comparison of the trail with the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Progress {
     /// KeyPackages are being generated.
@@ -15,6 +15,13 @@ pub enum Progress {
         /// The number uploaded so far.
         done: usize,
         /// The total number to upload.
+        total: usize,
+    },
+    /// The trail is being compared with the server's log.
+    Compared {
+        /// The number of KeyPackages compared so far.
+        done: usize,
+        /// The total number to compare.
         total: usize,
     },
 }

@@ -6,7 +6,7 @@ use tracing::info;
 
 use super::{
     catch_up::{CatchUp, CatchingUp},
-    report::RefreshReport,
+    report::{RefreshReport, Warning},
     steps::Refresh,
 };
 use crate::{
@@ -14,6 +14,7 @@ use crate::{
     error::Result,
     groups::MlsMembership,
     identity::DeviceIdentity,
+    log::{Kept, ServerLog},
     pool::{KeyChange, KeyPackageSigner, OnProgress, PoolIdentity, begin_rotation},
     storage::LocalStore,
 };
@@ -75,12 +76,33 @@ impl MlsConnection<'_> {
         fill: bool,
         progress: OnProgress<'_>,
     ) -> Result<RefreshReport> {
-        let membership = MlsMembership::new(*self, identity);
+        let (membership, log) = (MlsMembership::new(*self, identity), self.log(identity));
+        let kept = log.kept()?;
         let identity = StoredIdentity { identity, store: self.store };
-        let refresh = Refresh::new(self.pool(), &identity, self.api).with_clock(self.clock).with_catch_up(&membership);
-        let report = refresh.run(fill, progress).await?;
+        let refresh = Refresh::new(self.pool(), &identity, self.api)
+            .with_clock(self.clock)
+            .with_catch_up(&membership)
+            .with_log_since(kept.as_ref().map(|kept| kept.place.clone()));
+        let mut report = refresh.run(fill, progress).await?;
+        self.check_log((&log, kept.as_ref()), &mut report).await?;
         membership.look_for_groups().await;
         Ok(report)
+    }
+
+    /// Compares what this device knows of hand-outs with the server's log.
+    async fn check_log(&self, (log, kept): (&ServerLog<'_>, Option<&Kept>), report: &mut RefreshReport) -> Result<()> {
+        let Some(checked) = log.check(self.pool(), (report.log_head.as_ref(), kept)).await? else {
+            if log.state()?.origin.is_some() {
+                report.warnings.push(Warning::LogMissing);
+            }
+            return Ok(());
+        };
+        if checked.lost > 0 {
+            report.warnings.push(Warning::LogLost { leaves: checked.lost });
+        }
+        report.warnings.extend(checked.unexpected.into_iter().map(|from| Warning::UnexpectedWelcome { from }));
+        report.log = Some(checked.report);
+        Ok(())
     }
 
     /// Changes the signature key of each ciphersuite, and fills the pool with KeyPackages of the new keys. The server

@@ -2,9 +2,11 @@
 
 use std::fmt;
 
-use keypool_openapi::{KeyPackageRef, PoolStatus, RejectionReason, UserName};
+use keypool_openapi::{KeyPackageRef, LogHead, PoolStatus, RejectionReason, UserName};
 use serde::Serialize;
 use utoipa::ToSchema;
+
+use crate::log_report::LogReport;
 
 /// A KeyPackage that the server refused.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
@@ -44,6 +46,19 @@ pub enum Warning {
         /// The number of KeyPackages handed out to the user within the last hour.
         handed_out: u64,
     },
+    /// The server was restored from a backup, and its transparency log has lost leaves.
+    LogLost {
+        /// The number of leaves that this device has seen, and that are gone.
+        leaves: u64,
+    },
+    /// The server had a transparency log, and shows none any more.
+    LogMissing,
+    /// A Welcome came from a device to which the log shows no hand-out of that KeyPackage. The server, or an adder before it, may
+    /// have used bytes that it saw: nobody is accused.
+    UnexpectedWelcome {
+        /// The sender, `user/device`.
+        from: String,
+    },
 }
 
 impl fmt::Display for Warning {
@@ -70,6 +85,20 @@ impl fmt::Display for Warning {
                 "{user} reserved {handed_out} of this device's KeyPackages within an hour: if you do not expect that, tell \
                  the server's operator"
             ),
+            Self::LogLost { leaves } => write!(
+                f,
+                "the server was restored from a backup: its log has lost {leaves} leaves, with which it could have proven \
+                 hand-outs"
+            ),
+            Self::LogMissing => f.write_str(
+                "the server has stopped its transparency log: it cannot prove any more that it hands out nothing twice; ask \
+                 its operator",
+            ),
+            Self::UnexpectedWelcome { from } => write!(
+                f,
+                "an invitation by {from} used a KeyPackage that was not handed out to that device: ask {from}, and tell the \
+                 server's operator"
+            ),
         }
     }
 }
@@ -93,18 +122,35 @@ pub struct RefreshReport {
     pub warnings: Vec<Warning>,
     /// The pool on the server after the refresh.
     pub pool: PoolStatus,
+    /// What was compared with the server's transparency log; `null` if it has none.
+    pub log: Option<LogReport>,
+    /// What the server showed of its transparency log, for who checks it.
+    #[serde(skip)]
+    pub log_head: Option<LogHead>,
 }
 
 impl RefreshReport {
     /// A report of a refresh that has done nothing yet.
     #[must_use]
-    pub fn new(pool: PoolStatus) -> Self {
+    pub fn new(mut pool: PoolStatus) -> Self {
+        let log_head = pool.log.take();
         let warnings = pool
             .draining
             .iter()
             .map(|drain| Warning::Draining { user: drain.user.clone(), handed_out: drain.handed_out })
             .collect();
-        Self { removed: 0, generated: 0, uploaded: 0, reconciled: 0, revoked: 0, rejected: Vec::new(), warnings, pool }
+        Self {
+            removed: 0,
+            generated: 0,
+            uploaded: 0,
+            reconciled: 0,
+            revoked: 0,
+            rejected: Vec::new(),
+            warnings,
+            pool,
+            log: None,
+            log_head,
+        }
     }
 
     /// Whether the refresh had nothing to do.

@@ -3,7 +3,7 @@
 use std::fmt;
 
 use jiff::{SignedDuration, Timestamp};
-use keypool_openapi::{KeyPackageRef, MAX_REVOCATIONS, RevokeRequest};
+use keypool_openapi::{KeyPackageRef, LogSize, MAX_REVOCATIONS, RevokeRequest};
 
 use super::{
     catch_up::CatchUp,
@@ -33,6 +33,7 @@ pub struct Refresh<'a, S, I> {
     pub(super) identity: &'a I,
     clock: &'a dyn Clock,
     catch_up: Option<&'a dyn CatchUp>,
+    log_since: Option<LogSize>,
 }
 
 impl<S, I> fmt::Debug for Refresh<'_, S, I> {
@@ -45,7 +46,7 @@ impl<'a, S: PoolStore, I: PoolIdentity> Refresh<'a, S, I> {
     /// A refresh of this device's pool, by the machine's clock.
     #[must_use]
     pub fn new(pool: KeyPackagePool<'a, S>, identity: &'a I, api: &'a ApiClient) -> Self {
-        Self { api, pool, identity, clock: &SystemClock, catch_up: None }
+        Self { api, pool, identity, clock: &SystemClock, catch_up: None, log_since: None }
     }
 
     /// Uses another clock.
@@ -58,6 +59,12 @@ impl<'a, S: PoolStore, I: PoolIdentity> Refresh<'a, S, I> {
     #[must_use]
     pub fn with_catch_up(self, catch_up: &'a dyn CatchUp) -> Self {
         Self { catch_up: Some(catch_up), ..self }
+    }
+
+    /// Has the server show how its transparency log continues a checkpoint: [`RefreshReport::log_head`] then has it.
+    #[must_use]
+    pub fn with_log_since(self, since: Option<LogSize>) -> Self {
+        Self { log_since: since, ..self }
     }
 
     /// Brings the pool up to date. Idempotent: if nothing has to change, it makes one request.
@@ -81,7 +88,7 @@ impl<'a, S: PoolStore, I: PoolIdentity> Refresh<'a, S, I> {
     /// The caller sees to it that one refresh of a pool runs at a time. One that is dropped leaves a pool that the next one
     /// brings up to date.
     pub async fn run(&self, fill: bool, progress: OnProgress<'_>) -> Result<RefreshReport> {
-        let mut report = RefreshReport::new(self.api.get_key_package_status().await?);
+        let mut report = RefreshReport::new(self.api.get_key_package_status_since(self.log_since.as_ref()).await?);
         let (here, there) = (self.clock.now(), report.pool.at);
         let skew = skew(here, there);
         if skew.abs() > MAX_SKEW {

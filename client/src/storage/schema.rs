@@ -6,7 +6,7 @@ use rusqlite_migration::{Error as MigrationError, M, MigrationDefinitionError, M
 use crate::error::{Error, Result};
 
 /// One entry for each version of the schema. `PRAGMA user_version` counts those that ran. Never change an entry: add one.
-pub(super) const MIGRATIONS: [&str; 10] = [
+pub(super) const MIGRATIONS: [&str; 11] = [
     "
     CREATE TABLE keypackage_pool_metadata (
         ref         BLOB    NOT NULL PRIMARY KEY,
@@ -162,6 +162,63 @@ pub(super) const MIGRATIONS: [&str; 10] = [
         change   TEXT    NOT NULL
     ) STRICT;
     CREATE INDEX membership_changes_group ON membership_changes (group_id, id);
+    ",
+    "
+    -- The server's transparency logs, the newest last, each with the key that this device believes.
+    CREATE TABLE logs (
+        id         INTEGER NOT NULL PRIMARY KEY,
+        origin     TEXT    NOT NULL UNIQUE,
+        key        TEXT    NOT NULL,
+        -- The note by which the key of the log before names this key: NULL for a key that this device first saw, or was given.
+        key_note   TEXT,
+        -- The largest checkpoint that was verified.
+        checkpoint TEXT,
+        seen_at    INTEGER NOT NULL
+    ) STRICT;
+    -- The KeyPackages that the server has handed out to this device, to be found in the log.
+    CREATE TABLE hand_outs (
+        id             INTEGER NOT NULL PRIMARY KEY,
+        reservation_id TEXT    NOT NULL UNIQUE,
+        package        BLOB    NOT NULL,
+        key_package    BLOB    NOT NULL,
+        -- What the log has to have of it, in JSON.
+        hand_out       TEXT    NOT NULL,
+        state          TEXT    NOT NULL,
+        -- The last row when the device asked for this one: what is in later rows may have happened after it.
+        asked_after    INTEGER NOT NULL,
+        keep_until     INTEGER NOT NULL
+    ) STRICT;
+    CREATE INDEX hand_outs_package ON hand_outs (package);
+    CREATE INDEX hand_outs_state ON hand_outs (state, id);
+    -- This device's own KeyPackages by the names that they have in the log, also after they were used.
+    CREATE TABLE own_packages (
+        id            INTEGER NOT NULL PRIMARY KEY,
+        ref           BLOB    NOT NULL UNIQUE,
+        package       BLOB    NOT NULL,
+        not_after     INTEGER NOT NULL,
+        -- The status with which it was last compared with the log.
+        ended         TEXT,
+        -- The device that spent it and the group, as the server says.
+        spent_by      TEXT,
+        spent_for     BLOB,
+        -- The sender and the group of the Welcome that used it.
+        welcome_from  TEXT,
+        welcome_group BLOB,
+        state         TEXT    NOT NULL DEFAULT 'idle'
+    ) STRICT;
+    CREATE INDEX own_packages_state ON own_packages (state, id);
+    -- The promises that the server has broken.
+    CREATE TABLE findings (
+        id           INTEGER NOT NULL PRIMARY KEY,
+        found_at     INTEGER NOT NULL,
+        problem      TEXT    NOT NULL,
+        is_proven    INTEGER NOT NULL,
+        -- The file with the evidence or the report, in the data directory.
+        file         TEXT    NOT NULL,
+        is_dismissed INTEGER NOT NULL DEFAULT 0
+    ) STRICT;
+    -- When this device last compared the log with what it knows.
+    ALTER TABLE device_identity ADD COLUMN log_checked_at INTEGER;
     ",
     "
     -- The epoch in which it was said whether members bring new devices in; NULL if nobody has said it.

@@ -1,7 +1,7 @@
 //! The store itself: one SQLite file, opened, decrypted and brought up to date.
 
 use std::{
-    fs,
+    fs, io,
     path::{Path, PathBuf},
 };
 
@@ -102,6 +102,17 @@ impl LocalStore {
     #[must_use]
     pub fn directory(&self) -> &Path {
         &self.directory
+    }
+
+    /// Writes a file in the data directory, which only its owner may read.
+    pub(crate) fn write_file(&self, name: &str, content: &[u8]) -> Result<PathBuf> {
+        let path = self.directory.join(name);
+        let mut file = private_file(&path)?;
+        file.set_len(0)
+            .and_then(|()| io::Write::write_all(&mut file, content))
+            .and_then(|()| file.sync_all())
+            .map_err(file_error("write", &path))?;
+        Ok(path)
     }
 
     /// OpenMLS's cryptography and storage, on this store's connection. Other threads wait for the store until the

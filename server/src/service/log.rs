@@ -14,7 +14,7 @@ use super::{Service, log_heads::checked, reservations::lost_reservation};
 use crate::{
     caller::Caller,
     log::Log,
-    problem::Failure,
+    problem::{About, Failure},
     store::{Asked, Continuation, OriginRow, StepFound, Steps},
 };
 
@@ -100,7 +100,10 @@ impl Service {
             .run(move |now| {
                 let by = caller.device.id;
                 let found = store.log_steps(by, &asked, log.owners())?.ok_or_else(no_log)?;
-                let Steps { state, steps, is_cut } = found.map_err(|(id, error)| lost_reservation(error, &id))?;
+                let Steps { state, steps, is_cut } = found.map_err(|(id, error)| Failure {
+                    about: About::Reservation(id),
+                    ..lost_reservation(error, &id)
+                })?;
                 if is_cut {
                     return Err(Failure::new(
                         ProblemType::MalformedRequest,

@@ -44,6 +44,9 @@ pub struct LinkRow {
     pub used_by: Option<String>,
 }
 
+/// The device that made the link, its end, the wrong guesses, whether its maker's token is the same, and the device that came.
+type LinkColumns = (String, i64, i32, bool, Option<String>);
+
 statements! {
     fn put_link(conn, link: &NewLink) -> QueryResult<usize> {
         let values = (
@@ -88,7 +91,7 @@ statements! {
         diesel::update(open).set(device_links::guesses.eq(device_links::guesses + 1)).execute(conn)
     }
 
-    fn links_of(conn, user: &str) -> QueryResult<Vec<(String, i64, i32, bool, Option<String>)>> {
+    fn links_of(conn, user: &str) -> QueryResult<Vec<LinkColumns>> {
         device_links::table
             .inner_join(devices::table.on(devices::id.eq(device_links::device_id)))
             .filter(device_links::user_name.eq(user))

@@ -199,10 +199,8 @@ fn register_anew(
         Grant::Enrolment(hash) if !use_enrolment(conn, hash, new.user.as_str(), second)? => {
             return Err(Failure::Refused(RegisterError::NotEnrolled));
         }
-        Grant::Link(hash) => {
-            if !links::use_link(conn, hash, (new.user.as_str(), new.device.as_str()), second)? {
-                return Err(Failure::Refused(RegisterError::NotLinked));
-            }
+        Grant::Link(hash) if !links::use_link(conn, hash, (new.user.as_str(), new.device.as_str()), second)? => {
+            return Err(Failure::Refused(RegisterError::NotLinked));
         }
         Grant::SameUser(caller) => hold_caller::<RegisterError>(conn, caller)?,
         _ => {}
