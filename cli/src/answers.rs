@@ -117,6 +117,16 @@ impl From<AuditEvent> for TrailEvent {
     }
 }
 
+/// The files for `keypool-verify`.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct Exported {
+    /// Their paths.
+    #[schema(value_type = Vec<String>)]
+    pub files: Vec<std::path::PathBuf>,
+    /// The commands that check them.
+    pub commands: Vec<String>,
+}
+
 /// What a command that fails prints to the standard error.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct Failure {

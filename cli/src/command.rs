@@ -27,6 +27,7 @@ use crate::{
     error::{Error, Result},
     groups::{self, GroupCommand, ReceiveArgs, SendArgs},
     link::Link,
+    log::{self, LogArgs},
     output::{Output, print_help, print_raw},
     passphrase::{self, PassphraseCommand},
     retries::Retries,
@@ -49,7 +50,8 @@ Example: alice makes a group and invites bob; bob receives her message.
   keypool --data-dir alice send friends 'hello, bob'
   keypool --data-dir bob receive
 
-Exit codes: 0 success, 1 failure, 2 wrong usage, 3 temporary failure: the same command may succeed later.
+Exit codes: 0 success, 1 failure, 2 wrong usage, 3 temporary failure: the same command may succeed later, 4 the server has
+broken a promise: its transparency log shows it, or does not show what it must.
 Output on a terminal is coloured, unless NO_COLOR is set.";
 
 /// The exit code for arguments that cannot be used.
@@ -57,6 +59,9 @@ const USAGE: u8 = 2;
 
 /// The exit code for a failure after which the same command may succeed later.
 const LATER: u8 = 3;
+
+/// The exit code if the server has broken a promise.
+const MISBEHAVED: u8 = 4;
 
 /// Keeps this device's KeyPackages on a Keypool server, and reserves those of other users
 #[expect(clippy::doc_markdown, reason = "clap prints these lines as they stand")]
@@ -76,6 +81,9 @@ pub struct Cli {
     /// Do not show the server the trees of groups; a member that falls behind then waits for an invitation
     #[arg(long, global = true, env = "KEYPOOL_NO_GROUP_INFO", value_parser = FalseyValueParser::new())]
     no_group_info: bool,
+    /// Use a KeyPackage only once the server's transparency log has its hand-out; refuse a server without a log
+    #[arg(long, global = true, env = "KEYPOOL_STRICT", value_parser = FalseyValueParser::new())]
+    strict: bool,
     /// Print JSON for programs, also for errors
     #[arg(long, global = true)]
     json: bool,
@@ -115,6 +123,9 @@ enum Command {
         /// Only events before the one with this number
         #[arg(long, value_name = "NUMBER")]
         before: Option<i64>,
+        /// Compare the whole trail with the server's transparency log, and show the result for each KeyPackage
+        #[arg(long, conflicts_with_all = ["limit", "before"])]
+        verify: bool,
     },
     /// Reserve a KeyPackage of each of a user's devices
     #[command(after_help = "Example: keypool reserve bob --device phone --ttl 120")]
@@ -201,6 +212,12 @@ enum Command {
     /// Encrypt this device's file, change its passphrase, or decrypt it
     #[command(subcommand)]
     Passphrase(PassphraseCommand),
+    /// Show what this device has checked in the server's transparency log, and up to where
+    ///
+    /// The log shows that no KeyPackage was handed out twice. Each refresh compares it with what this device knows; if the
+    /// server has broken a promise, every command that uses the server exits with 4.
+    #[command(after_help = "Example: keypool log")]
+    Log(LogArgs),
     /// Check this device and give advice
     ///
     /// Checks the files, the keys, the server, the clocks, and whether this device and the server agree. Changes
@@ -265,19 +282,20 @@ struct ReserveArgs {
 }
 
 /// Runs the `keypool` command with the program's arguments, and returns its exit code: 0 success, 1 failure, 2 wrong
-/// usage, 3 temporary failure.
+/// usage, 3 temporary failure, 4 if the server has broken a promise.
 pub async fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     let args: Vec<OsString> = args.into_iter().collect();
     match Cli::try_parse_from(&args) {
         Ok(cli) => {
             let output = Output::new(cli.json);
-            log(cli.verbose);
+            log_to_stderr(cli.verbose);
             match run(cli, &output).await {
                 Ok(code) => code,
                 Err(error) => {
                     output.error(&error);
                     match error {
                         Error::Usage(_) => ExitCode::from(USAGE),
+                        error if error.accuses_server() => ExitCode::from(MISBEHAVED),
                         error if error.is_retryable() => ExitCode::from(LATER),
                         _ => ExitCode::FAILURE,
                     }
@@ -304,7 +322,7 @@ pub async fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
 }
 
 /// Shows the library's log on the standard error.
-fn log(verbose: u8) {
+fn log_to_stderr(verbose: u8) {
     let level = match verbose {
         0 => return,
         1 => Level::INFO,
@@ -316,7 +334,7 @@ fn log(verbose: u8) {
 }
 
 async fn run(cli: Cli, output: &Output) -> Result<ExitCode> {
-    let Cli { data_dir, passphrase_file, timeout, no_group_info, command, .. } = cli;
+    let Cli { data_dir, passphrase_file, timeout, no_group_info, strict, command, .. } = cli;
     if let Command::Completions { shell } = command {
         let mut script = Vec::new();
         clap_complete::generate(shell, &mut Cli::command(), "keypool", &mut script);
@@ -333,6 +351,7 @@ async fn run(cli: Cli, output: &Output) -> Result<ExitCode> {
         timeout: Duration::from_secs(timeout),
         on_retry: Some(retries.hook()),
         group_info: !no_group_info,
+        strict,
         ..Settings::default()
     };
     match command {
@@ -391,7 +410,12 @@ async fn with_device(command: Command, client: &MlsClient, output: &Output) -> R
         }
         Command::Status => output.status(&client.status().await?)?,
         Command::Inventory => output.inventory(&client.inventory().await?)?,
-        Command::Audit { limit, before } => output.audit(client.audit(before, limit).await?)?,
+        Command::Audit { verify: true, .. } => {
+            let checks =
+                output.with_progress(|progress| async move { client.log().verify_trail(&progress).await }).await?;
+            output.trail_checked(&checks)?;
+        }
+        Command::Audit { limit, before, .. } => output.audit(client.audit(before, limit).await?)?,
         Command::Reserve(ReserveArgs { user, device, ciphersuite, ttl }) => {
             let ttl = ttl.map(Duration::from_secs);
             output.reserved(&client.reserve(&user, device.as_ref(), ciphersuite, ttl).await?)?;
@@ -401,6 +425,7 @@ async fn with_device(command: Command, client: &MlsClient, output: &Output) -> R
         }
         Command::Device(command) => devices::device(command, client, output).await?,
         Command::Group(command) => groups::group(command, client, output).await?,
+        Command::Log(args) => log::log(args, client, output).await?,
         Command::Send(args) => groups::send(args, client, output).await?,
         Command::Receive(args) => groups::receive(&args, client, output).await?,
         Command::Verify { user } => output.safety_number(&client.membership().safety_number(&user).await?)?,

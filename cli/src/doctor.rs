@@ -82,6 +82,7 @@ pub async fn check(client: &MlsClient) -> Vec<Check> {
             checks.push(agreement(client, &status));
             checks.push(health(&status));
             checks.push(groups(client).await);
+            checks.push(log(client, status.log.is_some()));
         }
         Err(error) => checks.push(Check::of_error("token", &error)),
     }
@@ -124,6 +125,31 @@ async fn groups(client: &MlsClient) -> Check {
         format!("the other members have gone on in {}", left.join(", ")),
         "run `keypool receive`: the device catches up, or comes back by itself if it can; `keypool group list` shows the state",
     )
+}
+
+/// Whether the server's transparency log shows what it has to show.
+fn log(client: &MlsClient, has_log: bool) -> Check {
+    const NAME: &str = "transparency log";
+    let state = match client.log().state() {
+        Ok(state) => state,
+        Err(error) => return Check::of_error(NAME, &error),
+    };
+    let waits = state.hand_outs.due + state.own.due;
+    match (has_log, &state.origin) {
+        (false, None) => Check::ok(NAME, "the server has none: it is believed to hand out nothing twice"),
+        (false, Some(_)) => {
+            Check::warning(NAME, "the server had one, and shows none any more", "ask the server's operator")
+        }
+        (true, None) => Check::warning(NAME, "this device has not looked at it yet", "run `keypool refresh`"),
+        (true, Some(_)) if waits > 0 => {
+            let found = format!("{waits} hand-outs are not compared with it yet");
+            Check::warning(NAME, found, "run `keypool refresh`; `keypool log` shows more")
+        }
+        (true, Some(_)) => {
+            let checked = state.hand_outs.fine + state.own.fine;
+            Check::ok(NAME, format!("{checked} hand-outs are in it as they have to be, up to leaf {}", state.size))
+        }
+    }
 }
 
 fn integrity(client: &MlsClient) -> Check {

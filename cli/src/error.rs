@@ -2,7 +2,7 @@
 
 use std::{io, path::PathBuf};
 
-use keypool_client::Error as ClientError;
+use keypool_client::{Error as ClientError, LogError};
 use keypool_openapi::ProblemType;
 
 /// An error of the command. Its message says what is wrong; [`Error::hint`] says what to do.
@@ -68,6 +68,12 @@ impl Error {
                 false
             }
         }
+    }
+
+    /// Whether the server has broken a promise.
+    pub fn accuses_server(&self) -> bool {
+        let (Self::Client(error) | Self::Unsent { source: Some(error), .. }) = self else { return false };
+        matches!(**error, ClientError::Log(LogError::Misbehaved(_)))
     }
 
     /// The message with those of its causes, in one line.
@@ -154,6 +160,23 @@ pub fn hint(error: &ClientError) -> Option<&'static str> {
         }
         E::ServerAddress(_) => "give it as http://HOST:PORT or https://HOST",
         E::Unreachable { .. } => "check that the server runs and that the address is right, then try again",
+        E::Log(LogError::Misbehaved(finding)) if finding.is_proven => {
+            "give the file to others: `keypool-verify evidence FILE --vkey KEY` convinces them. `keypool log` shows more, and \
+             `keypool log dismiss` uses the server again all the same"
+        }
+        E::Log(LogError::Misbehaved(_)) => {
+            "ask the server's operator. `keypool log` shows more, and `keypool log dismiss` uses the server again all the same"
+        }
+        E::Log(LogError::Untrusted { .. }) => {
+            "ask the operator, by another way than the server, whether that is the new key; if it is, run `keypool log trust VKEY`"
+        }
+        E::Log(LogError::Missing | LogError::Unlogged(_)) => {
+            "ask the operator to switch the log on, or run the command without --strict and KEYPOOL_STRICT"
+        }
+        E::Log(LogError::NotLogged { .. }) => {
+            "run the command again; if that does not help, tell the server's operator"
+        }
+        E::UnknownReservation(_) => "give the id as `keypool reserve` printed it on this device",
         E::UnknownHost { .. } => "check the name of the host, and this machine's connection to the network",
         E::WrongClock { .. } => "set this machine's clock; if it is right, tell the server's operator",
         E::Untrusted { .. } => {

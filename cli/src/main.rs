@@ -10,6 +10,8 @@ mod error;
 mod groups;
 mod incoming;
 mod link;
+mod log;
+mod log_text;
 mod output;
 mod passphrase;
 mod retries;

@@ -8,7 +8,8 @@ use std::{
 use clap::builder::styling::AnsiColor;
 use indicatif::{ProgressBar, ProgressStyle};
 use keypool_client::{
-    DeviceIdentity, Group, Incoming, Invited, MembershipChange, Progress, RefreshReport, Removed, Renewed, SafetyNumber,
+    DeviceIdentity, Group, Incoming, Invited, LogState, MembershipChange, Progress, RefreshReport, Removed, Renewed,
+    SafetyNumber, TrailCheck,
 };
 use keypool_openapi::{
     AuditPage, Device, DeviceName, DeviceOf, InventoryItem, PoolStatus, ReleaseResponse, RemovedDevice,
@@ -18,11 +19,12 @@ use serde::Serialize;
 use serde_json::json;
 
 use crate::{
-    answers::{Done, Failure, LinkedDevice, NewToken, ServerAddress, Token, Trail},
+    answers::{Done, Exported, Failure, LinkedDevice, NewToken, ServerAddress, Token, Trail},
     colour::{painted, warning},
     doctor::Check,
     error::{Error, Result},
     incoming::{self, Place},
+    log_text::{exported_text, log_text, trail_text},
     schema,
     sentences::{
         check_text, health_text, invited_text, names, refresh_text, renewed_text, safety_number_text, status_text,
@@ -94,6 +96,18 @@ impl Output {
                 events => tables::text(tables::events(events)) + &more.unwrap_or_default(),
             }
         })
+    }
+
+    pub fn trail_checked(&self, checks: &[TrailCheck]) -> Result<()> {
+        self.answer(&checks, || trail_text(checks))
+    }
+
+    pub fn log_state(&self, state: &LogState) -> Result<()> {
+        self.answer(state, || log_text(state))
+    }
+
+    pub fn exported(&self, exported: &Exported) -> Result<()> {
+        self.answer(exported, || exported_text(exported))
     }
 
     pub fn revoked(&self, answer: &RevokeResponse) -> Result<()> {
@@ -294,6 +308,7 @@ impl Output {
             let (message, done, total) = match progress {
                 Progress::Generated { done, total } => ("Generating", done, total),
                 Progress::Uploaded { done, total } => ("Uploading", done, total),
+                Progress::Compared { done, total } => ("Comparing", done, total),
             };
             drawn.set_message(message);
             drawn.set_length(u64::try_from(total).unwrap_or(u64::MAX));

@@ -1,6 +1,8 @@
 //! The JSON Schema of what the command prints with `--json`.
 
-use keypool_client::{Group, Incoming, Invited, MembershipChange, RefreshReport, Removed, Renewed, SafetyNumber};
+use keypool_client::{
+    Group, Incoming, Invited, LogState, MembershipChange, RefreshReport, Removed, Renewed, SafetyNumber, TrailCheck,
+};
 use keypool_openapi::{
     Device, DeviceOf, InventoryItem, PoolStatus, ReleaseResponse, RemovedDevice, ReserveResponse, RevokeResponse,
     SpendResponse,
@@ -12,7 +14,7 @@ use utoipa::{
 };
 
 use crate::{
-    answers::{Done, Failure, LinkedDevice, NewToken, ServerAddress, Token, Trail},
+    answers::{Done, Exported, Failure, LinkedDevice, NewToken, ServerAddress, Token, Trail},
     doctor::Check,
 };
 
@@ -82,6 +84,9 @@ pub fn document() -> Value {
     all.one::<PoolStatus>(&["status"]);
     all.list::<InventoryItem>("inventory");
     all.one::<Trail>(&["audit"]);
+    all.list::<TrailCheck>("audit-verify");
+    all.one::<LogState>(&["log", "log-status"]);
+    all.one::<Exported>(&["log-export"]);
     all.one::<ReserveResponse>(&["reserve"]);
     all.one::<SpendResponse>(&["spend"]);
     all.one::<ReleaseResponse>(&["release"]);
@@ -106,6 +111,8 @@ pub fn document() -> Value {
         "group-forget",
         "group-leave",
         "group-update",
+        "log-dismiss",
+        "log-trust",
         "passphrase-change",
         "passphrase-remove",
         "token-set",

@@ -11,7 +11,9 @@ use keypool_openapi::{
 use crate::{
     colour::{painted, warning},
     doctor::{Check, Verdict},
-    incoming, tables,
+    incoming,
+    log_text::report_line,
+    tables,
     text::{clean, target_name},
 };
 
@@ -126,6 +128,9 @@ pub fn refresh_text(report: &RefreshReport) -> String {
     }));
     for one in warnings {
         let _ = write!(text, "\n{}", warning(&clean(&one)));
+    }
+    if let Some(log) = &report.log {
+        let _ = write!(text, "\n{}", report_line(log));
     }
     let _ = write!(text, "\n{}", health_text(&report.pool));
     text

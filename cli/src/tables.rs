@@ -10,7 +10,7 @@ use comfy_table::{
     presets::{NOTHING, UTF8_FULL_CONDENSED},
 };
 use jiff::Timestamp;
-use keypool_client::{Group, GroupState, MembershipChange};
+use keypool_client::{Checks, Group, GroupState, LogState, MembershipChange};
 use keypool_openapi::{Device, DeviceName, InventoryItem, PoolStatus, ReserveResponse, SignatureKey, device_name};
 
 use crate::{
@@ -116,6 +116,24 @@ pub fn inventory(items: &[InventoryItem]) -> Table {
     table
 }
 
+/// What this device has checked in the server's log.
+pub fn log(origin: &str, state: &LogState) -> Table {
+    let mut table = table(["Transparency log", ""]);
+    let checked_at = state.checked_at.map_or_else(|| "never".to_owned(), |at| format!("at {at}"));
+    let rows = [
+        ("name", clean(origin)),
+        ("key believed since", time(state.since)),
+        ("checked up to", format!("{} leaves, {checked_at}", state.size)),
+        ("handed to this device", checks_line(&state.hand_outs)),
+        ("of this device", checks_line(&state.own)),
+        ("broken promises", state.findings.len().to_string()),
+    ];
+    for (name, value) in rows {
+        table.add_row([name.to_owned(), value]);
+    }
+    table
+}
+
 /// A paragraph for each event: a line with a ref has no room for more.
 pub fn events(events: &[TrailEvent]) -> Table {
     let mut table = Table::new();
@@ -182,6 +200,18 @@ pub fn history(changes: &[MembershipChange]) -> Table {
         ]);
     }
     table
+}
+
+/// The counts of checks, in one line.
+fn checks_line(Checks { fine, due, unknown }: &Checks) -> String {
+    let mut text = format!("{fine} as they have to be");
+    if *due > 0 {
+        let _ = write!(text, ", {due} at the next refresh");
+    }
+    if *unknown > 0 {
+        let _ = write!(text, ", {unknown} that the server can no longer prove");
+    }
+    text
 }
 
 fn time(time: Option<Timestamp>) -> String {
