@@ -135,13 +135,13 @@ async fn each_step_writes_one_row_that_says_it_all(
         upload,
         json!({"id": upload["id"], "at": uploaded_at, "action": "upload", "keypackage_ref": first["keypackage_ref"],
             "owner": owner, "actor": owner, "reservation_id": null, "group_id": null, "last_resort": false,
-            "until": first["not_after"], "signature_key": null})
+            "until": first["not_after"], "signature_key": null, "leaves": 0})
     );
     assert_eq!(
         reserved,
         json!({"id": reserved["id"], "at": reserved_at, "action": "reserve", "keypackage_ref": first["keypackage_ref"],
             "owner": owner, "actor": actor, "reservation_id": first["reservation_id"], "group_id": reserved["group_id"],
-            "last_resort": false, "until": first["expires_at"], "signature_key": null})
+            "last_resort": false, "until": first["expires_at"], "signature_key": null, "handout": 0, "leaves": 1})
     );
     assert_eq!((&release["actor"], &release["reservation_id"]), (&actor, &first["reservation_id"]));
     assert_eq!((&lapse["at"], &lapse["reservation_id"]), (&lapsed_at, &second_one["reservation_id"]));

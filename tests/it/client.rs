@@ -22,6 +22,7 @@ pub mod helpers;
 mod honest;
 mod impostors;
 mod links_by_command;
+mod log;
 mod lying_server;
 mod mls_rs;
 mod outputs;

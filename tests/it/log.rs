@@ -5,6 +5,7 @@ mod checks;
 mod erasing;
 mod heads;
 mod key;
+mod lies;
 mod outsiders;
 mod proofs;
 mod race;

@@ -2,7 +2,9 @@
 
 use std::{collections::BTreeMap, fs, io::Write as _, process::Stdio};
 
-use keypool_client::{DeviceChange, Event, Incoming, Invited, Notice, UnfitDevice, UnfitReason, Warning};
+use keypool_client::{
+    DeviceChange, Event, Finding, Incoming, Invited, Notice, TrailCheck, UnfitDevice, UnfitReason, Warning,
+};
 use keypool_openapi::{Base64Bytes, MessageKind, RefusalReason};
 use rstest::rstest;
 use serde_json::{Value, json};
@@ -120,6 +122,7 @@ async fn every_answer_is_of_its_schema(#[values(Anywhere::Postgres, Anywhere::Sq
     all.run(&alice, 1, &["verify", "bob"]);
     all.run(&alice, 1, &["server"]);
     groups(&mut all, (&alice, &bob));
+    log(&mut all, (&alice, &bob));
     devices(&mut all, (&alice, &phone));
     all.run(&alice, 1, &["doctor"]);
     passphrases(&mut all, &alice);
@@ -148,7 +151,10 @@ async fn every_answer_is_of_its_schema(#[values(Anywhere::Postgres, Anywhere::Sq
         Warning::ClockSkew { seconds: -61 },
         Warning::ForeignKeyPackages { count: 1 },
         Warning::ServerRestored { given_up: 1 },
-        Warning::Draining { user: user("bob"), handed_out: 100 }
+        Warning::Draining { user: user("bob"), handed_out: 100 },
+        Warning::LogLost { leaves: 1 },
+        Warning::LogMissing,
+        Warning::UnexpectedWelcome { from: "bob/laptop".to_owned() },
     ]);
     all.add("refresh", report);
 
@@ -171,6 +177,31 @@ fn own_pool(all: &mut Samples, alice: &Shell) {
     all.run(alice, 1, &["revoke", one]);
     all.run(alice, 1, &["revoke", one, &"00".repeat(32)]);
     all.run(alice, 1, &["audit", "--limit", "40"]);
+    let checks = alice.json(&["audit", "--verify"]);
+    all.add("audit-verify", checks);
+}
+
+/// What a command prints about the server's log, of hand-outs that have come to their end.
+fn log(all: &mut Samples, (alice, bob): (&Shell, &Shell)) {
+    all.run(alice, 1, &["log"]);
+    all.run(bob, 2, &["log", "status"]);
+    let directory = tempfile::tempdir().unwrap();
+    all.run(bob, 2, &["log", "export", directory.path().to_str().unwrap()]);
+    all.run(bob, 2, &["log", "dismiss"]);
+    let key = alice.json(&["log"])["key"].as_str().unwrap().to_owned();
+    all.run(bob, 2, &["log", "trust", &key]);
+    let found = Finding {
+        found_at: "2026-01-01T00:00:00Z".parse().unwrap(),
+        problem: "so".to_owned(),
+        is_proven: true,
+        file: "log-evidence-1.json".into(),
+        is_dismissed: false,
+    };
+    let mut state = alice.json(&["log"]);
+    state["findings"] = json!([found]);
+    all.add("log", state);
+    let why = TrailCheck { keypackage_ref: vec![7; 32].into(), events: 1, agrees: None, why: Some("so".to_owned()) };
+    all.add("audit-verify", json!([why]));
 }
 
 fn groups(all: &mut Samples, (alice, bob): (&Shell, &Shell)) {

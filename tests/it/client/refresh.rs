@@ -30,13 +30,14 @@ async fn reserved(by: &Owner, user: &str, count: usize) -> Vec<Reservation> {
     held
 }
 
-/// A refresh that must have nothing to do, in one request.
+/// A refresh that must have nothing to do, in one request, or in two if there is something to compare with the server's log.
 pub async fn is_settled(server: &TestServer, owner: &Owner) {
     let before = server.requests().await;
     let report = owner.refresh().await.unwrap();
     assert!(report.changed_nothing(), "{report:?}");
     let now = server.requests().await;
-    assert_eq!(now, before.map(|before| before + 1));
+    let compares = report.log.as_ref().is_some_and(|log| log.checked + log.waiting + log.unknown > 0);
+    assert_eq!(now, before.map(|before| before + 1 + u64::from(compares)));
     agree(owner, &report.pool);
 }
 
@@ -139,7 +140,9 @@ async fn what_the_server_offers_without_keys_here_is_withdrawn(
     assert_eq!(done(&report), (0, 0, 1, 0, 0));
     let item = alice.inventory().await.unwrap().into_iter().find(|item| item.keypackage_ref == lost).unwrap();
     assert_eq!(item.state, State::Revoked);
-    assert_eq!(report.warnings, [], "a join is no other client");
+    // The log shows no spend by Bob.
+    let is_of_log = |warning: &Warning| matches!(warning, Warning::UnexpectedWelcome { .. });
+    assert!(report.warnings.iter().all(is_of_log), "a join is no other client: {:?}", report.warnings);
     is_settled(&server, &alice).await;
 }
 

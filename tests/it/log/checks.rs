@@ -51,6 +51,7 @@ pub async fn reserve(caller: &Http, (user, device): (&str, &str), owner: &str, f
         owner: format!("{}/{}", reservation["user"].as_str().unwrap(), reservation["device"].as_str().unwrap()),
         actor: format!("{user}/{device}"),
         group_id: for_group.as_bytes().to_vec(),
+        spent_for: Vec::new(),
         reservation_id: id(&reservation),
         bind: Bind(bind),
         until: Some(until.as_second().try_into().unwrap()),

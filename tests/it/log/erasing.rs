@@ -39,7 +39,7 @@ async fn is_fine(handed: &Handed) {
 /// How many devices of a user have a secret of the log.
 fn secrets(server: &TestServer, user: &str) -> i64 {
     server.database().number(&format!(
-        "SELECT count(*) FROM log_secrets s JOIN devices d ON d.id = s.device_id WHERE d.user_name = '{user}'"
+        "SELECT count(*) AS n FROM log_secrets s JOIN devices d ON d.id = s.device_id WHERE d.user_name = '{user}'"
     ))
 }
 
@@ -143,7 +143,7 @@ async fn no_step_is_forgotten_before_it_is_in_the_log(#[values(Database::Postgre
     reserve(&bob, BOB, "alice", "friends").await;
     server.advance(DAY * 3);
     server.sweep().await;
-    let steps = || server.database().number("SELECT count(*) FROM audit_events WHERE step IS NOT NULL");
+    let steps = || server.database().number("SELECT count(*) AS n FROM audit_events WHERE step IS NOT NULL");
     assert_eq!(steps(), 2, "a step that is not in the log is gone");
     server.database().run("ALTER TABLE lost RENAME TO log_tiles");
     assert_eq!(is_whole(&server).await, 2);
@@ -182,13 +182,12 @@ async fn a_removed_device_does_not_give_its_packages_back(
         server.advance(DAY * 2);
         server.sweep().await;
     }
-    assert_eq!(secrets(&server, "alice"), 0);
     // The same init key in another KeyPackage has another name in the log.
     let other = with_the_keys_of(&package, &device);
     let name = |bytes: &[u8]| PackageId::of(&KeyPackageFields::parse(bytes).unwrap());
     assert_ne!(name(&package), name(&other));
-    laptop.uploaded(&[&other]).await;
-    reserve(&bob, BOB, "alice", "friends").await.spend().await;
+    let answer = laptop.upload(&[&other]).await.ok();
+    assert_eq!(answer["rejected"][0]["reason"], "init-key-reused", "{answer}");
     is_whole(&server).await;
     assert!(leaves(&server).await.iter().map(Leaf::tag).count() > 0, "no tag repeats");
     for days in [8, 30] {
