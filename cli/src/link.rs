@@ -149,7 +149,8 @@ async fn invite(args: &LinkArgs, client: &MlsClient, device: &DeviceOf, output: 
     let mut invited = Vec::new();
     has_pool(client, &device.device).await?;
     for group in groups {
-        let Invited { added, missing, .. } = membership.invite_devices(&group.group_id, &[device.clone()]).await?;
+        let Invited { added, missing, .. } =
+            membership.invite_devices(&group.group_id, std::slice::from_ref(device)).await?;
         let is_there = missing.iter().all(|one| one.reason == MissingReason::UnknownDevice);
         if !output.is_json() {
             let how = match (added.is_empty(), is_there) {

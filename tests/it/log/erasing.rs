@@ -27,7 +27,7 @@ const BOB: (&str, &str) = ("bob", "phone");
 const DAY: SignedDuration = SignedDuration::from_hours(24);
 
 fn short_trail(config: &mut Config) {
-    config.audit_retention = Duration::from_secs(86_400);
+    config.audit_retention = Duration::from_hours(24);
     config.limits = Limits::Off;
 }
 

@@ -77,27 +77,27 @@ impl Scene {
         database.run(&sql);
     }
 
-    fn key(&self, who: &Owner) -> String {
+    fn key(who: &Owner) -> String {
         who.log().state().unwrap().first_key.unwrap()
     }
 
     /// The device has found that the server lied, and does not use it any more.
-    fn is_stopped(&self, who: &Owner, outcome: Result<RefreshReport>) -> Finding {
+    fn is_stopped(who: &Owner, outcome: Result<RefreshReport>) -> Finding {
         let Err(Error::Log(LogError::Misbehaved(finding))) = outcome else { panic!("{outcome:?}") };
         assert_eq!(who.log().findings().unwrap(), [(*finding).clone()]);
         *finding
     }
 
     /// The file alone convinces everybody who has the log's key.
-    fn is_proven(&self, who: &Owner, outcome: Result<RefreshReport>, problem: &str) {
-        let finding = self.is_stopped(who, outcome);
+    fn is_proven(who: &Owner, outcome: Result<RefreshReport>, problem: &str) {
+        let finding = Self::is_stopped(who, outcome);
         assert!(finding.is_proven && finding.problem.contains(problem), "{finding:?}");
-        assert_eq!(judged(&finding.file, &self.key(who)), Some(1));
+        assert_eq!(judged(&finding.file, &Self::key(who)), Some(1));
     }
 
     /// The device knows it, and cannot prove it to others.
-    fn is_reported(&self, who: &Owner, outcome: Result<RefreshReport>, problem: &str) {
-        let finding = self.is_stopped(who, outcome);
+    fn is_reported(who: &Owner, outcome: Result<RefreshReport>, problem: &str) {
+        let finding = Self::is_stopped(who, outcome);
         assert!(!finding.is_proven && finding.problem.contains(problem), "{finding:?}");
     }
 
@@ -150,7 +150,7 @@ async fn one_number_for_two_adders_is_found_by_strangers(#[values(Database::Post
     scene.server.sequence().await;
     let anyone = scene.server.anyone();
     let path = anyone.get("/log").await.ok()["origin"]["path"].as_str().unwrap().to_owned();
-    scene.is_found_by_auditors(&scene.key(&scene.bob), &path);
+    scene.is_found_by_auditors(&Scene::key(&scene.bob), &path);
     // The two of them, with what each has.
     let (bobs, package) = exported(&scene.bob, first.reservation_id).await;
     let (carols, _) = exported(&scene.carol, second.reservation_id).await;
@@ -172,7 +172,7 @@ async fn a_hand_out_after_a_spend_is_proven_by_the_second_adder(
     assert_eq!(second.handout, Some(1));
     scene.server.sequence().await;
     let outcome = scene.carol.refresh().await;
-    scene.is_proven(&scene.carol, outcome, "handed out after the end of hand-out 0");
+    Scene::is_proven(&scene.carol, outcome, "handed out after the end of hand-out 0");
     // All that uses the server is refused, also by a new process, until the user decides otherwise.
     let stopped = scene.carol.status().await.unwrap_err();
     assert!(matches!(stopped, Error::Log(LogError::Misbehaved(_))), "{stopped:?}");
@@ -196,7 +196,7 @@ async fn a_reservation_that_ends_early_is_reported_by_the_adder_that_lost_it(
     scene.bob.spend(first.reservation_id, b"friends").await.unwrap_err();
     scene.server.sequence().await;
     let outcome = scene.bob.refresh().await;
-    scene.is_reported(&scene.bob, outcome, "before the time until which the reservation held");
+    Scene::is_reported(&scene.bob, outcome, "before the time until which the reservation held");
     // The next adder's receipt has the time of the next hand-out: with it, everybody is convinced.
     let carols = scene.carol.refresh().await.unwrap();
     assert_eq!(carols.log.unwrap().checked, 1);
@@ -240,7 +240,7 @@ async fn a_second_ref_of_the_same_keys_is_proven_by_the_adder_of_both(
     let refused = of_dave().await.unwrap_err();
     let Error::Log(LogError::Misbehaved(finding)) = refused else { panic!("{refused:?}") };
     assert!(finding.is_proven && finding.problem.contains("handed out to this device before"), "{finding:?}");
-    assert_eq!(judged(&finding.file, &scene.key(&scene.bob)), Some(1));
+    assert_eq!(judged(&finding.file, &Scene::key(&scene.bob)), Some(1));
 }
 
 #[rstest]
@@ -255,11 +255,11 @@ async fn a_hand_out_after_a_revoke_is_proven_by_its_owner_and_by_its_adder(
     assert_eq!(reserved(&scene.carol).await.unwrap().handout, Some(1));
     scene.server.sequence().await;
     let outcome = scene.carol.refresh().await;
-    scene.is_proven(&scene.carol, outcome, "handed out after the end of hand-out 0");
+    Scene::is_proven(&scene.carol, outcome, "handed out after the end of hand-out 0");
     // The server tells the owner that it is revoked.
     scene.writes("UPDATE key_packages SET state = 'revoked', ended_at = 1 WHERE reservation IS NOT NULL");
     let outcome = scene.alice.refresh().await;
-    scene.is_proven(&scene.alice, outcome, "handed out after the end of hand-out 0");
+    Scene::is_proven(&scene.alice, outcome, "handed out after the end of hand-out 0");
 }
 
 /// The receipt of the answer and the leaf of the log differ.
@@ -286,7 +286,7 @@ async fn a_leaf_that_is_not_the_promised_one_is_proven_by_the_adder(
         outcome => panic!("{outcome:?}"),
     };
     assert!(finding.is_proven, "{finding:?}");
-    assert_eq!(judged(&finding.file, &scene.key(&scene.bob)), Some(1));
+    assert_eq!(judged(&finding.file, &Scene::key(&scene.bob)), Some(1));
 }
 
 /// A Commit has no receipt, so the adder knows it alone.
@@ -301,7 +301,7 @@ async fn a_commit_that_is_logged_as_a_lapse_is_reported_by_the_adder(
     scene.bob.membership().invite(&group.group_id, &["alice".parse().unwrap()]).await.unwrap();
     scene.server.sequence().await;
     let outcome = scene.bob.refresh().await;
-    scene.is_reported(&scene.bob, outcome, "another event");
+    Scene::is_reported(&scene.bob, outcome, "another event");
 }
 
 #[rstest]
@@ -379,7 +379,7 @@ async fn two_histories_are_proven_by_a_device_that_saw_one(
         larger = u64::try_from(size).unwrap();
     }
     let outcome = scene.carol.refresh().await;
-    scene.is_proven(&scene.carol, outcome, "two histories");
+    Scene::is_proven(&scene.carol, outcome, "two histories");
 }
 
 /// The owner's trail lacks a hand-out that the log has. Its answers do not show that; an auditor's files do.

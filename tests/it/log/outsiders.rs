@@ -220,7 +220,9 @@ fn neighbours<L: PartialEq>(batches: &[Batch], label: impl Fn(Option<&Truth>) ->
     let seen = count(&labels);
     let (mut random, mut shuffled) = (StdRng::seed_from_u64(1), labels);
     let mut draw = || {
-        shuffled.iter_mut().for_each(|labels| labels.shuffle(&mut random));
+        for labels in &mut shuffled {
+            labels.shuffle(&mut random);
+        }
         count(&shuffled)
     };
     let draws: Vec<_> = (0..400).map(|_| draw()).collect();
