@@ -29,7 +29,7 @@ pub enum LogCommand {
     Status,
     /// Write files that `keypool-verify` checks, without this device and without the server
     ///
-    /// Without a reservation, they show to whom this device's KeyPackages were handed out. With one, they show that this device
+    /// Without a reservation, they show which devices were handed this device's KeyPackages. With one, they show that this device
     /// alone has the KeyPackage that it reserved.
     #[command(after_help = "Example: keypool log export proofs --reservation 1f-67e55044-10b1-426f-9247-bb680e5fe0c8")]
     Export {

@@ -175,7 +175,7 @@ impl LocalStore {
         Ok(())
     }
 
-    /// Has those of this device's KeyPackages checked that have come to their end since they were last looked at.
+    /// Marks this device's KeyPackages that were spent or withdrawn since the last refresh: they are to be checked.
     pub(crate) fn note_ended_packages(&self) -> Result<()> {
         self.connection()
             .prepare_cached(

@@ -181,7 +181,7 @@ fn own_pool(all: &mut Samples, alice: &Shell) {
     all.add("audit-verify", checks);
 }
 
-/// What a command prints about the server's log, of hand-outs that have come to their end.
+/// The commands about the server's log.
 fn log(all: &mut Samples, (alice, bob): (&Shell, &Shell)) {
     all.run(alice, 1, &["log"]);
     all.run(bob, 2, &["log", "status"]);

@@ -265,7 +265,7 @@ async fn strangers_tell_neither_users_nor_kinds_nor_pairs(
     for minute in 0..BUSY_MINUTES {
         day.busy_minute().await;
         for (number, step) in QUIET.iter().enumerate() {
-            // Owners at whom nothing has happened yet.
+            // Owners whose KeyPackages nobody has reserved yet.
             day.quiet_minute(step, OWNERS + minute * QUIET.len() + number).await;
         }
     }
