@@ -1,4 +1,4 @@
-//! Codes by which a device lets a further device of its user in: what they open, and for whom.
+//! A device makes a code, and another device of the same user registers with it.
 
 use jiff::SignedDuration;
 use keypool_openapi::ProblemType;

@@ -92,7 +92,7 @@ impl MlsConnection<'_> {
     /// Compares what this device knows of hand-outs with the server's log.
     async fn check_log(&self, (log, kept): (&ServerLog<'_>, Option<&Kept>), report: &mut RefreshReport) -> Result<()> {
         let Some(checked) = log.check(self.pool(), (report.log_head.as_ref(), kept)).await? else {
-            if log.state()?.origin.is_some() {
+            if kept.is_some() {
                 report.warnings.push(Warning::LogMissing);
             }
             return Ok(());
