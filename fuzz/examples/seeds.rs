@@ -2,6 +2,7 @@
 
 use std::{error::Error, fs, path::Path};
 
+use base64::{Engine, engine::general_purpose::STANDARD};
 use keypool_fuzz::{IDENTITY, NOT_AFTER, NOT_BEFORE, parse, resign, rules, signer};
 use keypool_openapi::RejectionReason as R;
 use keypool_validation::mls_message::{Header, header};
@@ -12,6 +13,7 @@ use openmls::prelude::{
 };
 use openmls_basic_credential::SignatureKeyPair;
 use openmls_rust_crypto::OpenMlsRustCrypto;
+use serde_json::Value;
 
 type Fallible<T> = Result<T, Box<dyn Error>>;
 
@@ -28,7 +30,8 @@ fn main() -> Fallible<()> {
     let seeds = Path::new(env!("CARGO_MANIFEST_DIR")).join("seeds");
     write_key_packages(&seeds.join("key_package"))?;
     write_mls_messages(&seeds.join("mls_message"))?;
-    write_token_headers(&seeds.join("token_header"))
+    write_token_headers(&seeds.join("token_header"))?;
+    write_parts_of_the_log(&seeds)
 }
 
 fn write_key_packages(folder: &Path) -> Fallible<()> {
@@ -167,6 +170,51 @@ fn write_token_headers(folder: &Path) -> Fallible<()> {
         ("no-break-space", format!("Bearer \u{a0}{token}\u{a0}")),
     ] {
         fs::write(folder.join(name), header)?;
+    }
+    Ok(())
+}
+
+/// The values of `transparency/vectors.json`, which the log's own tests compare.
+fn write_parts_of_the_log(seeds: &Path) -> Fallible<()> {
+    let vectors = Path::new(env!("CARGO_MANIFEST_DIR")).join("../transparency/vectors.json");
+    let vectors: Value = serde_json::from_slice(&fs::read(vectors)?)?;
+    let text = |pointer: &str| vectors.pointer(pointer).and_then(Value::as_str).ok_or_else(|| pointer.to_owned());
+    let bytes = |pointer: &str| -> Fallible<Vec<u8>> { Ok(STANDARD.decode(text(pointer)?)?) };
+    let (leaf, origin) = (bytes("/steps/0/leaf")?, bytes("/origin_entry")?);
+    let entry = |entry: &[u8]| [&u16::try_from(entry.len()).unwrap_or(u16::MAX).to_be_bytes(), entry].concat();
+    let folder = seeds.join("log_bytes");
+    fs::create_dir_all(&folder)?;
+    for (name, bytes) in [
+        ("details", bytes("/steps/0/opening/details")?),
+        ("actor", bytes("/steps/0/opening/actor")?),
+        ("bundle", [entry(&origin), entry(&leaf)].concat()),
+        // Its first byte is its width, less one.
+        ("bundle-with-width", [vec![1], entry(&origin), entry(&leaf)].concat()),
+        ("leaf", leaf),
+        ("origin", origin),
+        ("stop", bytes("/stop_entry")?),
+        ("key-package", bytes("/package/key_package")?),
+    ] {
+        fs::write(folder.join(name), bytes)?;
+    }
+    let folder = seeds.join("log_text");
+    fs::create_dir_all(&folder)?;
+    for (name, pointer) in [
+        ("origin", "/log_key/origin"),
+        ("vkey", "/log_key/vkey"),
+        ("checkpoint", "/notes/checkpoint"),
+        ("key-note", "/notes/key_note"),
+        ("receipt", "/notes/receipt"),
+        ("receipt-of-a-batch", "/notes/receipts_of_a_batch/0"),
+        ("witness", "/notes/witness/vkey"),
+        ("cosigned", "/notes/witness/cosigned"),
+    ] {
+        fs::write(folder.join(name), text(pointer)?)?;
+    }
+    fs::write(folder.join("tile"), "tile/0/x001/x234/067.p/8")?;
+    let evidence = vectors["evidence"].as_array().ok_or("there is no evidence")?;
+    for (number, evidence) in evidence.iter().enumerate() {
+        fs::write(folder.join(format!("evidence-{number}")), evidence.to_string())?;
     }
     Ok(())
 }

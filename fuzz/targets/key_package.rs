@@ -5,6 +5,7 @@ use std::sync::LazyLock;
 
 use keypool_fuzz::{IDENTITY, now, parse, resign, rules};
 use keypool_openapi::RejectionReason;
+use keypool_transparency::key_package::KeyPackageFields;
 use keypool_validation::key_package::{Rejection, Rules, ValidatedKeyPackage};
 use libfuzzer_sys::fuzz_target;
 
@@ -54,4 +55,8 @@ fn check_accepted(package: &ValidatedKeyPackage, bytes: &[u8]) {
     assert!((32..=64).contains(&package.keypackage_ref.as_bytes().len()), "the ref is {}", package.keypackage_ref);
     let again = parse(&package.bytes, &RULES).expect("what was accepted is accepted again");
     assert_eq!(again.keypackage_ref, package.keypackage_ref, "the same bytes have two refs");
+    let logged = KeyPackageFields::parse(bytes).expect("the log can name what was accepted");
+    assert_eq!(logged.ciphersuite, package.ciphersuite, "the log reads another ciphersuite");
+    assert_eq!(u64::try_from(package.not_after.as_second()), Ok(logged.not_after), "the log reads another end");
+    assert_eq!(logged.last_resort, package.last_resort, "the log and the server disagree on what a last resort is");
 }
