@@ -188,6 +188,14 @@ fn signed<E: Error>(number: Whole) -> Result<u64, E> {
     fitting::<i64, E>(number).map(i64::cast_unsigned)
 }
 
+/// Reads a number of a query, with the rules of [`signed_number`].
+pub(crate) fn signed_parameter<'de, D>(deserializer: D) -> Result<Option<u64>, D::Error>
+where
+    D: Deserializer<'de>,
+{
+    Option::<u64>::deserialize(deserializer)?.map(|number| signed(Whole(number))).transpose()
+}
+
 /// Reads an array of whole numbers, with the rules of [`signed_number`] and [`list_or_empty`].
 pub(crate) fn whole_numbers<'de, D, const MOST: usize>(deserializer: D) -> Result<Vec<u64>, D::Error>
 where

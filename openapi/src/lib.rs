@@ -63,8 +63,8 @@ pub use upload::{AcceptedKeyPackage, RejectedKeyPackage, RejectionReason, Upload
 
 pub use fields::Object;
 use fields::{
-    list, list_or_empty, object, objects, objects_or_empty, optional_list, or_default, parsed, signed_number, whole,
-    whole_number, whole_numbers,
+    list, list_or_empty, object, objects, objects_or_empty, optional_list, or_default, parsed, signed_number,
+    signed_parameter, whole, whole_number, whole_numbers,
 };
 
 /// The most KeyPackages that one upload may carry.

@@ -3,7 +3,7 @@ use serde::{Deserialize, Serialize};
 use strum::{Display, EnumIter, EnumString, IntoStaticStr};
 use utoipa::{IntoParams, ToSchema};
 
-use crate::{DeviceName, LogHead, UserName};
+use crate::{DeviceName, LogHead, UserName, signed_parameter};
 
 /// The health of a pool.
 #[derive(
@@ -115,7 +115,7 @@ pub struct StatusQuery {
     pub log_origin: Option<String>,
     /// Its size. Requires `log_origin`.
     #[param(nullable = false, example = 33)]
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(deserialize_with = "signed_parameter", skip_serializing_if = "Option::is_none")]
     pub log_size: Option<u64>,
 }
 

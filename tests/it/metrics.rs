@@ -185,7 +185,10 @@ async fn the_operator_reads_any_status(#[values(Database::Postgres, Database::Sq
     alice.uploaded(&Device::new("alice", "laptop").key_packages(3)).await;
     let admin = server.anyone().with_token(ADMIN);
     let path = "/admin/users/alice/devices/laptop/status";
-    assert_eq!(admin.get(path).await.ok(), alice.status().await);
+    // All but the newest checkpoint of the log, which is for the owner to compare.
+    let mut own = alice.status().await;
+    own.as_object_mut().unwrap().remove("log").unwrap();
+    assert_eq!(admin.get(path).await.ok(), own);
     admin.get("/admin/users/alice/devices/phone/status").await.is_problem(404, ProblemType::UnknownDevice);
     admin.get("/admin/users/nobody/devices/phone/status").await.is_problem(404, ProblemType::UnknownDevice);
     alice.get(path).await.is_problem(403, ProblemType::Forbidden);

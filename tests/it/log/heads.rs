@@ -112,6 +112,7 @@ async fn a_checkpoint_is_named_in_full_or_not_at_all(#[values(Database::Postgres
         "log_origin=keypool/0123456789abcdef/1-89abcdef",
         "log_origin=keypool&log_size=7",
         "log_origin=keypool/0123456789abcdef/1-89abcdef&log_size=-1",
+        "log_origin=keypool/0123456789abcdef/1-89abcdef&log_size=9223372036854775808",
         "log_origin=keypool/0123456789ABCDEF/1-89abcdef&log_size=7",
         "since=7",
     ] {
