@@ -64,7 +64,7 @@ impl ServerLog<'_> {
         let mut rows = Vec::new();
         for reservation in reservations {
             let device = device_name(&reservation.user, &reservation.device);
-            if reservation.handout.is_none() && !reservation.last_resort || self.is_strict && receipt.is_none() {
+            if reservation.handout.is_none() && !reservation.last_resort {
                 // A server of an older version does not number hand-outs, and its log does not have them.
                 if self.is_strict {
                     return Err(LogError::Unlogged(device).into());
