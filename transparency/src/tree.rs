@@ -93,14 +93,7 @@ impl Appender {
 
     /// Reads the edge of a tree of this size: one tile a level, and a bundle.
     pub fn load<S: TileStore>(store: &S, size: u64) -> Result<Self, TreeError<S::Error>> {
-        let mut edge = vec![Vec::new()];
-        for level in (0u8..).take_while(|level| hashes_at((*level).into(), size) > 0) {
-            edge.resize(usize::from(level) + 1, Vec::new());
-            let index = hashes_at(level.into(), size) / FULL;
-            if let Some(tile) = TileId::in_tree(TileKind::Hashes(level), index, size) {
-                edge[usize::from(level)] = read_hashes(store, tile)?;
-            }
-        }
+        let frontier = Tree::new(store, size).frontier(size)?;
         let mut bundle = Vec::new();
         if let Some(tile) = TileId::in_tree(TileKind::Entries, size / FULL, size) {
             bundle = read(store, tile)?;
@@ -108,8 +101,6 @@ impl Appender {
             let length = prefix.map_err(|why| TreeError::Damaged(tile, why))?.len();
             bundle.truncate(length);
         }
-        let root_tile = TileId { kind: TileKind::Hashes(0), index: size / FULL, width: 0 };
-        let frontier = Frontier::new(size, edge).map_err(|why| TreeError::Damaged(root_tile, why))?;
         Ok(Self { frontier, bundle })
     }
 
@@ -176,6 +167,12 @@ impl<S: TileStore> Tree<S> {
         Self { store, size, tiles: RefCell::default() }
     }
 
+    /// How many leaves it has.
+    #[must_use]
+    pub fn size(&self) -> u64 {
+        self.size
+    }
+
     /// The root.
     pub fn root(&self) -> Result<Hash, TreeError<S::Error>> {
         if self.size == 0 { Ok(empty_root()) } else { self.range(0, self.size) }
@@ -234,6 +231,23 @@ impl<S: TileStore> Tree<S> {
             path.insert(0, self.range(0, smaller)?);
         }
         Ok(path)
+    }
+
+    /// The right edge of a smaller tree that this one begins with.
+    pub fn frontier(&self, smaller: u64) -> Result<Frontier, TreeError<S::Error>> {
+        let mut edge = vec![Vec::new()];
+        for level in (0u8..).take_while(|level| hashes_at((*level).into(), smaller) > 0) {
+            edge.resize(usize::from(level) + 1, Vec::new());
+            let (kind, index) = (TileKind::Hashes(level), hashes_at(level.into(), smaller) / FULL);
+            let Some(TileId { width, .. }) = TileId::in_tree(kind, index, smaller) else { continue };
+            let tile = TileId::in_tree(kind, index, self.size);
+            let tile = tile.ok_or(TreeError::OutOfRange { index: smaller, size: self.size })?;
+            let mut hashes = read_hashes(&self.store, tile)?;
+            hashes.truncate(width.into());
+            edge[usize::from(level)] = hashes;
+        }
+        let first = TileId { kind: TileKind::Hashes(0), index: smaller / FULL, width: 0 };
+        Frontier::new(smaller, edge).map_err(|why| TreeError::Damaged(first, why))
     }
 
     /// The hash of the node over some leaves, the first of which is the first of a complete subtree at least as large.

@@ -13,8 +13,8 @@ use keypool_transparency::{
     note::{Note, VerifierKey},
     policy::{LogKeys, Policy},
     statement::Statement,
-    tile::{TileId, TileKind, bundle_entries, exact_bundle, tile_hashes},
-    tree::{Tree, TreeError},
+    tile::{FULL, TileId, TileKind, bundle_entries, exact_bundle, tile_hashes},
+    tree::{TileStore, Tree, TreeError},
     verification::{Outcome, verify},
 };
 
@@ -132,6 +132,13 @@ impl Audit {
             return Err(AuditError::OtherRoot(target.size));
         }
         self.state.seen = Some(note.clone());
+        if self.state.size == 0
+            && target.size > 0
+            && let Some(frontier) = self.pruned(&tree)?
+        {
+            self.state.set_frontier(&frontier);
+            self.state.first = frontier.size();
+        }
         let mut counts = Counts::default();
         if let Some(report) = self.read(&note, &target, &mut counts)? {
             return Ok(report);
@@ -142,16 +149,40 @@ impl Audit {
         }
         self.state.checked = Some(note.clone());
         self.directory.save(&self.state)?;
-        Ok(Self::good(&note, &target, &counts))
+        Ok(self.good(&note, &target, &counts))
     }
 
-    fn good(note: &Note, target: &Checkpoint, counts: &Counts) -> Report {
+    /// The part of the log whose bundles are pruned: it keeps all hashes.
+    fn pruned(&self, tree: &Tree<&Source>) -> Result<Option<Frontier>, AuditError> {
+        let has = |index: u64| -> Result<bool, AuditError> {
+            let tile = TileId::in_tree(TileKind::Entries, index, tree.size());
+            Ok(tile.map(|tile| self.source.read(&tile)).transpose()?.flatten().is_some())
+        };
+        if has(0)? {
+            return Ok(None);
+        }
+        let last = tree.size().saturating_sub(1) / FULL;
+        if !has(last)? {
+            return Err(SourceError::Missing("the newest entry".to_owned()).into());
+        }
+        let (mut missing, mut there) = (0, last);
+        while there - missing > 1 {
+            let middle = missing.midpoint(there);
+            *(if has(middle)? { &mut there } else { &mut missing }) = middle;
+        }
+        Ok(Some(tree.frontier(there.saturating_mul(FULL))?))
+    }
+
+    fn good(&self, note: &Note, target: &Checkpoint, counts: &Counts) -> Report {
         let mut report = Report::new(Found::Good, "no tag repeats, and the log continues what was seen before")
             .with("origin", target.origin.clone())
             .with("size", target.size)
             .with("new", counts.read)
             .with("texts", counts.texts)
             .with("checkpoint", note.to_string());
+        if self.state.first > 0 {
+            report = report.with("first", self.state.first);
+        }
         if counts.unknown > 0 {
             report = report.with("unknown_entries", counts.unknown);
         }

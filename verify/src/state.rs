@@ -46,8 +46,11 @@ pub struct State {
     pub seen: Option<Note>,
     /// The last checkpoint whose leaves were all checked.
     pub checked: Option<Note>,
-    /// How many leaves have been read. They are the beginning of the tree of `seen`.
+    /// How many leaves have been read, or are pruned. They are the beginning of the tree of `seen`.
     pub size: u64,
+    /// The first leaf that was read: the log had pruned the entries before it.
+    #[serde(default)]
+    pub first: u64,
     /// The hashes of the partial tiles of the tree of that size, in base64.
     edge: Vec<Vec<String>>,
     /// The tags of the leaves that were read.
@@ -64,7 +67,7 @@ impl State {
     /// The state before anything was read.
     pub fn new(key: VerifierKey) -> Self {
         let (format, tags) = (Format::V1, Tags::default());
-        Self { format, key, seen: None, checked: None, size: 0, edge: vec![Vec::new()], tags }
+        Self { format, key, seen: None, checked: None, size: 0, first: 0, edge: vec![Vec::new()], tags }
     }
 
     /// The edge of the tree.

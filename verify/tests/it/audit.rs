@@ -86,6 +86,51 @@ fn a_repeated_tag_is_proven(#[case] repeated: &[u64], #[case] first_audit: u64) 
     files.audit(&log).is(1, "misbehaviour", "a tag repeats");
 }
 
+/// A server prunes old entries and keeps all hashes. An audit that begins later reads what is there, and says from where on.
+#[test]
+fn a_pruned_log_is_audited_from_its_first_entry() {
+    let files = Files::new();
+    let mut log = log(&files, 256 * 300);
+    let old_audit = files.run(&["audit", "--log", "log", "--state", "old", "--vkey", &log.key.verifier().to_string()]);
+    old_audit.is(0, "good", "");
+    let bundle = |index: usize| files.path("log").join(format!("tile/entries/{index:03}"));
+    for index in 0..270 {
+        fs::remove_file(bundle(index)).unwrap();
+    }
+    let answer = files.audit(&log);
+    answer.is(0, "good", "no tag repeats");
+    assert_eq!((answer.json["first"].as_u64(), answer.json["new"].as_u64()), (Some(270 * 256), Some(30 * 256 + 1)));
+    // What repeats a tag that was read is found, also in the next run; what repeats a pruned one is not.
+    let again = |tag: u64| {
+        let mut again = leaf(tag);
+        again[64] ^= 1;
+        again
+    };
+    log.append(&[again(7)]);
+    write_log(&files.path("log"), &log, &log.checkpoint());
+    for index in 0..270 {
+        fs::remove_file(bundle(index)).unwrap();
+    }
+    assert_eq!(files.audit(&log).is(0, "good", "").json["first"], 270 * 256);
+    log.append(&[again(271 * 256)]);
+    write_log(&files.path("log"), &log, &log.checkpoint());
+    files.audit(&log).is(1, "misbehaviour", "a tag repeats");
+}
+
+/// Only the beginning of a log can be pruned.
+#[rstest]
+#[case::a_hole(&[0, 2])]
+#[case::what_is_new(&[0, 1, 2, 3])]
+fn entries_that_are_kept_back_are_noticed(#[case] kept_back: &[usize]) {
+    let files = Files::new();
+    let log = log(&files, 256 * 3 + 9);
+    for index in kept_back {
+        let name = if *index == 3 { "003.p/10".to_owned() } else { format!("{index:03}") };
+        fs::remove_file(files.path("log").join(format!("tile/entries/{name}"))).unwrap();
+    }
+    files.audit(&log).is(3, "cannot-tell", "missing");
+}
+
 /// Equal first 8 bytes are no equal tags.
 #[test]
 fn tags_are_compared_in_full() {
