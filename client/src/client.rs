@@ -328,7 +328,7 @@ impl MlsClient {
         if let (true, Some(one)) = (reservations.is_empty(), unfit.first()) {
             return Err(Error::UnfitKeyPackage { device: one.device.to_string(), source: one.why.clone().into() });
         }
-        Ok(ReserveResponse { reservations, missing, receipt: None })
+        Ok(ReserveResponse { reservations, missing })
     }
 
     /// Spends a reservation: its KeyPackage is in a Commit of the group. Repeating the call changes nothing.

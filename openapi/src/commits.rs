@@ -29,6 +29,14 @@ pub struct CommitRequest {
     #[serde(default, deserialize_with = "list_or_empty::<_, _, MAX_RECIPIENTS>")]
     #[schema(value_type = Option<Vec<ReservationId>>, max_items = 1000)]
     pub reservations: Vec<ReservationId>,
+    /// The `bind` of each of the `reservations`, in their order. With them, the answer has a receipt of each spend.
+    #[serde(
+        default,
+        deserialize_with = "list_or_empty::<_, _, MAX_RECIPIENTS>",
+        skip_serializing_if = "Vec::is_empty"
+    )]
+    #[schema(value_type = Option<Vec<Base64Bytes>>, max_items = 1000)]
+    pub binds: Vec<Base64Bytes>,
     /// The devices that get the Commit, up to 1000: the other members of the group.
     #[serde(default, deserialize_with = "objects_or_empty::<_, _, MAX_RECIPIENTS>")]
     #[schema(value_type = Option<Vec<DeviceOf>>, max_items = 1000)]
@@ -59,6 +67,19 @@ pub struct CommitResponse {
     /// Whether the server keeps the `group_info`. It keeps a limited number of bytes for each user.
     #[serde(default)]
     pub group_info_kept: bool,
+    /// The receipts of the spends, if the request had `binds` (docs/transparency.md). A repetition gets none: ask `POST
+    /// /log/proofs`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub receipts: Vec<SpendReceipt>,
+}
+
+/// What binds the server to a spend.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct SpendReceipt {
+    /// The reservation that was spent.
+    pub reservation_id: ReservationId,
+    /// The receipt.
+    pub receipt: String,
 }
 
 /// A device that does not get a message.

@@ -26,7 +26,7 @@ mod status;
 mod upload;
 
 pub use audit::{Action, AuditEvent, AuditPage, AuditQuery};
-pub use commits::{CommitRequest, CommitResponse, Undelivered, UndeliveredReason};
+pub use commits::{CommitRequest, CommitResponse, SpendReceipt, Undelivered, UndeliveredReason};
 pub use devices::{
     Device, DeviceLink, DeviceLinks, DeviceList, DeviceOf, DevicesQuery, LinkState, LookupRequest, LookupResponse,
     NewDeviceLink, RegisterRequest, RegisterResponse, RemovedDevice, TokenResponse,

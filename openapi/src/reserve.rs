@@ -83,9 +83,6 @@ pub struct ReserveResponse {
     pub reservations: Vec<Reservation>,
     /// The devices without a reservation, and the users without a device.
     pub missing: Vec<MissingDevice>,
-    /// The receipt, if the request asked for one (docs/transparency.md). A repetition gets none: ask `POST /log/proofs`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub receipt: Option<String>,
 }
 
 /// A KeyPackage that only the caller can spend until `expires_at`.
@@ -119,6 +116,9 @@ pub struct Reservation {
     #[serde(default)]
     #[schema(example = 0)]
     pub handout: Option<u32>,
+    /// The receipt, if the request asked for one (docs/transparency.md). A repetition gets none: ask `POST /log/proofs`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub receipt: Option<String>,
 }
 
 /// A device without a KeyPackage to reserve, or a user without such a device.

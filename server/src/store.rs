@@ -39,7 +39,7 @@ mod tokens;
 mod upload;
 
 pub use as_of::AsOf;
-pub use commits::{Accepted, Commit, CommitError};
+pub use commits::{Accepted, BoundReservation, Commit, CommitError};
 pub use database::{
     ClockOff, Failure, ServerLock, Store, StoreError,
     rows::{DeviceId, DeviceRow},

@@ -212,6 +212,7 @@ impl MlsMembership<'_> {
             proof: None,
             next_proof_digest: Some(Base64Bytes(Sha256::digest(next_proof).to_vec())),
             reservations: Vec::new(),
+            binds: Vec::new(),
             recipients,
             group_info,
             members,

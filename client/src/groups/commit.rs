@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use keypool_openapi::{Base64Bytes, CommitRequest, ProblemType, Reservation, ReservationId, Undelivered};
+use keypool_openapi::{Base64Bytes, CommitRequest, ProblemType, Reservation, ReservationId, SpendReceipt, Undelivered};
 use openmls::{
     group::MlsGroupStateError,
     messages::group_info::GroupInfo,
@@ -26,6 +26,7 @@ use super::{
 use crate::{
     error::{Error, Result},
     identity_check::{MemberChanges, NewLeaves},
+    log::ids_of,
     storage::{PendingCommit, RefusedCommit},
 };
 
@@ -77,7 +78,7 @@ impl MlsMembership<'_> {
                     if is_external {
                         self.accept_return(&group_id, Vec::new())?;
                     } else {
-                        self.accept(&group_id, &request.reservations)?;
+                        self.accept(&group_id, &request.reservations, answer.receipts).await?;
                     }
                 }
                 Err(error) if is_final(&error) => {
@@ -114,7 +115,7 @@ impl MlsMembership<'_> {
         let request = self.stage_request(group_id, &change).map_err(Refusal::NotMade)?;
         let error = match self.send_commit(group_id, &request).await {
             Ok(answer) => {
-                self.accept(group_id, &request.reservations)?;
+                self.accept(group_id, &request.reservations, answer.receipts).await?;
                 return Ok(answer.undelivered);
             }
             Err(error) => error,
@@ -166,9 +167,10 @@ impl MlsMembership<'_> {
             let proof = self.epoch_proof(&group)?;
             let (commit, welcome, info) = self.make_commit(&mut group, &signer, change, key_packages)?;
             let reservations = match change {
-                Change::Add(held) => held.iter().map(|one| one.reservation_id).collect(),
+                Change::Add(held) => ids_of(held),
                 _ => Vec::new(),
             };
+            let binds = self.log().binds(&reservations)?;
             // The proof for the next Commit: only members of the next epoch can derive it.
             let pending = group.pending_commit().ok_or_else(|| Error::Damaged("a Commit is not pending".to_owned()))?;
             let next_proof = pending
@@ -182,6 +184,7 @@ impl MlsMembership<'_> {
                 proof: Some(Base64Bytes(proof)),
                 next_proof_digest: Some(Base64Bytes(Sha256::digest(next_proof).to_vec())),
                 reservations,
+                binds,
                 recipients: recipients.clone(),
                 group_info,
                 members,
@@ -233,7 +236,8 @@ impl MlsMembership<'_> {
     }
 
     /// Merges the pending Commit, because the server accepted it.
-    fn accept(&self, group_id: &[u8], spent: &[ReservationId]) -> Result<()> {
+    async fn accept(&self, group_id: &[u8], spent: &[ReservationId], receipts: Vec<SpendReceipt>) -> Result<()> {
+        let receipts = self.log().believed(receipts).await;
         let mut group = self.load_group(group_id)?;
         let (own, sender) = (self.own_device().to_string(), Sender::Member(group.own_leaf_index()));
         let changes = match group.pending_commit() {
@@ -246,7 +250,7 @@ impl MlsMembership<'_> {
                 .map_err(|error| Error::mls("merge the Commit")(error.into()))?;
             self.epoch_proof(&group)?;
             self.record_commit(&group, (self.now(), &own), &changes)?;
-            self.log().record_commit(spent, group_id)?;
+            self.log().record_commit(spent, &receipts, group_id)?;
             self.store.delete_pending_commit(group_id)
         })
     }

@@ -38,8 +38,7 @@ impl MlsMembership<'_> {
     /// members of a group. A KeyPackage that may be valid, and that OpenMLS cannot add, is released alone.
     pub(crate) async fn reserve(&self, request: &ReserveRequest) -> Result<Reserved> {
         let (request, asked_after) = &self.log().bound(request).await?;
-        let ReserveResponse { mut reservations, missing, receipt } =
-            self.connection.api().reserve_key_package(request).await?;
+        let ReserveResponse { mut reservations, missing } = self.connection.api().reserve_key_package(request).await?;
         let unfit = self.release_unread(&mut reservations).await;
         let ahead = self.connection.api().clock_ahead();
         // Where this machine's clock is so far off that nobody can be added, that is the error.
@@ -48,7 +47,7 @@ impl MlsMembership<'_> {
         {
             return Err(Error::WrongClock { ahead });
         }
-        match self.check_and_record(&reservations, (request, *asked_after), receipt.as_deref()).await {
+        match self.check_and_record(&reservations, (request, *asked_after)).await {
             Ok(notices) => Ok(Reserved { reservations, missing, unfit, notices }),
             Err(error) => {
                 release(self.connection.api(), &reservations).await;
@@ -61,11 +60,10 @@ impl MlsMembership<'_> {
         &self,
         reservations: &[Reservation],
         (request, asked_after): (&ReserveRequest, i64),
-        receipt: Option<&str>,
     ) -> Result<Vec<Notice>> {
         let notices = self.check_reservations(reservations, request).await?;
         let log = self.log();
-        log.record((request, asked_after), reservations, receipt).await?;
+        log.record((request, asked_after), reservations).await?;
         log.wait_for(&ids_of(reservations)).await?;
         Ok(notices)
     }

@@ -57,6 +57,7 @@ impl Device {
             expires_at: now,
             last_resort,
             handout: None,
+            receipt: None,
         }
     }
 

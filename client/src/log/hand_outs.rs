@@ -2,7 +2,8 @@
 
 use jiff::{SignedDuration, Timestamp};
 use keypool_openapi::{
-    Base64Bytes, Proof, Reservation, ReservationId, ReserveRequest, SpendRequest, SpendResponse, device_name,
+    Base64Bytes, Proof, Reservation, ReservationId, ReserveRequest, SpendReceipt, SpendRequest, SpendResponse,
+    device_name,
 };
 use keypool_transparency::{
     adder::{self, EarlierHandOut, HandOut, Spend},
@@ -14,6 +15,7 @@ use keypool_transparency::{
     verification::CLOCK_TOLERANCE,
 };
 use openmls_traits::{OpenMlsProvider as _, random::OpenMlsRand as _};
+use tracing::warn;
 
 use super::ServerLog;
 use crate::{
@@ -52,12 +54,11 @@ impl ServerLog<'_> {
         &self,
         (request, asked_after): (&ReserveRequest, i64),
         reservations: &[Reservation],
-        receipt: Option<&str>,
     ) -> Result<()> {
         let Some(bind) = request.bind.as_ref().and_then(|bind| bind.0.as_slice().try_into().ok()) else {
             return Ok(());
         };
-        if let Some(receipt) = receipt {
+        for receipt in reservations.iter().filter_map(|one| one.receipt.as_ref()) {
             self.check_receipt(receipt).await?;
         }
         let group_id = request.group_id.clone().unwrap_or_default().0;
@@ -71,9 +72,8 @@ impl ServerLog<'_> {
                 }
                 continue;
             }
-            let receipts = receipt.map(str::to_owned).into_iter().collect();
             let own = (self.own.as_str(), Bind(bind), group_id.as_slice());
-            rows.push(self.checked_row((reservation, asked_after), own, receipts)?);
+            rows.push(self.checked_row((reservation, asked_after), own)?);
         }
         self.store.transaction(|| rows.iter().try_for_each(|row| self.store.put_hand_out(row)))
     }
@@ -83,7 +83,6 @@ impl ServerLog<'_> {
         &self,
         (reservation, asked_after): (&Reservation, i64),
         (actor, bind, group_id): (&str, Bind, &[u8]),
-        receipts: Vec<String>,
     ) -> Result<HandOutRow> {
         let device = device_name(&reservation.user, &reservation.device);
         let fields = KeyPackageFields::parse(&reservation.keypackage.0)
@@ -99,7 +98,7 @@ impl ServerLog<'_> {
             bind,
             until: u64::try_from(reservation.expires_at.as_second()).ok(),
             spend: Spend::Not,
-            receipts,
+            receipts: reservation.receipt.clone().into_iter().collect(),
         };
         let earlier = self.earlier(&package, asked_after)?;
         match adder::check_package(&hand_out, &fields, &earlier) {
@@ -178,11 +177,42 @@ impl ServerLog<'_> {
         self.store.put_hand_out(&HandOutRow { hand_out, state: CheckState::Due, ..row })
     }
 
+    /// What binds the server to the spends of a Commit: the random bytes of each reservation, in their order. None if this
+    /// device does not have those of all.
+    pub(crate) fn binds(&self, ids: &[ReservationId]) -> Result<Vec<Base64Bytes>> {
+        let mut binds = Vec::with_capacity(ids.len());
+        for id in ids {
+            let Some(row) = self.store.hand_out(id)? else { return Ok(Vec::new()) };
+            binds.push(Base64Bytes(row.hand_out.bind.0.to_vec()));
+        }
+        Ok(binds)
+    }
+
+    /// The receipts of a Commit that the server's log has signed, to this device. Others are left out: the Commit is accepted,
+    /// whatever they are.
+    pub(crate) async fn believed(&self, receipts: Vec<SpendReceipt>) -> Vec<SpendReceipt> {
+        let mut believed = Vec::with_capacity(receipts.len());
+        for one in receipts {
+            match self.check_receipt(&one.receipt).await {
+                Ok(()) => believed.push(one),
+                Err(error) => warn!(id = %one.reservation_id, %error, "the receipt of a spend proves nothing"),
+            }
+        }
+        believed
+    }
+
     /// Records that the server has accepted a Commit with these reservations, in the caller's transaction.
-    pub(crate) fn record_commit(&self, ids: &[ReservationId], group_id: &[u8]) -> Result<()> {
+    pub(crate) fn record_commit(
+        &self,
+        ids: &[ReservationId],
+        receipts: &[SpendReceipt],
+        group_id: &[u8],
+    ) -> Result<()> {
         for id in ids {
             let Some(row) = self.store.hand_out(id)? else { continue };
-            let hand_out = acknowledged(row.hand_out, group_id);
+            let mut hand_out = acknowledged(row.hand_out, group_id);
+            let its = receipts.iter().filter(|one| one.reservation_id == *id);
+            hand_out.receipts.extend(its.map(|one| one.receipt.clone()));
             self.store.put_hand_out(&HandOutRow { hand_out, state: CheckState::Due, ..row })?;
         }
         Ok(())

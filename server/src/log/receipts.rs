@@ -3,7 +3,7 @@
 use std::{collections::HashMap, sync::Arc};
 
 use jiff::Timestamp;
-use keypool_openapi::{Proof, ReservationId, ReserveResponse};
+use keypool_openapi::{Proof, Reservation, ReservationId, ReserveResponse};
 use keypool_transparency::{
     commitment::{Event, Record},
     key_package::KeyPackageFields,
@@ -40,17 +40,19 @@ fn reservation(id: &ReservationId) -> package::ReservationId {
 }
 
 impl Receivable {
-    /// The receipt that a reserve asks for; `None` if it asks for none, or if the answer was given before: then its leaves are
-    /// older.
-    pub(crate) fn of_reserve(request: &Reserve, reserved: &Reserved, now: Timestamp) -> Option<Self> {
-        let Reserved { answer: ReserveResponse { reservations, .. }, is_repeated: false } = reserved else {
-            return None;
+    /// The receipts that a reserve asks for, one for each reservation; none if it asks for none, or if the answer was given
+    /// before: then its leaves are older.
+    pub(crate) fn of_reserve(request: &Reserve, reserved: &Reserved, now: Timestamp) -> Vec<Option<Self>> {
+        let bind = request.bind.filter(|_| request.proof == Proof::Receipt);
+        let (Reserved { answer: ReserveResponse { reservations, .. }, is_repeated: false }, Some(bind)) =
+            (reserved, bind)
+        else {
+            return Vec::new();
         };
-        let bind = request.bind.filter(|_| request.proof == Proof::Receipt)?;
-        let leaf = |one: &keypool_openapi::Reservation| {
+        let receivable = |one: &Reservation| {
             let fields = KeyPackageFields::parse(&one.keypackage.0).ok()?;
             let reservation_id = reservation(&one.reservation_id);
-            Some(Unsealed {
+            let leaf = Unsealed {
                 owner: one.reservation_id.owner,
                 step: one.handout.map_or(Step::Use(reservation_id), Step::Open),
                 event: Event::Reserve,
@@ -60,10 +62,10 @@ impl Receivable {
                 group_id: request.group_id.clone().unwrap_or_default(),
                 reservation_id,
                 bind: Bind(bind),
-            })
+            };
+            Some(Self { to: request.by.device, leaves: vec![leaf] })
         };
-        let leaves = reservations.iter().filter_map(leaf).collect();
-        Some(Self { to: request.by.device, leaves })
+        reservations.iter().map(receivable).collect()
     }
 
     /// The receipt that a spend asks for; `None` if it asks for none, or was a repetition.

@@ -77,19 +77,11 @@ pub(super) struct Reserves {
     pub log: Option<Arc<Log>>,
 }
 
-/// The receipts of requests that were answered, by their order. Where none can be signed, the answers go without: they are
-/// committed already.
-fn receipts<T, A>(
-    log: Option<&Arc<Log>>,
-    answered: &[(&T, Option<&A>)],
-    receivable: impl Fn(&T, &A) -> Option<Receivable>,
-    now: Timestamp,
-) -> Vec<Option<String>> {
-    let nothing = || answered.iter().map(|_| None).collect();
+/// The receipts of answers that are committed, by their order. Where none can be signed, the answers go without.
+pub(super) fn receipts(log: Option<&Arc<Log>>, wanted: &[Option<Receivable>], now: Timestamp) -> Vec<Option<String>> {
+    let nothing = || wanted.iter().map(|_| None).collect();
     let Some(log) = log else { return nothing() };
-    let wanted: Vec<_> =
-        answered.iter().map(|(request, answer)| answer.and_then(|answer| receivable(request, answer))).collect();
-    log.receipts(&wanted, now).unwrap_or_else(|error| {
+    log.receipts(wanted, now).unwrap_or_else(|error| {
         tracing::error!(%error, "receipts could not be signed; the answers go without them");
         nothing()
     })
@@ -102,21 +94,24 @@ impl Reserves {
         answers: Vec<Option<Result<Reserved, ReserveError>>>,
         now: Timestamp,
     ) -> Vec<Option<Result<ReserveResponse, ReserveError>>> {
-        let answered: Vec<_> = requests
-            .iter()
-            .zip(&answers)
-            .map(|(request, answer)| (request, answer.as_ref().and_then(|one| one.as_ref().ok())))
-            .collect();
-        let receipts = receipts(
-            self.log.as_ref(),
-            &answered,
-            |request, reserved| Receivable::of_reserve(request, reserved, now),
-            now,
-        );
-        let with = |(answer, receipt): (Option<Result<Reserved, ReserveError>>, _)| {
-            answer.map(|one| one.map(|reserved| ReserveResponse { receipt, ..reserved.answer }))
+        let wanted = |(request, answer): (&Reserve, &Option<Result<Reserved, ReserveError>>)| match answer {
+            Some(Ok(reserved)) => Receivable::of_reserve(request, reserved, now),
+            _ => Vec::new(),
         };
-        answers.into_iter().zip(receipts).map(with).collect()
+        let wanted: Vec<_> = requests.iter().zip(&answers).map(wanted).collect();
+        let counts: Vec<_> = wanted.iter().map(Vec::len).collect();
+        let wanted: Vec<_> = wanted.into_iter().flatten().collect();
+        let mut signed = receipts(self.log.as_ref(), &wanted, now).into_iter();
+        let mut with = |Reserved { mut answer, .. }: Reserved, count: usize| {
+            for (reservation, receipt) in answer.reservations.iter_mut().zip(signed.by_ref().take(count)) {
+                reservation.receipt = receipt;
+            }
+            answer
+        };
+        let with = |(answer, count): (Option<Result<Reserved, ReserveError>>, usize)| {
+            answer.map(|one| one.map(|reserved| with(reserved, count)))
+        };
+        answers.into_iter().zip(counts).map(with).collect()
     }
 }
 
@@ -153,12 +148,12 @@ impl Spends {
         answers: Vec<Option<Result<Spent, ReservationError>>>,
         now: Timestamp,
     ) -> Vec<Option<SpentWithReceipt>> {
-        let answered: Vec<_> = spends
-            .iter()
-            .zip(&answers)
-            .map(|(spend, answer)| (spend, answer.as_ref().and_then(|one| one.as_ref().ok())))
-            .collect();
-        let receipts = receipts(self.log.as_ref(), &answered, Receivable::of_spend, now);
+        let wanted = |(spend, answer): (&Spend, &Option<Result<Spent, ReservationError>>)| match answer {
+            Some(Ok(spent)) => Receivable::of_spend(spend, spent),
+            _ => None,
+        };
+        let wanted: Vec<_> = spends.iter().zip(&answers).map(wanted).collect();
+        let receipts = receipts(self.log.as_ref(), &wanted, now);
         answers
             .into_iter()
             .zip(receipts)

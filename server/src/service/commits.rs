@@ -1,19 +1,28 @@
 //! Commits: accepts one Commit for each epoch, together with the reservations that it spends and its Welcome.
 
-use keypool_openapi::{CommitRequest, CommitResponse, DeviceOf, GroupId, ProblemType};
+use jiff::Timestamp;
+use keypool_openapi::{
+    Base64Bytes, CommitRequest, CommitResponse, DeviceOf, GroupId, ProblemType, Proof, ReservationId, SpendReceipt,
+};
 use keypool_validation::mls_message::{Header, header};
 use sha2::{Digest, Sha256};
 
 use super::{
-    Service, group_infos,
+    Service,
+    batches::receipts,
+    group_infos,
     mls_messages::{malformed, representable, sha256, sized, wrong_message},
-    reservations::lost_reservation,
+    reservations::{bind, lost_reservation},
     times::after,
 };
 use crate::{
     caller::Caller,
+    log::Receivable,
     problem::{About, Failure, unknown_token},
-    store::{self, Accepted, Commit, CommitError, Delivered, MESSAGE_UNIT, NewGroupInfo, Post},
+    store::{
+        self, Accepted, BoundReservation, Commit, CommitError, Delivered, MESSAGE_UNIT, NewGroupInfo, Post, Spend,
+        Spent,
+    },
 };
 
 impl Service {
@@ -36,11 +45,12 @@ impl Service {
                 service.check_external(&caller, (&group_id, epoch), &request)?;
             }
             let expires_at = after(now.as_second(), service.policy.message_retention)?;
+            let reservations = bound(request.reservations, request.binds)?;
             let want = Commit {
                 epoch,
                 digest: Sha256::digest(&request.commit.0).into(),
                 welcome: request.welcome.map(|welcome| welcome.0),
-                reservations: request.reservations,
+                reservations,
                 proof_digest: request.proof.map(|proof| Sha256::digest(&proof.0).into()),
                 next_proof_digest,
                 info,
@@ -56,10 +66,15 @@ impl Service {
                 },
             };
             match service.store.commit(&want, now) {
-                Ok(Accepted { delivered: Delivered { to, undelivered }, is_kept }) => {
+                Ok(Accepted { delivered: Delivered { to, undelivered }, spent, is_kept }) => {
                     service.limits.spent(&caller.device.user, want.reservations.len());
                     service.fetches.ring(&to);
-                    Ok(CommitResponse { epoch: epoch.cast_unsigned() + 1, undelivered, group_info_kept: is_kept })
+                    Ok(CommitResponse {
+                        epoch: epoch.cast_unsigned() + 1,
+                        undelivered,
+                        group_info_kept: is_kept,
+                        receipts: service.receipts_of(&spent, now),
+                    })
                 }
                 Err(store::Failure::Refused(error)) => Err(not_accepted(error, &group_id, epoch)),
                 Err(store::Failure::Store(error)) => Err(error.into()),
@@ -67,6 +82,34 @@ impl Service {
         })
         .await
     }
+}
+
+impl Service {
+    /// The receipts of the spends of a Commit, where the caller wants them.
+    fn receipts_of(&self, spent: &[(Spend, Spent)], now: Timestamp) -> Vec<SpendReceipt> {
+        let wanted: Vec<_> = spent.iter().map(|(spend, spent)| Receivable::of_spend(spend, spent)).collect();
+        let receipts = receipts(self.log.as_ref(), &wanted, now).into_iter();
+        let of = |((spend, _), receipt): (&(Spend, _), Option<String>)| {
+            Some(SpendReceipt { reservation_id: spend.reservation, receipt: receipt? })
+        };
+        spent.iter().zip(receipts).filter_map(of).collect()
+    }
+}
+
+/// The reservations, each with its `bind` if there is one.
+fn bound(reservations: Vec<ReservationId>, binds: Vec<Base64Bytes>) -> Result<Vec<BoundReservation>, Failure> {
+    if binds.is_empty() {
+        return Ok(reservations.into_iter().map(|id| (id, None)).collect());
+    }
+    if binds.len() != reservations.len() {
+        return Err(malformed(format!(
+            "There are {} `binds` for {} `reservations`. Send one for each, in their order, or none at all.",
+            binds.len(),
+            reservations.len()
+        )));
+    }
+    let one = |(id, given): (ReservationId, Base64Bytes)| Ok((id, bind(Some(given), Proof::Receipt)?));
+    reservations.into_iter().zip(binds).map(one).collect()
 }
 
 /// Returns the epoch of a Commit, and whether it is an external one, if the whole request is valid.

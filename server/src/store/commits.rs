@@ -14,9 +14,12 @@ use super::{
     queues::{Delivered, NewEnvelope, Part, Post, envelope, found, own_devices, queue},
     reservations::ReservationError,
     restore,
-    spend::{Spend, spend_first},
+    spend::{Spend, Spent, spend_first},
     tokens::{TokenRevoked, hold_caller},
 };
+
+/// A reservation, with the `bind` of its reserve if the caller wants a receipt.
+pub type BoundReservation = (ReservationId, Option<[u8; 32]>);
 
 /// A Commit, with the reservations that it spends and the Welcome that it brings.
 #[derive(Clone, Debug)]
@@ -30,7 +33,7 @@ pub struct Commit {
     /// The Welcome, for the owners of the spent reservations.
     pub welcome: Option<Vec<u8>>,
     /// The reservations that the Commit spends.
-    pub reservations: Vec<ReservationId>,
+    pub reservations: Vec<BoundReservation>,
     /// The SHA-256 of the sender's proof of membership.
     pub proof_digest: Option<[u8; 32]>,
     /// The SHA-256 of the proof that the next Commit must show.
@@ -47,6 +50,8 @@ pub struct Commit {
 pub struct Accepted {
     /// Where the Commit and its Welcome were queued.
     pub delivered: Delivered,
+    /// What was spent; nothing if the Commit was accepted before.
+    pub spent: Vec<(Spend, Spent)>,
     /// Whether the GroupInfo that it brings is kept.
     pub is_kept: bool,
 }
@@ -174,39 +179,25 @@ fn commit(conn: &mut Conn<'_>, request: &Commit, now: Timestamp) -> Result<Accep
         if commit_digest(conn, group_id, request.epoch)?.is_some_and(|known| known == request.digest) {
             let is_kept = request.info.is_some() && is_current(conn, (group_id, request.epoch.saturating_add(1)))?;
             let undelivered = missed_before(conn, request)?;
-            return Ok(Accepted { delivered: Delivered { undelivered, ..Delivered::default() }, is_kept });
+            let delivered = Delivered { undelivered, ..Delivered::default() };
+            return Ok(Accepted { delivered, is_kept, ..Accepted::default() });
         }
         let newest = newest_commit(conn, group_id)?.map_or(due.next, |(newest, ..)| newest);
         return Err(Failure::Refused(CommitError::Stale(newest.saturating_add(1))));
     }
     supersede(conn, group_id, request.epoch)?;
     let is_kept = keep_info(conn, request, second)?;
-    // Sorted, so that two Commits that spend the same reservations cannot deadlock.
-    let mut reservations = request.reservations.clone();
-    reservations.sort_unstable_by_key(|one| (one.owner, one.nonce));
-    reservations.dedup();
-    let mut by_last_resort = HashSet::new();
-    for reservation in &reservations {
-        let one = Spend {
-            reservation: *reservation,
-            by: request.post.by,
-            group_id: group_id.clone(),
-            bind: None,
-            proof: Proof::None,
-        };
-        let spent = spend_first(conn, &one, now)?
-            .map_err(|error| Failure::Refused(CommitError::Reservation(*reservation, error)))?;
-        if spent.state != State::Spent {
-            by_last_resort.insert(reservation.owner);
-        }
-    }
-    let joining: BTreeSet<_> = reservations.iter().map(|reservation| reservation.owner).collect();
+    let spent = spend_all(conn, request, now)?;
+    let of_last_resort =
+        |(spend, spent): &(Spend, Spent)| (spent.state != State::Spent).then_some(spend.reservation.owner);
+    let by_last_resort: HashSet<_> = spent.iter().filter_map(of_last_resort).collect();
+    let joining: BTreeSet<_> = spent.iter().map(|(spend, _)| spend.reservation.owner).collect();
     // Last resorts of a removed device can still be spent, since no row holds their reservations. But no device would
     // read the Welcome.
     let owners: Vec<_> = joining.iter().copied().collect();
     let gone = devices::removed_among(conn, &owners)?;
-    if let Some(reservation) = reservations.iter().find(|reservation| gone.contains(&reservation.owner)) {
-        return Err(Failure::Refused(CommitError::Reservation(*reservation, ReservationError::Lapsed)));
+    if let Some((spend, _)) = spent.iter().find(|(spend, _)| gone.contains(&spend.reservation.owner)) {
+        return Err(Failure::Refused(CommitError::Reservation(spend.reservation, ReservationError::Lapsed)));
     }
     let (members, mut undelivered) = found(conn, &request.post)?;
     let commit = envelope(&request.post, MessageKind::Commit, second);
@@ -223,7 +214,33 @@ fn commit(conn: &mut Conn<'_>, request: &Commit, now: Timestamp) -> Result<Accep
         idempotency::begin_answer(conn, request.post.by.device.0, &missed_by(request), second)?;
         idempotency::keep_answer(conn, request.post.by.device.0, &request.digest, &answer)?;
     }
-    Ok(Accepted { delivered: Delivered { undelivered, ..delivered }, is_kept })
+    Ok(Accepted { delivered: Delivered { undelivered, ..delivered }, spent, is_kept })
+}
+
+/// Spends the reservations of a Commit.
+fn spend_all(
+    conn: &mut Conn<'_>,
+    request: &Commit,
+    now: Timestamp,
+) -> Result<Vec<(Spend, Spent)>, Failure<CommitError>> {
+    // Sorted, so that two Commits that spend the same reservations cannot deadlock.
+    let mut reservations = request.reservations.clone();
+    reservations.sort_unstable_by_key(|(one, _)| (one.owner, one.nonce));
+    reservations.dedup_by_key(|(one, _)| *one);
+    let mut all = Vec::with_capacity(reservations.len());
+    for (reservation, bind) in reservations {
+        let spend = Spend {
+            reservation,
+            by: request.post.by,
+            group_id: request.post.group_id.clone(),
+            bind,
+            proof: if bind.is_some() { Proof::Receipt } else { Proof::None },
+        };
+        let outcome = spend_first(conn, &spend, now)?;
+        let outcome = outcome.map_err(|error| Failure::Refused(CommitError::Reservation(reservation, error)))?;
+        all.push((spend, outcome));
+    }
+    Ok(all)
 }
 
 /// Keeps the GroupInfo that the Commit brings. If it brings none, forgets the one of the epoch before. Returns whether one
@@ -254,9 +271,9 @@ fn welcomed(
     };
     let Delivered { to, undelivered } = queue(conn, welcome, joining, (own, request.post.capacity), parts)?;
     let reached: HashSet<_> = to.iter().map(|device| device.0).collect();
-    let missed = request.reservations.iter().find(|reservation| !reached.contains(&reservation.owner));
+    let missed = request.reservations.iter().find(|(reservation, _)| !reached.contains(&reservation.owner));
     match (missed, undelivered.into_iter().next()) {
-        (Some(reservation), Some(Undelivered { user, device, .. })) => {
+        (Some((reservation, _)), Some(Undelivered { user, device, .. })) => {
             Err(Failure::Refused(CommitError::QueueFull(*reservation, DeviceOf { user, device })))
         }
         _ => Ok(to),

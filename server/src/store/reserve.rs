@@ -77,8 +77,7 @@ fn reserve_anew(
     if let Some(until) = held.over_the_limit(request, owners.len())? {
         return Ok(Err(ReserveError::TooManyHeld(until)));
     }
-    let mut reserved =
-        ReserveResponse { reservations: Vec::new(), missing: absent(conn, request, &owners)?, receipt: None };
+    let mut reserved = ReserveResponse { reservations: Vec::new(), missing: absent(conn, request, &owners)? };
     reserved.missing.extend_from_slice(&request.refused);
     // Every request works in ascending order of device id, so two requests that wait for rows cannot deadlock.
     owners.sort_unstable_by_key(|owner| owner.id.0);
@@ -169,6 +168,7 @@ fn reserve_of(
         expires_at: request.until,
         last_resort,
         handout: steps::handout(step, last_resort),
+        receipt: None,
     });
     Ok(size)
 }

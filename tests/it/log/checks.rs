@@ -56,7 +56,7 @@ pub async fn reserve(caller: &Http, (user, device): (&str, &str), owner: &str, f
         bind: Bind(bind),
         until: Some(until.as_second().try_into().unwrap()),
         spend: Spend::Not,
-        receipts: vec![answer["receipt"].as_str().unwrap().to_owned()],
+        receipts: vec![reservation["receipt"].as_str().unwrap().to_owned()],
     };
     let fields = KeyPackageFields::parse(&bytes(&reservation["keypackage"])).unwrap();
     Handed { caller: caller.clone(), reservation, hand_out, fields }

@@ -289,10 +289,10 @@ async fn a_leaf_that_is_not_the_promised_one_is_proven_by_the_adder(
     assert_eq!(judged(&finding.file, &Scene::key(&scene.bob)), Some(1));
 }
 
-/// A Commit has no receipt, so the adder knows it alone.
+/// The answer to the Commit has a receipt, too.
 #[rstest]
 #[tokio::test(flavor = "multi_thread")]
-async fn a_commit_that_is_logged_as_a_lapse_is_reported_by_the_adder(
+async fn a_commit_that_is_logged_as_a_lapse_is_proven_by_the_adder(
     #[values(Database::Postgres, Database::Sqlite)] db: Database,
 ) {
     let scene = Scene::new(db).await;
@@ -301,7 +301,7 @@ async fn a_commit_that_is_logged_as_a_lapse_is_reported_by_the_adder(
     scene.bob.membership().invite(&group.group_id, &["alice".parse().unwrap()]).await.unwrap();
     scene.server.sequence().await;
     let outcome = scene.bob.refresh().await;
-    Scene::is_reported(&scene.bob, outcome, "another event");
+    Scene::is_proven(&scene.bob, outcome, "another event");
 }
 
 #[rstest]

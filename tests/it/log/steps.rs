@@ -1,12 +1,22 @@
 //! Each step of a KeyPackage's life is a leaf, and its parties can prove it.
 
+use std::collections::HashSet;
+
+use base64::{Engine, engine::general_purpose::STANDARD};
 use jiff::SignedDuration;
-use keypool_transparency::{answers::Found, commitment::Event, package::Step, verdict::Verdict};
+use keypool_transparency::{
+    adder::Spend,
+    answers::Found,
+    commitment::Event,
+    key_package::KeyPackageFields,
+    package::{PackageId, Step},
+    verdict::Verdict,
+};
 use rstest::rstest;
 use serde_json::{Value, json};
 
-use super::checks::{Handed, is_whole, leaves, policy, proofs, receipt, reserve};
-use crate::support::{Database, Device, Http, TestServer};
+use super::checks::{Handed, bytes, is_whole, leaves, policy, proofs, receipt, reserve};
+use crate::support::{Database, Device, Http, TestServer, encode};
 
 const BOB: (&str, &str) = ("bob", "phone");
 const CAROL: (&str, &str) = ("carol", "phone");
@@ -130,7 +140,7 @@ async fn last_resorts_are_logged_by_use(#[values(Database::Postgres, Database::S
     let body = json!({"reservation_id": one.reservation["reservation_id"], "group_id": "ZnJpZW5kcw=="});
     let spends = futures_util::future::join_all((0..8).map(|_| bob.post("/keypackages/spend", &body))).await;
     assert!(spends.into_iter().all(|answer| answer.ok()["state"] == "available"));
-    one.hand_out.spend = keypool_transparency::adder::Spend::Acknowledged;
+    one.hand_out.spend = Spend::Acknowledged;
     other.spend().await;
     assert_eq!(is_whole(&server).await, 4, "repetitions of a spend at once are one step");
     is_good(&one.verdict().await);
@@ -195,30 +205,80 @@ async fn a_repetition_promises_no_other_leaf(#[values(Database::Postgres, Databa
     let body =
         json!({"target_user": "alice", "bind": "AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE=", "proof": "receipt"});
     let with_key = bob.with_key("one");
-    let first = with_key.post("/keypackages/reserve", &body).await.ok();
-    assert!(first["receipt"].is_string());
+    let mut first = with_key.post("/keypackages/reserve", &body).await.ok();
+    assert!(first["reservations"][0].as_object_mut().unwrap().remove("receipt").unwrap().is_string());
     server.advance(SignedDuration::from_secs(10));
     let again = with_key.post("/keypackages/reserve", &body).await.ok();
     assert_eq!(again["reservations"], first["reservations"]);
-    assert_eq!(again["receipt"], Value::Null);
     assert_eq!(is_whole(&server).await, 1);
 }
 
 #[rstest]
 #[tokio::test]
-async fn one_reserve_of_many_devices_has_one_receipt(#[values(Database::Postgres, Database::Sqlite)] db: Database) {
+async fn one_reserve_of_many_devices_has_a_receipt_of_each(
+    #[values(Database::Postgres, Database::Sqlite)] db: Database,
+) {
     let Scene { server, alice, bob, .. } = scene(db, 1).await;
     let tablet = alice.registered("alice", "tablet").await;
     tablet.uploaded(&Device::new("alice", "tablet").key_packages(1)).await;
     let body =
         json!({"target_user": "alice", "bind": "AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE=", "proof": "receipt"});
     let answer = bob.post("/keypackages/reserve", &body).await.ok();
-    let receipt = receipt(&policy(&bob).await, answer["receipt"].as_str().unwrap());
-    let promised: Vec<_> = receipt.leaves().copied().collect();
-    assert_eq!(promised.len(), 2);
-    assert_eq!(is_whole(&server).await, 2);
-    let leaves = leaves(&server).await;
-    assert!(promised.iter().all(|leaf| leaves.contains(leaf)));
+    let policy = policy(&bob).await;
+    let mut promised = HashSet::new();
+    for reservation in answer["reservations"].as_array().unwrap() {
+        let receipt = receipt(&policy, reservation["receipt"].as_str().unwrap());
+        let fields = KeyPackageFields::parse(&bytes(&reservation["keypackage"])).unwrap();
+        let [leaf] = receipt.leaves().copied().collect::<Vec<_>>()[..] else { panic!("{receipt:?}") };
+        assert_eq!(leaf.tag(), Step::Open(0).tag(&PackageId::of(&fields)), "a receipt is of its own reservation alone");
+        promised.insert(leaf);
+    }
+    assert_eq!((promised.len(), is_whole(&server).await), (2, 2));
+    assert!(promised.is_subset(&leaves(&server).await));
+}
+
+/// The Commit is the spend of most clients.
+#[rstest]
+#[tokio::test]
+async fn a_commit_with_binds_has_a_receipt_of_each_spend(#[values(Database::Postgres, Database::Sqlite)] db: Database) {
+    let Scene { server, alice, bob, carol } = scene(db, 2).await;
+    carol.uploaded(&Device::new("carol", "phone").key_packages(1)).await;
+    let mut party = Device::new(BOB.0, BOB.1).founds("friends");
+    let late = reserve(&bob, BOB, "alice", "friends").await;
+    server.advance(SignedDuration::from_mins(2));
+    server.sweep().await;
+    let mut handed = [late, reserve(&bob, BOB, "carol", "friends").await];
+    let (commit, welcome) = party.adds(&handed.each_ref().map(|one| &one.reservation));
+    let binds = handed.each_ref().map(|one| STANDARD.encode(one.hand_out.bind.0));
+    let ids = handed.each_ref().map(|one| one.reservation["reservation_id"].clone());
+    let commits = format!("/groups/{}/commits", party.path());
+    let body = |binds: Value| json!({"commit": encode(&commit), "welcome": encode(&welcome), "reservations": ids, "binds": binds});
+    for bad in [json!([binds[0]]), json!([binds[0], binds[1], binds[1]]), json!([binds[0], "AQEB"])] {
+        let refused = bob.post(&commits, &body(bad)).await;
+        refused.is_problem(400, keypool_openapi::ProblemType::MalformedRequest);
+    }
+    let answer = bob.post(&commits, &body(json!(binds))).await.ok();
+    for (one, id) in handed.iter_mut().zip(&ids) {
+        let its = answer["receipts"].as_array().unwrap().iter().find(|receipt| receipt["reservation_id"] == *id);
+        one.hand_out.receipts.push(its.unwrap()["receipt"].as_str().unwrap().to_owned());
+        one.hand_out.spend = Spend::Acknowledged;
+    }
+    // The first is one more hand-out, and its receipt has both leaves.
+    (handed[0].hand_out.n, handed[0].hand_out.until) = (Some(1), None);
+    server.sequence().await;
+    let (policy, leaves) = (policy(&bob).await, leaves(&server).await);
+    let promised = |one: &Handed| {
+        let receipt = receipt(&policy, one.hand_out.receipts.last().unwrap());
+        assert!(receipt.leaves().all(|leaf| leaves.contains(leaf)), "a promised leaf did not come");
+        receipt.leaves().count()
+    };
+    assert_eq!(handed.each_ref().map(promised), [2, 1]);
+    for one in &handed {
+        is_good(&one.verdict().await);
+    }
+    let again = bob.post(&commits, &body(json!(binds))).await.ok();
+    assert_eq!(again.get("receipts"), None, "a repetition promises nothing anew");
+    drop(alice);
 }
 
 #[rstest]

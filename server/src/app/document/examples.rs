@@ -124,7 +124,12 @@ fn example(operation: &str) -> Option<Example> {
         "list_low_pools" => of(None, value(&low_pools())),
         "send_commit" => of(
             json(&commit()),
-            value(&CommitResponse { epoch: 8, undelivered: vec![undelivered()], group_info_kept: false }),
+            value(&CommitResponse {
+                epoch: 8,
+                undelivered: vec![undelivered()],
+                group_info_kept: false,
+                receipts: Vec::new(),
+            }),
         ),
         "list_groups" => {
             let groups = vec![ListedGroup { group_id: group(), epoch: 8, listed: true }];
@@ -289,7 +294,6 @@ fn reserve() -> ReserveRequest {
 
 fn reserved() -> ReserveResponse {
     ReserveResponse {
-        receipt: None,
         reservations: vec![Reservation {
             reservation_id: reservation_id(),
             user: user(OWNER),
@@ -301,6 +305,7 @@ fn reserved() -> ReserveResponse {
             expires_at: time(60),
             last_resort: false,
             handout: Some(0),
+            receipt: None,
         }],
         missing: vec![MissingDevice {
             user: user(OWNER),
@@ -406,6 +411,7 @@ fn commit() -> CommitRequest {
         proof: Some(Base64Bytes(vec![1; 32])),
         next_proof_digest: Some(Base64Bytes(vec![2; 32])),
         reservations: vec![reservation_id()],
+        binds: vec![bind()],
         recipients: vec![named("bob", "phone")],
         group_info: None,
         members: Vec::new(),

@@ -109,11 +109,9 @@ fn answers(requests: &[Reserve], taken: Vec<Taken>) -> Result<HashMap<i64, Reser
         let request = usize::try_from(number).ok().and_then(|number| requests.get(number));
         let request = request
             .ok_or_else(|| StoreError::fatal(anyhow::anyhow!("no request is for a KeyPackage that was taken")))?;
-        let answer = served.entry(number).or_insert_with(|| ReserveResponse {
-            reservations: Vec::new(),
-            missing: request.refused.clone(),
-            receipt: None,
-        });
+        let answer = served
+            .entry(number)
+            .or_insert_with(|| ReserveResponse { reservations: Vec::new(), missing: request.refused.clone() });
         answer.reservations.push(Reservation {
             reservation_id: ReservationId { owner, nonce: request.nonce },
             user: user.try_into().map_err(StoreError::fatal)?,
@@ -125,6 +123,7 @@ fn answers(requests: &[Reserve], taken: Vec<Taken>) -> Result<HashMap<i64, Reser
             expires_at: request.until,
             last_resort: false,
             handout: Some(0),
+            receipt: None,
         });
     }
     Ok(served.into_iter().map(|(number, answer)| (number, in_order(answer))).collect())

@@ -84,7 +84,7 @@ pub(super) fn again(
     now: Timestamp,
 ) -> Result<ReserveResponse, StoreError> {
     let KeptAnswer { reservations, missing } = serde_json::from_slice(kept).map_err(StoreError::fatal)?;
-    let mut answer = ReserveResponse { reservations: Vec::new(), missing, receipt: None };
+    let mut answer = ReserveResponse { reservations: Vec::new(), missing };
     // All reservations of one answer have the same nonce.
     let Some(nonce) = reservations.first().map(|one| nonce_of(&one.reservation_id).to_vec()) else { return Ok(answer) };
     let refs: Vec<_> = reservations.iter().map(|one| one.keypackage_ref.as_bytes()).collect();
@@ -103,6 +103,7 @@ pub(super) fn again(
                 expires_at,
                 last_resort,
                 handout,
+                receipt: None,
             });
         } else {
             let (device, reason) = (Some(device), MissingReason::ReservationLapsed);
