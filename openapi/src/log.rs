@@ -29,7 +29,7 @@ pub struct LogInfo {
     pub origin: LogOrigin,
     /// The logs that it wrote before, the newest first. A server begins a new one when it was restored from a backup.
     pub before: Vec<LogOrigin>,
-    /// For how many seconds the server keeps the tiles of leaves at least.
+    /// For how many seconds the server keeps entries at least. It keeps all hashes.
     #[schema(example = 10_368_000)]
     pub retention: u64,
 }
@@ -46,6 +46,9 @@ pub struct LogOrigin {
     pub path: String,
     /// Its public key, as a vkey (C2SP signed-note).
     pub key: String,
+    /// The first entry that the server still has: the bundles of earlier ones are pruned.
+    #[schema(example = 0)]
+    pub first_entry: u64,
     /// The note by which the key of the log before names this key.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub key_note: Option<String>,

@@ -19,6 +19,9 @@ use crate::{
 /// again; after that, no valid KeyPackage can have them.
 const FORGET_AFTER: SignedDuration = SignedDuration::from_hours(7 * 24);
 
+/// How long the entries of the transparency log are kept at least. Adders refuse KeyPackages that live longer than 90 days.
+pub(crate) const LOG_RETENTION: SignedDuration = SignedDuration::from_hours(120 * 24);
+
 /// The number of sweeps between two counts of what is in the database.
 const CENSUS_EVERY: u64 = 10;
 
@@ -102,9 +105,11 @@ fn forget(store: &Store, rules: Rules, now: Timestamp) -> Result<usize, StoreErr
     let span = |span| SignedDuration::try_from(span).unwrap_or(SignedDuration::MAX);
     let (trail, messages) = (before(span(rules.audit_retention)), before(span(rules.message_retention)));
     let mut total = 0;
-    let steps: [&dyn Fn() -> Result<usize, StoreError>; 3] = [
+    let steps: [&dyn Fn() -> Result<usize, StoreError>; 4] = [
         &|| store.forget(before(FORGET_AFTER), rules.batch, now),
         &|| store.forget_events(trail, rules.batch),
+        // An event's leaf is proven as long as the event is there.
+        &|| store.prune_log(before(LOG_RETENTION).min(trail), rules.batch),
         &|| store.forget_messages(messages, rules.batch, now),
     ];
     for step in steps {

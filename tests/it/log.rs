@@ -8,6 +8,7 @@ mod key;
 mod lies;
 mod outsiders;
 mod proofs;
+mod pruning;
 mod race;
 mod restores;
 mod steps;

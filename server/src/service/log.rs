@@ -16,10 +16,8 @@ use crate::{
     log::Log,
     problem::{About, Failure},
     store::{Asked, Continuation, OriginRow, StepFound, Steps},
+    sweeper::LOG_RETENTION,
 };
-
-/// For how long tiles are kept at least, in seconds: 120 days. Adders refuse KeyPackages that live longer than 90.
-const RETENTION: u64 = 120 * 24 * 60 * 60;
 
 fn no_log() -> Failure {
     let detail = "This server has no transparency log: its operator has set no log_key.";
@@ -47,7 +45,7 @@ impl Service {
         self.read_log(|log| {
             let mut origins = log.origins()?.iter().map(origin).collect::<Vec<_>>().into_iter();
             let newest = origins.next().ok_or_else(no_log)?;
-            Ok(LogInfo { origin: newest, before: origins.collect(), retention: RETENTION })
+            Ok(LogInfo { origin: newest, before: origins.collect(), retention: LOG_RETENTION.as_secs().unsigned_abs() })
         })
         .await
     }
@@ -166,6 +164,7 @@ fn origin(row: &OriginRow) -> LogOrigin {
         origin: row.origin.to_string(),
         path: format!("log/{}", row.origin.directory()),
         key: row.key.clone().unwrap_or_default(),
+        first_entry: row.first_entry,
         key_note: row.key_note.clone(),
     }
 }

@@ -3,6 +3,7 @@
 //! Verbs of the pool write what leaves are made from into the trail, and on `PostgreSQL` the ids of these events into an
 //! outbox. The sequencer puts them into the log, in one transaction with the tiles. Nothing here signs.
 
+mod ages;
 mod binds;
 mod events;
 mod heads;

@@ -11,7 +11,7 @@ use super::checks::{bytes, is_whole, proofs, reserve};
 use crate::support::{Database, Device, TestServer, binary};
 
 /// The exit code of the tool, and what it says.
-fn verify(directory: &Path, arguments: &[&str]) -> (Option<i32>, String) {
+pub fn verify(directory: &Path, arguments: &[&str]) -> (Option<i32>, String) {
     let output = Command::new(binary("keypool-verify")).current_dir(directory).args(arguments).output().unwrap();
     let said = [output.stdout, output.stderr].concat();
     (output.status.code(), String::from_utf8(said).unwrap())

@@ -241,6 +241,7 @@ fn log() -> LogInfo {
             origin: LOG.to_owned(),
             path: "log/1-89abcdef".to_owned(),
             key: format!("{LOG}+89abcdef+AeK9MlN5zD1jX5QxGp0l0mJ8uXoQYb0Qm0nJf1dS5vXz"),
+            first_entry: 0,
             key_note: None,
         },
         before: Vec::new(),

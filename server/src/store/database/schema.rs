@@ -192,6 +192,15 @@ diesel::table! {
         key_note -> Nullable<Text>,
         kept_size -> Nullable<BigInt>,
         kept_root -> Nullable<Binary>,
+        first_entry -> BigInt,
+    }
+}
+
+diesel::table! {
+    log_ages (k, at) {
+        k -> Integer,
+        at -> BigInt,
+        size -> BigInt,
     }
 }
 
@@ -232,6 +241,7 @@ diesel::table! {
 diesel::joinable!(deliveries -> envelopes (envelope_id));
 diesel::allow_tables_to_appear_in_same_query!(users, devices, key_packages, hpke_keys, audit_events, signature_keys);
 diesel::allow_tables_to_appear_in_same_query!(devices, deliveries, envelopes);
+diesel::allow_tables_to_appear_in_same_query!(log_ages, log_origins);
 diesel::allow_tables_to_appear_in_same_query!(devices, lineage);
 diesel::allow_tables_to_appear_in_same_query!(devices, device_links);
 diesel::allow_tables_to_appear_in_same_query!(devices, group_infos, group_members);

@@ -5,7 +5,7 @@ use keypool_transparency::{encoding::Hash, leaf::Kept, merkle::empty_root, origi
 use rand::{TryRng, rngs::SysRng};
 
 use super::{
-    events,
+    ages, events,
     state::{self, TreeState},
 };
 use crate::store::database::{
@@ -27,6 +27,8 @@ pub struct OriginRow {
     pub key_note: Option<String>,
     /// The part of the log before that it continues.
     pub kept: Option<Kept>,
+    /// The first entry that is kept: earlier ones are pruned.
+    pub first_entry: u64,
 }
 
 /// The public key of a log, and the note that leads to it.
@@ -38,7 +40,7 @@ pub struct LogKey {
     pub note: Option<String>,
 }
 
-type Columns = (i32, String, Option<String>, Option<String>, Option<i64>, Option<Vec<u8>>);
+type Columns = (i32, String, Option<String>, Option<String>, Option<i64>, Option<Vec<u8>>, i64);
 
 statements! {
     fn rows(conn) -> QueryResult<Vec<Columns>> {
@@ -77,7 +79,7 @@ pub(super) fn all(conn: &mut Conn<'_>) -> Result<Vec<OriginRow>, StoreError> {
     let rows = rows(conn)?;
     let names: Vec<_> = rows.iter().map(|row| row.1.clone()).collect();
     let mut origins = Vec::new();
-    for (number, (k, name, key, key_note, kept_size, kept_root)) in rows.into_iter().enumerate() {
+    for (number, (k, name, key, key_note, kept_size, kept_root, first_entry)) in rows.into_iter().enumerate() {
         let kept = match (names.get(number + 1), kept_size, kept_root) {
             (Some(origin), Some(size), Some(root)) => {
                 let root: Hash = root.try_into().map_err(|_| wrong("a kept root has not 32 bytes"))?;
@@ -85,7 +87,8 @@ pub(super) fn all(conn: &mut Conn<'_>) -> Result<Vec<OriginRow>, StoreError> {
             }
             _ => None,
         };
-        origins.push(OriginRow { k, origin: name.parse().map_err(StoreError::fatal)?, key, key_note, kept });
+        let (origin, first_entry) = (name.parse().map_err(StoreError::fatal)?, first_entry.cast_unsigned());
+        origins.push(OriginRow { k, origin, key, key_note, kept, first_entry });
     }
     Ok(origins)
 }
@@ -121,6 +124,7 @@ pub(in crate::store) fn begin_another(conn: &mut Conn<'_>, now: i64) -> QueryRes
     let origin = Origin { k: before.k.saturating_add(1), copy: random().map_err(state::unreadable)?, ..before };
     let (next, size) = (k.saturating_add(1), i64::try_from(old.size).unwrap_or(i64::MAX));
     add(conn, next, &origin.to_string(), Some((size, &old.root)))?;
+    ages::end(conn, k, (old.size, old.at))?;
     state::write(conn, &TreeState { k: next, size: 0, root: empty_root(), at: now, ..old }).map(drop)
 }
 

@@ -63,6 +63,11 @@ impl<'c, 'd> Paths<'c, 'd> {
         self.kept_of(k).map_or(0, |(size, _)| size)
     }
 
+    /// Whether the leaf at a position is pruned.
+    pub fn is_pruned(&self, Position { k, index }: Position) -> bool {
+        self.origins.iter().any(|origin| origin.k == k && index < origin.first_entry)
+    }
+
     /// The leaf at a position with its path; `None` if the tree does not have it yet, or if it is pruned.
     pub fn to(&mut self, position: Position) -> Result<Option<Included>, StoreError> {
         let Position { k, index } = position;

@@ -62,6 +62,18 @@ statements! {
             .set(log_positions::positions.eq(positions))
             .execute(conn)
     }
+
+    fn forget_rows(conn, before: i64, most: i64) -> QueryResult<usize> {
+        let old = diesel::alias!(log_positions as old);
+        let chunk = old.field(log_positions::chunk);
+        let old = old.filter(chunk.lt(before)).order(chunk).limit(most).select(chunk);
+        diesel::delete(log_positions::table.filter(log_positions::chunk.eq_any(old))).execute(conn)
+    }
+}
+
+/// Forgets the positions of events before this one, as far as whole rows have none of it and of later ones.
+pub(super) fn forget(conn: &mut Conn<'_>, event: i64, most: i64) -> QueryResult<usize> {
+    forget_rows(conn, place(event).0, most)
 }
 
 /// Adds the positions of events. The caller holds the log's state.

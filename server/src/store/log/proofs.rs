@@ -392,6 +392,7 @@ fn found(
                     let opening = visible(*view, &leaf, made.as_ref());
                     (Found::Included { leaf, index, path, opening, heirs }, None)
                 }
+                None if position.is_some_and(|position| paths.is_pruned(position)) => (Found::Erased, None),
                 // Only the caller's own leaves are promised: a receipt of another's would show who reserves when.
                 None => (Found::Pending, made.filter(|_| *view == View::Own).map(|(leaf, _)| leaf)),
             };

@@ -14,6 +14,7 @@ use keypool_transparency::{
 use rand::{TryRng, rngs::SysRng};
 
 use super::{
+    ages,
     binds::Binds,
     events::{self, LoggedEvent},
     origins, outbox,
@@ -218,6 +219,7 @@ fn append(
     if entries.is_empty() {
         return Ok(Some(Outcome { appended: done, kept: kept.cloned(), owners: sealed.owners }));
     }
+    ages::note(conn, state.k, (state.size, state.at), now)?;
     let mut appender = edge(conn, &state, kept)?;
     let grown = appender.append(&entries).map_err(StoreError::fatal)?;
     tiles::write(conn, state.k, &grown.tiles)?;

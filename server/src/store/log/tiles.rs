@@ -38,6 +38,17 @@ statements! {
             .set(log_tiles::bytes.eq(bytes))
             .execute(conn)
     }
+
+    fn forget(conn, k: i32, from: i64, until: i64) -> QueryResult<usize> {
+        let its = log_tiles::k.eq(k).and(log_tiles::level.eq(ENTRIES));
+        let old = its.and(log_tiles::number.ge(from)).and(log_tiles::number.lt(until));
+        diesel::delete(log_tiles::table.filter(old)).execute(conn)
+    }
+}
+
+/// Forgets bundles of entries: these, without the last one.
+pub(super) fn forget_bundles(conn: &mut Conn<'_>, k: i32, (from, until): (i64, i64)) -> QueryResult<usize> {
+    forget(conn, k, from, until)
 }
 
 pub(super) fn write(conn: &mut Conn<'_>, k: i32, tiles: &[(TileId, Vec<u8>)]) -> Result<(), StoreError> {

@@ -1,0 +1,2 @@
+ALTER TABLE log_origins DROP COLUMN first_entry;
+DROP TABLE log_ages;
