@@ -33,6 +33,7 @@ mod server;
 mod siege;
 mod sqlite;
 mod stage;
+mod transparency;
 mod uploads;
 mod wake;
 
@@ -99,6 +100,8 @@ enum Command {
     /// The server has the memory of docker-compose.yml. The measurement opens 20,000 files: run `ulimit -n 65536`
     /// before it.
     Siege(siege::Plan),
+    /// Reserve and spend with the transparency log, with receipts and without the log, in turns
+    Log(transparency::Plan),
     /// Generate KeyPackages into the client's file, and into OpenMLS's memory
     Client {
         /// Number of rounds
@@ -152,6 +155,7 @@ async fn run(command: Command, json: bool) -> anyhow::Result<()> {
         Command::Replicas(plan) => report::print(&replicas::measure(plan).await?, json, replicas::text),
         Command::Uploads(plan) => report::print(&uploads::measure(plan).await?, json, uploads::text),
         Command::Siege(plan) => report::print(&siege::measure(plan).await?, json, siege::text),
+        Command::Log(plan) => report::print(&transparency::measure(plan).await?, json, transparency::text),
         Command::Client { rounds } => {
             report::print(&client::measure(rounds)?, json, |found| report::comparisons(found))
         }

@@ -44,6 +44,13 @@ impl Kept {
     }
 }
 
+/// The bytes of one KeyPackage.
+pub(crate) fn one() -> Result<Vec<u8>> {
+    let made = make(&[("user-1".to_owned(), 1)])?;
+    let text = made.first().and_then(|packages| packages.first()).context("no KeyPackage was made")?;
+    BASE64_STANDARD.decode(text).context("a KeyPackage is no base64")
+}
+
 /// KeyPackages of each user in base64, in the order of the users. They come from the file beside this program if it has
 /// enough; otherwise they are generated and written to the file.
 pub(crate) fn kept(wanted: &[Wanted]) -> Result<Vec<Vec<String>>> {

@@ -56,6 +56,8 @@ impl Mix {
     pub(crate) const UPLOAD: Self = Self(&[(Kind::Upload, 1)]);
     pub(crate) const STATUS: Self = Self(&[(Kind::Status, 1)]);
     pub(crate) const HEALTH: Self = Self(&[(Kind::Health, 1)]);
+    /// The usual mix of clients without their uploads, of which the transparency log has nothing.
+    pub(crate) const WITHOUT_UPLOADS: Self = Self(&[(Kind::Status, 60), (Kind::Reserve, 20), (Kind::Spend, 15)]);
     /// The usual mix of clients: refresh pools, invite, and replace used KeyPackages.
     pub(crate) const MIXED: Self =
         Self(&[(Kind::Status, 60), (Kind::Reserve, 20), (Kind::Spend, 15), (Kind::Upload, 5)]);
@@ -104,12 +106,23 @@ pub(crate) struct Cast {
     pub users: u64,
     uploads: Vec<Upload>,
     uploaded: AtomicUsize,
+    /// Fields of a reserve and of a spend that ask for receipts, or nothing.
+    receipts: &'static str,
 }
+
+/// What asks for a receipt. A server takes any 32 bytes.
+const RECEIPTS: &str = r#","bind":"BwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwc=","proof":"receipt""#;
 
 impl Cast {
     pub(crate) fn new(address: String, adders: Vec<String>, (prefix, users): (&str, u64)) -> Self {
         let prefix = prefix.to_owned();
-        Self { address, adders, prefix, users, uploads: Vec::new(), uploaded: AtomicUsize::new(0) }
+        Self { address, adders, prefix, users, uploads: Vec::new(), uploaded: AtomicUsize::new(0), receipts: "" }
+    }
+
+    /// The same callers, who ask for receipts of the transparency log.
+    pub(crate) fn with_receipts(&self) -> Self {
+        let (address, adders) = (self.address.clone(), self.adders.clone());
+        Self { receipts: RECEIPTS, ..Self::new(address, adders, (&self.prefix, self.users)) }
     }
 
     /// Adds the uploads, each of which is sent once.
@@ -147,12 +160,13 @@ impl Caller {
         let spent = (kind == Kind::Spend).then(|| self.held.pop()).flatten();
         Some(match (kind, spent) {
             (Kind::Spend, Some(reservation)) => {
-                let body = format!(r#"{{"reservation_id":"{reservation}","group_id":"ZnJpZW5kcw=="}}"#);
+                let receipts = self.cast.receipts;
+                let body = format!(r#"{{"reservation_id":"{reservation}","group_id":"ZnJpZW5kcw=="{receipts}}}"#);
                 (kind, post("/keypackages/spend", body))
             }
             (Kind::Reserve | Kind::Repeatable | Kind::Spend, _) => {
                 let user = self.rng.random_range(1..=self.cast.users);
-                let body = format!(r#"{{"target_user":"{}{user}"}}"#, self.cast.prefix);
+                let body = format!(r#"{{"target_user":"{}{user}"{}}}"#, self.cast.prefix, self.cast.receipts);
                 let call = post("/keypackages/reserve", body);
                 if kind == Kind::Repeatable {
                     let key = format!("{:032x}", self.rng.random::<u128>());

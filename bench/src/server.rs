@@ -26,11 +26,20 @@ pub(crate) struct Server {
 impl Server {
     /// Starts a server without limits, with pools of any size.
     pub(crate) async fn start(database_url: &str) -> Result<Self> {
-        Self::start_within(database_url, None).await
+        Self::start_with(database_url, None).await
     }
 
     /// The same, which may use so many MiB of memory.
-    pub(crate) async fn start_within(database_url: &str, memory: Option<u32>) -> Result<Self> {
+    pub(crate) async fn start_within(database_url: &str, memory: u32) -> Result<Self> {
+        Self::start_with(database_url, Some(("KEYPOOL_MEMORY", &memory.to_string()))).await
+    }
+
+    /// The same with a transparency log, whose key is in this file.
+    pub(crate) async fn start_with_log(database_url: &str, key: &Path) -> Result<Self> {
+        Self::start_with(database_url, Some(("KEYPOOL_LOG_KEY", &key.display().to_string()))).await
+    }
+
+    async fn start_with(database_url: &str, setting: Option<(&str, &str)>) -> Result<Self> {
         let address = format!("127.0.0.1:{}", TcpListener::bind("127.0.0.1:0")?.local_addr()?.port());
         let begun = Instant::now();
         let child = program()?
@@ -39,7 +48,7 @@ impl Server {
             .env("KEYPOOL_LIMITS", "off")
             .env("KEYPOOL_POOL_CAPACITY", "100000000")
             .env("KEYPOOL_LOG", "warn")
-            .envs(memory.map(|memory| ("KEYPOOL_MEMORY", memory.to_string())))
+            .envs(setting)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .spawn()

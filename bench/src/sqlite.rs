@@ -95,6 +95,17 @@ impl File {
         Ok(adders.into_iter().map(|(_, token, _)| token).collect())
     }
 
+    /// Gives each KeyPackage the name in the transparency log that an upload would give it, and all of them these bytes.
+    pub(crate) fn name(&self, bytes: &[u8]) -> Result<()> {
+        let db = open(&self.path)?;
+        db.execute(
+            "UPDATE key_packages SET package_id = randomblob(32), key_package = ?1
+             WHERE device_id IN (SELECT id FROM devices WHERE user_name LIKE 'user-%')",
+            [bytes],
+        )?;
+        settle(&db)
+    }
+
     /// Copies the file, while no server has it open.
     pub(crate) fn copy(&self) -> Result<Self> {
         let directory = tempfile::Builder::new().prefix("keypool-bench-").tempdir().context("no directory")?;

@@ -44,7 +44,10 @@ impl<'a> Stage<'a> {
         database.fill(users, packages)?;
         let connections = usize::from(connections);
         let adders = database.add_adders(connections)?;
-        let server = Server::start_within(&database.url, memory).await?;
+        let server = match memory {
+            Some(memory) => Server::start_within(&database.url, memory).await?,
+            None => Server::start(&database.url).await?,
+        };
         let cast = Arc::new(Cast::new(server.address.clone(), adders, ("user-", users)));
         Ok(Self { database, server, cast, connections })
     }
