@@ -1,7 +1,7 @@
 //! The checks of a refresh: the adder's of each hand-out, and the owner's of each KeyPackage that came to its end.
 
 use jiff::{SignedDuration, Timestamp};
-use keypool_openapi::{LogHead, ProofOf, ReservationId};
+use keypool_openapi::{LogHead, ProofOf};
 use keypool_transparency::{
     adder::{self, HandOut},
     answers::{Answers, CheckedAnswers},
@@ -105,7 +105,7 @@ impl ServerLog<'_> {
                 Err(error) if refused < MOST_REFUSED => {
                     let Some(id) = error.reservation_id() else { return Err(error) };
                     debug!(%id, %error, "the server proves nothing of this reservation");
-                    self.set_hand_out_state(&id, CheckState::Unknown)?;
+                    self.store.set_hand_out_state(&id, CheckState::Unknown)?;
                     checked.report.unknown += 1;
                     refused += 1;
                     continue;
@@ -146,9 +146,9 @@ impl ServerLog<'_> {
         let (proven, policy) = (self.proven(answers, known)?, known.policy()?);
         let mut states = Vec::new();
         for row in &due.hand_outs {
-            let (row, verdict) = self.adders_verdict(row, &proven, &policy)?;
+            let (hand_out, verdict) = self.adders_verdict(row, &proven, &policy)?;
             let state = self.state_after(&verdict, checked, known, || format!("{row:#?}\n{answers:#?}\n"))?;
-            states.push((row, state));
+            states.push((row, hand_out, state));
         }
         let mut own_states = Vec::new();
         for row in &due.own {
@@ -157,9 +157,11 @@ impl ServerLog<'_> {
             own_states.push((&row.keypackage_ref, state));
         }
         self.store.transaction(|| {
-            for (row, state) in states {
-                if state != CheckState::Due {
-                    self.store.put_hand_out(&HandOutRow { state, ..row })?;
+            for (row, hand_out, state) in states {
+                match hand_out {
+                    _ if state == CheckState::Due => {}
+                    Some(hand_out) => self.store.put_hand_out(&HandOutRow { hand_out, state, ..row.clone() })?,
+                    None => self.store.set_hand_out_state(&row.reservation_id, state)?,
                 }
             }
             own_states
@@ -168,18 +170,19 @@ impl ServerLog<'_> {
         })
     }
 
+    /// The adder's verdict, and the hand-out as the log shows it if that is another: a late spend is one more hand-out.
     pub(super) fn adders_verdict(
         &self,
         row: &HandOutRow,
         proven: &CheckedAnswers<'_>,
         policy: &Policy,
-    ) -> Result<(HandOutRow, Verdict)> {
+    ) -> Result<(Option<HandOut>, Verdict)> {
         let fields = KeyPackageFields::parse(&row.key_package)
             .map_err(|error| Error::Damaged(format!("a KeyPackage cannot be read: {error}")))?;
         let hand_out: HandOut = row.hand_out.clone().with_late_spend(&row.package, proven);
         let earlier = self.earlier(&row.package, row.asked_after)?;
         let verdict = adder::check(&hand_out, &fields, &earlier, proven, policy);
-        Ok((HandOutRow { hand_out, ..row.clone() }, verdict))
+        Ok(((hand_out != row.hand_out).then_some(hand_out), verdict))
     }
 
     /// Counts a verdict, and stops using the server if it has broken a promise.
@@ -206,6 +209,7 @@ impl ServerLog<'_> {
             }
             Verdict::Report(Problem::UnexpectedWelcome(from)) => {
                 warn!(from, "a Welcome came from a device to which the log shows no hand-out");
+                checked.report.checked += 1;
                 checked.unexpected.push(from.clone());
                 Ok(CheckState::Fine)
             }
@@ -216,11 +220,6 @@ impl ServerLog<'_> {
                 Err(self.raise(problem.to_string(), Some((**evidence).clone()), known, String::new))
             }
         }
-    }
-
-    pub(super) fn set_hand_out_state(&self, id: &ReservationId, state: CheckState) -> Result<()> {
-        let Some(row) = self.store.hand_out(id)? else { return Ok(()) };
-        self.store.put_hand_out(&HandOutRow { state, ..row })
     }
 }
 

@@ -43,7 +43,7 @@ impl ServerLog<'_> {
         let mut waiting = Vec::new();
         for id in ids {
             let Some(row) = self.store.hand_out(id)? else { continue };
-            let (row, verdict) = self.adders_verdict(&row, &proven, &policy)?;
+            let (_, verdict) = self.adders_verdict(&row, &proven, &policy)?;
             match verdict {
                 Verdict::Fine => {}
                 Verdict::CannotTell(_) => waiting.push(row.hand_out.owner),

@@ -115,6 +115,15 @@ impl LocalStore {
         Ok(())
     }
 
+    /// Records how far the check of a hand-out has come.
+    pub(crate) fn set_hand_out_state(&self, reservation_id: &ReservationId, state: CheckState) -> Result<()> {
+        self.connection()
+            .prepare_cached("UPDATE hand_outs SET state = ?2 WHERE reservation_id = ?1")
+            .and_then(|mut update| update.execute(params![Sql(reservation_id), state.to_string()]))
+            .map_err(Error::storage("record the check of a hand-out"))?;
+        Ok(())
+    }
+
     pub(crate) fn hand_out(&self, reservation_id: &ReservationId) -> Result<Option<HandOutRow>> {
         self.connection()
             .prepare_cached(&format!("SELECT {HAND_OUT} FROM hand_outs WHERE reservation_id = ?1"))
