@@ -3,7 +3,7 @@
 use std::{
     collections::HashMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, bail, ensure};
@@ -24,6 +24,9 @@ use crate::{
     store::{Edge, LogKey, OriginRow, Owners, Store, StoreError, TreeState},
 };
 
+/// For how long a tree is a recent one: as long as the sequencer takes a rest.
+const RECENT: Duration = Duration::from_millis(500);
+
 /// The transparency log of a database. It exists only where the server has the log's key.
 pub struct Log {
     pub(super) store: Store,
@@ -32,6 +35,8 @@ pub struct Log {
     pub(super) edge: Edge,
     /// The keys of the logs, by their numbers.
     signers: Mutex<HashMap<i32, Arc<SignerKey>>>,
+    /// The last tree that was read, and when.
+    recent: Mutex<Option<(Instant, TreeState)>>,
     /// The last checkpoint that was signed, and what it is of.
     pub(super) newest: Mutex<Option<(TreeState, Note)>>,
     /// Where the next look into the outbox begins.
@@ -85,6 +90,7 @@ impl Log {
             owners: Owners::default(),
             edge: Edge::default(),
             signers: Mutex::default(),
+            recent: Mutex::default(),
             newest: Mutex::default(),
             outbox_end: Mutex::default(),
             drained: Mutex::new(Instant::now()),
@@ -158,7 +164,23 @@ impl Log {
     /// When the database fails.
     pub fn state(&self) -> Result<TreeState, StoreError> {
         let state = self.store.log_state()?;
-        state.ok_or_else(|| StoreError::fatal(anyhow::anyhow!("the log's state is missing")))
+        let state = state.ok_or_else(|| StoreError::fatal(anyhow::anyhow!("the log's state is missing")))?;
+        self.saw(state);
+        Ok(state)
+    }
+
+    /// A tree that was the newest one a moment ago: frequent requests read none of their own.
+    pub(super) fn recent(&self) -> Result<TreeState, StoreError> {
+        let recent = *lock(&self.recent);
+        match recent {
+            Some((at, state)) if at.elapsed() < RECENT => Ok(state),
+            _ => self.state(),
+        }
+    }
+
+    /// Remembers a tree that is durable.
+    pub(super) fn saw(&self, state: TreeState) {
+        *lock(&self.recent) = Some((Instant::now(), state));
     }
 
     /// The names and secrets of devices that it remembers.

@@ -10,9 +10,9 @@ use super::core::Log;
 use crate::store::{Continuation, Standing, StoreError, TreeState};
 
 impl Log {
-    /// The newest tree with its checkpoint: one statement, and a signature if nobody has asked since the tree has grown.
+    /// A recent tree with its checkpoint, which is signed if nobody has asked since the tree has grown.
     pub(crate) fn head(&self) -> Result<(TreeState, Note), StoreError> {
-        let state = self.state()?;
+        let state = self.recent()?;
         Ok((state, self.sign(&state)?))
     }
 

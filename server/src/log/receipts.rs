@@ -125,8 +125,8 @@ impl Log {
         }
         let devices = all().flat_map(|one| one.leaves.iter().map(|leaf| leaf.owner).chain([one.to.0]));
         let owners = self.store.log_owners(&self.owners, devices)?;
-        // Read each time: another log may have begun, and the old one must not be signed any more.
-        let state = self.state()?;
+        // A promised leaf may be beyond any tree, so an older one will do.
+        let state = self.recent()?;
         let promised: Vec<_> = all().map(|one| (one.to, one.promises(&owners))).collect();
         let named = |(to, promises): (DeviceId, Vec<Promise>)| {
             (owners.get(&to.0).map(|owner| owner.name.clone()).unwrap_or_default(), promises)

@@ -36,6 +36,7 @@ impl Log {
             if let Some(last) = done.last {
                 lock(&self.outbox_end).ended(Instant::now(), last);
             }
+            self.saw(done.state);
             self.store.metrics().log().appended(done.state.size, done.entries, done.unnamed);
             has_appended |= done.entries > 0;
             if !done.more {
