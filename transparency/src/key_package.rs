@@ -11,6 +11,11 @@ pub const HEADER: usize = 4;
 /// The type of the `last_resort` extension (RFC 9420, section 17.3).
 const LAST_RESORT: u16 = 0x000a;
 
+/// The type of the `app_data_dictionary` extension, and the component in it that marks a last resort
+/// (draft-ietf-mls-extensions).
+const APP_DATA_DICTIONARY: u16 = 0x0006;
+const LAST_RESORT_COMPONENT: u16 = 0x0004;
+
 /// Fields of a KeyPackage. No signature is checked: an adder's MLS library does that.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KeyPackageFields {
@@ -24,7 +29,7 @@ pub struct KeyPackageFields {
     pub not_before: u64,
     /// When its lifetime ends, in Unix seconds.
     pub not_after: u64,
-    /// Whether it has the `last_resort` extension.
+    /// Whether it is a last resort: by the `last_resort` extension, or by that component of an `app_data_dictionary`.
     pub last_resort: bool,
 }
 
@@ -51,14 +56,14 @@ impl KeyPackageFields {
             return Err(reader.error(Flaw::Other("its leaf node is not of the source key_package")));
         }
         let (not_before, not_after) = (reader.u64()?, reader.u64()?);
-        let _extensions = extension_types(vector(&mut reader)?)?;
+        let _extensions = extensions(vector(&mut reader)?)?;
         let _signature = vector(&mut reader)?;
-        let extensions = extension_types(vector(&mut reader)?)?;
+        let extensions = extensions(vector(&mut reader)?)?;
         let signature = bytes.len() - reader.remaining()..bytes.len();
         let signed = sha256(&[b"keypool/v1 package\0", &bytes[HEADER..signature.start]]);
         let _signature = vector(&mut reader)?;
         reader.end()?;
-        let last_resort = extensions.contains(&LAST_RESORT);
+        let last_resort = is_last_resort(&extensions)?;
         Ok(Self { ciphersuite, signed, signature, not_before, not_after, last_resort })
     }
 }
@@ -82,14 +87,48 @@ fn vector<'a>(reader: &mut Reader<'a>) -> Result<&'a [u8], Malformed> {
     reader.take(usize::try_from(length).unwrap_or(usize::MAX))
 }
 
-fn extension_types(bytes: &[u8]) -> Result<Vec<u16>, Malformed> {
+/// The extensions, each with its type and its data.
+fn extensions(bytes: &[u8]) -> Result<Vec<(u16, &[u8])>, Malformed> {
     let mut reader = Reader::new("extensions of the KeyPackage", bytes);
-    let mut types = Vec::new();
+    let mut extensions = Vec::new();
     while !reader.is_empty() {
-        types.push(reader.u16()?);
-        vector(&mut reader)?;
+        extensions.push((reader.u16()?, vector(&mut reader)?));
     }
-    Ok(types)
+    Ok(extensions)
+}
+
+fn is_last_resort(extensions: &[(u16, &[u8])]) -> Result<bool, Malformed> {
+    let mut is_marked = false;
+    for (kind, data) in extensions {
+        is_marked |= match *kind {
+            LAST_RESORT => true,
+            APP_DATA_DICTIONARY => has_last_resort_component(data)?,
+            _ => false,
+        };
+    }
+    Ok(is_marked)
+}
+
+/// Reads an `AppDataDictionary`: components with their data, in ascending order, each once.
+fn has_last_resort_component(dictionary: &[u8]) -> Result<bool, Malformed> {
+    let mut outer = Reader::new("app_data_dictionary of the KeyPackage", dictionary);
+    let mut reader = Reader::new("app_data_dictionary of the KeyPackage", vector(&mut outer)?);
+    outer.end()?;
+    let (mut last, mut is_marked) = (None, false);
+    while !reader.is_empty() {
+        let (component, data) = (reader.u16()?, vector(&mut reader)?);
+        if last.is_some_and(|last| last >= component) {
+            return Err(reader.error(Flaw::Other("its components are not in ascending order")));
+        }
+        if component == LAST_RESORT_COMPONENT {
+            if !data.is_empty() {
+                return Err(reader.error(Flaw::Other("the component that marks a last resort has data")));
+            }
+            is_marked = true;
+        }
+        last = Some(component);
+    }
+    Ok(is_marked)
 }
 
 #[cfg(test)]
@@ -153,6 +192,26 @@ mod tests {
             let error = KeyPackageFields::parse(&other).unwrap_err().to_string();
             assert!(error.contains(why), "{error}");
         }
+    }
+
+    #[rstest]
+    #[case::marked(&[3, 0, 4, 0], Ok(true))]
+    #[case::marked_among_others(&[11, 0, 1, 1, 7, 0, 4, 0, 0x12, 0x34, 1, 9], Ok(true))]
+    #[case::not_marked(&[4, 0, 3, 1, 4], Ok(false))]
+    #[case::empty(&[0], Ok(false))]
+    #[case::with_data(&[4, 0, 4, 1, 1], Err("has data"))]
+    #[case::twice(&[6, 0, 4, 0, 0, 4, 0], Err("ascending order"))]
+    #[case::out_of_order(&[6, 0, 4, 0, 0, 3, 0], Err("ascending order"))]
+    #[case::short(&[5, 0, 4, 0], Err("app_data_dictionary"))]
+    #[case::trailing(&[3, 0, 4, 0, 0], Err("1 bytes follow"))]
+    fn a_component_marks_a_last_resort(#[case] dictionary: &[u8], #[case] expected: Result<bool, &str>) {
+        let found = is_last_resort(&[(0x0a0a, &[]), (APP_DATA_DICTIONARY, dictionary)]);
+        match (found, expected) {
+            (Ok(found), Ok(expected)) => assert_eq!(found, expected),
+            (Err(error), Err(words)) => assert!(error.to_string().contains(words), "{error}"),
+            (found, expected) => panic!("{found:?}, {expected:?}"),
+        }
+        assert_eq!(is_last_resort(&[(LAST_RESORT, &[])]), Ok(true));
     }
 
     #[rstest]

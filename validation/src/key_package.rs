@@ -2,6 +2,7 @@
 
 use jiff::{SignedDuration, Timestamp};
 use keypool_openapi::{DeviceName, KeyPackageRef, MAX_KEY_PACKAGE_SIZE, RejectionReason, UserName, device_name};
+use keypool_transparency::key_package::KeyPackageFields;
 use openmls::{
     grease::is_grease_value,
     prelude::{
@@ -37,7 +38,7 @@ pub struct ValidatedKeyPackage {
     pub signature_key: Vec<u8>,
     /// When it expires.
     pub not_after: Timestamp,
-    /// Whether it is marked as a last resort.
+    /// Whether it is marked as a last resort, in either form.
     pub last_resort: bool,
     /// The bytes of the `MLSMessage`, as they were uploaded.
     pub bytes: Vec<u8>,
@@ -108,6 +109,8 @@ impl ValidatedKeyPackage {
         check_capabilities(&key_package)?;
         check_extensions(&key_package)?;
         check_keys(&key_package)?;
+        // OpenMLS knows one of the two forms of last resorts.
+        let logged = KeyPackageFields::parse(&bytes).map_err(|error| Rejection::malformed(format!("{error}.")))?;
         let internal = |_| Rejection::malformed("The KeyPackage cannot be encoded again.");
         let hash = key_package
             .hash_ref(&RustCrypto::default())
@@ -119,7 +122,7 @@ impl ValidatedKeyPackage {
             encryption_key: key_package.leaf_node().encryption_key().tls_serialize_detached().map_err(internal)?,
             signature_key: key_package.leaf_node().signature_key().as_slice().to_vec(),
             not_after,
-            last_resort: key_package.last_resort(),
+            last_resort: logged.last_resort,
             bytes,
         })
     }

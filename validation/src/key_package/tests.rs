@@ -133,6 +133,22 @@ fn what_openmls_makes_is_read_as_openmls_reads_it() {
     assert_eq!(parse(Maker::of(chacha).make()).unwrap().ciphersuite, 3);
 }
 
+/// The form of draft-ietf-mls-extensions, which OpenMLS knows as an unknown extension.
+#[rstest]
+#[case::marked(&[3, 0, 4, 0], Some(true))]
+#[case::of_another_component(&[3, 0, 5, 0], Some(false))]
+#[case::with_data(&[4, 0, 4, 1, 1], None)]
+fn a_component_marks_a_last_resort(#[case] dictionary: &[u8], #[case] expected: Option<bool>) {
+    let extension = Extension::Unknown(6, UnknownExtension(dictionary.to_vec()));
+    let listed = Capabilities::builder().extensions(vec![ExtensionType::Unknown(6)]).build();
+    let made = |capabilities| Maker { capabilities, extensions: vec![extension.clone()], ..Maker::new() }.make();
+    match expected {
+        Some(expected) => assert_eq!(parse(made(listed)).unwrap().last_resort, expected),
+        None => assert_rejected(made(listed), RejectionReason::Malformed),
+    }
+    assert_rejected(made(Capabilities::default()), RejectionReason::UnsupportedExtension);
+}
+
 /// Signing again is how the tests below give bad content good signatures; so it has to give good content good ones.
 #[test]
 fn signed_again_unchanged_it_passes() {
