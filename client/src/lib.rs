@@ -134,8 +134,8 @@ pub use log_report::LogReport;
 pub use openmls;
 pub use openmls_traits;
 pub use pool::{
-    CIPHERSUITE, KeyChange, KeyPackageMetadata, KeyPackagePool, KeyPackagePoolConfig, KeyPackageSigner, OnProgress,
-    PoolHistory, PoolIdentity, PoolStore, Progress, ReservationInfo, SharedSigner, Spending,
+    CIPHERSUITE, KeyChange, KeyPackageMetadata, KeyPackagePool, KeyPackagePoolConfig, KeyPackageSigner, LastResortForm,
+    OnProgress, PoolHistory, PoolIdentity, PoolStore, Progress, ReservationInfo, SharedSigner, Spending,
 };
 pub use refresh::{CatchUp, CatchingUp, Refresh, RefreshReport, Rejection, Warning};
 #[cfg(feature = "http")]

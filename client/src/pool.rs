@@ -17,7 +17,7 @@ pub(crate) mod test_support;
 mod tests;
 mod transitions;
 
-pub use config::{CIPHERSUITE, KeyPackagePoolConfig};
+pub use config::{CIPHERSUITE, KeyPackagePoolConfig, LastResortForm};
 pub use identity::{KeyChange, KeyPackageSigner, PoolIdentity, SharedSigner};
 pub use key_packages::KeyPackagePool;
 pub use metadata::{KeyPackageMetadata, ReservationInfo, Spending};

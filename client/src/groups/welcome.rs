@@ -66,6 +66,7 @@ impl MlsMembership<'_> {
             WelcomeError::StorageError(error) => Error::storage("join the group from this Welcome")(error),
             error => failed(error.into()),
         };
+        let last_resorts = pool.last_resorts(&refs)?;
         let read = StagedWelcome::build_from_welcome(&provider, &config, welcome).map_err(unusable)?;
         let admission = Admission::of(read.processed_welcome().unverified_group_info().extensions());
         // The leaves of members that joined long ago and never updated are past their lifetime.
@@ -94,7 +95,8 @@ impl MlsMembership<'_> {
                 &keypool_transparency::owner::Welcome { sender: sender.to_string(), group_id },
             )?;
         }
-        // OpenMLS has deleted the keys of the KeyPackage that it used, unless it is a last resort.
+        // OpenMLS has deleted the keys of the KeyPackage that it used, unless it is a last resort of the form that it knows.
+        pool.keep_last_resorts(&last_resorts)?;
         pool.forget_joined(&refs)?;
         Ok(JoinedGroup { group, inviter, notices, admission })
     }

@@ -20,6 +20,20 @@ pub struct KeyPackagePoolConfig {
     pub hard_cap: usize,
     /// The lifetime of a new KeyPackage, from its generation. Fractions of a second are ignored.
     pub lifetime: Duration,
+    /// How a new last resort is marked.
+    pub last_resort_form: LastResortForm,
+}
+
+/// How a last resort is marked. Servers and adders know both forms.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum LastResortForm {
+    /// By the extension `last_resort` (RFC 9420, section 17.3), which OpenMLS knows.
+    #[default]
+    Extension,
+    /// By a component of the extension `app_data_dictionary` (draft-ietf-mls-extensions). OpenMLS deletes the private keys of
+    /// such a KeyPackage at a join. A join of this library puts them back; an application that joins by OpenMLS itself has
+    /// to do so, too.
+    Component,
 }
 
 impl Default for KeyPackagePoolConfig {
@@ -30,13 +44,18 @@ impl Default for KeyPackagePoolConfig {
 
 impl KeyPackagePoolConfig {
     /// The sizes and the lifetime that suit most devices.
-    pub const DEFAULT: Self =
-        Self { target_pool_size: 32, low_watermark: 8, hard_cap: 64, lifetime: Duration::from_hours(14 * 24) };
+    pub const DEFAULT: Self = Self {
+        target_pool_size: 32,
+        low_watermark: 8,
+        hard_cap: 64,
+        lifetime: Duration::from_hours(14 * 24),
+        last_resort_form: LastResortForm::Extension,
+    };
 
     /// Checks that `1 <= low_watermark <= target_pool_size <= hard_cap`, and that the lifetime is between one hour and
     /// 84 days, OpenMLS's maximum.
     pub fn validate(&self) -> Result<()> {
-        let Self { target_pool_size, low_watermark, hard_cap, lifetime } = self;
+        let Self { target_pool_size, low_watermark, hard_cap, lifetime, last_resort_form: _ } = self;
         let broken = if *low_watermark == 0 {
             "low_watermark is 0, so the pool would never be filled".to_owned()
         } else if low_watermark > target_pool_size {

@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use jiff::Timestamp;
-use openmls::prelude::{Capabilities, ExtensionType, KeyPackageBuilder, Lifetime};
+use openmls::prelude::{
+    Capabilities, Extension, ExtensionType, Extensions, KeyPackageBuilder, Lifetime, UnknownExtension,
+};
 use openmls_traits::{
     OpenMlsProvider,
     signatures::{Signer, SignerError},
@@ -11,6 +13,7 @@ use openmls_traits::{
 };
 
 use super::{
+    config::LastResortForm,
     identity::KeyPackageSigner,
     key_packages::KeyPackagePool,
     metadata::KeyPackageMetadata,
@@ -37,6 +40,12 @@ impl Signer for AnySigner<'_> {
         self.0.signature_scheme()
     }
 }
+
+/// The type of the extension `app_data_dictionary` (draft-ietf-mls-extensions).
+const APP_DATA_DICTIONARY: u16 = 0x0006;
+
+/// A dictionary whose only component marks a last resort, and has no data.
+const MARKED: [u8; 4] = [3, 0x00, 0x04, 0];
 
 impl<S: PoolStore> KeyPackagePool<'_, S> {
     /// Generates `count` KeyPackages and optionally a last resort, with lifetimes that begin at `now`. One transaction
@@ -75,11 +84,25 @@ impl<S: PoolStore> KeyPackagePool<'_, S> {
         let KeyPackageSigner { ciphersuite, credential, signer } = signer;
         let (lifetime, not_after) = window(now, self.config.lifetime)?;
         // RFC 9420, section 10: a KeyPackage's extensions must be among its leaf node's capabilities.
-        let extensions = if last_resort { vec![ExtensionType::LastResort] } else { Vec::new() };
+        let form = last_resort.then_some(self.config.last_resort_form);
+        let extensions = match form {
+            Some(LastResortForm::Extension) => vec![ExtensionType::LastResort],
+            Some(LastResortForm::Component) => vec![ExtensionType::Unknown(APP_DATA_DICTIONARY)],
+            None => Vec::new(),
+        };
         // GREASE keeps other clients used to values that they do not know (RFC 9420, section 13.5).
         let capabilities = Capabilities::builder().extensions(extensions).with_grease(provider.rand()).build();
         let builder = KeyPackageBuilder::new().key_package_lifetime(lifetime).leaf_node_capabilities(capabilities);
-        let builder = if last_resort { builder.mark_as_last_resort() } else { builder };
+        let builder = match form {
+            Some(LastResortForm::Extension) => builder.mark_as_last_resort(),
+            Some(LastResortForm::Component) => {
+                let dictionary = Extension::Unknown(APP_DATA_DICTIONARY, UnknownExtension(MARKED.to_vec()));
+                let dictionary = Extensions::single(dictionary)
+                    .map_err(|error| Error::mls("mark a KeyPackage as a last resort")(error.into()))?;
+                builder.key_package_extensions(dictionary)
+            }
+            None => builder,
+        };
         let bundle = builder
             .build(*ciphersuite, provider, &AnySigner(&**signer), credential.clone())
             .map_err(|error| Error::mls("generate a KeyPackage")(error.into()))?;

@@ -18,7 +18,7 @@ use super::{
 };
 use crate::{
     error::{Error, Result},
-    key_package_ref::hash_reference,
+    key_package_ref::{hash_reference, keypackage_ref},
     key_package_status::KeyPackageStatus,
 };
 
@@ -225,6 +225,35 @@ impl<'a, S: PoolStore> KeyPackagePool<'a, S> {
     /// Records that a KeyPackage was spent. Its keys stay until its Welcome has arrived or can no longer arrive.
     pub fn mark_as_spent(&self, keypackage_ref: &KeyPackageRef, spending: &Spending, now: Timestamp) -> Result<()> {
         self.store.transaction(|| record_spend(self.store, keypackage_ref, spending, now))
+    }
+
+    /// The last resorts among these. To be read before a Welcome is, since OpenMLS deletes the keys of those that only a component
+    /// marks; and to be given to [`Self::keep_last_resorts`] after it, in the transaction that joins.
+    pub fn last_resorts(&self, refs: &[KeyPackageRef]) -> Result<Vec<KeyPackageBundle>> {
+        let mut found = Vec::new();
+        for keypackage_ref in refs {
+            if self.store.find_metadata(keypackage_ref)?.is_some_and(|row| row.last_resort) {
+                found.extend(self.bundle(keypackage_ref)?);
+            }
+        }
+        Ok(found)
+    }
+
+    /// Puts the keys of last resorts back, if OpenMLS has deleted them at a join: others may be invited with them, too.
+    pub fn keep_last_resorts(&self, last_resorts: &[KeyPackageBundle]) -> Result<()> {
+        let provider = self.store.provider();
+        for bundle in last_resorts {
+            let keypackage_ref = keypackage_ref(bundle.key_package(), provider.crypto())?;
+            if self.has_keys(&keypackage_ref)? {
+                continue;
+            }
+            let hash = hash_reference(keypackage_ref.as_bytes())?;
+            provider
+                .storage()
+                .write_key_package(&hash, bundle)
+                .map_err(Error::storage("keep the keys of a last resort"))?;
+        }
+        Ok(())
     }
 
     /// Deletes the rows of the KeyPackages with these refs whose keys OpenMLS has deleted, because the device has joined a

@@ -120,6 +120,7 @@ impl<'s> History<'s> {
             low_watermark: 1,
             hard_cap: 8,
             lifetime: Duration::from_hours(14 * 24),
+            ..KeyPackagePoolConfig::DEFAULT
         };
         Owner::with(self.server, &new, pool).await.0
     }

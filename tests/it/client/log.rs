@@ -3,7 +3,7 @@
 use std::{fs, process::Command, sync::Arc};
 
 use jiff::SignedDuration;
-use keypool_client::{Error, KeyPackagePoolConfig, LogError, MlsClient, Settings};
+use keypool_client::{Error, KeyPackagePoolConfig, LastResortForm, LogError, MlsClient, Settings};
 use keypool_server::config::Limits;
 use rstest::rstest;
 use serde_json::Value;
@@ -139,11 +139,20 @@ async fn a_late_commit_is_no_lie(
 
 #[rstest]
 #[tokio::test]
-async fn a_last_resort_is_found_in_the_log(#[values(Database::Postgres, Database::Sqlite)] db: Database) {
+async fn a_last_resort_is_found_in_the_log(
+    #[values(Database::Postgres, Database::Sqlite)] db: Database,
+    #[values(LastResortForm::Extension, LastResortForm::Component)] last_resort_form: LastResortForm,
+) {
     let server = start(db).await;
     let alice = Owner::of(&server, "alice").await;
-    let one = KeyPackagePoolConfig { target_pool_size: 1, low_watermark: 1, ..KeyPackagePoolConfig::DEFAULT };
+    let one = KeyPackagePoolConfig {
+        target_pool_size: 1,
+        low_watermark: 1,
+        last_resort_form,
+        ..KeyPackagePoolConfig::DEFAULT
+    };
     let (bob, _) = Owner::with(&server, &new_device(&server.base, "bob"), one).await;
+    // Two Welcomes are for the last resort, whose keys have to be there after the first of them.
     for number in 0..3_u8 {
         let mut group = alice.create_group(&[number]).unwrap();
         let invitation = invited(&alice, &mut group, &user("bob")).await.unwrap();
