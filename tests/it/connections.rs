@@ -146,8 +146,17 @@ async fn many_who_read_none_of_their_messages_leave_room_for_others() {
     let unread: Vec<_> =
         attackers.iter().flat_map(|caller| [(); 2].map(|()| unread(caller, "GET /messages"))).collect();
     for _ in 0..5 {
-        let answer = tokio::time::timeout(SOON, other.get("/messages")).await.unwrap();
-        assert!(!messages(answer).is_empty());
+        // On a slow machine the server may say that it needs a moment.
+        let fetched = async {
+            loop {
+                let answer = other.get("/messages").await;
+                if answer.status != 503 {
+                    return messages(answer);
+                }
+                assert!(answer.header("retry-after").is_some(), "{}", answer.text);
+            }
+        };
+        assert!(!tokio::time::timeout(SOON * 3, fetched).await.unwrap().is_empty());
     }
     let grown = memory(&server, "VmHWM") - before;
     assert!(grown < 90 * MEGABYTE, "the server has grown by {} MB", grown / MEGABYTE);
