@@ -5,6 +5,7 @@ use utoipa::ToSchema;
 
 use crate::{
     KeyPackageRef, MAX_SIGNATURE_KEY_CHANGES, MAX_UPLOAD_BATCH, PoolStatus, SignatureKeyChange, list, objects_or_empty,
+    or_default,
 };
 
 /// KeyPackages for the caller's own pool.
@@ -26,13 +27,19 @@ pub struct UploadRequest {
     )]
     #[schema(value_type = Option<Vec<SignatureKeyChange>>, max_items = 16)]
     pub signature_key_changes: Vec<SignatureKeyChange>,
+    /// Whether these KeyPackages take the place of the pool. In each ciphersuite of which it accepts at least one, the server
+    /// revokes the available KeyPackages that are not in this upload, the last resort included, in the same transaction.
+    /// Reserved ones can still be spent, and are not handed out again.
+    #[serde(default, deserialize_with = "or_default", skip_serializing_if = "std::ops::Not::not")]
+    #[schema(value_type = Option<bool>)]
+    pub replace: bool,
 }
 
 impl UploadRequest {
     /// An upload of KeyPackages, each in base64, under the device's current signature keys.
     #[must_use]
     pub fn of(keypackages: Vec<String>) -> Self {
-        Self { keypackages, signature_key_changes: Vec::new() }
+        Self { keypackages, signature_key_changes: Vec::new(), replace: false }
     }
 }
 
@@ -48,6 +55,10 @@ pub struct UploadResponse {
     #[serde(default)]
     #[schema(example = json!([1]))]
     pub changed_signature_keys: Vec<u16>,
+    /// How many KeyPackages were revoked because the upload replaces the pool.
+    #[serde(default)]
+    #[schema(example = 0)]
+    pub replaced: u64,
     /// The pool after the upload.
     pub pool: PoolStatus,
 }

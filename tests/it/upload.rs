@@ -1,6 +1,7 @@
 //! Uploads: the KeyPackages that enter a pool, and those that the server refuses.
 
 mod batch;
+mod replace;
 
 use jiff::SignedDuration;
 use keypool_openapi::ProblemType;

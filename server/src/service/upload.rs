@@ -19,7 +19,7 @@ pub(super) use uploader::Uploader;
 impl Service {
     /// Adds KeyPackages to the caller's pool, each validated on its own, and changes the device's signature keys.
     pub async fn upload(&self, caller: Caller, request: UploadRequest) -> Result<UploadResponse, Failure> {
-        let UploadRequest { keypackages: packages, signature_key_changes: asked } = request;
+        let UploadRequest { keypackages: packages, signature_key_changes: asked, replace } = request;
         if packages.is_empty() {
             return Err(Failure::new(
                 ProblemType::MalformedRequest,
@@ -38,19 +38,19 @@ impl Service {
             })
             .await?
         };
-        let UploadResult { accepted, mut rejected, changed, told } =
-            self.uploaded(PendingUpload { caller, packages, changes }).await?;
+        let UploadResult { accepted, mut rejected, changed, told, replaced } =
+            self.uploaded(PendingUpload { caller, packages, changes, replace }).await?;
         self.fetches.ring(&told);
         if accepted.is_empty() && rejected.iter().all(|r| r.reason == RejectionReason::PoolFull) {
             return Err(Failure::new(ProblemType::PoolFull, rejected.swap_remove(0).detail));
         }
         let pool = self.pool_status(&device).await?;
-        Ok(UploadResponse { accepted, rejected, changed_signature_keys: changed, pool })
+        Ok(UploadResponse { accepted, rejected, changed_signature_keys: changed, replaced, pool })
     }
 
-    /// Validates and stores an upload. One that changes a signature key is rare, and never shares a transaction.
+    /// Validates and stores an upload. One that withdraws what was there is rare, and never shares a transaction.
     async fn uploaded(&self, upload: PendingUpload) -> Result<UploadResult, Failure> {
         let batcher = &self.batches.upload;
-        if upload.changes_a_key() { batcher.run_alone(upload).await } else { batcher.run(upload).await }
+        if upload.withdraws() { batcher.run_alone(upload).await } else { batcher.run(upload).await }
     }
 }

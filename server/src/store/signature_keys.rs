@@ -196,10 +196,11 @@ statements! {
             .get_result(conn)
     }
 
-    pub(super) fn revoke_available(conn, device: i64, suite: i32, as_of: AsOf) -> QueryResult<Vec<Withdrawn>> {
+    pub(super) fn revoke_available(conn, device: i64, suite: i32, but: &[&[u8]], as_of: AsOf) -> QueryResult<Vec<Withdrawn>> {
         let now = as_of.now.as_second();
         diesel::update(key_packages::table)
             .filter(key_packages::device_id.eq(device).and(key_packages::ciphersuite.eq(suite)))
+            .filter(key_packages::keypackage_ref.ne_all(but))
             .filter(is_live(now, as_of.retired_by()))
             .filter(key_packages::reserved_until.is_null().or(key_packages::reserved_until.le(now)))
             .set((Ended::new(State::Revoked, now), key_packages::step.eq(steps::revoked_in_row())))
@@ -209,9 +210,10 @@ statements! {
 
     /// Makes each reserved KeyPackage expire with its reservation: its adder can still spend it, and no other adder
     /// gets it.
-    pub(super) fn end_with_reservation(conn, device: i64, suite: i32, now: i64) -> QueryResult<usize> {
+    pub(super) fn end_with_reservation(conn, device: i64, suite: i32, but: &[&[u8]], now: i64) -> QueryResult<usize> {
         diesel::update(key_packages::table)
             .filter(key_packages::device_id.eq(device).and(key_packages::ciphersuite.eq(suite)))
+            .filter(key_packages::keypackage_ref.ne_all(but))
             .filter(key_packages::held.and(key_packages::reserved_until.gt(now)))
             .filter(key_packages::reserved_until.lt(key_packages::not_after.nullable()))
             .set(key_packages::not_after.eq(key_packages::reserved_until.assume_not_null()))
@@ -255,6 +257,22 @@ pub(super) fn tell_siblings(conn: &mut Conn<'_>, device: i64) -> QueryResult<Vec
     Ok(siblings.into_iter().map(DeviceId).collect())
 }
 
+/// Withdraws a device's KeyPackages of a ciphersuite but these, on behalf of the device. Reserved ones can still be spent, and are
+/// not handed out again. Returns how many were revoked.
+pub(super) fn withdraw(
+    conn: &mut Conn<'_>,
+    (device, suite): (i64, i32),
+    but: &[&[u8]],
+    as_of: AsOf,
+) -> Result<usize, StoreError> {
+    let now = as_of.now.as_second();
+    let revoked = revoke_available(conn, device, suite, but, as_of)?;
+    let events: Vec<_> = revoked.iter().map(|row| row.revoke(device, Some(device), now)).collect();
+    audit::record(conn, &events)?;
+    end_with_reservation(conn, device, suite, but, now)?;
+    Ok(events.len())
+}
+
 /// Replaces the current key, and revokes the available KeyPackages under it. Returns the user's other devices.
 pub(super) fn change_key(
     conn: &mut Conn<'_>,
@@ -263,10 +281,7 @@ pub(super) fn change_key(
     as_of: AsOf,
 ) -> Result<Vec<DeviceId>, StoreError> {
     let (device, suite, now) = (registration.device.0, i32::from(change.ciphersuite), as_of.now.as_second());
-    let revoked = revoke_available(conn, device, suite, as_of)?;
-    let events: Vec<_> = revoked.iter().map(|row| row.revoke(device, Some(device), now)).collect();
-    audit::record(conn, &events)?;
-    end_with_reservation(conn, device, suite, now)?;
+    withdraw(conn, (device, suite), &[], as_of)?;
     close_key(conn, registration, suite, now)?;
     open_key(
         conn,

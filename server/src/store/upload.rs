@@ -25,7 +25,7 @@ use super::{
         sql::statements,
     },
     locks,
-    signature_keys::{self, change_key},
+    signature_keys::{self, change_key, withdraw},
     tokens::TokenRevoked,
 };
 pub use request::{Upload, UploadLimits, UploadOutcome, Uploaded};
@@ -58,6 +58,9 @@ fn upload(
     let mut check = UploadCheck::about(conn, uploads, limits, as_of)?;
     let (mut all, mut stored, mut uploaders, mut first_of_new_keys) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     for upload in uploads {
+        if upload.replace {
+            check.begin_replacement(conn, *upload, now)?;
+        }
         let changes = check.begin_changes(conn, *upload, now)?;
         let outcomes = check.check(*upload, as_of);
         let new: Vec<_> = upload
@@ -74,6 +77,9 @@ fn upload(
                 uploaded.told = change_key(conn, upload.by, change, as_of)?;
                 first_of_new_keys.push(*first);
             }
+        }
+        if upload.replace {
+            uploaded.replaced = replace(conn, *upload, &outcomes, as_of)?;
         }
         stored.extend(new);
         if outcomes.iter().any(|outcome| matches!(outcome, UploadOutcome::Stored | UploadOutcome::Known)) {
@@ -93,6 +99,26 @@ fn upload(
         mark_uploads(conn, &uploaders, now)?;
     }
     Ok(all)
+}
+
+/// Withdraws what an upload takes the place of, in each ciphersuite of which it has brought something. Returns how many
+/// KeyPackages were revoked.
+fn replace(
+    conn: &mut Conn<'_>,
+    upload: Upload<'_>,
+    outcomes: &[UploadOutcome],
+    as_of: AsOf,
+) -> Result<usize, StoreError> {
+    let mut revoked = 0;
+    for suite in upload.suites() {
+        let of_suite = || upload.packages.iter().zip(outcomes).filter(|(package, _)| package.ciphersuite == suite);
+        if !of_suite().any(|(_, outcome)| matches!(outcome, UploadOutcome::Stored | UploadOutcome::Known)) {
+            continue;
+        }
+        let but: Vec<_> = of_suite().map(|(package, _)| package.keypackage_ref.as_bytes()).collect();
+        revoked += withdraw(conn, (upload.owner(), i32::from(suite)), &but, as_of)?;
+    }
+    Ok(revoked)
 }
 
 /// Runs the first upload of each device whose row no other transaction has locked and whose token is still valid. An

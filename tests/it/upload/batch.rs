@@ -47,7 +47,7 @@ impl Scene {
 
     fn upload<'a>(&self, device: DeviceId, packages: &'a [ValidatedKeyPackage]) -> Upload<'a> {
         let (token_hash, at) = self.shown[&device];
-        Upload { by: Registration { device, at }, token_hash, packages, changes: &[] }
+        Upload { by: Registration { device, at }, token_hash, packages, changes: &[], replace: false }
     }
 
     fn as_of(&self) -> AsOf {

@@ -231,6 +231,7 @@ fn uploaded() -> UploadResponse {
             detail: "The signature of the KeyPackage does not verify. Sign it again.".to_owned(),
         }],
         changed_signature_keys: Vec::new(),
+        replaced: 0,
         pool: status(),
     }
 }

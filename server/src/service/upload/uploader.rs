@@ -42,12 +42,14 @@ pub(crate) struct PendingUpload {
     pub caller: Caller,
     pub packages: Vec<String>,
     pub changes: Changes,
+    /// Whether the KeyPackages take the place of the pool.
+    pub replace: bool,
 }
 
 impl PendingUpload {
-    /// Whether the upload changes a signature key. Such an upload is rare and is never batched.
-    pub(crate) fn changes_a_key(&self) -> bool {
-        !self.changes.proven.is_empty()
+    /// Whether the upload withdraws KeyPackages: it replaces the pool, or changes a signature key.
+    pub(crate) fn withdraws(&self) -> bool {
+        self.replace || !self.changes.proven.is_empty()
     }
 }
 
@@ -57,6 +59,7 @@ pub(crate) struct UploadResult {
     pub rejected: Vec<RejectedKeyPackage>,
     pub changed: Vec<u16>,
     pub told: Vec<DeviceId>,
+    pub replaced: u64,
 }
 
 /// The KeyPackages of an upload after validation, before they are compared with the pool.
@@ -101,7 +104,7 @@ impl Uploader {
 
     fn result(&self, upload: &PendingUpload, validated: Validated, uploaded: Uploaded) -> UploadResult {
         let Validated { valid, indexes, mut rejected } = validated;
-        let Uploaded { outcomes, told } = uploaded;
+        let Uploaded { outcomes, told, replaced } = uploaded;
         let stored: BTreeSet<_> = valid
             .iter()
             .zip(&outcomes)
@@ -125,7 +128,7 @@ impl Uploader {
             }
         }
         rejected.sort_by_key(|rejection| rejection.index);
-        UploadResult { accepted, rejected, changed, told }
+        UploadResult { accepted, rejected, changed, told, replaced: replaced as u64 }
     }
 
     fn refusal(&self, reason: RejectionReason, package: &ValidatedKeyPackage) -> String {
@@ -205,7 +208,7 @@ impl Validated {
 fn to_store<'a>(upload: &'a PendingUpload, validated: &'a Validated) -> Upload<'a> {
     let Caller { device, token_hash } = &upload.caller;
     let (by, changes) = (registration(device), &upload.changes.proven);
-    Upload { by, token_hash: *token_hash, packages: &validated.valid, changes }
+    Upload { by, token_hash: *token_hash, packages: &validated.valid, changes, replace: upload.replace }
 }
 
 fn accept(index: usize, package: ValidatedKeyPackage) -> AcceptedKeyPackage {

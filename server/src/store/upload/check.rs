@@ -155,6 +155,25 @@ impl UploadCheck {
         Ok(begun)
     }
 
+    /// Makes room for an upload that replaces the pool: only reserved KeyPackages, and those of the upload that are in the pool
+    /// already, still count against the capacity.
+    pub fn begin_replacement(&mut self, conn: &mut Conn<'_>, upload: Upload<'_>, now: i64) -> Result<(), StoreError> {
+        for suite in upload.suites() {
+            let slot = (upload.owner(), i32::from(suite));
+            locks::hold_pool(conn, slot.0, slot.1)?;
+            let stays = |package: &&ValidatedKeyPackage| {
+                let known = self.known.get(package.keypackage_ref.as_bytes());
+                package.ciphersuite == suite
+                    && !package.last_resort
+                    && matches!(known, Some((owner, State::Available)) if *owner == slot.0)
+            };
+            let staying = upload.packages.iter().filter(stays).count();
+            let staying = i64::try_from(staying).map_err(StoreError::fatal)?;
+            self.live.insert(slot, signature_keys::count_held(conn, slot.0, slot.1, now)? + staying);
+        }
+        Ok(())
+    }
+
     /// Checks the KeyPackages of an upload, in order.
     pub fn check(&mut self, upload: Upload<'_>, as_of: AsOf) -> Vec<UploadOutcome> {
         let mut before = Before::default();

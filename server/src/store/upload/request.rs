@@ -1,5 +1,7 @@
 //! An upload and its result.
 
+use std::collections::BTreeSet;
+
 use keypool_openapi::RejectionReason;
 use keypool_validation::key_package::ValidatedKeyPackage;
 
@@ -29,11 +31,18 @@ pub struct Upload<'a> {
     pub packages: &'a [ValidatedKeyPackage],
     /// Signature keys to change, at most one of each ciphersuite.
     pub changes: &'a [KeyChange],
+    /// Whether the packages take the place of the pool in their ciphersuites.
+    pub replace: bool,
 }
 
 impl Upload<'_> {
     pub(crate) fn owner(&self) -> i64 {
         self.by.device.0
+    }
+
+    /// The ciphersuites of its packages.
+    pub(super) fn suites(&self) -> BTreeSet<u16> {
+        self.packages.iter().map(|package| package.ciphersuite).collect()
     }
 }
 
@@ -44,6 +53,8 @@ pub struct Uploaded {
     pub outcomes: Vec<UploadOutcome>,
     /// The user's other devices, to be notified because a key has changed.
     pub told: Vec<DeviceId>,
+    /// How many KeyPackages were revoked because the upload replaces the pool.
+    pub replaced: usize,
 }
 
 /// The outcome of a valid KeyPackage.
