@@ -237,7 +237,7 @@ impl MlsMembership<'_> {
 
     /// Merges the pending Commit, because the server accepted it.
     async fn accept(&self, group_id: &[u8], spent: &[ReservationId], receipts: Vec<SpendReceipt>) -> Result<()> {
-        let receipts = self.log().believed(receipts).await;
+        let receipts = self.log().believed(receipts).await?;
         let mut group = self.load_group(group_id)?;
         let (own, sender) = (self.own_device().to_string(), Sender::Member(group.own_leaf_index()));
         let changes = match group.pending_commit() {

@@ -17,7 +17,7 @@ use keypool_transparency::{
 use openmls_traits::{OpenMlsProvider as _, random::OpenMlsRand as _};
 use tracing::warn;
 
-use super::ServerLog;
+use super::{Known, ServerLog};
 use crate::{
     clock::{Clock as _, SystemClock},
     error::{Error, Result},
@@ -58,8 +58,9 @@ impl ServerLog<'_> {
         let Some(bind) = request.bind.as_ref().and_then(|bind| bind.0.as_slice().try_into().ok()) else {
             return Ok(());
         };
+        let mut known = self.known()?;
         for receipt in reservations.iter().filter_map(|one| one.receipt.as_ref()) {
-            self.check_receipt(receipt).await?;
+            self.check_receipt(receipt, &mut known).await?;
         }
         let group_id = request.group_id.clone().unwrap_or_default().0;
         let mut rows = Vec::new();
@@ -143,12 +144,11 @@ impl ServerLog<'_> {
     }
 
     /// Checks that a receipt is signed by the server's log, and is to this device.
-    async fn check_receipt(&self, signed: &str) -> Result<()> {
+    async fn check_receipt(&self, signed: &str, known: &mut Known) -> Result<()> {
         let unreadable = |why: String| self.api.unexpected(format!("a receipt that proves nothing: {why}"));
         let receipt = Receipt::unverified(signed).map_err(|error| unreadable(error.to_string()))?;
-        let mut known = self.known()?;
         if known.keys.get(&receipt.origin).is_none() {
-            known = self.learn().await?;
+            *known = self.learn().await?;
         }
         let receipt = known.keys.receipt(signed).map_err(|error| unreadable(error.to_string()))?;
         if receipt.to == self.own { Ok(()) } else { Err(unreadable(format!("it is to {}", receipt.to))) }
@@ -166,7 +166,7 @@ impl ServerLog<'_> {
     pub(crate) async fn record_spend(&self, request: &SpendRequest, answer: &SpendResponse) -> Result<()> {
         let Some(row) = self.store.hand_out(&request.reservation_id)? else { return Ok(()) };
         if let Some(receipt) = &answer.receipt {
-            self.check_receipt(receipt).await?;
+            self.check_receipt(receipt, &mut self.known()?).await?;
         }
         let mut hand_out = acknowledged(row.hand_out, &request.group_id.0);
         if answer.handout.is_some() && answer.handout != hand_out.n {
@@ -190,15 +190,16 @@ impl ServerLog<'_> {
 
     /// The receipts of a Commit that the server's log has signed, to this device. Others are left out: the Commit is accepted,
     /// whatever they are.
-    pub(crate) async fn believed(&self, receipts: Vec<SpendReceipt>) -> Vec<SpendReceipt> {
+    pub(crate) async fn believed(&self, receipts: Vec<SpendReceipt>) -> Result<Vec<SpendReceipt>> {
         let mut believed = Vec::with_capacity(receipts.len());
+        let mut known = self.known()?;
         for one in receipts {
-            match self.check_receipt(&one.receipt).await {
+            match self.check_receipt(&one.receipt, &mut known).await {
                 Ok(()) => believed.push(one),
                 Err(error) => warn!(id = %one.reservation_id, %error, "the receipt of a spend proves nothing"),
             }
         }
-        believed
+        Ok(believed)
     }
 
     /// Records that the server has accepted a Commit with these reservations, in the caller's transaction.

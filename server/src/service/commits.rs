@@ -82,9 +82,7 @@ impl Service {
         })
         .await
     }
-}
 
-impl Service {
     /// The receipts of the spends of a Commit, where the caller wants them.
     fn receipts_of(&self, spent: &[(Spend, Spent)], now: Timestamp) -> Vec<SpendReceipt> {
         let wanted: Vec<_> = spent.iter().map(|(spend, spent)| Receivable::of_spend(spend, spent)).collect();
