@@ -106,7 +106,12 @@ impl World<'_> {
                 let not_after = self.model.now + lives;
                 let device = Device::new("any", "device").of_suite(Ciphersuite::try_from(suite).unwrap());
                 let device = device.valid_until(time(not_after));
-                let bytes = if last_resort { device.last_resort() } else { device.key_package() };
+                let bytes = match (last_resort, self.made.len() % 2) {
+                    (false, _) => device.key_package(),
+                    // The two forms are one to the server.
+                    (true, 0) => device.last_resort(),
+                    (true, _) => device.marking_by_a_component().key_package(),
+                };
                 let offer = Offer { keypackage_ref: ref_of(&bytes), suite, not_after, last_resort };
                 self.bytes.insert(offer.keypackage_ref.clone(), bytes);
                 offer

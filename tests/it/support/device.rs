@@ -175,6 +175,13 @@ impl Device {
         self
     }
 
+    /// Marks its KeyPackages as last resorts by a component of `app_data_dictionary` (draft-ietf-mls-extensions).
+    pub fn marking_by_a_component(mut self) -> Self {
+        self.listed_extensions.push(ExtensionType::Unknown(6));
+        self.extensions.push(Extension::Unknown(6, UnknownExtension(vec![3, 0, 4, 0])));
+        self
+    }
+
     pub fn key_packages(&self, n: usize) -> Vec<Made> {
         (0..n).map(|_| self.key_package()).collect()
     }

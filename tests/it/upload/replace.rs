@@ -61,7 +61,7 @@ async fn a_new_pool_comes_and_the_old_one_goes_at_once(#[values(Database::Postgr
         let next = bob.post("/keypackages/reserve", &of_suite).await.ok()["reservations"][0].clone();
         assert_ne!(next["keypackage_ref"], lapsing["keypackage_ref"]);
     }
-    bob.post("/keypackages/reserve", &of_suite).await.is_problem(404, ProblemType::PoolExhausted);
+    bob.post("/keypackages/reserve", &of_suite).await.is_problem(404, ProblemType::PoolExpired);
 }
 
 #[rstest]
