@@ -204,6 +204,15 @@ where
     list_or_empty::<D, Whole, MOST>(deserializer)?.into_iter().map(signed).collect()
 }
 
+/// Reads an optional array of whole numbers, with the rules of [`whole`] and [`list_or_empty`].
+pub(crate) fn whole_list<'de, D, T, const MOST: usize>(deserializer: D) -> Result<Vec<T>, D::Error>
+where
+    D: Deserializer<'de>,
+    T: TryFrom<u64>,
+{
+    list_or_empty::<D, Whole, MOST>(deserializer)?.into_iter().map(fitting).collect()
+}
+
 struct Whole(u64);
 
 impl<'de> Deserialize<'de> for Whole {

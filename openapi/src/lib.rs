@@ -64,7 +64,7 @@ pub use upload::{AcceptedKeyPackage, RejectedKeyPackage, RejectionReason, Upload
 pub use fields::Object;
 use fields::{
     list, list_or_empty, object, objects, objects_or_empty, optional_list, or_default, parsed, signed_number,
-    signed_parameter, whole, whole_number, whole_numbers,
+    signed_parameter, whole, whole_list, whole_number, whole_numbers,
 };
 
 /// The most KeyPackages that one upload may carry.
@@ -87,6 +87,9 @@ pub const MAX_MESSAGE_SIZE: usize = 1024 * 1024;
 
 /// The most KeyPackages that one revocation may name.
 pub const MAX_REVOCATIONS: usize = 1_000;
+
+/// The most ciphersuites that one reserve may name.
+pub const MAX_CIPHERSUITES: usize = 16;
 
 /// The most reservations and KeyPackages of which one request may ask for proofs.
 pub const MAX_PROOFS: usize = 1_000;

@@ -4,9 +4,10 @@ use strum::{Display, EnumIter, EnumString, IntoStaticStr};
 use utoipa::ToSchema;
 
 use crate::{
-    Base64Bytes, DeviceName, KeyPackageRef, MAX_TARGETS, Proof, ReservationId, UserName, optional_list, or_default,
+    Base64Bytes, DeviceName, KeyPackageRef, MAX_CIPHERSUITES, MAX_TARGETS, Proof, ReservationId, UserName,
+    optional_list, or_default,
     schemas::{bind_schema, optional_group_id_schema},
-    whole,
+    whole, whole_list,
 };
 
 /// The users whose KeyPackages to reserve: `target_user`, `targets`, or both.
@@ -29,6 +30,19 @@ pub struct ReserveRequest {
     #[serde(default, deserialize_with = "whole")]
     #[schema(maximum = 65535, example = 1)]
     pub ciphersuite: Option<u16>,
+    /// Reserve only KeyPackages of these ciphersuites, the most wanted first. Of each device, a fresh KeyPackage of any of them comes
+    /// before one that was handed out before, and this before a last resort. Send it or `ciphersuite`, not both.
+    #[serde(default, deserialize_with = "whole_list::<_, _, MAX_CIPHERSUITES>", skip_serializing_if = "Vec::is_empty")]
+    #[schema(value_type = Option<Vec<u16>>, max_items = 16, example = json!([2, 1]))]
+    pub ciphersuites: Vec<u16>,
+    /// Whether a last resort will do where nothing else is left; `false`: rather nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(example = true)]
+    pub last_resort: Option<bool>,
+    /// How long a KeyPackage has to be valid yet, in seconds. What ends sooner is left for others.
+    #[serde(default, deserialize_with = "whole", skip_serializing_if = "Option::is_none")]
+    #[schema(maximum = 4_294_967_295_u64, example = 86_400)]
+    pub min_lifetime: Option<u32>,
     /// The group to which the users are added, for the owners' audit trails: an owner sees a digest of the id until the
     /// spend.
     #[serde(default)]
@@ -68,6 +82,9 @@ impl ReserveRequest {
             targets: None,
             device: None,
             ciphersuite: None,
+            ciphersuites: Vec::new(),
+            last_resort: None,
+            min_lifetime: None,
             group_id: None,
             ttl: None,
             bind: None,

@@ -61,7 +61,7 @@ pub use registration::{Grant, NewDevice, RegisterError, Registered, TokenHash};
 pub use release::{Release, Released};
 pub use removal::{DeviceError, Removed};
 pub use reservations::ReservationError;
-pub use reserve::{HoldLimits, Reserve, ReserveError, Reserved};
+pub use reserve::{HoldLimits, Reserve, ReserveError, Reserved, Wanted};
 pub use restore::Restored;
 pub use revoke::Revoked;
 pub use server_keys::ServerKey;

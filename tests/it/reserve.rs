@@ -1,6 +1,7 @@
 //! One reserve may name many users, many devices, many ciphersuites.
 
 mod batch;
+mod wishes;
 
 use std::collections::BTreeSet;
 

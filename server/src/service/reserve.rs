@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, time::Duration};
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use keypool_openapi::{MissingDevice, MissingReason, ProblemType, ReserveRequest, ReserveResponse, UserName};
 use sha2::{Digest, Sha256};
 use uuid::Uuid;
@@ -16,7 +16,7 @@ use crate::{
     caller::Caller,
     metrics::{LAST_RESORT, Metrics, RESERVED},
     problem::{About, Failure, unknown_token, whole_seconds},
-    store::{IdempotencyKey, Reserve, ReserveError},
+    store::{IdempotencyKey, Reserve, ReserveError, Wanted},
 };
 
 /// Suggested delay when the caller holds too much: by then some of its reservations may have lapsed.
@@ -35,6 +35,8 @@ impl Service {
         self.store.check_clock()?;
         let ttl = self.ttl(request.ttl)?;
         let digest = digest(&request)?;
+        let now = self.work.now();
+        let wanted = wanted(&request, now)?;
         let group_id = request.group_id.map(group_id).transpose()?;
         let bind = bind(request.bind, request.proof)?;
         let users = targets(request.target_user, request.targets)?;
@@ -43,13 +45,12 @@ impl Service {
         let allowed = self.limits.request(&caller.device.user, users.len() - 1);
         let within = allowed.and_then(|()| self.within_limits(&caller.device.user, users, ttl));
         let (users, refused) = within.inspect_err(|_| self.count_refused(all))?;
-        let now = self.work.now();
         let second = now.as_second();
         let want = Reserve {
             users,
             refused,
             device: request.device,
-            ciphersuite: request.ciphersuite,
+            wanted,
             group_id,
             bind,
             proof: request.proof,
@@ -165,6 +166,25 @@ fn targets(one: Option<UserName>, many: Option<Vec<UserName>>) -> Result<BTreeSe
 }
 
 /// Returns the digest that tells whether two requests with the same idempotency key are the same request.
+/// What the KeyPackages have to be like.
+fn wanted(request: &ReserveRequest, now: Timestamp) -> Result<Wanted, Failure> {
+    if request.ciphersuite.is_some() && !request.ciphersuites.is_empty() {
+        return Err(Failure::new(
+            ProblemType::MalformedRequest,
+            "`ciphersuite` and `ciphersuites` say the same in two ways. Send one of them.",
+        ));
+    }
+    let mut ciphersuites: Vec<_> = request.ciphersuite.into_iter().collect();
+    for suite in &request.ciphersuites {
+        if !ciphersuites.contains(suite) {
+            ciphersuites.push(*suite);
+        }
+    }
+    let span = SignedDuration::from_secs(request.min_lifetime.unwrap_or_default().into());
+    let valid_until = now.saturating_add(span).unwrap_or(Timestamp::MAX);
+    Ok(Wanted { ciphersuites, last_resort: request.last_resort.unwrap_or(true), valid_until })
+}
+
 fn digest(request: &ReserveRequest) -> Result<[u8; 32], Failure> {
     let bytes = serde_json::to_vec(request).map_err(|error| {
         tracing::error!(%error, "a request cannot be written as JSON");

@@ -28,7 +28,7 @@ use super::{
     },
     devices, idempotency, locks, steps, tokens,
 };
-pub use request::{HoldLimits, Reserve, ReserveError, Reserved};
+pub use request::{HoldLimits, Reserve, ReserveError, Reserved, Wanted};
 
 /// Reserves KeyPackages, or returns the kept answer if the same request was answered before.
 fn reserve(conn: &mut Conn<'_>, request: &Reserve, as_of: AsOf) -> Result<Result<Reserved, ReserveError>, StoreError> {
@@ -120,18 +120,19 @@ fn reserve_of(
     as_of: AsOf,
     reserved: &mut ReserveResponse,
 ) -> Result<usize, StoreError> {
-    let suites = request.ciphersuite.map_or((0, i32::from(u16::MAX)), |suite| (suite.into(), suite.into()));
-    let claim = Claim {
+    let claim = |suites| Claim {
         owner: owner.id.0,
         suites,
-        usable_until: as_of.usable_until(),
+        usable_until: request.wanted.usable_until(as_of),
         nonce: request.nonce.as_bytes(),
         by: request.by.device.0,
         until: request.until.as_second(),
         returned_by: as_of.returned_by(),
     };
-    let Some(claimed) = pick(conn, &claim)? else {
-        reserved.missing.push(miss(owner, &claim, &exhausted::remaining(conn, &claim, as_of.now.as_second())?)?);
+    let claims: Vec<_> = request.wanted.suites().into_iter().map(claim).collect();
+    let Some(claimed) = pick(conn, &claims, request.wanted.last_resort)? else {
+        let remaining = exhausted::remaining(conn, owner.id.0, as_of.returned_by(), as_of.now.as_second())?;
+        reserved.missing.push(miss(owner, &claims, &remaining)?);
         return Ok(0);
     };
     let Claimed { handed_out, step, event, before, last_resort } = claimed;
@@ -140,9 +141,9 @@ fn reserve_of(
     audit::record(
         conn,
         &[Event {
-            reservation: Some(claim.nonce),
+            reservation: Some(request.nonce.as_bytes()),
             group_id: request.group_id.as_deref(),
-            until: Some(claim.until),
+            until: Some(request.until.as_second()),
             id: event,
             package_id: package_id.as_deref(),
             step: Some(step),
@@ -173,16 +174,35 @@ fn reserve_of(
     Ok(size)
 }
 
-/// Prefers fresh to returned KeyPackages, and both to the last resort.
-fn pick(conn: &mut Conn<'_>, claim: &Claim<'_>) -> QueryResult<Option<Claimed>> {
-    if let Some(fresh) = claim::claim_fresh(conn, claim)? {
-        return Ok(Some(fresh));
+/// Prefers fresh to returned KeyPackages, and both to the last resort; among each, the ciphersuite of the first claims.
+fn pick(conn: &mut Conn<'_>, claims: &[Claim<'_>], takes_last_resort: bool) -> QueryResult<Option<Claimed>> {
+    for claim in claims {
+        if let Some(fresh) = claim::claim_fresh(conn, claim)? {
+            return Ok(Some(fresh));
+        }
     }
-    if let Some(returned) = claim::find_returned(conn, claim)? {
-        return take(conn, claim, &returned).map(Some);
+    for claim in claims {
+        if let Some(returned) = claim::find_returned(conn, claim)? {
+            return take(conn, claim, &returned).map(Some);
+        }
     }
-    // Skipped rows are locked by transactions that may still roll back, so wait for them before answering
-    // `pool-exhausted`. Each round ends when one of them has committed.
+    for claim in claims {
+        if let Some(awaited) = pick_contended(conn, claim)? {
+            return Ok(Some(awaited));
+        }
+    }
+    for claim in claims.iter().filter(|_| takes_last_resort) {
+        if let Some(handed_out) = claim::last_resort(conn, claim)? {
+            let (step, last_resort) = (steps::FIRST, true);
+            return Ok(Some(Claimed { handed_out, step, event: None, before: None, last_resort }));
+        }
+    }
+    Ok(None)
+}
+
+/// Takes a KeyPackage whose row another transaction holds. It may still roll back, so this waits before the pool is called
+/// exhausted. Each round ends when a transaction has committed.
+fn pick_contended(conn: &mut Conn<'_>, claim: &Claim<'_>) -> QueryResult<Option<Claimed>> {
     while exhausted::is_contended(conn, claim)? {
         if let Some(fresh) = claim::await_fresh(conn, claim)? {
             return take(conn, claim, &fresh).map(Some);
@@ -191,9 +211,7 @@ fn pick(conn: &mut Conn<'_>, claim: &Claim<'_>) -> QueryResult<Option<Claimed>> 
             return take(conn, claim, &returned).map(Some);
         }
     }
-    let last_resort = claim::last_resort(conn, claim)?;
-    let claimed = |handed_out| Claimed { handed_out, step: steps::FIRST, event: None, before: None, last_resort: true };
-    Ok(last_resort.map(claimed))
+    Ok(None)
 }
 
 /// Takes the KeyPackage that was found. If its last reservation has lapsed, notes that first: nothing else would record
@@ -205,9 +223,10 @@ fn take(conn: &mut Conn<'_>, claim: &Claim<'_>, found: &Found) -> QueryResult<Cl
     claim::take(conn, claim, found)
 }
 
-fn miss(owner: &DeviceRow, claim: &Claim<'_>, remaining: &[(i32, i64)]) -> Result<MissingDevice, StoreError> {
-    let is_usable = |(_, not_after): &&(i32, i64)| *not_after >= claim.usable_until;
-    let matches = |(number, _): &&(i32, i64)| (claim.suites.0..=claim.suites.1).contains(number);
+fn miss(owner: &DeviceRow, claims: &[Claim<'_>], remaining: &[(i32, i64)]) -> Result<MissingDevice, StoreError> {
+    let is_usable = |(_, not_after): &&(i32, i64)| claims.iter().any(|claim| *not_after >= claim.usable_until);
+    let matches =
+        |(number, _): &&(i32, i64)| claims.iter().any(|claim| (claim.suites.0..=claim.suites.1).contains(number));
     let matching: Vec<_> = remaining.iter().filter(matches).collect();
     let reason = if remaining.is_empty() || matching.iter().copied().any(|one| is_usable(&one)) {
         // Another transaction uploaded the usable KeyPackage after the claim ran.
@@ -278,8 +297,13 @@ mod tests {
             (vec![(1, 3_599), (1, 3_600)], MissingReason::PoolExhausted),
             (vec![(2, 3_599)], MissingReason::PoolExpired),
         ] {
-            assert_eq!(miss(&owner, &claim, &remaining).unwrap().reason, reason, "{remaining:?}");
+            assert_eq!(miss(&owner, std::slice::from_ref(&claim), &remaining).unwrap().reason, reason, "{remaining:?}");
         }
-        assert_eq!(miss(&owner, &claim, &[(4, 1), (3, 9_000), (2, 9_000), (2, 9_001)]).unwrap().ciphersuites, [2, 3]);
+        assert_eq!(
+            miss(&owner, std::slice::from_ref(&claim), &[(4, 1), (3, 9_000), (2, 9_000), (2, 9_001)])
+                .unwrap()
+                .ciphersuites,
+            [2, 3]
+        );
     }
 }

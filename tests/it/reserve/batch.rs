@@ -6,7 +6,7 @@ use jiff::{SignedDuration, Timestamp};
 use keypool_openapi::{MissingDevice, MissingReason, Proof, ReservationId, ReserveResponse};
 use keypool_server::store::{
     AsOf, DeviceId, HoldLimits, IdempotencyKey, ReservationError, Reserve, ReserveError, ShownToken, Spend, Spent,
-    Store,
+    Store, Wanted,
 };
 use keypool_validation::token::Token;
 use rstest::rstest;
@@ -62,7 +62,7 @@ impl Scene {
             users: BTreeSet::from(["alice".parse().unwrap()]),
             refused: Vec::new(),
             device: None,
-            ciphersuite: None,
+            wanted: Wanted { ciphersuites: Vec::new(), last_resort: true, valid_until: now },
             group_id: None,
             by: self.bob,
             nonce: Uuid::new_v4(),

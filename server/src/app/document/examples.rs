@@ -287,6 +287,8 @@ fn bind() -> Base64Bytes {
 fn reserve() -> ReserveRequest {
     ReserveRequest {
         ciphersuite: Some(1),
+        last_resort: Some(true),
+        min_lifetime: Some(86_400),
         group_id: Some(group()),
         ttl: Some(60),
         bind: Some(bind()),

@@ -45,7 +45,8 @@ pub(super) fn reserve(
     for ((number, request), missing) in
         (0_i64..).zip(requests).zip(&missing).filter(|((_, request), _)| is_plain(request))
     {
-        let suites = request.ciphersuite.map_or((0, i32::from(u16::MAX)), |suite| (suite.into(), suite.into()));
+        // Where the most wanted ciphersuite has no fresh one, the request is served alone.
+        let suites = request.wanted.suites()[0];
         let mut spare = spares.get(&request.by_user).copied();
         let mut token = Some(request.by.token_hash.as_slice());
         for user in &request.users {
@@ -57,7 +58,7 @@ pub(super) fn reserve(
                 nonce: request.nonce.as_bytes(),
                 actor: request.by.device.0,
                 until: request.until.as_second(),
-                usable_until: as_of.usable_until(),
+                usable_until: request.wanted.usable_until(as_of),
                 group_id: request.group_id.as_deref(),
                 bind: request.bind.as_ref().map(<[u8; 32]>::as_slice),
                 // Only the first target of each request has these.

@@ -19,8 +19,8 @@ statements! {
 
     /// Returns ciphersuite and `not_after` of the KeyPackages that are in the pool but could not be handed out, or that
     /// expired in it.
-    pub(super) fn remaining(conn, claim: &Claim<'_>, now: i64) -> QueryResult<Vec<(i32, i64)>> {
-        left(claim.owner, claim.returned_by, now).load(conn)
+    pub(super) fn remaining(conn, owner: i64, returned_by: i64, now: i64) -> QueryResult<Vec<(i32, i64)>> {
+        left(owner, returned_by, now).load(conn)
     }
 }
 

@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use keypool_openapi::{DeviceName, MissingDevice, Proof, ReserveResponse, UserName};
 use uuid::Uuid;
 
-use crate::store::{idempotency::IdempotencyKey, tokens::ShownToken};
+use crate::store::{as_of::AsOf, idempotency::IdempotencyKey, tokens::ShownToken};
 
 /// The most reservations that may be held at the same time, counted over all servers of the database.
 #[derive(Clone, Copy, Debug)]
@@ -15,6 +15,32 @@ pub struct HoldLimits {
     pub total: u32,
     /// Limit for one user's reservations of one other device's KeyPackages.
     pub per_device: u32,
+}
+
+/// What KeyPackages have to be like.
+#[derive(Clone, Debug)]
+pub struct Wanted {
+    /// Restricts the request to these ciphersuites, the most wanted first; none of them: any.
+    pub ciphersuites: Vec<u16>,
+    /// Whether a last resort will do.
+    pub last_resort: bool,
+    /// The KeyPackages have to be valid until then at least.
+    pub valid_until: Timestamp,
+}
+
+impl Wanted {
+    /// The ranges of ciphersuites, the most wanted first.
+    pub(super) fn suites(&self) -> Vec<(i32, i32)> {
+        if self.ciphersuites.is_empty() {
+            return vec![(0, i32::from(u16::MAX))];
+        }
+        self.ciphersuites.iter().map(|suite| (i32::from(*suite), i32::from(*suite))).collect()
+    }
+
+    /// KeyPackages that end before this second are not handed out.
+    pub(super) fn usable_until(&self, as_of: AsOf) -> i64 {
+        self.valid_until.as_second().max(as_of.usable_until())
+    }
 }
 
 /// A request for one KeyPackage of each device of the given users.
@@ -26,8 +52,8 @@ pub struct Reserve {
     pub refused: Vec<MissingDevice>,
     /// Restricts the request to this device.
     pub device: Option<DeviceName>,
-    /// Restricts the request to this ciphersuite.
-    pub ciphersuite: Option<u16>,
+    /// What the KeyPackages have to be like.
+    pub wanted: Wanted,
     /// The group that the KeyPackages are for.
     pub group_id: Option<Vec<u8>>,
     /// The random bytes that the adder binds the log's leaf with.
