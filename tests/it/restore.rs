@@ -64,7 +64,7 @@ async fn restored(server: ServerProcess, place: Place, backup: tempfile::NamedTe
 }
 
 /// Runs `keypool-server` with a subcommand, and returns its output.
-fn operator_runs(place: &Place, subcommand: &str) -> String {
+pub fn operator_runs(place: &Place, subcommand: &str) -> String {
     let output = command("keypool-server").arg(subcommand).env("KEYPOOL_DATABASE_URL", &place.url).output().unwrap();
     assert!(output.status.success(), "{output:?}");
     String::from_utf8(output.stdout).unwrap()

@@ -134,11 +134,19 @@ impl Log {
     fn note_of_next(&self, row: &OriginRow, signer: &SignerKey) -> Result<Option<String>, StoreError> {
         let before = self.store.log_origins()?.into_iter().find(|origin| origin.k == row.k - 1);
         let Some(before) = before else { return Ok(None) };
-        let old = self.key.signer(&before.origin)?;
-        // Another key file gives another key, which cannot speak for the log before.
-        if before.key.as_ref() != Some(&old.verifier().to_string()) {
-            return Ok(None);
-        }
+        let old = match before.key {
+            // Two restores came in a row, and no server has signed with the log between them. It gets its key now: else it would
+            // break the chain of notes, and clients would take the new log for a stranger's.
+            None => self.signer(before.k)?,
+            Some(key) => {
+                let old = self.key.signer(&before.origin)?;
+                // Another key file gives another key, which cannot speak for the log before.
+                if key != old.verifier().to_string() {
+                    return Ok(None);
+                }
+                Arc::new(old)
+            }
+        };
         Ok(Some(key_note(&old, signer.verifier()).map_err(StoreError::fatal)?.to_string()))
     }
 

@@ -12,7 +12,7 @@ use super::{
     heads::{head, show},
 };
 use crate::{
-    restore::{backed_up, serving},
+    restore::{backed_up, operator_runs, serving},
     support::{Database, Device, Http, PATIENCE, ServerProcess},
 };
 
@@ -79,4 +79,31 @@ async fn what_a_backup_has_stays_proven_under_a_new_name(#[values(Database::Post
     let verdict = kept.verdict_of(&answers, &[], &followed);
     assert!(matches!(verdict, Verdict::Fine), "{verdict:?}");
     assert!(proofs(&bob, of_lost).await.proofs.is_empty(), "the backup does not know of it");
+}
+
+/// As after a restore of a backup that the operator also declares: no server has signed with the log between the two.
+#[rstest]
+#[tokio::test]
+async fn two_restores_in_a_row_break_no_chain_of_keys(#[values(Database::Postgres, Database::Sqlite)] db: Database) {
+    let place = db.migrated();
+    let server = serving(&place).await;
+    let anyone = Http::new(&server.base);
+    let alice = anyone.registered("alice", "laptop").await;
+    let old = policy(&alice).await;
+    let seen = head(&alice, None).await.checkpoint;
+    let address = server.address().to_owned();
+    server.kill();
+    for _ in 0..2 {
+        operator_runs(&place, "fence");
+    }
+    let _server = ServerProcess::start_at(&place, &address).await;
+    let log = anyone.get("/log").await.ok();
+    assert_eq!(log["before"].as_array().unwrap().len(), 2);
+    let mut followed = old.clone();
+    for origin in [&log["before"][0], &log["origin"]] {
+        followed.follow(&origin["key_note"].as_str().unwrap().parse().unwrap()).unwrap();
+    }
+    let keys = followed.log_keys();
+    let head = head(&alice, Some(&keys.checkpoint(&seen).unwrap())).await;
+    assert_eq!(head.succession(&seen, &keys).unwrap(), Succession::Continues);
 }

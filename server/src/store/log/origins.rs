@@ -1,12 +1,19 @@
 //! The logs that a database has had.
 
-use diesel::prelude::*;
-use keypool_transparency::{encoding::Hash, leaf::Kept, merkle::empty_root, origin::Origin};
+use diesel::{connection::SimpleConnection, prelude::*};
+use keypool_transparency::{
+    encoding::Hash,
+    leaf::{Kept, TextLeaf},
+    merkle::empty_root,
+    origin::Origin,
+    tree::Appender,
+};
 use rand::{TryRng, rngs::SysRng};
 
 use super::{
     ages, events,
     state::{self, TreeState},
+    tiles,
 };
 use crate::store::database::{
     Conn, Store, StoreError,
@@ -118,6 +125,10 @@ fn begin(conn: &mut Conn<'_>, now: i64) -> Result<(), StoreError> {
 /// Begins another log if there is one: the database was restored, so leaves of the old one may be lost, and its name must not
 /// be signed again. The new one keeps what this database has of it.
 pub(in crate::store) fn begin_another(conn: &mut Conn<'_>, now: i64) -> QueryResult<()> {
+    if let Conn::Postgres(conn) = conn {
+        // What is signed afterwards has to survive a crash.
+        conn.batch_execute("SET LOCAL synchronous_commit = on")?;
+    }
     let Some(old) = state::await_hold(conn)? else { return Ok(()) };
     let Some((k, name, ..)) = rows(conn)?.into_iter().next() else { return Ok(()) };
     let before: Origin = name.parse().map_err(state::unreadable)?;
@@ -125,7 +136,12 @@ pub(in crate::store) fn begin_another(conn: &mut Conn<'_>, now: i64) -> QueryRes
     let (next, size) = (k.saturating_add(1), i64::try_from(old.size).unwrap_or(i64::MAX));
     add(conn, next, &origin.to_string(), Some((size, &old.root)))?;
     ages::end(conn, k, (old.size, old.at))?;
-    state::write(conn, &TreeState { k: next, size: 0, root: empty_root(), at: now, ..old }).map(drop)
+    // With its first entry: a log without one could not be shown to continue the old one, and another restore may follow.
+    let kept = Kept { origin: before.to_string(), size: old.size, root: old.root };
+    let entry = TextLeaf::Origin { name: origin.to_string(), kept: Some(kept) }.to_bytes();
+    let grown = Appender::new().append(&[entry]).map_err(state::unreadable)?;
+    tiles::write(conn, next, &grown.tiles).map_err(state::unreadable)?;
+    state::write(conn, &TreeState { k: next, size: grown.size, root: grown.root, at: now, ..old }).map(drop)
 }
 
 impl Store {
