@@ -25,7 +25,7 @@ const WATCHDOG: &str =
 
 /// The tables that are emptied between tests, in an order in which no row refers to a deleted one. The witness of a table, and its device and
 /// user, stay: without them, a server takes the database for a restored one.
-const TABLES: [&str; 11] = [
+const TABLES: [&str; 12] = [
     "deliveries",
     "envelopes",
     "commits",
@@ -35,6 +35,7 @@ const TABLES: [&str; 11] = [
     "hpke_keys",
     "key_packages WHERE device_id <> 0",
     "enrolments",
+    "device_links",
     "devices WHERE id <> 0",
     "users WHERE name <> ''",
 ];
