@@ -122,14 +122,14 @@ async fn wishes_are_clear_and_part_of_a_request(#[values(Anywhere::Postgres, Any
     }
 }
 
-/// Adders with different wishes at once: nothing is handed out twice, and nobody is refused for whom something fits.
+/// Adders with different wishes reserve at the same time. No KeyPackage is handed out twice, and each adder gets one.
 #[rstest]
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn wishes_that_race_are_all_met(#[values(Database::Postgres, Database::Sqlite)] db: Database) {
     let server = TestServer::start_with(db, |config| config.limits = Limits::Off).await;
     let alice = server.anyone().registered("alice", "laptop").await;
     let device = |days: i64| Device::new("alice", "laptop").valid_for(SignedDuration::from_secs(days * DAY));
-    // Of each ciphersuite as many as there are adders whom it fits.
+    // Each ciphersuite fits 24 adders, so its pool has 24 KeyPackages.
     alice.uploaded(&device(10).key_packages(24)).await;
     alice.uploaded(&device(10).of_suite(SUITE_3).key_packages(24)).await;
     let wishes = [
